@@ -156,7 +156,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("seed", 0 <= self.seed < 2**63, "in 0 … 2**63 - 1"),
+            ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
         )
         for name, good, want in bounds:
             if not good:

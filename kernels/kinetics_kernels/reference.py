@@ -1,0 +1,208 @@
+"""The specification of every op in plain jnp: the path of every device without a kernel, and the kernels' oracle.
+
+Shared meanings. A page is `page_size` consecutive tokens, aligned from position 0. Pools are head-major,
+`[kv_heads, num_pages, page_size, head_dim]`. `page_table [batch, max_pages]` holds physical page ids in logical order,
+-1 where unused. `lengths [batch]` counts a sequence's tokens after the step's append; 0 marks an idle row, which reads
+and writes nothing. Nothing that a table does not name, or that lies beyond a length, is ever let into a result: such
+memory may hold NaN.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Tokens attended per pass of the decode loop. Every table is padded to whole passes, so that a short table and a long
+# one do the same arithmetic in the same order on the tokens they share: selection that keeps everything equals dense
+# attention to the bit.
+PASS_TOKENS = 128
+
+
+def page_mean(pages: jax.Array) -> jax.Array:
+    """Summary of whole pages: the mean key, accumulated in float32 and rounded once.
+
+    `pages [..., page_size, head_dim]` → `[..., head_dim]` in the same dtype.
+    """
+    return jnp.mean(pages.astype(jnp.float32), axis=-2).astype(pages.dtype)
+
+
+def append_kv(
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    summaries: jax.Array | None,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
+
+    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` or None
+    where no policy needs them, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]` int32,
+    `lengths [batch]` int32 counting the new token. Returns the three pools; donate them to update in place.
+    """
+    num_pages, page_size = k_pages.shape[1:3]
+    position = jnp.maximum(lengths - 1, 0)
+    page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
+    page = jnp.where((lengths > 0) & (page >= 0), page, num_pages)  # out of range: the write is dropped
+    slot = position % page_size
+    k_pages = k_pages.at[:, page, slot].set(k_new.swapaxes(0, 1).astype(k_pages.dtype), mode="drop")
+    v_pages = v_pages.at[:, page, slot].set(v_new.swapaxes(0, 1).astype(v_pages.dtype), mode="drop")
+    if summaries is not None:
+        mean = page_mean(k_pages.at[:, page].get(mode="clip"))
+        closed = jnp.where(lengths % page_size == 0, page, num_pages)
+        summaries = summaries.at[:, closed].set(mean.astype(summaries.dtype), mode="drop")
+    return k_pages, v_pages, summaries
+
+
+def select_pages(
+    q: jax.Array,
+    summaries: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    page_size: int,
+    pages: int,
+    sink_pages: int = 1,
+    recent_pages: int = 1,
+    summary: str = "mean",
+) -> tuple[jax.Array, jax.Array]:
+    """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
+
+    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]`, `page_table [batch, max_pages]`,
+    `lengths [batch]`. The first `sink_pages` and the last `recent_pages` pages are always kept; the best of the rest by
+    mean_group(q) · summary, computed in float32, fill up to `pages`, ties to the lower page. Returns
+    `selected [batch, kv_heads, pages]` int32, physical ids in ascending logical order, the current page last, padded
+    with -1, and `covered [batch, kv_heads]` int32, the tokens they hold. Raises ValueError for an unknown summary or
+    when nothing is left to choose.
+    """
+    if summary != "mean":
+        raise ValueError(f"select_pages: summary {summary!r} is not known (known: mean)")
+    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
+        raise ValueError(f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice")
+    batch, q_heads, head_dim = q.shape
+    kv_heads, max_pages = summaries.shape[0], page_table.shape[1]
+    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
+    stored = summaries.at[:, page_table].get(mode="clip").astype(jnp.float32)  # [kv_heads, batch, max_pages, head_dim]
+    scores = jnp.einsum("bhd,hbpd->bhp", query, stored)
+
+    logical = jnp.arange(max_pages)
+    count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
+    forced = (logical < sink_pages) | (logical >= count - recent_pages)
+    scores = jnp.where(forced[:, None], jnp.inf, scores)
+    scores = jnp.where((logical < count)[:, None], scores, -jnp.inf)
+    kept, order = jax.lax.top_k(scores, min(pages, max_pages))  # stable: ties go to the lower page
+    order = jnp.sort(jnp.where(kept > -jnp.inf, order, max_pages), axis=-1)
+    order = jnp.pad(order, ((0, 0), (0, 0), (0, pages - order.shape[-1])), constant_values=max_pages)
+
+    table = jnp.broadcast_to(page_table[:, None], (batch, kv_heads, max_pages))
+    selected = jnp.take_along_axis(table, jnp.minimum(order, max_pages - 1), axis=2)
+    selected = jnp.where(order < max_pages, selected, -1)
+    missing = (count - jnp.minimum(count, pages)) * page_size
+    covered = jnp.broadcast_to(lengths[:, None] - missing, (batch, kv_heads))
+    return selected.astype(jnp.int32), covered.astype(jnp.int32)
+
+
+def paged_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    scale: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of one query token per sequence over the tokens that a page table names.
+
+    `q [batch, q_heads, head_dim]`; pools as above; either `page_table [batch, max_pages]` with `lengths [batch]`, or
+    one table per KV head, `[batch, kv_heads, pages]` with `[batch, kv_heads]` covered tokens: the first `lengths`
+    tokens of the named pages, laid end to end, are attended. `scale` defaults to head_dim ** -0.5. Returns
+    `out [batch, q_heads, head_dim]` in q's dtype and the log-sum-exp of the scaled scores `[batch, q_heads]` float32;
+    an empty row gives 0 and -inf. Temporaries hold one pass of tokens, never the whole context.
+    """
+    batch, q_heads, head_dim = q.shape
+    kv_heads, _, page_size, _ = k_pages.shape
+    group = q_heads // kv_heads
+    if page_table.ndim == 2:
+        page_table = jnp.broadcast_to(page_table[:, None], (batch, kv_heads, page_table.shape[1]))
+        lengths = jnp.broadcast_to(lengths[:, None], (batch, kv_heads))
+    per_pass = max(1, PASS_TOKENS // page_size)
+    page_table = jnp.pad(page_table, ((0, 0), (0, 0), (0, -page_table.shape[2] % per_pass)), constant_values=-1)
+    tokens = per_pass * page_size
+    query = q.reshape(batch, kv_heads, group, head_dim).astype(jnp.float32)
+    query = query * (head_dim**-0.5 if scale is None else scale)
+    heads = jnp.arange(kv_heads)[None, :, None]
+
+    def one_pass(index, carry):
+        top, total, out = carry
+        ids = jax.lax.dynamic_slice_in_dim(page_table, index * per_pass, per_pass, axis=2)
+        inside = index * tokens + jnp.arange(tokens) < lengths[:, :, None]
+        inside &= jnp.repeat(ids >= 0, page_size, axis=2)
+        keys = k_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
+        values = v_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
+        values = jnp.where(inside[..., None], values, 0).astype(jnp.float32)
+        scores = jnp.einsum("bhgd,bhtd->bhgt", query, keys.astype(jnp.float32))
+        scores = jnp.where(inside[:, :, None], scores, -jnp.inf)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+        anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)  # a row without a token yet: exp(-inf - 0) = 0, no NaN
+        weights = jnp.exp(scores - anchor[..., None])
+        shrink = jnp.exp(top - anchor)
+        total = total * shrink + jnp.sum(weights, axis=-1)
+        out = out * shrink[..., None] + jnp.einsum("bhgt,bhtd->bhgd", weights, values)
+        return new_top, total, out
+
+    rows = (batch, kv_heads, group)
+    start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
+    passes = jnp.minimum(-(-jnp.max(lengths) // tokens), page_table.shape[2] // per_pass)
+    top, total, out = jax.lax.fori_loop(0, passes, one_pass, start)
+    out = jnp.where(total[..., None] > 0, out / jnp.where(total > 0, total, 1.0)[..., None], 0.0)
+    lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), -jnp.inf)
+    return out.reshape(batch, q_heads, head_dim).astype(q.dtype), lse.reshape(batch, q_heads)
+
+
+def block_topk_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    summaries: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    pages: int,
+    sink_pages: int = 1,
+    recent_pages: int = 1,
+    summary: str = "mean",
+    scale: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
+
+    Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.
+    """
+    selected, covered = select_pages(
+        q,
+        summaries,
+        page_table,
+        lengths,
+        page_size=k_pages.shape[2],
+        pages=pages,
+        sink_pages=sink_pages,
+        recent_pages=recent_pages,
+        summary=summary,
+    )
+    return paged_decode(q, k_pages, v_pages, selected, covered, scale=scale)
+
+
+def merge_partials(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Merges attention over disjoint sets of tokens by their log-sum-exps.
+
+    `outs [parts, batch, q_heads, head_dim]`, `lses [parts, batch, q_heads]` float32 → `(out, lse)` of the union; parts
+    that saw no token (-inf) count for nothing. The sum is taken in float32, `out` is returned in `outs`' dtype.
+    """
+    top = jnp.max(lses, axis=0)
+    anchor = jnp.where(top > -jnp.inf, top, 0.0)
+    weights = jnp.exp(lses - anchor)
+    total = jnp.sum(weights, axis=0)
+    divisor = jnp.where(total > 0, total, 1.0)
+    out = jnp.einsum("pbhd,pbh->bhd", outs.astype(jnp.float32), weights / divisor)
+    lse = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+    return out.astype(outs.dtype), lse

@@ -1,0 +1,96 @@
+"""The KV cache on the device: per-layer page pools with their summaries, and the copy that a shared prefix needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from kinetics_jax.config import ModelConfig
+from kinetics_kernels.reference import page_mean
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and summaries `[kv_heads, num_pages,
+    head_dim]` (None for a layer whose policy needs none). A tuple of arrays, not one stacked array: a step then updates
+    each pool in place.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    summaries: tuple[jax.Array | None, ...]
+
+    @property
+    def page_size(self) -> int:
+        return self.k[0].shape[2]
+
+    @classmethod
+    def create(
+        cls,
+        config: ModelConfig,
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: jnp.dtype,
+        summary_layers: frozenset[int] = frozenset(),
+    ) -> PagedCache:
+        """An empty cache of `num_pages` pages; layers in `summary_layers` keep page summaries, in `dtype` too."""
+        pool = (config.num_kv_heads, num_pages, page_size, config.head_dim)
+        layers = range(config.num_layers)
+        return cls(
+            k=tuple(jnp.zeros(pool, dtype) for _ in layers),
+            v=tuple(jnp.zeros(pool, dtype) for _ in layers),
+            summaries=tuple(
+                jnp.zeros((pool[0], num_pages, pool[3]), dtype) if layer in summary_layers else None for layer in layers
+            ),
+        )
+
+    def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
+        """The cache with one layer's pools replaced."""
+
+        def replaced(pools: tuple, pool: jax.Array | None) -> tuple:
+            return (*pools[:layer], pool, *pools[layer + 1 :])
+
+        return PagedCache(replaced(self.k, k), replaced(self.v, v), replaced(self.summaries, summaries))
+
+    def write_prompt(
+        self, layer: int, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array
+    ) -> PagedCache:
+        """Stores one prompt's K and V, `[time, kv_heads, head_dim]` with time = prompt_pages * page_size.
+
+        `pages` holds physical ids, -1 for pages beyond the prompt (not written); `length` counts the prompt's tokens.
+        Pages that the prompt fills get their summary; the last, partial one holds padding beyond `length`.
+        """
+        kv_heads, num_pages, page_size, head_dim = self.k[layer].shape
+        target = jnp.where(pages >= 0, pages, num_pages)  # out of range: dropped
+
+        def paged(x: jax.Array, pool: jax.Array) -> jax.Array:
+            return x.reshape(-1, page_size, kv_heads, head_dim).transpose(2, 0, 1, 3).astype(pool.dtype)
+
+        keys = paged(k, self.k[layer])
+        summaries = self.summaries[layer]
+        if summaries is not None:
+            full = (jnp.arange(pages.shape[0]) + 1) * page_size <= length
+            summaries = summaries.at[:, jnp.where(full, target, num_pages)].set(page_mean(keys), mode="drop")
+        return self.with_layer(
+            layer,
+            self.k[layer].at[:, target].set(keys, mode="drop"),
+            self.v[layer].at[:, target].set(paged(v, self.v[layer]), mode="drop"),
+            summaries,
+        )
+
+    def copy_pages(self, source: Int[Array, " count"], target: Int[Array, " count"]) -> PagedCache:
+        """Copies whole pages in every layer, K and V; pairs with a negative target are left out.
+
+        Only a prompt's last, partial page is ever copied, and a partial page has no summary.
+        """
+
+        def copied(pool: jax.Array) -> jax.Array:
+            goal = jnp.where(target >= 0, target, pool.shape[1])
+            return pool.at[:, goal].set(pool.at[:, source].get(mode="clip"), mode="drop")
+
+        return PagedCache(tuple(map(copied, self.k)), tuple(map(copied, self.v)), self.summaries)

@@ -1,0 +1,422 @@
+"""Batched decoding: prompts are prefilled once, their samples share the prompt's pages and fill a fixed set of slots.
+
+The device runs decode chunks, each one jitted while_loop; between chunks the host takes out what has finished, hands
+out pages for the next steps and refills the slots. A sample's tokens depend on its key and its row alone, never on the
+slot it sits in, its neighbours or when it was admitted.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kinetics_jax.attention import decode_attend, prefill_attend, summary_layers
+from kinetics_jax.cache import PagedCache
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.pages import PageAllocator
+from kinetics_jax.policies import BlockTopK, Policy, PolicyError, Sampling
+from kinetics_jax.sampling import problem_hash, sample_keys, sample_tokens, seed_key
+
+DEFAULT_PAGE_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
+    slots has stopped while others wait. `num_pages` bounds the pool (default: enough for every slot's worst case).
+    """
+
+    slots: int = 32
+    chunk: int = 32
+    num_pages: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("slots", self.slots), ("chunk", self.chunk), ("num_pages", self.num_pages)):
+            if value is not None and value < 1:
+                raise PolicyError(f"engine: {name} must be at least 1, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt and which of its samples are wanted. `problem` names it: with the seed it fixes every draw."""
+
+    problem: str
+    prompt: Sequence[int]
+    samples: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One finished sample: its token ids, the end token included, and why it ended (`stop` or `length`)."""
+
+    problem: str
+    sample: int
+    prompt_tokens: int
+    output_tokens: list[int]
+    finish_reason: str
+    seconds: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Device state, one row per slot: the newest token (not in the cache yet), tokens stored in the cache, tokens
+    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`.
+    """
+
+    token: jax.Array
+    stored: jax.Array
+    produced: jax.Array
+    limit: jax.Array
+    active: jax.Array
+    key: jax.Array
+
+    @classmethod
+    def idle(cls, slots: int, seed: jax.Array) -> Slots:
+        zeros = jnp.zeros(slots, jnp.int32)
+        return cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)))
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
+def prefill(
+    graph: nnx.GraphDef, weights: nnx.State, cache: PagedCache, tokens: jax.Array, length: jax.Array, pages: jax.Array
+) -> tuple[PagedCache, jax.Array]:
+    """Runs one prompt, `tokens [1, time]` padded beyond `length`; stores its K and V in `pages [time / page_size]`.
+
+    Returns the cache and the logits after the last prompt token, `[1, vocab]` float32.
+    """
+    model = nnx.merge(graph, weights)
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
+    return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
+def start_samples(
+    cache: PagedCache,
+    slots: Slots,
+    logits: jax.Array,
+    chosen: jax.Array,
+    samples: jax.Array,
+    limit: jax.Array,
+    length: jax.Array,
+    seed: jax.Array,
+    problem: jax.Array,
+    source: jax.Array,
+    target: jax.Array,
+    *,
+    sampling: Sampling,
+    eos: tuple[int, ...],
+) -> tuple[PagedCache, Slots]:
+    """Starts samples of one prompt in the `chosen [slots]` slots: copies its partial page and draws the first token.
+
+    `logits [1, vocab]` and `length` are prefill's; page `source` is copied to `target [slots]` (-1: nothing to copy).
+    """
+    rows = slots.token.shape[0]
+    cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
+    keys = sample_keys(seed, problem, samples)
+    first = sample_tokens(jnp.broadcast_to(logits, (rows, logits.shape[1])), keys, jnp.zeros_like(samples), sampling)
+    return cache, Slots(
+        token=jnp.where(chosen, first, slots.token),
+        stored=jnp.where(chosen, length, slots.stored),
+        produced=jnp.where(chosen, 1, slots.produced),
+        limit=jnp.where(chosen, limit, slots.limit),
+        active=jnp.where(chosen, ~_is_end(first, eos) & (limit > 1), slots.active),
+        key=jnp.where(chosen, keys, slots.key),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "eos", "chunk"), donate_argnames=("cache",))
+def decode_chunk(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    slots: Slots,
+    page_table: jax.Array,
+    patience: jax.Array,
+    *,
+    policy: Policy,
+    sampling: Sampling,
+    eos: tuple[int, ...],
+    chunk: int,
+) -> tuple[PagedCache, Slots, jax.Array]:
+    """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
+
+    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. Returns the
+    cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a slot was not running.
+    """
+    model = nnx.merge(graph, weights)
+    began = jnp.sum(slots.active)
+
+    def running(carry) -> jax.Array:
+        step, _, slots, _ = carry
+        left = jnp.sum(slots.active)
+        return (step < chunk) & (left > 0) & (began - left < patience)
+
+    def one_step(carry):
+        step, cache, slots, drawn = carry
+        lengths = jnp.where(slots.active, slots.stored + 1, 0)
+        attend = decode_attend(policy, page_table, lengths)
+        hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
+        token = sample_tokens(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling)
+        token = jnp.where(slots.active, token, slots.token)
+        produced = slots.produced + slots.active
+        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
+        slots = dataclasses.replace(
+            slots,
+            token=token,
+            stored=slots.stored + slots.active,
+            produced=produced,
+            active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
+        )
+        return step + 1, cache, slots, drawn
+
+    drawn = jnp.full((slots.token.shape[0], chunk), -1, jnp.int32)
+    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
+    return cache, slots, drawn
+
+
+def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+    return jnp.isin(token, jnp.array(eos, jnp.int32))
+
+
+@dataclasses.dataclass
+class _Prompt:
+    """A prefilled prompt: its pages, the logits after it, and how many of its samples have not started yet."""
+
+    request: Request
+    pages: list[int]
+    logits: jax.Array
+    waiting: int
+
+
+@dataclasses.dataclass
+class _Running:
+    """A sample in a slot: its pages so far, how many more it was promised, its tokens so far."""
+
+    request: Request
+    sample: int
+    pages: list[int]
+    promised: int
+    began: float
+    tokens: list[int] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Decodes requests under one policy and one sampling; yields samples as they finish.
+
+    `graph, weights` are `nnx.split(model)`. Raises PolicyError when a request cannot fit.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        weights: nnx.State,
+        config: ModelConfig,
+        *,
+        policy: Policy,
+        sampling: Sampling,
+        settings: EngineSettings = EngineSettings(),
+        cache_dtype: jnp.dtype = jnp.float32,
+    ):
+        self.graph, self.weights, self.config = graph, weights, config
+        self.policy, self.sampling, self.settings = policy, sampling, settings
+        self.cache_dtype = cache_dtype
+        self.page_size = policy.page_size if isinstance(policy, BlockTopK) else DEFAULT_PAGE_SIZE
+        self.eos = config.eos_token_ids
+
+    def run(
+        self, requests: Iterable[Request], *, on_chunk: Callable[[int], None] = lambda tokens: None
+    ) -> Iterator[Finished]:
+        """Yields every requested sample in the order they finish; `on_chunk` hears how many tokens a chunk drew."""
+        requests = [request for request in requests if request.samples]
+        if not requests:
+            return
+        self._open(requests)
+        waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
+        while waiting or self._running:
+            self._refill(waiting)
+            self._reserve()
+            before = self._slots
+            patience = max(1, self.settings.slots // 8) if waiting else self.settings.slots
+            self._cache, self._slots, drawn = decode_chunk(
+                self.graph,
+                self.weights,
+                self._cache,
+                before,
+                jnp.asarray(self._table),
+                jnp.int32(patience),
+                policy=self.policy,
+                sampling=self._static_sampling,
+                eos=self.eos,
+                chunk=self.settings.chunk,
+            )
+            first, drawn, active = jax.device_get((before.token, drawn, self._slots.active))
+            new_tokens = 0
+            for slot, running in list(self._running.items()):
+                fresh = [int(first[slot])] if not running.tokens else []
+                fresh += drawn[slot][drawn[slot] >= 0].tolist()
+                running.tokens += fresh
+                new_tokens += len(fresh)
+                if not active[slot]:
+                    yield self._finish(slot)
+            on_chunk(new_tokens)
+
+    def _open(self, requests: list[Request]) -> None:
+        """A fresh cache, wide enough for the longest request."""
+        for request in requests:
+            if not len(request.prompt):
+                raise PolicyError(f"problem {request.problem!r}: the prompt holds no token")
+            worst = len(request.prompt) + self.sampling.max_tokens
+            if worst > self.config.max_position_embeddings:
+                raise PolicyError(
+                    f"problem {request.problem!r}: {len(request.prompt)} prompt tokens and max_tokens "
+                    f"{self.sampling.max_tokens} exceed the model's {self.config.max_position_embeddings} positions; "
+                    f"lower max_tokens"
+                )
+        longest = max(len(request.prompt) for request in requests)
+        self._max_pages = self._pages_for(longest + self.sampling.max_tokens)
+        worst_case = self._max_pages + 1  # one sequence of its own, beside the partial page of its prompt
+        slots = self.settings.slots
+        num_pages = self.settings.num_pages or slots * (worst_case + 1)
+        if num_pages < worst_case:
+            raise PolicyError(
+                f"engine: {num_pages} pages of {self.page_size} tokens cannot hold one sequence of {worst_case}; "
+                f"raise num_pages or lower max_tokens"
+            )
+        # The limit and the seed reach the device as numbers: they must not compile another step.
+        self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0)
+        self._seed = seed_key(self.sampling.seed)
+        self._allocator = PageAllocator(num_pages)
+        self._cache = PagedCache.create(
+            self.config,
+            num_pages=num_pages,
+            page_size=self.page_size,
+            dtype=self.cache_dtype,
+            summary_layers=summary_layers(self.policy, self.config.num_layers),
+        )
+        self._slots = Slots.idle(slots, self._seed)
+        self._table = np.full((slots, self._max_pages), -1, np.int32)
+        self._prompts: dict[str, _Prompt] = {}
+        self._running: dict[int, _Running] = {}
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def _refill(self, waiting: collections.deque[tuple[Request, int]]) -> None:
+        """Starts waiting samples in order while a slot is idle and the pool can promise their worst case."""
+        idle = [slot for slot in range(self.settings.slots) if slot not in self._running]
+        while waiting and idle:
+            request = waiting[0][0]
+            prompt = self._prompts.get(request.problem) or self._prefill(request)
+            if prompt is None:
+                return
+            started: dict[int, int] = {}
+            while waiting and idle and waiting[0][0] is request and self._admit(request, waiting[0][1], idle[0]):
+                started[idle.pop(0)] = waiting.popleft()[1]
+            if started:
+                self._start(prompt, started)
+            if waiting and waiting[0][0] is request:
+                return
+
+    def _prefill(self, request: Request) -> _Prompt | None:
+        """Prefills a prompt once for all its samples; None when its pages and one sample's do not fit yet."""
+        length = len(request.prompt)
+        if self._allocator.available < self._pages_for(length) + self._private_pages(length):
+            return None
+        pages = self._allocator.take(self._pages_for(length))
+        bucket = self.page_size  # doubling lengths: few shapes to compile
+        while bucket < length:
+            bucket *= 2
+        tokens = np.zeros((1, bucket), np.int32)
+        tokens[0, :length] = request.prompt
+        table = np.full(bucket // self.page_size, -1, np.int32)
+        table[: len(pages)] = pages
+        self._cache, logits = prefill(
+            self.graph, self.weights, self._cache, jnp.asarray(tokens), jnp.int32(length), jnp.asarray(table)
+        )
+        prompt = self._prompts[request.problem] = _Prompt(request, pages, logits, len(request.samples))
+        return prompt
+
+    def _private_pages(self, length: int) -> int:
+        """Pages a sample may need beyond the full pages of its prompt."""
+        return self._pages_for(length + self.sampling.max_tokens) - length // self.page_size
+
+    def _admit(self, request: Request, sample: int, slot: int) -> bool:
+        """Shares the prompt's full pages with a new sample and promises it the rest of its worst case."""
+        length = len(request.prompt)
+        private = self._private_pages(length)
+        if not self._allocator.promise(private):
+            return False
+        shared = self._prompts[request.problem].pages[: length // self.page_size]
+        self._allocator.share(shared)
+        self._running[slot] = _Running(request, sample, list(shared), private, time.perf_counter())
+        return True
+
+    def _start(self, prompt: _Prompt, started: dict[int, int]) -> None:
+        """Starts samples `{slot: sample}` of a prompt on the device; lets go of the prompt after its last sample."""
+        length = len(prompt.request.prompt)
+        partial = length % self.page_size != 0
+        slots = self.settings.slots
+        chosen, samples, target = np.zeros(slots, bool), np.zeros(slots, np.int32), np.full(slots, -1, np.int32)
+        for slot, sample in started.items():
+            chosen[slot], samples[slot] = True, sample
+            if partial:
+                self._grow(slot, length)
+                target[slot] = self._running[slot].pages[-1]
+        self._cache, self._slots = start_samples(
+            self._cache,
+            self._slots,
+            prompt.logits,
+            jnp.asarray(chosen),
+            jnp.asarray(samples),
+            jnp.int32(self.sampling.max_tokens),
+            jnp.int32(length),
+            self._seed,
+            jnp.uint32(problem_hash(prompt.request.problem)),
+            jnp.int32(prompt.pages[-1]),
+            jnp.asarray(target),
+            sampling=self._static_sampling,
+            eos=self.eos,
+        )
+        prompt.waiting -= len(started)
+        if not prompt.waiting:
+            self._allocator.release(prompt.pages)
+            del self._prompts[prompt.request.problem]
+
+    def _reserve(self) -> None:
+        """Pages for the next chunk of every running slot, into the page table."""
+        self._table[:] = -1
+        for slot, running in self._running.items():
+            stored = len(running.request.prompt) + max(len(running.tokens) - 1, 0)
+            most = len(running.request.prompt) + self.sampling.max_tokens
+            self._grow(slot, min(stored + self.settings.chunk, most))
+            self._table[slot, : len(running.pages)] = running.pages
+
+    def _grow(self, slot: int, tokens: int) -> None:
+        running = self._running[slot]
+        count = self._pages_for(tokens) - len(running.pages)
+        if count > 0:
+            running.pages += self._allocator.take(count, promised=True)
+            running.promised -= count
+
+    def _finish(self, slot: int) -> Finished:
+        running = self._running.pop(slot)
+        self._allocator.release(running.pages)
+        self._allocator.unpromise(running.promised)
+        return Finished(
+            problem=running.request.problem,
+            sample=running.sample,
+            prompt_tokens=len(running.request.prompt),
+            output_tokens=running.tokens,
+            finish_reason="stop" if running.tokens[-1] in self.eos else "length",
+            seconds=time.perf_counter() - running.began,
+        )

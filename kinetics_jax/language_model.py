@@ -1,0 +1,174 @@
+"""A loaded checkpoint as users hold it: logits, samples, text."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kinetics_jax.attention import full_attend
+from kinetics_jax.checkpoints.hf import load_hf, read_config
+from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.engine import Engine, EngineSettings, Finished, Request
+from kinetics_jax.policies import Dense, Policy, PolicyError, Sampling
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_DEFAULT_SLOTS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
+    `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end.
+    """
+
+    problem: int
+    sample: int
+    prompt_tokens: int
+    output_tokens: list[int]
+    text: str | None
+    finish_reason: str
+    seconds: float
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) -> jax.Array:
+    model = nnx.merge(graph, weights)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return model.logits(model(tokens, positions, full_attend)[0])
+
+
+class LanguageModel:
+    """A checkpoint's configuration, weights and (read when first needed) tokenizer. Made by `load`."""
+
+    def __init__(self, config: ModelConfig, graph: nnx.GraphDef, weights: nnx.State, directory: Path):
+        self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What weights and KV cache are stored in."""
+        return jax.tree.leaves(self.weights)[0].dtype
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.json. Raises CheckpointError where it has none."""
+        path = self.directory / "tokenizer.json"
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file; without a tokenizer give prompts as lists of token ids")
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands: nothing is added before or after."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def logits(self, token_ids: np.ndarray | jax.Array | Sequence[Sequence[int]]) -> jax.Array:
+        """Full forward without a cache: `[batch, time]` int32 → `[batch, time, vocab]` float32."""
+        tokens = jnp.asarray(token_ids, jnp.int32)
+        if tokens.ndim != 2 or not tokens.size:
+            raise ValueError(f"logits: token_ids must be [batch, time] and not empty, got shape {tokens.shape}")
+        self._check_ids(np.asarray(tokens), "logits")
+        return _full_forward(self.graph, self.weights, tokens)
+
+    def stream(
+        self,
+        requests: Iterable[Request],
+        *,
+        sampling: Sampling,
+        attention: Policy = Dense(),
+        settings: EngineSettings = EngineSettings(),
+        on_chunk: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[Finished]:
+        """Yields samples as they finish: what runs and `generate` are made of."""
+        requests = list(requests)
+        for request in requests:
+            self._check_ids(np.asarray(request.prompt), f"problem {request.problem!r}")
+        for layer in getattr(attention, "dense_layers", ()):
+            if layer >= self.config.num_layers:
+                raise PolicyError(f"{attention}: there is no layer {layer}; the model has {self.config.num_layers}")
+        engine = Engine(
+            self.graph,
+            self.weights,
+            self.config,
+            policy=attention,
+            sampling=sampling,
+            settings=settings,
+            cache_dtype=self.dtype,
+        )
+        return engine.run(requests, on_chunk=on_chunk)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        n: int = 1,
+        sampling: Sampling = Sampling(),
+        attention: Policy = Dense(),
+        settings: EngineSettings | None = None,
+        on_chunk: Callable[[int], None] = lambda tokens: None,
+    ) -> list[Sample]:
+        """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
+
+        `settings` defaults to a slot per sample, at most 32. Raises PolicyError for prompts that cannot fit.
+        """
+        if isinstance(prompts, str):
+            raise PolicyError("generate: prompts is a list of prompts, got one string; put it in a list")
+        encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
+        settings = settings or EngineSettings(slots=max(1, min(MAX_DEFAULT_SLOTS, n * len(requests))))
+        has_text = (self.directory / "tokenizer.json").exists()
+        finished = self.stream(requests, sampling=sampling, attention=attention, settings=settings, on_chunk=on_chunk)
+        samples = [
+            Sample(
+                problem=int(done.problem),
+                sample=done.sample,
+                prompt_tokens=done.prompt_tokens,
+                output_tokens=done.output_tokens,
+                text=self.decode(done.output_tokens) if has_text else None,
+                finish_reason=done.finish_reason,
+                seconds=done.seconds,
+            )
+            for done in finished
+        ]
+        return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+
+    def _check_ids(self, tokens: np.ndarray, where: str) -> None:
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.config.vocab_size):
+            raise PolicyError(
+                f"{where}: token ids must lie in 0 … {self.config.vocab_size - 1}, "
+                f"found {tokens.min()} … {tokens.max()}"
+            )
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | jnp.dtype | None = None,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+) -> LanguageModel:
+    """Loads a checkpoint: a built-in name, a Hugging Face directory, or a hub id.
+
+    `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
+    float32 on a CPU. Raises CheckpointError or ConfigError saying what is wrong and where.
+    """
+    directory = resolve(name)
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config = read_config(directory)
+    graph, weights = load_hf(directory, config, dtype=jnp.dtype(dtype), on_tensor=on_tensor)
+    return LanguageModel(config, graph, weights, directory)
