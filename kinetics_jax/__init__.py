@@ -1,0 +1,47 @@
+"""Test-time scaling under a memory-aware cost model: Qwen3 in JAX, block-top-k decoding, Best-of-N, frontiers.
+
+Names are imported when they are first used, so that what needs no jax does not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinetics_jax.config import ModelConfig as ModelConfig
+    from kinetics_jax.economics.cost import generation_cost as generation_cost
+    from kinetics_jax.engine import EngineSettings as EngineSettings
+    from kinetics_jax.language_model import LanguageModel as LanguageModel
+    from kinetics_jax.language_model import Sample as Sample
+    from kinetics_jax.language_model import load as load
+    from kinetics_jax.policies import BlockTopK as BlockTopK
+    from kinetics_jax.policies import Dense as Dense
+    from kinetics_jax.policies import Sampling as Sampling
+    from kinetics_jax.policies import parse_policy as parse_policy
+    from kinetics_jax.traces import read_run as read_run
+
+_HOMES = {
+    "BlockTopK": "policies",
+    "Dense": "policies",
+    "EngineSettings": "engine",
+    "LanguageModel": "language_model",
+    "ModelConfig": "config",
+    "Sample": "language_model",
+    "Sampling": "policies",
+    "generation_cost": "economics.cost",
+    "load": "language_model",
+    "parse_policy": "policies",
+    "read_run": "traces",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

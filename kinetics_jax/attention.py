@@ -76,9 +76,7 @@ def prefill_attend(pages: Int[Array, " prompt_pages"], length: Int[Array, ""]) -
     return attend
 
 
-def decode_attend(
-    policy: Policy, page_table: Int[Array, "batch max_pages"], lengths: Int[Array, " batch"]
-) -> Attend:
+def decode_attend(policy: Policy, page_table: Int[Array, "batch max_pages"], lengths: Int[Array, " batch"]) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 
     `lengths` counts the new token; rows of length 0 are idle.

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from kinetics_jax.config import ModelConfig
@@ -35,7 +36,7 @@ class PagedCache:
         *,
         num_pages: int,
         page_size: int,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         summary_layers: frozenset[int] = frozenset(),
     ) -> PagedCache:
         """An empty cache of `num_pages` pages; layers in `summary_layers` keep page summaries, in `dtype` too."""

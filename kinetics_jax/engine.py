@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from kinetics_jax.attention import decode_attend, prefill_attend, summary_layers
 from kinetics_jax.cache import PagedCache
@@ -225,7 +226,7 @@ class Engine:
         policy: Policy,
         sampling: Sampling,
         settings: EngineSettings = EngineSettings(),
-        cache_dtype: jnp.dtype = jnp.float32,
+        cache_dtype: DTypeLike = jnp.float32,
     ):
         self.graph, self.weights, self.config = graph, weights, config
         self.policy, self.sampling, self.settings = policy, sampling, settings

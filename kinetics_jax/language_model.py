@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from kinetics_jax.attention import full_attend
 from kinetics_jax.checkpoints.hf import load_hf, read_config
@@ -158,7 +159,7 @@ class LanguageModel:
 def load(
     name: str | Path,
     *,
-    dtype: str | jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a checkpoint: a built-in name, a Hugging Face directory, or a hub id.

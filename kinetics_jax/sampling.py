@@ -42,7 +42,9 @@ def filter_logits(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Fl
         best = jax.lax.top_k(logits, sampling.top_k)[0]
         logits = jnp.where(logits >= best[:, -1:], logits, -jnp.inf)
     if sampling.top_p < 1:
-        threshold = _nucleus_by_search(logits, sampling.top_p) if best is None else _nucleus(logits, best, sampling.top_p)
+        threshold = (
+            _nucleus_by_search(logits, sampling.top_p) if best is None else _nucleus(logits, best, sampling.top_p)
+        )
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if sampling.min_p > 0:
         threshold = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)

@@ -79,7 +79,9 @@ def select_pages(
     if summary != "mean":
         raise ValueError(f"select_pages: summary {summary!r} is not known (known: mean)")
     if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice")
+        raise ValueError(
+            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
+        )
     batch, q_heads, head_dim = q.shape
     kv_heads, max_pages = summaries.shape[0], page_table.shape[1]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from kinetics_jax.checkpoints.resolve import CheckpointError
@@ -43,7 +43,7 @@ def load_hf(
     directory: str | Path,
     config: ModelConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a directory's safetensors into Qwen3's parameters, cast to `dtype`: `nnx.split` of the loaded model.
@@ -125,8 +125,9 @@ def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tu
         rows = max(1, SLICE_BYTES // row_bytes)
         bad = 0
         for start in range(0, shape[0], rows):
-            tensor[start : start + rows] = source[start : start + rows]
-            part = tensor[start : start + rows]
+            end = min(start + rows, shape[0])
+            tensor[start:end] = source[start:end]
+            part = tensor[start:end]
             bad += part.size - int(np.count_nonzero(np.isfinite(part)))
     return (None, f"holds {bad} values that are NaN or infinite in {dtype.name}") if bad else (tensor, "")
 

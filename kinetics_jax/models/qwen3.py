@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kinetics_jax.config import ConfigError, ModelConfig
@@ -45,7 +46,7 @@ def apply_rope(
 class Linear(nnx.Module):
     """y = x W^T with W [out, in], no bias."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         scale = inputs**-0.5
         self.weight = nnx.Param((jax.random.normal(rngs.params(), (outputs, inputs)) * scale).astype(dtype))
 
@@ -56,7 +57,7 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * weight over the last axis, in float32."""
 
-    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype):
+    def __init__(self, size: int, eps: float, *, dtype: DTypeLike):
         self.eps = eps
         self.weight = nnx.Param(jnp.ones(size, dtype))
 
@@ -69,7 +70,7 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention with RMSNorm on each head's q and k; what is attended to is the caller's `attend`."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim = config.head_dim
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, query, rngs=rngs, dtype=dtype)
@@ -92,7 +93,7 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, rngs=rngs, dtype=dtype)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, rngs=rngs, dtype=dtype)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, rngs=rngs, dtype=dtype)
@@ -104,7 +105,7 @@ class FeedForward(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.self_attn = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp = FeedForward(config, rngs=rngs, dtype=dtype)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
@@ -119,7 +120,7 @@ class DecoderLayer(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings [vocab, hidden]; the same matrix gives the logits when embeddings are tied."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         shape = (config.vocab_size, config.hidden_size)
         self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * 0.02).astype(dtype))
 
@@ -133,9 +134,11 @@ class Qwen3(nnx.Module):
     Raises ConfigError for a mixture-of-experts configuration, which only the cost model understands so far.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         if config.num_experts:
-            raise ConfigError(f"{config.name or 'config'}: mixture-of-experts models are not implemented; use a dense one")
+            raise ConfigError(
+                f"{config.name or 'config'}: mixture-of-experts models are not implemented; use a dense one"
+            )
         self.config = config
         self.embed_tokens = Embedding(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([DecoderLayer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])

@@ -1,0 +1,293 @@
+"""The `kinetics` command: sample, frontier, demo, generate, doctor. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from kinetics_jax.checkpoints.resolve import CheckpointError, builtin_models, resolve
+from kinetics_jax.config import ConfigError
+from kinetics_jax.economics.hardware import HardwareError
+from kinetics_jax.policies import PolicyError, Sampling, parse_policy
+from kinetics_jax.tasks.problems import TaskError, load_problems
+from kinetics_jax.traces import TraceError
+
+if TYPE_CHECKING:
+    from kinetics_jax.language_model import LanguageModel
+    from kinetics_jax.runs import Progress
+
+USER_ERRORS = (CheckpointError, ConfigError, HardwareError, PolicyError, TaskError, TraceError)
+Positional = tyro.conf.Positional
+
+ModelArg = Annotated[str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face directory, or hub id.")]
+AttentionArg = Annotated[
+    str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
+]
+
+
+def sample(
+    model: Positional[ModelArg],
+    *,
+    out: Path,
+    task: str = "builtin",
+    n: int = 8,
+    attention: AttentionArg = "dense",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    max_tokens: int = 1024,
+    seed: int = 0,
+    limit: int | None = None,
+    slots: int = 32,
+    chunk: int = 32,
+    dtype: str | None = None,
+) -> None:
+    """Best-of-N: n graded samples of every problem of a task, into a run folder that the same command continues.
+
+    Args:
+        out: Run folder (new, or one that this command began).
+        task: Problem set.
+        n: Samples of each problem.
+        limit: Only the first so many problems.
+        slots: Sequences decoded side by side.
+        chunk: Decode steps between two looks of the host.
+        dtype: float32, bfloat16 or float16; by default what the device likes.
+    """
+    policy = parse_policy(attention)
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_tokens=max_tokens, seed=seed
+    )
+    problems = load_problems(task, limit=limit)
+    _at_least_one("n", n)
+    lm = _load(model, dtype)
+    from kinetics_jax.engine import EngineSettings
+    from kinetics_jax.runs import best_of_n
+
+    settings = EngineSettings(slots=slots, chunk=chunk)
+    with sample_bar(f"{lm.config.name} {policy}") as on_progress:
+        run = best_of_n(
+            lm,
+            problems,
+            task=task,
+            n=n,
+            policy=policy,
+            sampling=sampling,
+            out=out,
+            settings=settings,
+            command=command_line(),
+            on_progress=on_progress,
+        )
+    right = sum(record["correct"] is True for record in run.samples)
+    tokens = sum(len(record["output_tokens"]) for record in run.samples) / len(run.samples)
+    print(f"{out}: {len(run.samples)} samples, {right / len(run.samples):.3f} correct, {tokens:.1f} tokens each")
+
+
+def frontier(
+    runs: Positional[tuple[Path, ...]],
+    *,
+    hardware: str = "h100",
+    convention: str = "traffic",
+    csv: Path | None = None,
+    figure: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Accuracy against cost over (model, attention, N) of one or several runs.
+
+    Args:
+        runs: Run folders.
+        hardware: Chip whose FLOP/byte ratio prices memory traffic.
+        convention: How costs are counted: traffic, paper or upstream.
+        csv: Write the table here.
+        figure: Write the figure here (.png, .pdf, .svg).
+        as_json: Print the table as JSON.
+    """
+    from kinetics_jax.economics.frontier import frontier as frontier_table
+    from kinetics_jax.economics.frontier import run_data
+    from kinetics_jax.traces import read_run
+
+    if not runs:
+        raise TraceError("frontier: name at least one run folder")
+    table = frontier_table([run_data(read_run(path)) for path in runs], convention=convention, hardware=hardware)
+    if csv:
+        table.to_csv(csv, index=False)
+    if figure:
+        from kinetics_jax.report import frontier_figure
+
+        frontier_figure(table).savefig(figure)
+    print_table(table, as_json)
+
+
+def demo(
+    *,
+    out: Path = Path("demo"),
+    quick: bool = False,
+    seed: int = 0,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Everything on the built-in models: sample densely and sparsely, grade, cost, frontier, report.html.
+
+    Args:
+        out: Folder for the runs, frontier.csv, the figures and report.html; an interrupted demo continues there.
+        quick: A smaller grid.
+        seed: Another seed draws other samples.
+        as_json: Print the frontier as JSON.
+    """
+    from kinetics_jax.demo import run_demo
+
+    table = run_demo(out, quick=quick, seed=seed, command=command_line(), bar=sample_bar)
+    print_table(table, as_json)
+    print(f"report: {out / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
+
+
+def generate(
+    model: Positional[ModelArg],
+    *,
+    prompt: str,
+    n: int = 1,
+    attention: AttentionArg = "dense",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    max_tokens: int = 256,
+    seed: int = 0,
+    dtype: str | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """n samples of one prompt, to the terminal.
+
+    Args:
+        prompt: Text, tokenised as it stands.
+        n: Number of samples.
+        dtype: float32, bfloat16 or float16; by default what the device likes.
+        as_json: One JSON record a sample.
+    """
+    policy = parse_policy(attention)
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_tokens=max_tokens, seed=seed
+    )
+    _at_least_one("n", n)
+    lm = _load(model, dtype)
+    for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
+        if as_json:
+            print(json.dumps(dataclasses.asdict(drawn), ensure_ascii=False))
+        else:
+            print(f"[{drawn.sample}] {len(drawn.output_tokens)} tokens, {drawn.finish_reason}\n{drawn.text}\n")
+
+
+def doctor(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+    """Devices, versions, built-in models, and which backend each op uses and why.
+
+    Args:
+        as_json: Print JSON.
+    """
+    import importlib.metadata
+
+    import jax
+
+    import kinetics_kernels
+
+    found = {
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("kinetics_jax", "jax", "flax", "numpy", "tokenizers")
+        },
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "builtin_models": builtin_models(),
+        "ops": {
+            name: {"backend": "xla", "why": "the jnp reference runs on every device; no kernel backend is installed"}
+            for name in kinetics_kernels.__all__
+        },
+    }
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for section, content in found.items():
+        print(section)
+        for entry in content.items() if isinstance(content, dict) else content:
+            print("  " + (entry if isinstance(entry, str) else _doctor_line(*entry)))
+
+
+def _doctor_line(name: str, value: Any) -> str:
+    return f"{name}: {value['backend']} ({value['why']})" if isinstance(value, dict) else f"{name} {value}"
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise PolicyError(f"--{name} must be at least 1, got {value}")
+
+
+def _load(model: str, dtype: str | None) -> LanguageModel:
+    """Loads a checkpoint with a progress bar."""
+    resolve(model)  # a wrong name is told before jax is imported
+    from tqdm import tqdm
+
+    from kinetics_jax.language_model import load
+
+    with tqdm(desc=f"load {model}", unit="tensor", leave=False, delay=1) as bar:
+
+        def on_tensor(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return load(model, dtype=dtype, on_tensor=on_tensor)
+
+
+@contextlib.contextmanager
+def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar over samples, with tokens per second, on standard error."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit="sample") as bar:
+
+        def on_progress(progress: Progress) -> None:
+            if bar.total is None:
+                bar.initial = bar.n = progress.finished  # what an earlier run left
+                bar.total = progress.total
+            bar.update(progress.finished - bar.n)
+            elapsed = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed else "")
+
+        yield on_progress
+
+
+def print_table(table: Any, as_json: bool) -> None:
+    """A data frame to standard output, as aligned text or as JSON records."""
+    if as_json:
+        print(json.dumps(table.to_dict(orient="records"), indent=1))
+    else:
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["kinetics", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
+    warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
+    commands = {command.__name__: command for command in (demo, sample, generate, frontier, doctor)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="kinetics", description=__doc__)
+    except USER_ERRORS as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        sys.exit(_fail(f"{error.filename or 'cannot write'}: {error.strerror or error}"))
+    except KeyboardInterrupt:
+        print("kinetics: stopped; what was finished is kept, and the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"kinetics: {message}", file=sys.stderr)
+    return 2

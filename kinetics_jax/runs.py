@@ -1,0 +1,132 @@
+"""One Best-of-N run: a checkpoint, a task and a policy go in, a run folder comes out. The same call continues it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.language_model import LanguageModel
+from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.tasks.grading import Grader, grade_integer
+from kinetics_jax.tasks.problems import Problem
+from kinetics_jax.tasks.prompts import render_prompt
+from kinetics_jax.traces import Run, RunWriter, read_run
+
+VERSIONED = ("kinetics_jax", "jax", "flax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: samples finished (earlier ones included) of the total, and tokens drawn since it began."""
+
+    finished: int
+    total: int
+    tokens: int
+
+
+def best_of_n(
+    lm: LanguageModel,
+    problems: Sequence[Problem],
+    *,
+    task: str,
+    n: int,
+    policy: Policy,
+    sampling: Sampling,
+    out: str | Path,
+    settings: EngineSettings = EngineSettings(),
+    grader: Grader = grade_integer,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Run:
+    """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
+
+    What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError
+    when `out` holds another configuration, PolicyError when a prompt cannot fit.
+    """
+    prompts = {problem.id: render_prompt(problem) for problem in problems}
+    answers = {problem.id: problem.answer for problem in problems}
+    description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
+    snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
+    with RunWriter(out, description, snapshot) as writer:
+        requests = [
+            Request(
+                problem.id,
+                lm.encode(prompts[problem.id]),
+                [sample for sample in range(n) if (problem.id, sample) not in writer.done],
+            )
+            for problem in problems
+        ]
+        finished, total, tokens = len(writer.done), n * len(problems), 0
+
+        def on_chunk(drawn: int) -> None:
+            nonlocal tokens
+            tokens += drawn
+            on_progress(Progress(finished, total, tokens))
+
+        on_progress(Progress(finished, total, tokens))
+        for sample in lm.stream(requests, sampling=sampling, attention=policy, settings=settings, on_chunk=on_chunk):
+            text = lm.decode(sample.output_tokens)
+            grade = grader(text, answers[sample.problem])
+            writer.append(
+                {
+                    **dataclasses.asdict(sample),
+                    **dataclasses.asdict(grade),
+                    "text": text,
+                    "seed": sampling.seed,
+                    "seconds": round(sample.seconds, 6),
+                }
+            )
+            finished += 1
+    return read_run(out)
+
+
+def describe(
+    lm: LanguageModel,
+    *,
+    task: str,
+    n: int,
+    policy: Policy,
+    sampling: Sampling,
+    settings: EngineSettings,
+    command: str,
+) -> dict[str, Any]:
+    """run.json: what the samples are a function of, then where they were made."""
+    return {
+        "model": lm.config.name,
+        "config": dataclasses.asdict(lm.config),
+        "dtype": str(lm.dtype),
+        "policy": str(policy),
+        "sampling": dataclasses.asdict(sampling),
+        "task": task,
+        "n": n,
+        "slots": settings.slots,
+        "chunk": settings.chunk,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "device": jax.devices()[0].device_kind,
+        "git_revision": _git_revision(),
+        "command": command,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of the checkout this package runs from; None when it does not run from one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Tasks: problems, how they are put to a model, how its answers are graded."""

@@ -1,0 +1,205 @@
+"""The reference ops against a float64 oracle, with NaN wherever nothing may be read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kinetics_kernels as kernels
+
+from . import oracle
+
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+shapes = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(0, 70), min_size=1, max_size=4),
+        "kv_heads": st.sampled_from([1, 2, 3]),
+        "group": st.sampled_from([1, 2, 5]),
+        "head_dim": st.sampled_from([4, 16]),
+        "page_size": st.sampled_from([1, 2, 4, 16]),
+    }
+)
+
+
+def run(op, *arrays, **options):
+    """An op under jit."""
+    return jax.jit(functools.partial(op, **options))(*arrays)
+
+
+def assert_close(actual, expected) -> None:
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, **TOLERANCE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**16))
+def test_dense_decode_matches_float64(shape, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape)
+    out, lse = run(kernels.paged_decode, state.q, state.k_pages, state.v_pages, state.page_table, state.lengths)
+    expected_out, expected_lse = oracle.block_topk(state, pages=1000, sink=0, recent=1)
+    assert_close(out, expected_out)
+    assert_close(lse, expected_lse)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=shapes,
+    sink=st.integers(0, 2),
+    recent=st.integers(1, 2),
+    more=st.integers(1, 6),
+    seed=st.integers(0, 2**16),
+)
+def test_block_topk_matches_float64(shape, sink, recent, more, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape)
+    pages = sink + recent + more
+    out, lse = run(
+        kernels.block_topk_decode,
+        *(state.q, state.k_pages, state.v_pages, state.summaries, state.page_table, state.lengths),
+        pages=pages,
+        sink_pages=sink,
+        recent_pages=recent,
+    )
+    expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=sink, recent=recent)
+    assert_close(out, expected_out)
+    assert_close(lse, expected_lse)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, more=st.integers(1, 6), seed=st.integers(0, 2**16))
+def test_selection_order_cover_and_budget(shape, more, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape)
+    pages, size = 2 + more, state.page_size
+    selected, covered = run(
+        kernels.select_pages, state.q, state.summaries, state.page_table, state.lengths, page_size=size, pages=pages
+    )
+    selected, covered = np.asarray(selected), np.asarray(covered)
+    assert selected.shape == (len(state.lengths), shape["kv_heads"], pages)
+    for row, length in enumerate(state.lengths):
+        for head in range(shape["kv_heads"]):
+            chosen = oracle.choose_pages(state, row, head, pages=pages, sink=1, recent=1)
+            physical = [int(state.page_table[row, page]) for page in chosen]
+            assert selected[row, head].tolist() == physical + [-1] * (pages - len(physical))
+            attended = sum(min((page + 1) * size, int(length)) - page * size for page in chosen)
+            assert covered[row, head] == attended <= pages * size
+
+
+def test_unchosen_pages_may_hold_nan():
+    """NaN in the K and V of every page that selection did not choose changes no bit."""
+    state = oracle.random_state(np.random.default_rng(0), [70, 41, 9], poison=0.0)
+    options = {"pages": 5, "sink_pages": 1, "recent_pages": 1}
+    pools = (state.summaries, state.page_table, state.lengths)
+    before = run(kernels.block_topk_decode, state.q, state.k_pages, state.v_pages, *pools, **options)
+    selected, _ = run(kernels.select_pages, state.q, *pools, page_size=4, **options)
+    for head in range(selected.shape[1]):
+        unchosen = np.setdiff1d(np.arange(state.k_pages.shape[1]), np.asarray(selected)[:, head])
+        state.k_pages[head, unchosen] = np.nan
+        state.v_pages[head, unchosen] = np.nan
+    after = run(kernels.block_topk_decode, state.q, state.k_pages, state.v_pages, *pools, **options)
+    np.testing.assert_array_equal(before[0], after[0])
+    np.testing.assert_array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("page_size", [2, 16, 64])
+def test_selecting_everything_equals_dense_to_the_bit(page_size):
+    state = oracle.random_state(np.random.default_rng(1), [300, 128, 77, 1, 0], page_size=page_size, max_pages=200)
+    pools = (state.k_pages, state.v_pages)
+    dense = run(kernels.paged_decode, state.q, *pools, state.page_table, state.lengths)
+    for pages in (-(-300 // page_size) + 1, 500):
+        sparse = run(
+            kernels.block_topk_decode, state.q, *pools, state.summaries, state.page_table, state.lengths, pages=pages
+        )
+        np.testing.assert_array_equal(dense[0], sparse[0])
+        np.testing.assert_array_equal(dense[1], sparse[1])
+
+
+def test_ties_go_to_the_lower_page():
+    state = oracle.random_state(np.random.default_rng(2), [40], kv_heads=1, poison=0.0)
+    state.summaries[:] = 1.0
+    selected, _ = run(
+        kernels.select_pages, state.q, state.summaries, state.page_table, state.lengths, page_size=4, pages=5
+    )
+    assert np.asarray(selected)[0, 0].tolist() == state.page_table[0, [0, 1, 2, 3, 9]].tolist()
+
+
+def test_append_writes_one_token_and_closes_full_pages():
+    state = oracle.random_state(np.random.default_rng(3), [4, 7, 8, 1], max_pages=4)
+    lengths = np.array([4, 7, 8, 0], np.int32)  # the last row is idle
+    new = np.random.default_rng(4).standard_normal((2, 4, 2, 16)).astype(np.float32)
+    k, v, summaries = run(
+        kernels.append_kv, state.k_pages, state.v_pages, state.summaries, new[0], new[1], state.page_table, lengths
+    )
+    expected_k, expected_v, expected_s = state.k_pages.copy(), state.v_pages.copy(), state.summaries.copy()
+    for row, position in ((0, 3), (1, 6), (2, 7)):
+        page = state.page_table[row, position // 4]
+        expected_k[:, page, position % 4], expected_v[:, page, position % 4] = new[0, row], new[1, row]
+        if position % 4 == 3:
+            expected_s[:, page] = expected_k[:, page].astype(np.float64).mean(axis=1)
+    np.testing.assert_array_equal(k, expected_k)
+    np.testing.assert_array_equal(v, expected_v)
+    np.testing.assert_allclose(summaries, expected_s, rtol=1e-6, atol=1e-7)
+
+
+def test_append_without_summaries_and_into_missing_pages():
+    state = oracle.random_state(np.random.default_rng(5), [3], max_pages=2, poison=0.0)
+    new = np.ones((1, 2, 16), np.float32)
+    k, _, summaries = run(
+        kernels.append_kv, state.k_pages, state.v_pages, None, new, new, state.page_table, np.array([5], np.int32)
+    )
+    assert summaries is None
+    np.testing.assert_array_equal(k, state.k_pages)  # position 4 has no page: nothing is written anywhere
+
+
+def test_merging_two_halves_equals_the_whole():
+    state = oracle.random_state(np.random.default_rng(6), [37, 8, 0])
+    whole = run(kernels.paged_decode, state.q, state.k_pages, state.v_pages, state.page_table, state.lengths)
+    first = np.minimum(state.lengths, 8)
+    parts = [
+        run(kernels.paged_decode, state.q, state.k_pages, state.v_pages, table, lengths)
+        for table, lengths in ((state.page_table, first), (state.page_table[:, 2:], state.lengths - first))
+    ]
+    out, lse = run(kernels.merge_partials, jnp.stack([p[0] for p in parts]), jnp.stack([p[1] for p in parts]))
+    assert_close(out, whole[0])
+    assert_close(lse, whole[1])
+
+
+def test_bfloat16_pools_stay_near_float64():
+    state = oracle.random_state(np.random.default_rng(7), [60, 33])
+    rounded = {
+        name: jnp.asarray(getattr(state, name), jnp.bfloat16) for name in ("q", "k_pages", "v_pages", "summaries")
+    }
+    for name, value in rounded.items():
+        setattr(state, name, np.asarray(value, np.float32))
+    out, lse = run(kernels.block_topk_decode, *rounded.values(), state.page_table, state.lengths, pages=6)
+    expected_out, expected_lse = oracle.block_topk(state, pages=6, sink=1, recent=1)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected_out, rtol=2**-8, atol=2**-8)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"pages": 2}, {"pages": 4, "recent_pages": 0}, {"pages": 4, "summary": "median"}])
+def test_impossible_selection_is_refused(options):
+    state = oracle.random_state(np.random.default_rng(8), [9])
+    with pytest.raises(ValueError, match="select_pages"):
+        run(kernels.select_pages, state.q, state.summaries, state.page_table, state.lengths, page_size=4, **options)
+
+
+def test_decode_holds_one_pass_of_tokens_not_the_context():
+    """The compiled op's temporaries do not grow with the context."""
+
+    def temp_bytes(tokens: int) -> int:
+        pages = tokens // 16
+        pool = jax.ShapeDtypeStruct((4, pages, 16, 64), jnp.float32)
+        shapes = (
+            jax.ShapeDtypeStruct((2, 16, 64), jnp.float32),
+            pool,
+            pool,
+            jax.ShapeDtypeStruct((2, pages), jnp.int32),
+            jax.ShapeDtypeStruct((2,), jnp.int32),
+        )
+        return jax.jit(kernels.paged_decode).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temp_bytes(16_384) < temp_bytes(2048) + 16_384 * 4
+    assert temp_bytes(16_384) < 0.05 * 2 * 4 * 16_384 * 64 * 4

@@ -1,0 +1,96 @@
+"""config.json in its spellings, and the published sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from kinetics_jax.config import PUBLISHED, ConfigError, ModelConfig
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "configs"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_match_their_config_json(name):
+    path = REAL / f"Qwen3-{name}.json"
+    if not path.exists():
+        pytest.skip("the real config.json files are not here")
+    real, ours = ModelConfig.from_hf(path), ModelConfig.named(f"Qwen/Qwen3-{name}")
+    for field in ModelConfig.__dataclass_fields__:
+        if field not in ("name", "eos_token_ids"):
+            assert getattr(real, field) == getattr(ours, field), field
+    assert set(real.eos_token_ids) <= set(ours.eos_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "kv_bytes"),
+    [("0.6B", 0.596, 114_688), ("1.7B", 1.721, 114_688), ("8B", 8.191, 147_456), ("14B", 14.768, 163_840),
+     ("32B", 32.762, 262_144), ("30B-A3B", 3.353, 98_304)],
+)  # fmt: skip
+def test_parameter_counts_and_kv_bytes(name, billions, kv_bytes):
+    config = ModelConfig.named(name)
+    assert config.active_parameters / 1e9 == pytest.approx(billions, abs=6e-4)
+    assert 2 * config.kv_elements_per_token == kv_bytes
+
+
+def test_matmul_parameters():
+    billions = [ModelConfig.named(name).matmul_parameters / 1e9 for name in ("8B", "14B", "32B")]
+    assert billions == pytest.approx([7.568, 13.990, 31.984], abs=6e-4)
+
+
+def test_both_spellings_of_renamed_fields():
+    old = ModelConfig.from_hf(tiny_config(rope_theta=5e6, torch_dtype="bfloat16"))
+    new = ModelConfig.from_hf(
+        tiny_config(
+            rope_theta=None,
+            rope_parameters={"rope_theta": 5e6, "rope_type": "default"},
+            torch_dtype=None,
+            dtype="bfloat16",
+            layer_types=["full_attention", "full_attention"],
+        )
+    )
+    assert old == new
+    assert old.rope_theta == 5e6
+
+
+def test_harmless_unknown_fields_are_ignored():
+    fields = {"use_cache": True, "transformers_version": "9", "sliding_window": 4096, "initializer_range": 0.02}
+    assert ModelConfig.from_hf(tiny_config(**fields)) == ModelConfig.from_hf(tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window = True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_parameters.rope_type = 'yarn'"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "llama"}, "'llama' is not supported"),
+        ({"num_hidden_layers": None}, "missing num_hidden_layers"),
+        ({"rope_theta": None}, "missing rope_theta"),
+        ({"num_key_value_heads": 3}, "must be a multiple"),
+        ({"head_dim": 7}, "must be even"),
+        ({"torch_dtype": "int8"}, "int8"),
+        ({"hidden_size": "wide"}, "wide"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(change, says):
+    with pytest.raises(ConfigError, match=says):
+        ModelConfig.from_hf(tiny_config(**change))
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(ConfigError, match="JSON object"):
+        ModelConfig.from_hf(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean Qwen/Qwen3-1.7B"):
+        ModelConfig.named("Qwen/Qwen3-1.8B")
