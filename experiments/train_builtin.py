@@ -73,7 +73,7 @@ class Recipe:
 
 FAMILY = {
     "chase-171k": Recipe(48, 144),
-    "chase-547k": Recipe(96, 320, heads=4, kv_heads=2),
+    "chase-550k": Recipe(96, 320, heads=4, kv_heads=2),
 }
 
 
