@@ -273,6 +273,9 @@ class Engine:
 
     def _open(self, requests: list[Request]) -> None:
         """A fresh cache, wide enough for the longest request."""
+        counts = collections.Counter(request.problem for request in requests)
+        if repeated := [problem for problem, count in counts.items() if count > 1]:
+            raise PolicyError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
         for request in requests:
             if not len(request.prompt):
                 raise PolicyError(f"problem {request.problem!r}: the prompt holds no token")

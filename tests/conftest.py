@@ -4,6 +4,6 @@ from jaxtyping import install_import_hook
 
 # Before any module of the package is imported; the traced functions are checked once per compilation.
 install_import_hook(
-    [f"kinetics_jax.{name}" for name in ("attention", "cache", "engine", "language_model", "models", "sampling")],
+    [f"kinetics_jax.{name}" for name in ("attention", "language_model", "models", "sampling")],
     "beartype.beartype",
 )
