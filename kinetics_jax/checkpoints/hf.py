@@ -126,7 +126,8 @@ def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tu
         bad = 0
         for start in range(0, shape[0], rows):
             end = min(start + rows, shape[0])
-            tensor[start:end] = source[start:end]
+            with np.errstate(over="ignore"):  # an overflow shows as an infinity
+                tensor[start:end] = source[start:end]
             part = tensor[start:end]
             bad += part.size - int(np.count_nonzero(np.isfinite(part)))
     return (None, f"holds {bad} values that are NaN or infinite in {dtype.name}") if bad else (tensor, "")

@@ -1,0 +1,117 @@
+"""Run folders: what was written stays, what is torn is dropped, what is another run is refused."""
+
+import json
+
+import pytest
+
+from kinetics_jax.traces import RECORD_FIELDS, RunWriter, TraceError, read_run
+
+RUN = {"model": "m", "policy": "dense", "sampling": {"seed": 0}, "versions": {"jax": "1"}, "device": "cpu"}
+PROBLEMS = [{"id": name, "question": "q", "answer": "1", "prompt": "q"} for name in ("a", "b")]
+
+
+def record(problem: str, sample: int, **changes) -> dict:
+    return {**dict.fromkeys(RECORD_FIELDS), "problem": problem, "sample": sample, "output_tokens": [1, 2], **changes}
+
+
+def write(path, *records, run=RUN, problems=PROBLEMS) -> None:
+    with RunWriter(path, run, problems) as writer:
+        for each in records:
+            writer.append(each)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write(tmp_path / "run", record("a", 0, text="ü \u2028 \n"), record("b", 1))
+    run = read_run(tmp_path / "run")
+    assert run.samples == [record("a", 0, text="ü \u2028 \n"), record("b", 1)]
+    assert list(run.problems) == ["a", "b"]
+    assert run.run["schema"] == 1
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["problems.jsonl", "run.json", "samples.jsonl"]
+
+
+def test_every_record_is_on_disk_as_soon_as_it_is_appended(tmp_path):
+    with RunWriter(tmp_path, RUN, PROBLEMS) as writer:
+        writer.append(record("a", 0))
+        assert len(read_run(tmp_path).samples) == 1
+
+
+def test_a_run_is_continued_behind_what_it_holds(tmp_path):
+    write(tmp_path, record("a", 0))
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    with RunWriter(tmp_path, {**RUN, "versions": {"jax": "2"}, "device": "gpu"}, PROBLEMS) as writer:
+        assert writer.done == {("a", 0)}
+        writer.append(record("b", 0))
+    assert (tmp_path / "samples.jsonl").read_bytes().startswith(before)
+    assert len(read_run(tmp_path).samples) == 2
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 7))
+def test_a_torn_last_line_is_dropped_with_a_warning(tmp_path, cut):
+    write(tmp_path, record("a", 0), record("b", 0))
+    samples = tmp_path / "samples.jsonl"
+    whole = samples.read_bytes().splitlines(keepends=True)
+    samples.write_bytes(whole[0] + whole[1][:-cut])
+    with pytest.warns(UserWarning, match="dropped the torn last line"):
+        assert read_run(tmp_path).samples == [record("a", 0)]
+    with pytest.warns(UserWarning, match="torn"):
+        write(tmp_path, record("b", 1))
+    assert samples.read_bytes().startswith(whole[0])
+    assert read_run(tmp_path).samples == [record("a", 0), record("b", 1)]
+
+
+def test_a_broken_line_inside_is_an_error_with_its_number(tmp_path):
+    write(tmp_path, record("a", 0), record("b", 0))
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(b"{broken\n" + samples.read_bytes())
+    with pytest.raises(TraceError, match="line 1"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("run", "problems", "says"),
+    [
+        ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" there, "block_topk" asked'),
+        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, "sampling"),
+        (RUN, PROBLEMS[:1], "the problems differ"),
+    ],
+)
+def test_another_configuration_is_refused_and_nothing_lost(tmp_path, run, problems, says):
+    write(tmp_path, record("a", 0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TraceError, match=says):
+        write(tmp_path, run=run, problems=problems)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_strange_folders_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(TraceError, match=r"holds thesis.tex but no run.json"):
+        write(tmp_path)
+    with pytest.raises(TraceError, match="not a run folder"):
+        read_run(tmp_path)
+
+
+def test_a_folder_left_before_run_json_is_taken_over(tmp_path):
+    (tmp_path / "problems.jsonl").write_text("half")
+    (tmp_path / "run.json.partial").write_text("half")
+    write(tmp_path, record("a", 0))
+    assert len(read_run(tmp_path).samples) == 1
+
+
+def test_repeated_and_incomplete_records_are_found(tmp_path):
+    write(tmp_path, record("a", 0))
+    samples = tmp_path / "samples.jsonl"
+    line = samples.read_bytes()
+    samples.write_bytes(line + line)
+    with pytest.raises(TraceError, match="sample 0 is there twice"):
+        write(tmp_path)
+    samples.write_text(json.dumps({"problem": "a"}) + "\n")
+    with pytest.raises(TraceError, match="line 1: missing sample"):
+        read_run(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(TraceError, match="schema 99"):
+        read_run(tmp_path)
