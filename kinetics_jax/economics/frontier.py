@@ -1,0 +1,225 @@
+"""From graded samples to accuracy against cost: a row per (model, attention, N), and which rows pay."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.economics.cost import best_of_n_cost
+from kinetics_jax.economics.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.economics.hardware import Hardware
+from kinetics_jax.policies import Policy, parse_policy
+from kinetics_jax.traces import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class FrontierError(ValueError):
+    """Runs that cannot be compared as they are; the message names the run and the cure."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunData:
+    """What a frontier needs of one run. The last five fields are parallel, one entry per sample.
+
+    `problem`: ids. `sample`: index within its problem. `prompt_tokens`, `output_tokens`: counts. `correct`: True,
+    False, or None where the sample was not graded. Raises FrontierError when their lengths differ.
+    """
+
+    model: str
+    attention: Policy
+    config: ModelConfig
+    problem: Sequence[str]
+    sample: Sequence[int]
+    prompt_tokens: npt.ArrayLike
+    output_tokens: npt.ArrayLike
+    correct: Sequence[bool | None]
+
+    def __post_init__(self) -> None:
+        counts = {
+            field: len(np.atleast_1d(np.asarray(getattr(self, field), object)))
+            for field in ("problem", "sample", "prompt_tokens", "output_tokens", "correct")
+        }
+        if len(set(counts.values())) > 1:
+            raise FrontierError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
+
+
+def run_data(run: Run) -> RunData:
+    """A run folder as read, for `frontier`. Raises FrontierError naming the folder and what run.json lacks."""
+    missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
+    if missing:
+        raise FrontierError(f"{run.path / 'run.json'}: missing {', '.join(missing)}")
+    config = dict(run.run["config"])
+    config["eos_token_ids"] = tuple(config.get("eos_token_ids", ()))
+    try:
+        shape = ModelConfig(**config)
+    except TypeError as error:
+        raise FrontierError(f"{run.path / 'run.json'}: config: {error}") from error
+    return RunData(
+        model=run.run["model"],
+        attention=parse_policy(run.run["policy"]),
+        config=shape,
+        problem=[record["problem"] for record in run.samples],
+        sample=[record["sample"] for record in run.samples],
+        prompt_tokens=[record["prompt_tokens"] for record in run.samples],
+        output_tokens=[len(record["output_tokens"]) for record in run.samples],
+        correct=[record["correct"] for record in run.samples],
+    )
+
+
+def frontier(
+    runs: Iterable[RunData],
+    *,
+    convention: str = "traffic",
+    hardware: str | Hardware | None = None,
+    intensity: float | None = None,
+    trials: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
+
+    Columns: `model`, `attention` (its spelling), `N`; `problems`, `samples`, `ungraded` behind the row; `accuracy`,
+    the mean over problems of pass@N, and the 95 % interval `low` … `high` from redrawing problems (a fixed seed; NaN
+    for one problem); `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean
+    Tera-eFLOPs per problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`.
+    `attrs` says how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`.
+
+    Runs of one model and attention are pooled. `trials` defaults to the powers of two up to the fewest graded samples
+    of a problem. Ungraded samples count towards lengths and cost, not towards accuracy; `ungraded` says how many
+    there were. Raises FrontierError when there is nothing to compare, the runs' problems differ, a sample is there
+    twice, or a problem has no graded sample; EstimateError for more trials than graded samples; CostError and
+    HardwareError for costs that cannot be computed.
+    """
+    import pandas as pd
+
+    pooled: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
+    for run in runs:
+        pooled[run.model, str(run.attention)].append(run)
+    if not pooled:
+        raise FrontierError("no runs to compare")
+    groups = {key: _by_problem(" ".join(key), members) for key, members in pooled.items()}
+    _same_problems(groups)
+    costs = {"convention": convention, "hardware": hardware, "intensity": intensity}
+    rows = [
+        {"model": model, "attention": attention, **row}
+        for (model, attention), problems in groups.items()
+        for row in _rows(pooled[model, attention][0], problems, trials, costs)
+    ]
+    table = pd.DataFrame(rows)
+    table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
+    name = hardware.name if isinstance(hardware, Hardware) else hardware
+    table.attrs = {
+        "convention": convention,
+        "hardware": name if intensity is not None or name else "h100",
+        "intensity": intensity,
+    }
+    return table
+
+
+def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
+    """Which of `cost [rows]`, `accuracy [rows]` no other row beats: at least as accurate, at most as costly, and
+    strictly one of the two. Equal rows stand or fall together. Returns bool [rows]; NaN never stands.
+    """
+    cost, accuracy = np.asarray(cost, np.float64), np.asarray(accuracy, np.float64)
+    standing = np.zeros(len(cost), bool)
+    best, best_cost = -np.inf, np.nan
+    for row in np.lexsort((-accuracy, cost)):  # by cost; the most accurate first among equals
+        if accuracy[row] > best and not np.isnan(cost[row]):
+            best, best_cost = accuracy[row], cost[row]
+        standing[row] = accuracy[row] == best and cost[row] == best_cost
+    return standing
+
+
+@dataclasses.dataclass
+class _Problem:
+    """The samples of one problem: prompt length, output lengths, grades of those that have one."""
+
+    prompt_tokens: int
+    lengths: list[int]
+    grades: list[bool]
+
+
+def _by_problem(where: str, runs: list[RunData]) -> dict[str, _Problem]:
+    problems: dict[str, _Problem] = {}
+    seen: set[tuple[str, int]] = set()
+    for run in runs:
+        prompts, lengths = np.asarray(run.prompt_tokens), np.asarray(run.output_tokens)
+        for i, (problem, sample) in enumerate(zip(run.problem, run.sample, strict=True)):
+            if (problem, sample) in seen:
+                raise FrontierError(f"{where}: problem {problem!r} sample {sample} is there twice; give each run once")
+            seen.add((problem, sample))
+            entry = problems.setdefault(problem, _Problem(int(prompts[i]), [], []))
+            if entry.prompt_tokens != prompts[i]:
+                raise FrontierError(
+                    f"{where}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; "
+                    "the runs were made with different prompts"
+                )
+            entry.lengths.append(int(lengths[i]))
+            correct = run.correct[i]
+            if correct is not None:
+                entry.grades.append(bool(correct))
+    if not problems:
+        raise FrontierError(f"{where}: the run holds no samples yet")
+    bare = [problem for problem, entry in problems.items() if not entry.grades]
+    if bare:
+        raise FrontierError(
+            f"{where}: problem {bare[0]!r} has no graded sample ({len(bare)} such); grade the run again"
+        )
+    return problems
+
+
+def _same_problems(groups: dict[tuple[str, str], dict[str, _Problem]]) -> None:
+    """Accuracies over different problems do not compare: an unfinished run would win by its easy beginning."""
+    (first, expected), *others = groups.items()
+    for key, problems in others:
+        odd = sorted(expected.keys() ^ problems.keys())
+        if odd:
+            raise FrontierError(
+                f"{' '.join(first)} has {len(expected)} problems, {' '.join(key)} has {len(problems)}, and they differ "
+                f"({odd[0]!r}, say); finish the runs, or compare runs of one task"
+            )
+
+
+def _rows(
+    run: RunData, problems: dict[str, _Problem], trials: Sequence[int] | None, costs: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
+    graded = np.array([len(entry.grades) for entry in problems.values()])
+    right = np.array([sum(entry.grades) for entry in problems.values()])
+    if trials is None:
+        trials = [2**i for i in range(int(graded.min()).bit_length())]
+    solved = pass_at_k(graded[:, None], right[:, None], np.array(trials)[None])  # [problems, trials]
+    low, high = cluster_bootstrap(solved)
+    spent = [
+        best_of_n_cost(
+            run.config,
+            prompt_tokens=entry.prompt_tokens,
+            output_lengths=entry.lengths,
+            trials=trials,
+            attention=run.attention,
+            **costs,
+        )
+        for entry in problems.values()
+    ]
+    compute = np.mean([cost.compute for cost in spent], axis=0)
+    memory = np.mean([cost.memory for cost in spent], axis=0)
+    samples = sum(len(entry.lengths) for entry in problems.values())
+    for i, n in enumerate(trials):
+        yield {
+            "N": int(n),
+            "problems": len(problems),
+            "samples": samples,
+            "ungraded": samples - int(graded.sum()),
+            "accuracy": float(np.mean(solved[:, i])),
+            "low": float(low[i]),
+            "high": float(high[i]),
+            "mean_output_tokens": float(np.mean([np.mean(entry.lengths) for entry in problems.values()])),
+            "compute": float(compute[i]),
+            "memory": float(memory[i]),
+            "cost": float(compute[i] + memory[i]),
+        }
