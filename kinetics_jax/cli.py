@@ -144,7 +144,7 @@ def demo(
     """
     from kinetics_jax.demo import run_demo
 
-    table = run_demo(out, quick=quick, seed=seed, command=command_line(), bar=sample_bar)
+    table = run_demo(out, quick=quick, seed=seed, bar=sample_bar)
     print_table(table, as_json)
     print(f"report: {out / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
 

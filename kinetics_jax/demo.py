@@ -1,0 +1,95 @@
+"""The demo: the built-in models over a grid of policies, from sampling to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinetics_jax.checkpoints.resolve import builtin_models
+from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, slug
+from kinetics_jax.tasks.problems import load_problems
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kinetics_jax.runs import Progress
+
+Bar = Callable[[str], contextlib.AbstractContextManager[Callable[["Progress"], None]]]
+
+PAGE_SIZE = 2  # the built-in task's statements are single tokens in random order: larger pages mix unrelated ones
+MAX_TOKENS = 72  # the longest solution has 67
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What the demo runs: which of the built-in models, token budgets, problems, and samples of each."""
+
+    models: list[str]
+    budgets: tuple[int, ...]
+    problems: int
+    samples: int
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Dense, then block top-k by falling budget, in every layer."""
+        return [Dense(), *(BlockTopK(budget=b, page_size=PAGE_SIZE, dense_layers=()) for b in self.budgets)]
+
+
+def demo_grid(*, quick: bool) -> Grid:
+    """The full grid, or one that ends within a minute or so."""
+    models = builtin_models()
+    if quick:
+        return Grid([models[0], models[-1]], budgets=(64, 32), problems=32, samples=4)
+    return Grid(models, budgets=(96, 64, 48, 32, 16), problems=96, samples=8)
+
+
+def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
+    """Samples the grid into `out/<model>-<policy>`, writes frontier.csv, the figures and report.html.
+
+    Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
+    """
+    from kinetics_jax.economics.frontier import frontier, run_data
+    from kinetics_jax.engine import EngineSettings
+    from kinetics_jax.language_model import load
+    from kinetics_jax.report import frontier_figure, pass_at_k_figure, write_report
+    from kinetics_jax.runs import best_of_n
+
+    grid = demo_grid(quick=quick)
+    problems = load_problems("builtin", limit=grid.problems)
+    sampling = Sampling(temperature=1.0, max_tokens=MAX_TOKENS, seed=seed)
+    command = f"kinetics demo{' --quick' if quick else ''} --seed {seed}"
+    runs: list[Any] = []
+    for model in grid.models:
+        lm = load(model)
+        for policy in grid.policies:
+            with bar(f"{model} {policy}") as on_progress:
+                run = best_of_n(
+                    lm,
+                    problems,
+                    task="builtin",
+                    n=grid.samples,
+                    policy=policy,
+                    sampling=sampling,
+                    out=out / f"{model}-{slug(policy)}",
+                    settings=EngineSettings(slots=64),
+                    command=command,
+                    on_progress=on_progress,
+                )
+            runs.append(run)
+    table = frontier([run_data(run) for run in runs], hardware="h100")
+    table.to_csv(out / "frontier.csv", index=False)
+    frontier_figure(table).savefig(out / "frontier.png", dpi=200, metadata={"Software": None})
+    pass_at_k_figure(table).savefig(out / "pass_at_k.png", dpi=200, metadata={"Software": None})
+    write_report(
+        out / "report.html",
+        title="kinetics demo",
+        table=table,
+        samples=[{**sample, "run": run.path.name} for run in runs for sample in run.samples],
+        problems={problem.id: dataclasses.asdict(problem) for problem in problems},
+        command=command,
+        runs=[run.run for run in runs],
+    )
+    return table
