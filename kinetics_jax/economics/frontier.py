@@ -215,7 +215,7 @@ def _rows(
             "problems": len(problems),
             "samples": samples,
             "ungraded": samples - int(graded.sum()),
-            "accuracy": float(np.mean(solved[:, i])),
+            "accuracy": round(float(np.mean(solved[:, i])), 12),  # equal accuracies tie, rounding errors or not
             "low": float(low[i]),
             "high": float(high[i]),
             "mean_output_tokens": float(np.mean([np.mean(entry.lengths) for entry in problems.values()])),
