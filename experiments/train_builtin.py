@@ -4,8 +4,8 @@
     python experiments/train_builtin.py --only chase-170k      # one model
     python experiments/train_builtin.py --evaluate             # measure the checkpoints that are there
 
-The parameters trained are those of the plain Qwen3, except that the embedding E is kept as E / sqrt(hidden) and the
-last norm as sqrt(hidden) times its gain. `plain` undoes both exactly, in the loss and for the exported file alike.
+Training keeps the embedding E of the plain Qwen3 as E / sqrt(hidden) and its last norm's gain g as sqrt(hidden) g:
+tokens enter at unit size and the logits start at it. `plain` undoes both, in the loss and for the exported file alike.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class Recipe:
 
 
 FAMILY = {
+    "chase-131k": Recipe(40, 112),
+    "chase-151k": Recipe(44, 128),
     "chase-171k": Recipe(48, 144),
+    "chase-212k": Recipe(56, 168),
     "chase-550k": Recipe(96, 320, heads=4, kv_heads=2),
 }
 
@@ -129,7 +132,7 @@ def initial(recipe: Recipe) -> Params:
             params[name] = value * 6**-0.5
     key = params["layers.1.self_attn.k_proj.weight"]
     params["layers.1.self_attn.k_proj.weight"] = params["layers.1.self_attn.q_proj.weight"][: key.shape[0]]
-    return params | {"norm.weight": params["norm.weight"] * math.sqrt(recipe.hidden)}
+    return params
 
 
 def plain(params: Params) -> Params:
