@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import kinetics_kernels as kernels
 from jaxtyping import Array, Float, Int
 
-import kinetics_kernels as kernels
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.models.qwen3 import Attend
 from kinetics_jax.policies import BlockTopK, Policy

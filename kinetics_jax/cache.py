@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
+from kinetics_kernels.reference import page_mean
 
 from kinetics_jax.config import ModelConfig
-from kinetics_kernels.reference import page_mean
 
 
 @jax.tree_util.register_dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -16,16 +17,28 @@ import tyro
 
 from kinetics_jax.checkpoints.resolve import CheckpointError, builtin_models, resolve
 from kinetics_jax.config import ConfigError
+from kinetics_jax.economics.conventions import CostError
+from kinetics_jax.economics.frontier import FrontierError
 from kinetics_jax.economics.hardware import HardwareError
 from kinetics_jax.policies import PolicyError, Sampling, parse_policy
 from kinetics_jax.tasks.problems import TaskError, load_problems
+from kinetics_jax.tasks.prompts import render_prompt
 from kinetics_jax.traces import TraceError
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
     from kinetics_jax.runs import Progress
 
-USER_ERRORS = (CheckpointError, ConfigError, HardwareError, PolicyError, TaskError, TraceError)
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    CostError,
+    FrontierError,
+    HardwareError,
+    PolicyError,
+    TaskError,
+    TraceError,
+)
 Positional = tyro.conf.Positional
 
 ModelArg = Annotated[str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face directory, or hub id.")]
@@ -45,7 +58,7 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
-    max_tokens: int = 1024,
+    max_tokens: int | None = None,
     seed: int = 0,
     limit: int | None = None,
     slots: int = 32,
@@ -58,18 +71,18 @@ def sample(
         out: Run folder (new, or one that this command began).
         task: Problem set.
         n: Samples of each problem.
+        max_tokens: Most tokens of a sample; by default 1024, or as many as the model has positions for.
         limit: Only the first so many problems.
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
         dtype: float32, bfloat16 or float16; by default what the device likes.
     """
     policy = parse_policy(attention)
-    sampling = Sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_tokens=max_tokens, seed=seed
-    )
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed=seed)
     problems = load_problems(task, limit=limit)
     _at_least_one("n", n)
     lm = _load(model, dtype)
+    sampling = _with_room(sampling, max_tokens, lm, [render_prompt(problem) for problem in problems])
     from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
 
@@ -159,7 +172,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -169,15 +182,15 @@ def generate(
     Args:
         prompt: Text, tokenised as it stands.
         n: Number of samples.
+        max_tokens: Most tokens of a sample; by default 1024, or as many as the model has positions for.
         dtype: float32, bfloat16 or float16; by default what the device likes.
         as_json: One JSON record a sample.
     """
     policy = parse_policy(attention)
-    sampling = Sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_tokens=max_tokens, seed=seed
-    )
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed=seed)
     _at_least_one("n", n)
     lm = _load(model, dtype)
+    sampling = _with_room(sampling, max_tokens, lm, [prompt])
     for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
         if as_json:
             print(json.dumps(dataclasses.asdict(drawn), ensure_ascii=False))
@@ -194,7 +207,6 @@ def doctor(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> N
     import importlib.metadata
 
     import jax
-
     import kinetics_kernels
 
     found = {
@@ -226,6 +238,14 @@ def _at_least_one(name: str, value: int) -> None:
         raise PolicyError(f"--{name} must be at least 1, got {value}")
 
 
+def _with_room(sampling: Sampling, max_tokens: int | None, lm: LanguageModel, prompts: list[str]) -> Sampling:
+    """The sampling with the max_tokens asked for, or by default with as many as fit behind the longest prompt."""
+    if max_tokens is None:
+        longest = max(len(lm.encode(prompt)) for prompt in prompts)
+        max_tokens = min(sampling.max_tokens, max(1, lm.config.max_position_embeddings - longest))
+    return dataclasses.replace(sampling, max_tokens=max_tokens)
+
+
 def _load(model: str, dtype: str | None) -> LanguageModel:
     """Loads a checkpoint with a progress bar."""
     resolve(model)  # a wrong name is told before jax is imported
@@ -247,12 +267,15 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar over samples, with tokens per second, on standard error."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit="sample") as bar:
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
 
         def on_progress(progress: Progress) -> None:
-            if bar.total is None:
-                bar.initial = bar.n = progress.finished  # what an earlier run left
-                bar.total = progress.total
+            nonlocal bar
+            if bar is None:  # not before the run is known to be possible; what an earlier run left is not counted
+                bar = stack.enter_context(
+                    tqdm(desc=title, unit="sample", total=progress.total, initial=progress.finished)
+                )
             bar.update(progress.finished - bar.n)
             elapsed = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed else "")
@@ -278,9 +301,16 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
     commands = {command.__name__: command for command in (demo, sample, generate, frontier, doctor)}
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="kinetics", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="kinetics",
+            description="Which model, how many samples, how sparse an attention: sampled, graded, costed.",
+        )
     except USER_ERRORS as error:
         sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(_fail(f"{error.filename or 'cannot write'}: {error.strerror or error}"))
     except KeyboardInterrupt:

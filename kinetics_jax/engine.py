@@ -214,7 +214,7 @@ class _Running:
 class Engine:
     """Decodes requests under one policy and one sampling; yields samples as they finish.
 
-    `graph, weights` are `nnx.split(model)`. Raises PolicyError when a request cannot fit.
+    `graph, weights` are `nnx.split(model)`.
     """
 
     def __init__(
@@ -234,11 +234,42 @@ class Engine:
         self.page_size = policy.page_size if isinstance(policy, BlockTopK) else DEFAULT_PAGE_SIZE
         self.eos = config.eos_token_ids
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises PolicyError naming the first request that cannot be run."""
+        for layer in getattr(self.policy, "dense_layers", ()):
+            if layer >= self.config.num_layers:
+                raise PolicyError(f"{self.policy}: there is no layer {layer}; the model has {self.config.num_layers}")
+        counts = collections.Counter(request.problem for request in requests)
+        if repeated := [problem for problem, count in counts.items() if count > 1]:
+            raise PolicyError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
+        positions, vocab = self.config.max_position_embeddings, self.config.vocab_size
+        for request in requests:
+            where, tokens = f"problem {request.problem!r}", len(request.prompt)
+            if not tokens:
+                raise PolicyError(f"{where}: the prompt holds no token")
+            if not (min(request.prompt) >= 0 and max(request.prompt) < vocab):
+                raise PolicyError(f"{where}: token ids must lie in 0 … {vocab - 1}")
+            if tokens + self.sampling.max_tokens > positions:
+                raise PolicyError(
+                    f"{where}: {tokens} prompt tokens and max_tokens {self.sampling.max_tokens} exceed the model's "
+                    f"{positions} positions; lower max_tokens"
+                )
+            worst, num_pages = self._worst_case(tokens), self.settings.num_pages
+            if num_pages is not None and num_pages < worst:
+                raise PolicyError(
+                    f"{where}: {num_pages} pages of {self.page_size} tokens cannot hold its {worst}; "
+                    f"raise num_pages or lower max_tokens"
+                )
+
     def run(
         self, requests: Iterable[Request], *, on_chunk: Callable[[int], None] = lambda tokens: None
     ) -> Iterator[Finished]:
-        """Yields every requested sample in the order they finish; `on_chunk` hears how many tokens a chunk drew."""
+        """Yields every requested sample in the order they finish; `on_chunk` hears how many tokens a chunk drew.
+
+        Raises PolicyError, before anything is computed, when a request cannot be run.
+        """
         requests = [request for request in requests if request.samples]
+        self.check(requests)
         if not requests:
             return
         self._open(requests)
@@ -273,29 +304,10 @@ class Engine:
 
     def _open(self, requests: list[Request]) -> None:
         """A fresh cache, wide enough for the longest request."""
-        counts = collections.Counter(request.problem for request in requests)
-        if repeated := [problem for problem, count in counts.items() if count > 1]:
-            raise PolicyError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
-        for request in requests:
-            if not len(request.prompt):
-                raise PolicyError(f"problem {request.problem!r}: the prompt holds no token")
-            worst = len(request.prompt) + self.sampling.max_tokens
-            if worst > self.config.max_position_embeddings:
-                raise PolicyError(
-                    f"problem {request.problem!r}: {len(request.prompt)} prompt tokens and max_tokens "
-                    f"{self.sampling.max_tokens} exceed the model's {self.config.max_position_embeddings} positions; "
-                    f"lower max_tokens"
-                )
         longest = max(len(request.prompt) for request in requests)
         self._max_pages = self._pages_for(longest + self.sampling.max_tokens)
-        worst_case = self._max_pages + 1  # one sequence of its own, beside the partial page of its prompt
         slots = self.settings.slots
-        num_pages = self.settings.num_pages or slots * (worst_case + 1)
-        if num_pages < worst_case:
-            raise PolicyError(
-                f"engine: {num_pages} pages of {self.page_size} tokens cannot hold one sequence of {worst_case}; "
-                f"raise num_pages or lower max_tokens"
-            )
+        num_pages = self.settings.num_pages or slots * (self._worst_case(longest) + 1)
         # The limit and the seed reach the device as numbers: they must not compile another step.
         self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0)
         self._seed = seed_key(self.sampling.seed)
@@ -349,6 +361,10 @@ class Engine:
         )
         prompt = self._prompts[request.problem] = _Prompt(request, pages, logits, len(request.samples))
         return prompt
+
+    def _worst_case(self, length: int) -> int:
+        """Pages of one sequence at full length, beside the partial page of its prompt."""
+        return self._pages_for(length + self.sampling.max_tokens) + 1
 
     def _private_pages(self, length: int) -> int:
         """Pages a sample may need beyond the full pages of its prompt."""

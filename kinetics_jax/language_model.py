@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from jax.typing import DTypeLike
 from kinetics_jax.attention import full_attend
 from kinetics_jax.checkpoints.hf import load_hf, read_config
 from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
-from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine import Engine, EngineSettings, Finished, Request
+from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.engine import Engine, EngineSettings, Request
 from kinetics_jax.policies import Dense, Policy, PolicyError, Sampling
 
 if TYPE_CHECKING:
@@ -83,26 +83,15 @@ class LanguageModel:
         tokens = jnp.asarray(token_ids, jnp.int32)
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError(f"logits: token_ids must be [batch, time] and not empty, got shape {tokens.shape}")
-        self._check_ids(np.asarray(tokens), "logits")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.config.vocab_size:
+            raise ValueError(f"logits: token ids must lie in 0 … {self.config.vocab_size - 1}")
         return _full_forward(self.graph, self.weights, tokens)
 
-    def stream(
-        self,
-        requests: Iterable[Request],
-        *,
-        sampling: Sampling,
-        attention: Policy = Dense(),
-        settings: EngineSettings = EngineSettings(),
-        on_chunk: Callable[[int], None] = lambda tokens: None,
-    ) -> Iterator[Finished]:
-        """Yields samples as they finish: what runs and `generate` are made of."""
-        requests = list(requests)
-        for request in requests:
-            self._check_ids(np.asarray(request.prompt), f"problem {request.problem!r}")
-        for layer in getattr(attention, "dense_layers", ()):
-            if layer >= self.config.num_layers:
-                raise PolicyError(f"{attention}: there is no layer {layer}; the model has {self.config.num_layers}")
-        engine = Engine(
+    def engine(
+        self, *, sampling: Sampling, attention: Policy = Dense(), settings: EngineSettings = EngineSettings()
+    ) -> Engine:
+        """An engine over these weights, for samples as they finish: what runs and `generate` are made of."""
+        return Engine(
             self.graph,
             self.weights,
             self.config,
@@ -111,7 +100,6 @@ class LanguageModel:
             settings=settings,
             cache_dtype=self.dtype,
         )
-        return engine.run(requests, on_chunk=on_chunk)
 
     def generate(
         self,
@@ -133,7 +121,9 @@ class LanguageModel:
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
         settings = settings or EngineSettings(slots=max(1, min(MAX_DEFAULT_SLOTS, n * len(requests))))
         has_text = (self.directory / "tokenizer.json").exists()
-        finished = self.stream(requests, sampling=sampling, attention=attention, settings=settings, on_chunk=on_chunk)
+        finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
+            requests, on_chunk=on_chunk
+        )
         samples = [
             Sample(
                 problem=int(done.problem),
@@ -147,13 +137,6 @@ class LanguageModel:
             for done in finished
         ]
         return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
-
-    def _check_ids(self, tokens: np.ndarray, where: str) -> None:
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.config.vocab_size):
-            raise PolicyError(
-                f"{where}: token ids must lie in 0 … {self.config.vocab_size - 1}, "
-                f"found {tokens.min()} … {tokens.max()}"
-            )
 
 
 def load(
@@ -170,6 +153,9 @@ def load(
     directory = resolve(name)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if stored not in DTYPES:
+        raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
     config = read_config(directory)
-    graph, weights = load_hf(directory, config, dtype=jnp.dtype(dtype), on_tensor=on_tensor)
+    graph, weights = load_hf(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
     return LanguageModel(config, graph, weights, directory)

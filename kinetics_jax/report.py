@@ -195,10 +195,11 @@ def _sample(sample: Mapping[str, Any], problems: Mapping[str, Mapping[str, Any]]
     verdict = "Right" if sample["correct"] else "Wrong"
     tokens = sample["output_tokens"]
     count = tokens if isinstance(tokens, int) else len(tokens)
+    answer = "not found" if sample.get("answer") is None else sample["answer"]
     heading = f"{verdict}: {sample['model']}, {sample['attention']}, {sample['problem']}, sample {sample['sample']}"
     return f"""<details open>
 <summary>{_text(heading)}</summary>
-<p>Answer {_text(sample.get("answer"))}, expected {_text(problem.get("answer", "–"))}; {count} tokens, ended by \
+<p>Answer {_text(answer)}, expected {_text(problem.get("answer", "–"))}; {count} tokens, ended by \
 {_text(sample.get("finish_reason"))}.</p>
 <pre>{_text(problem.get("question", "–"))}</pre>
 <pre>{_text(sample["text"])}</pre>

@@ -55,14 +55,17 @@ def best_of_n(
     answers = {problem.id: problem.answer for problem in problems}
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
+    engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
+    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
+    engine.check(requests)  # before the folder is touched
     with RunWriter(out, description, snapshot) as writer:
-        requests = [
+        left = [
             Request(
-                problem.id,
-                lm.encode(prompts[problem.id]),
-                [sample for sample in range(n) if (problem.id, sample) not in writer.done],
+                request.problem,
+                request.prompt,
+                [sample for sample in request.samples if (request.problem, sample) not in writer.done],
             )
-            for problem in problems
+            for request in requests
         ]
         finished, total, tokens = len(writer.done), n * len(problems), 0
 
@@ -72,7 +75,7 @@ def best_of_n(
             on_progress(Progress(finished, total, tokens))
 
         on_progress(Progress(finished, total, tokens))
-        for sample in lm.stream(requests, sampling=sampling, attention=policy, settings=settings, on_chunk=on_chunk):
+        for sample in engine.run(left, on_chunk=on_chunk):
             text = lm.decode(sample.output_tokens)
             grade = grader(text, answers[sample.problem])
             writer.append(

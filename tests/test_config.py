@@ -92,5 +92,5 @@ def test_files_that_are_no_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(ConfigError, match="JSON object"):
         ModelConfig.from_hf(tmp_path)
-    with pytest.raises(ConfigError, match="did you mean Qwen/Qwen3-1.7B"):
+    with pytest.raises(ConfigError, match=r"did you mean Qwen/Qwen3-1\.7B"):
         ModelConfig.named("Qwen/Qwen3-1.8B")

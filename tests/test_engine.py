@@ -31,7 +31,8 @@ def outputs(samples) -> dict:
 
 
 def stream(lm, requests, policy, sampling=HOT, **settings) -> dict:
-    return outputs(lm.stream(requests, sampling=sampling, attention=policy, settings=EngineSettings(**settings)))
+    engine = lm.engine(sampling=sampling, attention=policy, settings=EngineSettings(**settings))
+    return outputs(engine.run(requests))
 
 
 @pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=32, page_size=4, dense_layers=())])
@@ -73,7 +74,8 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     assert stream(lm, requests, policy, slots=8, num_pages=40) == reference
     alone = stream(lm, [Request("p4", prompts[4], [2])], policy, slots=8)
     assert alone == {("p4", 2): reference["p4", 2]}
-    shuffled = [Request(r.problem, r.prompt, [2, 0, 1]) for r in np.random.default_rng(0).permutation(np.array(requests, object))]  # fmt: skip
+    order = np.random.default_rng(0).permutation(len(requests))
+    shuffled = [Request(requests[i].problem, requests[i].prompt, [2, 0, 1]) for i in order]
     assert stream(lm, shuffled, policy, slots=8) == reference
 
 

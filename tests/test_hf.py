@@ -1,4 +1,4 @@
-"""Reading Hugging Face checkpoints: every fault named at once, nothing half-loaded, little memory beside the weights."""
+"""Reading Hugging Face checkpoints: all faults named at once, nothing half-loaded, little memory beside the weights."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_all_faults_are_reported_together(tmp_path):
 def test_overflow_in_the_target_dtype_is_a_fault(tmp_path):
     tensors = tiny_tensors(CONFIG)
     tensors[UP][0, 0] = 1e6
-    with pytest.raises(CheckpointError, match="up_proj.weight holds 1 values that are NaN or infinite in float16"):
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight holds 1 values that are NaN or infinite in float16"):
         kj.load(write_checkpoint(tmp_path, CONFIG, tensors), dtype="float16")
 
 
@@ -86,7 +86,7 @@ def test_a_tied_model_may_carry_its_lm_head(tmp_path):
 def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(CheckpointError, match="pytorch_model.bin is a pickle"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle"):
         kj.load(tmp_path)
 
 
@@ -106,9 +106,9 @@ def test_no_tokenizer_is_needed_until_text_is(tmp_path):
 def test_names_that_lead_nowhere(tmp_path):
     with pytest.raises(CheckpointError, match="nor a built-in model"):
         resolve("no-such-model")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="give the directory"):
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(b"")
         resolve(path)
 
 

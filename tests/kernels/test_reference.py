@@ -4,12 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import kinetics_kernels as kernels
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import kinetics_kernels as kernels
 
 from . import oracle
 

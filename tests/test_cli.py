@@ -1,0 +1,96 @@
+"""The command line as users meet it: in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kinetics_jax.checkpoints.resolve import builtin_models
+from kinetics_jax.tasks.problems import load_problems
+
+SMALLEST = builtin_models()[0]
+SPARSE = "block_topk:budget=32,page_size=2,dense_layers=none"
+
+
+def kinetics(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-c", "from kinetics_jax.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_needs_no_jax():
+    script = (
+        "import sys; sys.argv = ['kinetics', '--help']\n"
+        "from kinetics_jax.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print('jax' in sys.modules, 'pandas' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False False False\n")
+
+
+def test_doctor_lists_the_builtin_models_smallest_first():
+    found = json.loads(kinetics("doctor", "--json").stdout)
+    assert found["builtin_models"] == builtin_models()
+    assert len(found["builtin_models"]) >= 2
+    assert {entry["backend"] for entry in found["ops"].values()} == {"xla"}
+    assert SMALLEST in kinetics("doctor").stdout
+
+
+def test_sample_then_frontier(tmp_path):
+    options = ("--n", 2, "--limit", 5, "--max-tokens", 72, "--slots", 8)
+    for name, attention in (("dense", "dense"), ("sparse", SPARSE)):
+        kinetics("sample", SMALLEST, "--out", tmp_path / name, "--attention", attention, *options)
+    done = kinetics("frontier", tmp_path / "dense", tmp_path / "sparse", "--json", "--csv", tmp_path / "frontier.csv")
+    rows = json.loads(done.stdout)
+    assert [(row["attention"], row["N"]) for row in rows] == [("dense", 1), ("dense", 2), (SPARSE, 1), (SPARSE, 2)]
+    assert len((tmp_path / "frontier.csv").read_text().splitlines()) == 5
+    kinetics("frontier", tmp_path / "dense", "--figure", tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+    before = (tmp_path / "dense" / "samples.jsonl").read_bytes()
+    kinetics("sample", SMALLEST, "--out", tmp_path / "dense", *options)  # continues: nothing is left to do
+    assert (tmp_path / "dense" / "samples.jsonl").read_bytes() == before
+    refused = kinetics("sample", SMALLEST, "--out", tmp_path / "dense", *options, "--seed", 1, code=2)
+    assert "holds another run" in refused.stderr
+
+
+def test_generate_prints_samples():
+    question = load_problems("builtin", limit=1)[0].question
+    done = kinetics("generate", SMALLEST, "--prompt", question, "--n", 2, "--max-tokens", 8, "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["sample"] for record in records] == [0, 1]
+    assert all(1 <= len(record["output_tokens"]) <= 8 for record in records)
+    assert "tokens" in kinetics("generate", SMALLEST, "--prompt", question, "--max-tokens", 4).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sample", "no-such-model", "--out", "OUT"], "nor a built-in model"),
+        (["sample", SMALLEST, "--out", "OUT", "--attention", "block_topk:budget=5"], "not a multiple"),
+        (["sample", SMALLEST, "--out", "OUT", "--task", "chess"], "known: builtin"),
+        (["sample", SMALLEST, "--out", "OUT", "--n", "0"], "--n must be at least 1"),
+        (["sample", SMALLEST, "--out", "OUT", "--temperature", "-1"], "temperature must be"),
+        (["sample", SMALLEST, "--out", "OUT", "--max-tokens", "100000"], "lower max_tokens"),
+        (["sample", SMALLEST, "--out", "/dev/null/run"], "/dev/null/run"),
+        (["sample", SMALLEST, "--out", "OUT", "--dtype", "int8"], "int8"),
+        (["frontier", "OUT"], "not a run folder"),
+        (["frontier"], ""),
+        (["generate", SMALLEST, "--prompt", ""], "holds no token"),
+        (["dream"], ""),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(arguments, says, tmp_path):
+    done = kinetics(*[str(tmp_path / "run") if a == "OUT" else a for a in arguments], code=2)
+    assert says in done.stderr
+    if says:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("kinetics: ")]
+        assert len(lines) == 1, done.stderr
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "samples.jsonl").exists()
