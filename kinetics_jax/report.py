@@ -115,14 +115,16 @@ def _text(value: Any) -> str:
 
 
 def _how_to_read(table: pd.DataFrame) -> str:
-    ground = table.attrs.get("hardware") or table.attrs.get("intensity")
-    counted = f"“{table.attrs['convention']}” convention" if "convention" in table.attrs else "convention not recorded"
+    convention, chip, intensity = (table.attrs.get(name) for name in ("convention", "hardware", "intensity"))
+    priced = f"on {chip}" if chip else f"at {intensity:g} FLOP/byte" if intensity else "unrecorded hardware"
+    ungraded = int(table.groupby(["model", "attention"])["ungraded"].first().sum())
+    left_out = f" {ungraded} samples without a grade count for cost, not for accuracy." if ungraded else ""
     return (
-        f"Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
-        f"least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "
-        f"intervals from redrawing problems. Cost counts arithmetic and memory reads per problem ({counted}"
-        f"{f', {ground}' if ground else ''}), in Tera-eFLOPs. The table lists the frontier: rows "
-        f"that no other row matches in accuracy at less cost."
+        "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
+        "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "
+        "intervals from redrawing problems. Cost counts arithmetic and memory reads per problem, in Tera-eFLOPs "
+        f"(“{convention}” convention, {priced}). The table lists the frontier: rows that no other row matches in "
+        f"accuracy at less cost.{left_out}"
     )
 
 
