@@ -117,8 +117,8 @@ def _text(value: Any) -> str:
 def _how_to_read(table: pd.DataFrame) -> str:
     convention, chip, intensity = (table.attrs.get(name) for name in ("convention", "hardware", "intensity"))
     priced = f"on {chip}" if chip else f"at {intensity:g} FLOP/byte" if intensity else "unrecorded hardware"
-    ungraded = int(table.groupby(["model", "attention"])["ungraded"].first().sum())
-    left_out = f" {ungraded} samples without a grade count for cost, not for accuracy." if ungraded else ""
+    ungraded = sum(table.drop_duplicates(["model", "attention"])["ungraded"])
+    left_out = f" {ungraded} sample(s) without a grade count for cost, not for accuracy." if ungraded else ""
     return (
         "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
         "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "

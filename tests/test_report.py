@@ -164,4 +164,4 @@ def test_a_table_of_one_problem_draws(tmp_path):
     run = RunData("m", SPARSE, ModelConfig.named("0.6B"), ["a", "a"], [0, 1], [5, 5], [9, 9], [True, None])
     page = write(tmp_path / "report.html", frontier([run], convention="paper", intensity=100.0))
     assert "“paper” convention, at 100 FLOP/byte" in page
-    assert "1 samples without a grade" in page
+    assert "1 sample(s) without a grade" in page
