@@ -52,9 +52,9 @@ def write_report(
     """Writes one HTML file: what was run, the frontier, pass@N, a few samples in full, and the command.
 
     `table` as made by `economics.frontier.frontier`. `samples`: records of samples.jsonl, each with the `model` and
-    `attention` (spelling) of its run; the first right and the first wrong one of dense and of sparse attention are
-    shown. `problems`: by id, with `question` and `answer`. `runs`: every run.json. Needs no network and no script,
-    follows the reader's light or dark theme, and holds neither dates nor timings.
+    `attention` (spelling) of its run; a right and a wrong one of dense and of sparse attention are shown. `problems`:
+    by id, with `question` and `answer`. `runs`: every run.json. The page needs no network and no script, follows the
+    reader's light or dark theme, and holds neither dates nor timings. Raises OSError where it cannot be written.
     """
     frontier = _picture(frontier_figure(table), frontier_figure(table, dark=True), alt="Accuracy against cost")
     coverage = _picture(pass_at_k_figure(table), pass_at_k_figure(table, dark=True), alt="Accuracy against samples")
@@ -88,9 +88,17 @@ def write_report(
 
 
 def pick_samples(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first right and the first wrong sample of dense attention, then of sparse attention, where there are any."""
-    first: dict[tuple[bool, bool], Mapping[str, Any]] = {}
+    """One right and one wrong sample of dense attention, then of sparse attention, where there are any.
+
+    Of the first run (model and attention) that has one, the lowest problem and sample: the order in which samples
+    happened to end does not matter.
+    """
+    runs: dict[tuple[str, str], int] = {}
+    samples = list(samples)
     for sample in samples:
+        runs.setdefault((sample["model"], sample["attention"]), len(runs))
+    first: dict[tuple[bool, bool], Mapping[str, Any]] = {}
+    for sample in sorted(samples, key=lambda s: (runs[s["model"], s["attention"]], s["problem"], s["sample"])):
         if sample["correct"] is not None:
             first.setdefault((sample["attention"] != "dense", not sample["correct"]), sample)
     return [first[key] for key in sorted(first)]

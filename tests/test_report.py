@@ -135,6 +135,8 @@ def test_one_sample_of_each_kind_is_shown():
     records = [record(SPARSE, True), record(Dense(), None), record(Dense(), False), record(Dense(), True, sample=2)]
     shown = pick_samples([*records, record(Dense(), True, sample=3)])
     kinds = [(sample["attention"], sample["correct"], sample["sample"]) for sample in shown]
+    backwards = pick_samples([record(Dense(), True, sample=3), *reversed(records)])
+    assert backwards[0] == shown[0]  # samples end in any order
     assert kinds == [("dense", True, 2), ("dense", False, 1), (str(SPARSE), True, 1)]
     assert pick_samples([]) == []
 

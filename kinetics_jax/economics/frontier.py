@@ -90,11 +90,11 @@ def frontier(
     Tera-eFLOPs per problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`.
     `attrs` says how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`.
 
-    Runs of one model and attention are pooled. `trials` defaults to the powers of two up to the fewest graded samples
-    of a problem. Ungraded samples count towards lengths and cost, not towards accuracy; `ungraded` says how many
-    there were. Raises FrontierError when there is nothing to compare, the runs' problems differ, a sample is there
-    twice, or a problem has no graded sample; EstimateError for more trials than graded samples; CostError and
-    HardwareError for costs that cannot be computed.
+    Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
+    of two up to the fewest graded samples of a problem. Ungraded samples count towards lengths and cost, not towards
+    accuracy; `ungraded` says how many there were. Raises FrontierError when there is nothing to compare, the runs'
+    problems differ, a sample is there twice, or a problem has no graded sample; EstimateError for more trials than
+    graded samples; CostError and HardwareError for costs that cannot be computed.
     """
     import pandas as pd
 
@@ -150,7 +150,7 @@ def _by_problem(where: str, runs: list[RunData]) -> dict[str, _Problem]:
     seen: set[tuple[str, int]] = set()
     for run in runs:
         prompts, lengths = np.asarray(run.prompt_tokens), np.asarray(run.output_tokens)
-        for i, (problem, sample) in enumerate(zip(run.problem, run.sample, strict=True)):
+        for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
             if (problem, sample) in seen:
                 raise FrontierError(f"{where}: problem {problem!r} sample {sample} is there twice; give each run once")
             seen.add((problem, sample))
@@ -171,7 +171,7 @@ def _by_problem(where: str, runs: list[RunData]) -> dict[str, _Problem]:
         raise FrontierError(
             f"{where}: problem {bare[0]!r} has no graded sample ({len(bare)} such); grade the run again"
         )
-    return problems
+    return dict(sorted(problems.items()))
 
 
 def _same_problems(groups: dict[tuple[str, str], dict[str, _Problem]]) -> None:

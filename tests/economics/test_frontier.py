@@ -116,6 +116,15 @@ def test_runs_of_one_model_and_attention_are_pooled():
         frontier([make_run(first), other])
 
 
+def test_the_order_of_samples_does_not_matter():
+    rng = np.random.default_rng(3)
+    run = make_run((rng.random((7, 5)) < 0.5).tolist(), lengths=rng.integers(1, 9999, (7, 5)).tolist())
+    order = rng.permutation(35)
+    fields = ("problem", "sample", "prompt_tokens", "output_tokens", "correct")
+    shuffled = {field: [list(getattr(run, field))[i] for i in order] for field in fields}
+    assert frontier([run]).equals(frontier([dataclasses.replace(run, **shuffled)]))
+
+
 def test_ungraded_samples_cost_but_do_not_count():
     table = frontier([make_run([[True, None, False], [False, True, True]])])
     assert list(table["N"]) == [1, 2]
