@@ -18,6 +18,7 @@ import tyro
 from kinetics_jax.checkpoints.resolve import CheckpointError, builtin_models, resolve
 from kinetics_jax.config import ConfigError
 from kinetics_jax.economics.conventions import CostError
+from kinetics_jax.economics.estimators import EstimateError
 from kinetics_jax.economics.frontier import FrontierError
 from kinetics_jax.economics.hardware import HardwareError
 from kinetics_jax.policies import PolicyError, Sampling, parse_policy
@@ -33,6 +34,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigError,
     CostError,
+    EstimateError,
     FrontierError,
     HardwareError,
     PolicyError,

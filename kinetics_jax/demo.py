@@ -87,7 +87,11 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
         out / "report.html",
         title="kinetics demo",
         table=table,
-        samples=[{**sample, "run": run.path.name} for run in runs for sample in run.samples],
+        samples=[
+            {**sample, "model": run.run["model"], "attention": run.run["policy"]}
+            for run in runs
+            for sample in run.samples
+        ],
         problems={problem.id: dataclasses.asdict(problem) for problem in problems},
         command=command,
         runs=[run.run for run in runs],
