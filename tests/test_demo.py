@@ -1,0 +1,83 @@
+"""The demo, whole: what it writes, that a seed fixes it, that an interrupted one continues."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from kinetics_jax import demo
+from kinetics_jax.checkpoints.resolve import builtin_models
+
+
+@contextlib.contextmanager
+def no_bar(title: str):
+    yield lambda progress: None
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    grid = demo.Grid([builtin_models()[0]], budgets=(32,), problems=6, samples=2)
+    monkeypatch.setattr(demo, "demo_grid", lambda *, quick: grid)
+
+
+def contents(folder) -> dict[str, object]:
+    """Every file of a demo; samples without their wall time."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "samples.jsonl":
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            found[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_a_seed_fixes_every_file(tmp_path):
+    table = demo.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
+    first, second, other = (contents(tmp_path / name) for name in "abc")
+    assert first == second
+    assert first.keys() == other.keys()
+    runs = [name for name in first if name.endswith("samples.jsonl")]
+    assert len(runs) == 2
+    assert all(first[name] != other[name] for name in runs)
+    assert {"frontier.csv", "frontier.png", "pass_at_k.png", "report.html"} <= first.keys()
+    assert list(table["N"]) == [1, 2, 1, 2]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "frontier.csv"), table, check_exact=False)
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
+    demo.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+    runs = sorted((tmp_path / "cut").glob("*/samples.jsonl"))
+    lines = runs[0].read_bytes().splitlines(keepends=True)
+    runs[0].write_bytes(b"".join(lines[:5]))
+    (tmp_path / "cut" / "report.html").unlink()
+    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+
+    def in_order(found):
+        by_sample = lambda records: sorted(records, key=lambda r: (r["problem"], r["sample"]))  # noqa: E731
+        return {name: by_sample(value) if isinstance(value, list) else value for name, value in found.items()}
+
+    assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
+
+
+def test_quick_demo_as_a_user_runs_it(tmp_path):
+    began = time.monotonic()
+    command = [sys.executable, "-c", "from kinetics_jax.cli import main; main()", "demo", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "on_frontier" in done.stdout
+    assert "tokens/s" in done.stderr
+    report = (tmp_path / "report.html").read_text()
+    assert "http" not in report.replace("http://www.w3.org", "")
+    for run in tmp_path.glob("*/run.json"):
+        assert len((run.parent / "samples.jsonl").read_text().splitlines()) == 32 * 4
+    print(f"quick demo: {time.monotonic() - began:.0f} s")
