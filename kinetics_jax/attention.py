@@ -86,6 +86,8 @@ def decode_attend(policy: Policy, page_table: Int[Array, "batch max_pages"], len
         pools = cache.k[layer], cache.v[layer], cache.summaries[layer]
         k_pages, v_pages, summaries = kernels.append_kv(*pools, k[:, 0], v[:, 0], page_table, lengths)
         if isinstance(policy, BlockTopK) and layer not in policy.dense_layers:
+            if summaries is None:
+                raise ValueError(f"layer {layer} of the cache has no summaries; create it with summary_layers(policy)")
             out, _ = kernels.block_topk_decode(
                 q[:, 0],
                 k_pages,

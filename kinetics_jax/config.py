@@ -197,7 +197,18 @@ def _check_supported(fields: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: not implemented: {'; '.join(wrong)}")
 
 
-def _qwen3(layers: int, hidden: int, heads: int, kv_heads: int, ffn: int, *, tied: bool = False, **moe: int):
+def _qwen3(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    ffn: int,
+    *,
+    tied: bool = False,
+    num_experts: int = 0,
+    experts_per_token: int = 0,
+    moe_intermediate_size: int = 0,
+) -> ModelConfig:
     return ModelConfig(
         vocab_size=151_936,
         hidden_size=hidden,
@@ -207,7 +218,9 @@ def _qwen3(layers: int, hidden: int, heads: int, kv_heads: int, ffn: int, *, tie
         num_kv_heads=kv_heads,
         tie_word_embeddings=tied,
         eos_token_ids=(151_645, 151_643),
-        **moe,
+        num_experts=num_experts,
+        experts_per_token=experts_per_token,
+        moe_intermediate_size=moe_intermediate_size,
     )
 
 

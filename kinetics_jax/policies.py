@@ -27,11 +27,11 @@ class BlockTopK:
 
     Always the first `sink_pages` and the last `recent_pages`; the rest are the pages whose summary has the largest
     dot product with the query, averaged over the GQA group. `budget = pages * page_size` tokens: give one of the
-    two. Layers in `dense_layers` attend to everything. `summary` names what stands for a page: `mean` of its keys.
+    two, the other follows. Layers in `dense_layers` attend to everything. `summary` names what stands for a page: `mean` of its keys.
     """
 
-    pages: int | None = None
-    budget: int | None = None
+    pages: int = 0
+    budget: int = 0
     page_size: int = 16
     sink_pages: int = 1
     recent_pages: int = 1
@@ -43,15 +43,15 @@ class BlockTopK:
     def __post_init__(self) -> None:
         if self.page_size < 1:
             raise PolicyError(f"{self.kind}: page_size must be at least 1, got {self.page_size}")
-        if self.pages is None and self.budget is None:
-            raise PolicyError(f"{self.kind}: give budget= (tokens) or pages=")
-        if self.budget is not None and self.budget % self.page_size:
+        if not self.pages and not self.budget:
+            raise PolicyError(f"{self.kind}: give budget= (tokens) or pages=, at least 1")
+        if self.budget % self.page_size:
             raise PolicyError(
                 f"{self.kind}: budget {self.budget} is not a multiple of page_size {self.page_size}; "
                 f"the nearest below is {self.budget // self.page_size * self.page_size}"
             )
-        pages = self.pages if self.pages is not None else (self.budget or 0) // self.page_size
-        if self.budget is not None and self.budget != pages * self.page_size:
+        pages = self.pages or self.budget // self.page_size
+        if self.budget and self.budget != pages * self.page_size:
             raise PolicyError(
                 f"{self.kind}: budget {self.budget} and pages {pages} of {self.page_size} disagree; give one of the two"
             )

@@ -75,7 +75,7 @@ def load_hf(
     extra = [name for name in found if name not in wanted and name not in ignored and "rotary_emb" not in name]
     problems += _listed("not part of this model", extra)
 
-    loaded: list[tuple[tuple, jax.Array]] = []
+    loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
         if name in found:
