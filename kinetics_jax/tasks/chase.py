@@ -86,15 +86,17 @@ def vocabulary() -> list[str]:
     ]
 
 
-def make_problem(rng: np.random.Generator, nodes: int = NODES, hops: int = HOPS[1]) -> Problem:
-    """Draws a problem of `nodes` of the 32 nodes, whose answer is `hops` hops away.
+def make_problem(
+    rng: np.random.Generator, nodes: int = NODES, hops: int = HOPS[1], operations: int = len(OPERATIONS)
+) -> Problem:
+    """Draws a problem of `nodes` of the 32 nodes and the first `operations`, whose answer is `hops` hops away.
 
     The nodes form two chains that both run to `end`: the one that is asked for and, of the other nodes, a distractor.
     """
     if not 1 <= hops <= nodes <= NODES:
         raise ValueError(f"need 1 <= hops <= nodes <= {NODES}, got hops={hops}, nodes={nodes}")
     names = rng.permutation(NODES)[:nodes].tolist()
-    applied = np.searchsorted(_cumulative, rng.random(nodes)).tolist()
+    applied = np.searchsorted(_cumulative, rng.random(nodes) * _cumulative[operations - 1]).tolist()
     value = start = int(rng.integers(MODULUS))
     targets = [node(name) for name in names[1:]] + [END]
     targets[hops - 1] = END
