@@ -71,7 +71,9 @@ def prefill_attend(pages: Int[Array, " prompt_pages"], length: Int[Array, ""]) -
     """Causal attention over one prompt (batch 1), whose K and V are stored in the pages given."""
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
-        return causal_attention(q, k, v), cache.write_prompt(layer, k[0], v[0], pages, length)
+        cache = cache.write_prompt(layer, k[0], v[0], pages, length)
+        # The barrier makes each layer store before the next one starts; else K and V of all layers wait for the end.
+        return jax.lax.optimization_barrier((causal_attention(q, k, v), cache))
 
     return attend
 

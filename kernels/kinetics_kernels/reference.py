@@ -46,8 +46,9 @@ def append_kv(
     page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
     page = jnp.where((lengths > 0) & (page >= 0), page, num_pages)  # out of range: the write is dropped
     slot = position % page_size
-    k_pages = k_pages.at[:, page, slot].set(k_new.swapaxes(0, 1).astype(k_pages.dtype), mode="drop")
-    v_pages = v_pages.at[:, page, slot].set(v_new.swapaxes(0, 1).astype(v_pages.dtype), mode="drop")
+    heads = jnp.arange(k_pages.shape[0])[:, None]  # rows of head_dim alone: a wider window makes a TPU copy the pools
+    k_pages = k_pages.at[heads, page, slot].set(k_new.swapaxes(0, 1).astype(k_pages.dtype), mode="drop")
+    v_pages = v_pages.at[heads, page, slot].set(v_new.swapaxes(0, 1).astype(v_pages.dtype), mode="drop")
     if summaries is not None:
         mean = page_mean(k_pages.at[:, page].get(mode="clip"))
         closed = jnp.where(lengths % page_size == 0, page, num_pages)

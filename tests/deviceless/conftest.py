@@ -1,0 +1,63 @@
+"""Compiling for accelerators on a machine that has none. Each target skips with a reason where its compiler lacks."""
+
+import contextlib
+import importlib.util
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from kinetics_kernels.targets import description
+
+# libtpu looks for a TPU host at start; these tell it which topology to compile for instead.
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+class Target:
+    """One device to compile for."""
+
+    def __init__(self, name: str, platform: str, device, context):
+        self.name, self.platform, self.context = name, platform, context
+        mesh = jax.sharding.Mesh(np.array([device]), ("x",))
+        self.sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def compile(self, function, *args, **static):
+        """Compiles a jitted function for abstract arguments placed on the device."""
+        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.sharding), args[1:])
+        with self.context():
+            traced = function.trace(args[0], *placed, **static)
+            return traced.lower(lowering_platforms=(self.platform,)).compile()
+
+
+def h100() -> Target:
+    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+        pytest.skip("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("deviceless compilation for GPUs needs jax 0.11")
+    topology = topologies.get_topology_desc(platform="cuda", target_config=description("h100"), topology="1x1x1")
+    kind = "NVIDIA H100 80GB HBM3"
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return Target("h100", "cuda", topology.devices[0], lambda: jax.sharding.use_abstract_mesh(mesh))
+
+
+def v5e() -> Target:
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    absent = [name for name in TPU_ENVIRONMENT if name not in os.environ]
+    if absent:
+        pytest.skip(f"set {', '.join(absent)} before Python starts")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    return Target("v5e", "tpu", topology.devices[0], contextlib.nullcontext)
+
+
+@pytest.fixture(params=[h100, v5e], ids=["h100", "v5e"])
+def target(request) -> Target:
+    return request.param()
