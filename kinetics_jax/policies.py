@@ -27,7 +27,8 @@ class BlockTopK:
 
     Always the first `sink_pages` and the last `recent_pages`; the rest are the pages whose summary has the largest
     dot product with the query, averaged over the GQA group. `budget = pages * page_size` tokens: give one of the
-    two, the other follows. Layers in `dense_layers` attend to everything. `summary` names what stands for a page: `mean` of its keys.
+    two, the other follows. Layers in `dense_layers` attend to everything. `summary` names what stands for a page:
+    the `mean` of its keys.
     """
 
     pages: int = 0

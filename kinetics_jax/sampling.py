@@ -39,7 +39,7 @@ def filter_logits(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Fl
     vocab = logits.shape[-1]
     best = None
     if 0 < sampling.top_k < vocab:
-        # The barrier keeps XLA from merging the slice below into the top-k, which then becomes a sort of the vocabulary.
+        # The barrier keeps XLA from merging the slice below into the top-k, which would turn into a full sort.
         best = jax.lax.optimization_barrier(jax.lax.top_k(logits, sampling.top_k)[0])
         logits = jnp.where(logits >= best[:, -1:], logits, -jnp.inf)
     if sampling.top_p < 1:
