@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from kinetics_jax.checkpoints.resolve import CheckpointError, builtin_models, resolve
-from kinetics_jax.config import ConfigError
-from kinetics_jax.economics.conventions import CostError
-from kinetics_jax.economics.estimators import EstimateError
-from kinetics_jax.economics.frontier import FrontierError
-from kinetics_jax.economics.hardware import HardwareError
+from kinetics_jax.checkpoints.resolve import builtin_models, resolve
+from kinetics_jax.errors import UserError
 from kinetics_jax.policies import PolicyError, Sampling, parse_policy
-from kinetics_jax.tasks.problems import TaskError, load_problems
+from kinetics_jax.tasks.problems import load_problems
 from kinetics_jax.tasks.prompts import render_prompt
 from kinetics_jax.traces import TraceError
 
@@ -30,17 +26,6 @@ if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
     from kinetics_jax.runs import Progress
 
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    CostError,
-    EstimateError,
-    FrontierError,
-    HardwareError,
-    PolicyError,
-    TaskError,
-    TraceError,
-)
 Positional = tyro.conf.Positional
 
 ModelArg = Annotated[str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face directory, or hub id.")]
@@ -308,7 +293,7 @@ def main() -> None:
             prog="kinetics",
             description="Which model, how many samples, how sparse an attention: sampled, graded, costed.",
         )
-    except USER_ERRORS as error:
+    except UserError as error:
         sys.exit(_fail(str(error)))
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

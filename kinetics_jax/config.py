@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kinetics_jax.errors import UserError
+
 # Fields of config.json that change what a model computes and that we do not implement. Each must hold one of these
 # values (or be absent); any other value is refused, because ignoring it would give wrong logits without a word.
 NEUTRAL_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -38,7 +40,7 @@ REQUIRED_FIELDS = (
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A model configuration that cannot be used; the message names the field and the cure."""
 
 

@@ -6,8 +6,10 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
+from kinetics_jax.errors import UserError
 
-class PolicyError(ValueError):
+
+class PolicyError(UserError):
     """An attention policy or sampling setting that cannot be meant; the message names the value and the cure."""
 
 

@@ -15,6 +15,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from kinetics_jax.errors import UserError
+
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "git_revision", "command")
@@ -33,7 +35,7 @@ RECORD_FIELDS = (
 )
 
 
-class TraceError(ValueError):
+class TraceError(UserError):
     """A run folder that cannot be read or continued; the message names the file and the cure."""
 
 

@@ -41,18 +41,19 @@ def append_kv(
     where no policy needs them, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]` int32,
     `lengths [batch]` int32 counting the new token. Returns the three pools; donate them to update in place.
     """
+    k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
     num_pages, page_size = k_pages.shape[1:3]
     position = jnp.maximum(lengths - 1, 0)
     page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
     page = jnp.where((lengths > 0) & (page >= 0), page, num_pages)  # out of range: the write is dropped
     slot = position % page_size
     heads = jnp.arange(k_pages.shape[0])[:, None]  # rows of head_dim alone: a wider window makes a TPU copy the pools
-    k_pages = k_pages.at[heads, page, slot].set(k_new.swapaxes(0, 1).astype(k_pages.dtype), mode="drop")
-    v_pages = v_pages.at[heads, page, slot].set(v_new.swapaxes(0, 1).astype(v_pages.dtype), mode="drop")
+    k_pages = k_pages.at[heads, page, slot].set(jnp.swapaxes(k_new, 0, 1).astype(k_pages.dtype), mode="drop")
+    v_pages = v_pages.at[heads, page, slot].set(jnp.swapaxes(v_new, 0, 1).astype(v_pages.dtype), mode="drop")
     if summaries is not None:
         mean = page_mean(k_pages.at[:, page].get(mode="clip"))
         closed = jnp.where(lengths % page_size == 0, page, num_pages)
-        summaries = summaries.at[:, closed].set(mean.astype(summaries.dtype), mode="drop")
+        summaries = jnp.asarray(summaries).at[:, closed].set(mean.astype(summaries.dtype), mode="drop")
     return k_pages, v_pages, summaries
 
 
@@ -86,10 +87,12 @@ def select_pages(
     batch, q_heads, head_dim = q.shape
     kv_heads, max_pages = summaries.shape[0], page_table.shape[1]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
-    stored = summaries.at[:, page_table].get(mode="clip").astype(jnp.float32)  # [kv_heads, batch, max_pages, head_dim]
+    stored = (
+        jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
+    )  # [kv_heads, batch, max_pages, head_dim]
     scores = jnp.einsum("bhd,hbpd->bhp", query, stored)
 
-    logical = jnp.arange(max_pages)
+    lengths, logical = jnp.asarray(lengths), jnp.arange(max_pages)
     count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
     scores = jnp.where(forced[:, None], jnp.inf, scores)
@@ -123,6 +126,7 @@ def paged_decode(
     `out [batch, q_heads, head_dim]` in q's dtype and the log-sum-exp of the scaled scores `[batch, q_heads]` float32;
     an empty row gives 0 and -inf. Temporaries hold one pass of tokens, never the whole context.
     """
+    k_pages, v_pages, lengths = jnp.asarray(k_pages), jnp.asarray(v_pages), jnp.asarray(lengths)
     batch, q_heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     group = q_heads // kv_heads

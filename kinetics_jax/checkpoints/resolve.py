@@ -6,11 +6,13 @@ import difflib
 import re
 from pathlib import Path
 
+from kinetics_jax.errors import UserError
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 HUB_FILES = ["*.safetensors", "*.json"]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be found or loaded; the message lists everything that is wrong with it."""
 
 

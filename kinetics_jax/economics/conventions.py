@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import UserError
 from kinetics_jax.policies import BlockTopK, Policy
 
 # Parameters by published name in the paper's code; tied embeddings of the small models count twice.
@@ -20,7 +21,7 @@ UPSTREAM_PARAMETERS = {"0.6B": 0.752e9, "1.7B": 2.03e9, "4B": 4.02e9, "8B": 8.19
 Components = dict[str, tuple[Any, Any]]
 
 
-class CostError(ValueError):
+class CostError(UserError):
     """A cost that cannot be computed as asked; the message says why and what to change."""
 
 

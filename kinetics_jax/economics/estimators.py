@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kinetics_jax.errors import UserError
 
-class EstimateError(ValueError):
+
+class EstimateError(UserError):
     """An estimate that the samples at hand cannot give; the message says which and why."""
 
 

@@ -14,6 +14,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import best_of_n_cost
 from kinetics_jax.economics.estimators import cluster_bootstrap, pass_at_k
 from kinetics_jax.economics.hardware import Hardware
+from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Policy, parse_policy
 from kinetics_jax.traces import Run
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class FrontierError(ValueError):
+class FrontierError(UserError):
     """Runs that cannot be compared as they are; the message names the run and the cure."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+from kinetics_jax.errors import UserError
 
-class HardwareError(ValueError):
+
+class HardwareError(UserError):
     """Hardware that is not known or cannot exist; the message names it and the cure."""
 
 

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from kinetics_jax.checkpoints.resolve import ASSETS
+from kinetics_jax.errors import UserError
 
 
-class TaskError(ValueError):
+class TaskError(UserError):
     """A task or problem file that cannot be used; the message names what and where."""
 
 
