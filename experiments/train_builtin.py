@@ -76,7 +76,7 @@ class Recipe:
 FAMILY = {
     "chase-131k": Recipe(40, 112),
     "chase-151k": Recipe(44, 128),
-    "chase-171k": Recipe(48, 144),
+    "chase-171k": Recipe(48, 144, seed=1),
     "chase-212k": Recipe(56, 168),
     "chase-550k": Recipe(96, 320, heads=4, kv_heads=2),
 }
