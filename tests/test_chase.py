@@ -60,6 +60,12 @@ def test_solutions_follow_the_statements(nodes, hops):
         assert place == chase.END
 
 
+def test_the_first_operations_are_the_only_ones_when_asked():
+    rng = np.random.default_rng(5)
+    words = " ".join(chase.make_problem(rng, 32, 16, operations=2).question for _ in range(4)).split()
+    assert {word.split(":")[1] for word in words if ":" in word} == {chase.operation(0), chase.operation(1)}
+
+
 def test_impossible_problems_are_refused():
     with pytest.raises(ValueError, match="hops=9, nodes=8"):
         chase.make_problem(np.random.default_rng(0), 8, 9)
