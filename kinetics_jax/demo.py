@@ -43,7 +43,7 @@ def demo_grid(*, quick: bool) -> Grid:
     models = builtin_models()
     if quick:
         return Grid([models[0], models[-1]], budgets=(64, 32), problems=32, samples=4)
-    return Grid(models, budgets=(96, 64, 48, 32, 16), problems=96, samples=8)
+    return Grid(models, budgets=(96, 64, 32, 16), problems=96, samples=8)
 
 
 def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
