@@ -228,7 +228,7 @@ def sample(params: Params, config: ModelConfig, prompts: np.ndarray, seed: int, 
 
     keys = jax.random.split(jax.random.key(seed), chase.MAX_OUTPUT + 1)
     positions = jnp.broadcast_to(jnp.arange(time_), prompts.shape)
-    hidden, (_, caches) = model(prompts, positions, attend, (0, caches))
+    hidden, (_, caches) = model(jnp.asarray(prompts), positions, attend, (0, caches))
     starts = time_ + jnp.arange(chase.MAX_OUTPUT)
     _, tokens = jax.lax.scan(step, (draw(hidden, keys[0]), caches), (starts, keys[1:]))
     return tokens.T
