@@ -17,6 +17,11 @@ from typing import Any
 
 from kinetics_jax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs are not guarded against a second writer
+    fcntl = None
+
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "git_revision", "command")
@@ -103,11 +108,15 @@ class RunWriter:
         self.path = Path(path)
         self.done: set[tuple[str, int]] = set()
         run = json.loads(json.dumps({"schema": SCHEMA, **run}))  # as it will be read back: tuples are lists
-        if (self.path / "run.json").exists():
-            self._continue(run, problems)
-        else:
+        if not (self.path / "run.json").exists():
             self._create(run, problems)
         self._file = open(self.path / "samples.jsonl", "ab")  # noqa: SIM115  (closed by __exit__)
+        try:
+            self._lock()
+            self._continue(run, problems)
+        except BaseException:
+            self._file.close()
+            raise
 
     def _create(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -116,6 +125,15 @@ class RunWriter:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
         write_whole(self.path / "problems.jsonl", "".join(_line(problem) for problem in problems))
         write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+    def _lock(self) -> None:
+        """Holds samples.jsonl for this process until it is closed; the system lets go of it when a process dies."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TraceError(f"{self.path}: another process is writing this run; wait for it to end") from error
 
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
@@ -129,11 +147,10 @@ class RunWriter:
         if changed:
             raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); give another folder")
         samples = self.path / "samples.jsonl"
-        if samples.exists():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # read_run has warned of a torn line
-                _, whole = _read_lines(samples)
-            os.truncate(samples, whole)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # read_run has warned of a torn line
+            _, whole = _read_lines(samples)
+        os.truncate(samples, whole)
         for record in before.samples:
             pair = (record["problem"], record["sample"])
             if pair in self.done:

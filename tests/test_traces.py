@@ -115,3 +115,12 @@ def test_another_schema_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"schema": 99}')
     with pytest.raises(TraceError, match="schema 99"):
         read_run(tmp_path)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with RunWriter(tmp_path, RUN, PROBLEMS) as writer:
+        writer.append(record("a", 0))
+        with pytest.raises(TraceError, match="another process is writing this run"):
+            write(tmp_path, record("a", 0))
+    write(tmp_path, record("b", 0))
+    assert len(read_run(tmp_path).samples) == 2
