@@ -13,6 +13,7 @@ from kinetics_jax.policies import BlockTopK, Policy
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
+EXACT = jax.lax.Precision.HIGHEST  # float32 products stay float32 on TPU and GPU too
 
 
 def causal_attention(
@@ -42,13 +43,13 @@ def causal_attention(
     def query_tile(index: jax.Array) -> jax.Array:
         def key_tile(other: jax.Array, carry):
             top, total, out = carry
-            scores = jnp.einsum("bhgqd,bhkd->bhgqk", queries[index], keys[other])
+            scores = jnp.einsum("bhgqd,bhkd->bhgqk", queries[index], keys[other], precision=EXACT)
             scores = jnp.where((other < index) | (column <= row), scores, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            out = out * shrink[..., None] + jnp.einsum("bhgqk,bhkd->bhgqd", weights, values[other])
+            out = out * shrink[..., None] + jnp.einsum("bhgqk,bhkd->bhgqd", weights, values[other], precision=EXACT)
             return new_top, total, out
 
         rows = (batch, kv_heads, group, tile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ REQUIRED_FIELDS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+MOE_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -81,6 +83,8 @@ class ModelConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(f"config: head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
+        if self.max_position_embeddings < 2:
+            raise ConfigError(f"config: max_position_embeddings must be at least 2, got {self.max_position_embeddings}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
@@ -126,45 +130,55 @@ class ModelConfig:
             path = path / "config.json" if path.is_dir() else path
             where = str(path)
             try:
-                source = json.loads(path.read_text())
+                source = json.loads(path.read_text(encoding="utf-8"))
             except FileNotFoundError as error:
                 raise ConfigError(f"{where}: no such file; a checkpoint directory holds config.json") from error
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except ValueError as error:
                 raise ConfigError(f"{where}: not valid JSON ({error})") from error
             if not isinstance(source, Mapping):
                 raise ConfigError(f"{where}: holds {type(source).__name__}, expected a JSON object")
         fields = dict(source)
         _check_supported(fields, where)
-        rope = fields.get("rope_parameters") or {}
-        theta = rope.get("rope_theta", fields.get("rope_theta"))
-        missing = [name for name in REQUIRED_FIELDS if fields.get(name) is None]
-        missing += ["rope_theta"] if theta is None else []
-        if missing:
-            raise ConfigError(f"{where}: missing {', '.join(missing)}")
-        eos = fields.get("eos_token_id")
         is_moe = fields["model_type"] == "qwen3_moe"
-        try:
-            return cls(
-                vocab_size=int(fields["vocab_size"]),
-                hidden_size=int(fields["hidden_size"]),
-                intermediate_size=int(fields["intermediate_size"]),
-                num_layers=int(fields["num_hidden_layers"]),
-                num_heads=int(fields["num_attention_heads"]),
-                num_kv_heads=int(fields["num_key_value_heads"]),
-                head_dim=int(fields.get("head_dim") or 128),
-                rope_theta=float(theta),  # type: ignore[arg-type]  (None was refused above)
-                rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-                tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
-                max_position_embeddings=int(fields.get("max_position_embeddings", 40_960)),
-                eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
-                dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch."),
-                num_experts=int(fields["num_experts"]) if is_moe else 0,
-                experts_per_token=int(fields["num_experts_per_tok"]) if is_moe else 0,
-                moe_intermediate_size=int(fields["moe_intermediate_size"]) if is_moe else 0,
-                name=name,
-            )
-        except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"{where}: {error}") from error
+        theta = (fields.get("rope_parameters") or {}).get("rope_theta", fields.get("rope_theta"))
+        required = {**{name: fields.get(name) for name in REQUIRED_FIELDS}, "rope_theta": theta}
+        required |= {name: fields.get(name) for name in MOE_FIELDS} if is_moe else {}
+        if missing := [name for name, value in required.items() if value is None]:
+            raise ConfigError(f"{where}: missing {', '.join(missing)}")
+
+        def whole(name: str, default: int | None = None) -> int:
+            value = default if fields.get(name) is None else fields[name]
+            if type(value) is not int:
+                raise ConfigError(f"{where}: {name} must be a whole number, got {value!r}")
+            return value
+
+        def positive(name: str, value: Any) -> float:
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ConfigError(f"{where}: {name} must be a positive number, got {value!r}")
+            return float(value)
+
+        tied = fields.get("tie_word_embeddings", False)
+        if type(tied) is not bool:
+            raise ConfigError(f"{where}: tie_word_embeddings must be true or false, got {tied!r}")
+        return cls(
+            vocab_size=whole("vocab_size"),
+            hidden_size=whole("hidden_size"),
+            intermediate_size=whole("intermediate_size"),
+            num_layers=whole("num_hidden_layers"),
+            num_heads=whole("num_attention_heads"),
+            num_kv_heads=whole("num_key_value_heads"),
+            head_dim=whole("head_dim", 128),
+            rope_theta=positive("rope_theta", theta),
+            rms_norm_eps=positive("rms_norm_eps", fields.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=tied,
+            max_position_embeddings=whole("max_position_embeddings", 40_960),
+            eos_token_ids=end_tokens(fields.get("eos_token_id"), where),
+            dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch."),
+            num_experts=whole("num_experts") if is_moe else 0,
+            experts_per_token=whole("num_experts_per_tok") if is_moe else 0,
+            moe_intermediate_size=whole("moe_intermediate_size") if is_moe else 0,
+            name=name,
+        )
 
     @classmethod
     def named(cls, name: str) -> ModelConfig:
@@ -177,6 +191,14 @@ class ModelConfig:
         return dataclasses.replace(PUBLISHED[short], name=f"Qwen/Qwen3-{short}")
 
 
+def end_tokens(value: Any, where: str) -> tuple[int, ...]:
+    """`eos_token_id` of a JSON file: nothing, one id, or a list of them. Raises ConfigError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if any(type(token) is not int or not 0 <= token < 2**31 for token in ids):
+        raise ConfigError(f"{where}: eos_token_id must be token ids, got {value!r}")
+    return tuple(ids)
+
+
 def _check_supported(fields: Mapping[str, Any], where: str) -> None:
     model_type = fields.get("model_type")
     if model_type not in ("qwen3", "qwen3_moe"):
@@ -187,14 +209,17 @@ def _check_supported(fields: Mapping[str, Any], where: str) -> None:
         if field in fields and fields[field] not in neutral
     ]
     rope = fields.get("rope_parameters") or {}
+    layer_types = fields.get("layer_types") or []
+    if not isinstance(rope, Mapping) or not isinstance(layer_types, list):
+        raise ConfigError(f"{where}: rope_parameters must be an object and layer_types a list")
     wrong += [
         f"rope_parameters.{field} = {value!r}"
         for field, value in rope.items()
         if not (field == "rope_theta" or (field == "rope_type" and value == "default"))
         and not (field == "partial_rotary_factor" and value in NEUTRAL_FIELDS[field])
     ]
-    odd_layers = sorted(set(fields.get("layer_types") or ()) - {"full_attention"})
-    wrong += [f"layer_types holds {', '.join(map(repr, odd_layers))}"] if odd_layers else []
+    odd_layers = sorted({repr(kind) for kind in layer_types if kind != "full_attention"})
+    wrong += [f"layer_types holds {', '.join(odd_layers)}"] if odd_layers else []
     if wrong:
         raise ConfigError(f"{where}: not implemented: {'; '.join(wrong)}")
 

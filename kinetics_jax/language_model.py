@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from kinetics_jax.attention import full_attend
-from kinetics_jax.checkpoints.hf import load_hf, read_config
+from kinetics_jax.checkpoints.hf import fingerprint, load_hf, read_config
 from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine import Engine, EngineSettings, Request
@@ -61,6 +61,11 @@ class LanguageModel:
         return jax.tree.leaves(self.weights)[0].dtype
 
     @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells these weights from others of the same name and shape."""
+        return fingerprint(self.directory)
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer.json. Raises CheckpointError where it has none."""
         path = self.directory / "tokenizer.json"
@@ -68,7 +73,10 @@ class LanguageModel:
             raise CheckpointError(f"{path}: no such file; without a tokenizer give prompts as lists of token ids")
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it stands: nothing is added before or after."""
@@ -156,6 +164,8 @@ def load(
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if stored not in DTYPES:
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
-    config = read_config(directory)
+    # A directory goes by its own name; a hub id by itself, not by the revision its snapshot is kept under.
+    known_as = Path(name).resolve().name if Path(name).is_dir() else str(name)
+    config = read_config(directory, name=known_as)
     graph, weights = load_hf(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
     return LanguageModel(config, graph, weights, directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any, ClassVar
 
@@ -154,7 +155,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         bounds = (
-            ("temperature", self.temperature >= 0, "at least 0 (0 is greedy)"),
+            (
+                "temperature",
+                self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+                "0 (greedy), or from 1e-6 up",
+            ),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 switches it off)"),
             ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),

@@ -105,6 +105,7 @@ def describe(
     return {
         "model": lm.config.name,
         "config": dataclasses.asdict(lm.config),
+        "weights": lm.fingerprint,
         "dtype": str(lm.dtype),
         "policy": str(policy),
         "sampling": dataclasses.asdict(sampling),
@@ -131,5 +132,8 @@ def _git_revision() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return None
     return done.stdout.strip() or None

@@ -46,7 +46,8 @@ def filter_logits(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Fl
         threshold = (
             _nucleus_by_search(logits, sampling.top_p) if best is None else _nucleus(logits, best, sampling.top_p)
         )
-        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+        top = jnp.max(logits, axis=-1, keepdims=True)  # the best token survives even a top_p that rounds to nothing
+        logits = jnp.where(logits >= jnp.where(threshold < top, threshold, top), logits, -jnp.inf)
     if sampling.min_p > 0:
         threshold = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)

@@ -75,7 +75,16 @@ def test_harmless_unknown_fields_are_ignored():
         ({"num_key_value_heads": 3}, "must be a multiple"),
         ({"head_dim": 7}, "must be even"),
         ({"torch_dtype": "int8"}, "int8"),
-        ({"hidden_size": "wide"}, "wide"),
+        ({"hidden_size": "wide"}, "hidden_size must be a whole number"),
+        ({"vocab_size": 131.9}, "vocab_size must be a whole number"),
+        ({"head_dim": 0}, "head_dim must be even"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ({"rope_theta": -5}, "rope_theta must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
+        ({"rope_parameters": [1]}, "rope_parameters must be an object"),
+        ({"layer_types": 5}, "layer_types a list"),
+        ({"eos_token_id": ["a"]}, "eos_token_id must be token ids"),
+        ({"model_type": "qwen3_moe"}, "missing num_experts, num_experts_per_tok"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change, says):

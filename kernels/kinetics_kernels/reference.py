@@ -17,6 +17,9 @@ import jax.numpy as jnp
 # attention to the bit.
 PASS_TOKENS = 128
 
+# Products of float32 in float32: by default a TPU rounds them to bfloat16 and an Ampere GPU to TF32.
+EXACT = jax.lax.Precision.HIGHEST
+
 
 def page_mean(pages: jax.Array) -> jax.Array:
     """Summary of whole pages: the mean key, accumulated in float32 and rounded once.
@@ -90,7 +93,7 @@ def select_pages(
     stored = (
         jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
     )  # [kv_heads, batch, max_pages, head_dim]
-    scores = jnp.einsum("bhd,hbpd->bhp", query, stored)
+    scores = jnp.einsum("bhd,hbpd->bhp", query, stored, precision=EXACT)
 
     lengths, logical = jnp.asarray(lengths), jnp.arange(max_pages)
     count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
@@ -148,14 +151,14 @@ def paged_decode(
         keys = k_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
         values = v_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
         values = jnp.where(inside[..., None], values, 0).astype(jnp.float32)
-        scores = jnp.einsum("bhgd,bhtd->bhgt", query, keys.astype(jnp.float32))
+        scores = jnp.einsum("bhgd,bhtd->bhgt", query, keys.astype(jnp.float32), precision=EXACT)
         scores = jnp.where(inside[:, :, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)  # a row without a token yet: exp(-inf - 0) = 0, no NaN
         weights = jnp.exp(scores - anchor[..., None])
         shrink = jnp.exp(top - anchor)
         total = total * shrink + jnp.sum(weights, axis=-1)
-        out = out * shrink[..., None] + jnp.einsum("bhgt,bhtd->bhgd", weights, values)
+        out = out * shrink[..., None] + jnp.einsum("bhgt,bhtd->bhgd", weights, values, precision=EXACT)
         return new_top, total, out
 
     rows = (batch, kv_heads, group)
@@ -210,6 +213,6 @@ def merge_partials(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Arr
     weights = jnp.exp(lses - anchor)
     total = jnp.sum(weights, axis=0)
     divisor = jnp.where(total > 0, total, 1.0)
-    out = jnp.einsum("pbhd,pbh->bhd", outs.astype(jnp.float32), weights / divisor)
+    out = jnp.einsum("pbhd,pbh->bhd", outs.astype(jnp.float32), weights / divisor, precision=EXACT)
     lse = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
     return out.astype(outs.dtype), lse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.config import ConfigError, ModelConfig
+from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
 from kinetics_jax.models.qwen3 import Qwen3
 
 INDEX = "model.safetensors.index.json"
@@ -24,18 +25,17 @@ ALIGNMENT = 64  # bytes; jax adopts an aligned host buffer on the CPU instead of
 LISTED = 12  # problems of one kind spelled out before "and n more"
 
 
-def read_config(directory: Path) -> ModelConfig:
+def read_config(directory: Path, *, name: str) -> ModelConfig:
     """config.json, with the end tokens of generation_config.json where there is one (Qwen3 names two there)."""
-    config = ModelConfig.from_hf(directory, name=directory.name)
+    config = ModelConfig.from_hf(directory, name=name)
     path = directory / "generation_config.json"
     if path.exists():
         try:
-            eos = json.loads(path.read_text()).get("eos_token_id")
-        except (json.JSONDecodeError, AttributeError) as error:
+            eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
             raise ConfigError(f"{path}: not a JSON object ({error})") from error
-        if eos is not None:
-            both = (*config.eos_token_ids, *(eos if isinstance(eos, list) else [eos]))
-            config = dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(both)))
+        both = (*config.eos_token_ids, *end_tokens(eos, str(path)))
+        config = dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(both)))
     return config
 
 
@@ -68,7 +68,11 @@ def load_hf(
             problems.append(f"{shard.name} is truncated or not safetensors ({error})")
             headers_complete = False
             continue
-        found |= {name.removeprefix("model."): (shard, name) for name in names}
+        for name in names:
+            ours = name.removeprefix("model.")
+            if ours in found:
+                problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
+            found[ours] = (shard, name)
     if headers_complete:  # an unreadable shard would make all its tensors look missing
         problems += _listed("missing", [name for name in wanted if name not in found])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -90,17 +94,36 @@ def load_hf(
     return graph, nnx.from_flat_state(loaded)
 
 
+def fingerprint(directory: Path) -> str:
+    """32 hex digits that tell checkpoints apart: BLAKE2b over each safetensors file's name, size, and slices of it.
+
+    Of a large file, its first MiB (which holds the header) and 64 slices of 64 KiB spread over the rest are read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for shard in _find_shards(directory)[0]:
+        size = shard.stat().st_size
+        digest.update(f"{shard.name} {size}\n".encode())
+        with open(shard, "rb") as file:
+            digest.update(file.read(1 << 20))
+            for part in range(64):
+                file.seek(size * part // 64)
+                digest.update(file.read(1 << 16))
+    return digest.hexdigest()
+
+
 def _find_shards(directory: Path) -> tuple[list[Path], list[str]]:
     """The safetensors files of a checkpoint, and what is wrong with their listing."""
     index = directory / INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({str(name) for name in weight_map.values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             return [], [f"{INDEX} is not a shard index ({type(error).__name__}: {error})"]
         absent = [f"{name} is named by {INDEX} and missing" for name in names if not (directory / name).exists()]
         return [directory / name for name in names if (directory / name).exists()], absent
-    shards = sorted(directory.glob("*.safetensors"))
+    single = directory / "model.safetensors"
+    shards = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if shards:
         return shards, []
     pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.pth"))

@@ -7,6 +7,7 @@ import re
 from typing import Protocol
 
 BOXED = "\\boxed{"
+BRACE = re.compile(r"\\boxed\{|[{}]")
 INTEGER = re.compile(r"([+-]?)0*(\d+)")
 
 
@@ -28,16 +29,17 @@ class Grader(Protocol):
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last closed `\boxed{…}` holds, braces balanced; None when there is none."""
-    start = text.rfind(BOXED)
-    while start >= 0:
-        depth = 0
-        for index in range(start + len(BOXED) - 1, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if not depth:
-                return text[start + len(BOXED) : index]
-        start = text.rfind(BOXED, 0, start)
-    return None
+    r"""What the last closed `\boxed{…}` holds, braces balanced; None when there is none. One pass over the text."""
+    opened: list[int | None] = []  # for every open brace: where its box begins, None for other braces
+    found: tuple[int, int] | None = None
+    for match in BRACE.finditer(text):
+        if match[0] != "}":
+            opened.append(match.end() if match[0] == BOXED else None)
+        elif opened:
+            begin = opened.pop()
+            if begin is not None and (found is None or begin > found[0]):
+                found = begin, match.start()
+    return None if found is None else text[found[0] : found[1]]
 
 
 def grade_integer(text: str, answer: str) -> Grade:
