@@ -25,10 +25,6 @@ class PagedCache:
     v: tuple[jax.Array, ...]
     summaries: tuple[jax.Array | None, ...]
 
-    @property
-    def page_size(self) -> int:
-        return self.k[0].shape[2]
-
     @classmethod
     def create(
         cls,

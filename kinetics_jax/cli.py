@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kinetics_jax.runs import Progress
 
 Positional = tyro.conf.Positional
+FIGURE_KINDS = (".png", ".pdf", ".svg")
 
 ModelArg = Annotated[str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face directory, or hub id.")]
 AttentionArg = Annotated[
@@ -50,6 +51,7 @@ def sample(
     limit: int | None = None,
     slots: int = 32,
     chunk: int = 32,
+    num_pages: int | None = None,
     dtype: str | None = None,
 ) -> None:
     """Best-of-N: n graded samples of every problem of a task, into a run folder that the same command continues.
@@ -62,6 +64,7 @@ def sample(
         limit: Only the first so many problems.
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
+        num_pages: KV pages in the pool; by default enough for the longest sample in every slot.
         dtype: float32, bfloat16 or float16; by default what the device likes.
     """
     policy = parse_policy(attention)
@@ -73,7 +76,7 @@ def sample(
     from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
 
-    settings = EngineSettings(slots=slots, chunk=chunk)
+    settings = EngineSettings(slots=slots, chunk=chunk, num_pages=num_pages)
     with sample_bar(f"{lm.config.name} {policy}") as on_progress:
         run = best_of_n(
             lm,
@@ -117,6 +120,8 @@ def frontier(
 
     if not runs:
         raise TraceError("frontier: name at least one run folder")
+    if figure and figure.suffix not in FIGURE_KINDS:
+        raise TraceError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
     table = frontier_table([run_data(read_run(path)) for path in runs], convention=convention, hardware=hardware)
     if csv:
         table.to_csv(csv, index=False)
@@ -273,7 +278,8 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
 def print_table(table: Any, as_json: bool) -> None:
     """A data frame to standard output, as aligned text or as JSON records."""
     if as_json:
-        print(json.dumps(table.to_dict(orient="records"), indent=1))
+        records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+        print(json.dumps(records, indent=1, allow_nan=False))
     else:
         print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 

@@ -117,9 +117,11 @@ def start_samples(
     sampling: Sampling,
     eos: tuple[int, ...],
 ) -> tuple[PagedCache, Slots]:
-    """Starts samples of one prompt in the `chosen [slots]` slots: copies its partial page and draws the first token.
+    """Starts samples of one prompt in the `chosen [slots]` bool slots: copies its partial page, draws the first token.
 
-    `logits [1, vocab]` and `length` are prefill's; page `source` is copied to `target [slots]` (-1: nothing to copy).
+    `logits [1, vocab]` and `length` (scalar int32, the prompt's tokens) are prefill's; `samples [slots]` int32 are the
+    sample indices, `limit` (scalar int32) the most tokens each may produce; `seed` the run's key, `problem` (scalar
+    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy).
     """
     rows = slots.token.shape[0]
     cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
@@ -185,6 +187,12 @@ def decode_chunk(
     return cache, slots, drawn
 
 
+def _rounded(pages: int) -> int:
+    """At most an eighth more (or 7), so that prompts of similar length share one compiled program."""
+    step = max(8, 1 << max(0, pages.bit_length() - 4))
+    return -(-pages // step) * step
+
+
 def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
     return jnp.isin(token, jnp.array(eos, jnp.int32))
 
@@ -233,12 +241,15 @@ class Engine:
         self.cache_dtype = cache_dtype
         self.page_size = policy.page_size if isinstance(policy, BlockTopK) else DEFAULT_PAGE_SIZE
         self.eos = config.eos_token_ids
+        self._open = False
 
     def check(self, requests: Sequence[Request]) -> None:
         """Raises PolicyError naming the first request that cannot be run."""
         for layer in getattr(self.policy, "dense_layers", ()):
             if layer >= self.config.num_layers:
                 raise PolicyError(f"{self.policy}: there is no layer {layer}; the model has {self.config.num_layers}")
+        if odd := [request for request in requests if len(set(request.samples)) < len(request.samples)]:
+            raise PolicyError(f"problem {odd[0].problem!r}: its samples {list(odd[0].samples)} name one twice")
         counts = collections.Counter(request.problem for request in requests)
         if repeated := [problem for problem, count in counts.items() if count > 1]:
             raise PolicyError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
@@ -268,11 +279,20 @@ class Engine:
 
         Raises PolicyError, before anything is computed, when a request cannot be run.
         """
+        if self._open:
+            raise RuntimeError("this engine is running; end that run, or make another engine")
         requests = [request for request in requests if request.samples]
         self.check(requests)
         if not requests:
             return
-        self._open(requests)
+        self._open = True
+        try:
+            yield from self._run(requests, on_chunk)
+        finally:
+            self._open = False
+
+    def _run(self, requests: list[Request], on_chunk: Callable[[int], None]) -> Iterator[Finished]:
+        self._prepare(requests)
         waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
         while waiting or self._running:
             self._refill(waiting)
@@ -302,12 +322,12 @@ class Engine:
                     yield self._finish(slot)
             on_chunk(new_tokens)
 
-    def _open(self, requests: list[Request]) -> None:
+    def _prepare(self, requests: list[Request]) -> None:
         """A fresh cache, wide enough for the longest request."""
         longest = max(len(request.prompt) for request in requests)
-        self._max_pages = self._pages_for(longest + self.sampling.max_tokens)
+        self._max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
         slots = self.settings.slots
-        num_pages = self.settings.num_pages or slots * (self._worst_case(longest) + 1)
+        num_pages = self.settings.num_pages or slots * (self._max_pages + 2)
         # The limit and the seed reach the device as numbers: they must not compile another step.
         self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0)
         self._seed = seed_key(self.sampling.seed)

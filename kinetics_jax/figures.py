@@ -97,7 +97,7 @@ def _legend(figure: Figure, axes: Axes, table: pd.DataFrame, dark: bool, more: l
     """Models on the left, attentions on the right, below the axes where it hides nothing."""
     models, attentions = _styles(table, dark)
     ink = _theme(dark)["ink"]
-    left = [_handle(lw=3, label=name, **style) for name, style in models.items()]
+    left = [_handle(lw=3, label=name.replace("$", r"\$"), **style) for name, style in models.items()]
     right = [
         _handle(color=ink, lw=1.3, ms=4, mew=0, label=_spoken(name), **style) for name, style in attentions.items()
     ]

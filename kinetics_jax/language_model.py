@@ -123,6 +123,8 @@ class LanguageModel:
 
         `settings` defaults to a slot per sample, at most 32. Raises PolicyError for prompts that cannot fit.
         """
+        if n < 1:
+            raise PolicyError(f"generate: n must be at least 1, got {n}")
         if isinstance(prompts, str):
             raise PolicyError("generate: prompts is a list of prompts, got one string; put it in a list")
         encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]

@@ -84,7 +84,7 @@ def write_report(
 </body>
 </html>
 """
-    Path(path).write_text(page, encoding="utf-8")
+    Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def pick_samples(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

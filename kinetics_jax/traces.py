@@ -25,19 +25,21 @@ except ImportError:  # not a POSIX system: runs are not guarded against a second
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "git_revision", "command")
-RECORD_FIELDS = (
-    "problem",
-    "sample",
-    "seed",
-    "prompt_tokens",
-    "output_tokens",
-    "text",
-    "finish_reason",
-    "correct",
-    "answer",
-    "grader",
-    "seconds",
-)
+RECORD_TYPES: dict[str, Any] = {
+    "problem": str,
+    "sample": int,
+    "seed": int,
+    "prompt_tokens": int,
+    "output_tokens": list,
+    "text": str | None,
+    "finish_reason": str,
+    "correct": bool | None,
+    "answer": str | None,
+    "grader": str,
+    "seconds": int | float,
+}
+PROBLEM_TYPES: dict[str, Any] = {"id": str, "question": str, "answer": str, "prompt": str}
+RECORD_FIELDS = tuple(RECORD_TYPES)
 
 
 class TraceError(UserError):
@@ -60,21 +62,17 @@ def read_run(path: str | Path) -> Run:
     if not (path / "run.json").exists():
         raise TraceError(f"{path}: not a run folder (it holds no run.json)")
     try:
-        run = json.loads((path / "run.json").read_text())
-    except json.JSONDecodeError as error:
+        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
         raise TraceError(f"{path / 'run.json'}: not valid JSON ({error})") from error
-    if run.get("schema") != SCHEMA:
-        raise TraceError(f"{path / 'run.json'}: schema {run.get('schema')!r}, this version reads {SCHEMA}")
-    problems, _ = _read_lines(path / "problems.jsonl")
-    samples, _ = _read_lines(path / "samples.jsonl") if (path / "samples.jsonl").exists() else ([], 0)
-    for number, record in enumerate(samples, start=1):
-        missing = [field for field in RECORD_FIELDS if field not in record]
-        if missing:
-            raise TraceError(f"{path / 'samples.jsonl'}, line {number}: missing {', '.join(missing)}")
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+        raise TraceError(f"{path / 'run.json'}: not a run of schema {SCHEMA}, the one this version reads")
+    problems, _ = _read_lines(path / "problems.jsonl", PROBLEM_TYPES)
+    samples, _ = _read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
     return Run(path, run, {problem["id"]: problem for problem in problems}, samples)
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Records of a JSONL file, and how many bytes they span; what follows them is a torn last line."""
     try:
         data = path.read_bytes()
@@ -92,9 +90,18 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
                 warnings.warn(f"{path}: dropped the torn last line ({len(line)} bytes)", stacklevel=2)
                 break
             raise TraceError(f"{path}, line {number}: not a JSON record; the lines after it are whole") from error
+        if missing := [field for field in types if field not in record]:
+            raise TraceError(f"{path}, line {number}: missing {', '.join(missing)}")
+        if odd := [field for field, kind in types.items() if not _is_a(record[field], kind)]:
+            raise TraceError(f"{path}, line {number}: {odd[0]} cannot be {_short(record[odd[0]])}")
         records.append(record)
         whole += len(line)
     return records, whole
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """isinstance, with true and false not taken for numbers."""
+    return kind == bool | None if isinstance(value, bool) else isinstance(value, kind)
 
 
 class RunWriter:
@@ -108,23 +115,26 @@ class RunWriter:
         self.path = Path(path)
         self.done: set[tuple[str, int]] = set()
         run = json.loads(json.dumps({"schema": SCHEMA, **run}))  # as it will be read back: tuples are lists
-        if not (self.path / "run.json").exists():
-            self._create(run, problems)
+        self._take_folder()
         self._file = open(self.path / "samples.jsonl", "ab")  # noqa: SIM115  (closed by __exit__)
         try:
             self._lock()
-            self._continue(run, problems)
+            if (self.path / "run.json").exists():
+                self._continue(run, problems)
+            else:
+                write_whole(self.path / "problems.jsonl", "".join(_line(problem) for problem in problems))
+                write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         except BaseException:
             self._file.close()
             raise
 
-    def _create(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
+    def _take_folder(self) -> None:
+        """Makes the folder; refuses one that holds something else than a run or the beginning of one."""
         self.path.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("problems.jsonl"))
-        if [name for name in strangers if not name.endswith(".partial")]:
+        names = {path.name.removesuffix(".partial") for path in self.path.iterdir()}
+        strangers = sorted(names - {"run.json", "problems.jsonl", "samples.jsonl"})
+        if strangers and "run.json" not in names:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
-        write_whole(self.path / "problems.jsonl", "".join(_line(problem) for problem in problems))
-        write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
     def _lock(self) -> None:
         """Holds samples.jsonl for this process until it is closed; the system lets go of it when a process dies."""
@@ -137,11 +147,7 @@ class RunWriter:
 
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
-        changed = [
-            f"{key}: {_short(before.run.get(key))} there, {_short(run.get(key))} asked"
-            for key in sorted({*before.run, *run} - set(CIRCUMSTANCES))
-            if before.run.get(key) != run.get(key)
-        ]
+        changed = _differences(before.run, run)
         if list(before.problems.values()) != problems:
             changed.append("the problems differ")
         if changed:
@@ -149,7 +155,7 @@ class RunWriter:
         samples = self.path / "samples.jsonl"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # read_run has warned of a torn line
-            _, whole = _read_lines(samples)
+            _, whole = _read_lines(samples, RECORD_TYPES)
         os.truncate(samples, whole)
         for record in before.samples:
             pair = (record["problem"], record["sample"])
@@ -159,7 +165,7 @@ class RunWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one record and hands it to the operating system: it survives the end of this process."""
-        self._file.write(_line({field: record[field] for field in RECORD_FIELDS}).encode())
+        self._file.write(_line({field: record[field] for field in RECORD_FIELDS}).encode("utf-8", "backslashreplace"))
         self._file.flush()
 
     def __enter__(self) -> RunWriter:
@@ -169,10 +175,22 @@ class RunWriter:
         self._file.close()
 
 
+def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two run.json, field by field, circumstances left out."""
+    found = []
+    for key in sorted({*there, *asked} - (set() if prefix else set(CIRCUMSTANCES))):
+        old, new = there.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} asked")
+    return found
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -61,6 +61,12 @@ def test_sample_then_frontier(tmp_path):
     assert "holds another run" in refused.stderr
 
 
+def test_json_of_one_problem_has_no_nan(tmp_path):
+    kinetics("sample", SMALLEST, "--out", tmp_path, "--n", 1, "--limit", 1, "--slots", 2, "--max-tokens", 4)
+    done = kinetics("frontier", tmp_path, "--json")
+    assert json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(constant))[0]["low"] is None
+
+
 def test_generate_prints_samples():
     question = load_problems("builtin", limit=1)[0].question
     done = kinetics("generate", SMALLEST, "--prompt", question, "--n", 2, "--max-tokens", 8, "--json")
@@ -82,6 +88,7 @@ def test_generate_prints_samples():
         (["sample", SMALLEST, "--out", "/dev/null/run"], "/dev/null/run"),
         (["sample", SMALLEST, "--out", "OUT", "--dtype", "int8"], "int8"),
         (["frontier", "OUT"], "not a run folder"),
+        (["frontier", "OUT", "--figure", "x.xyz"], "must end in .png"),
         (["frontier"], ""),
         (["generate", SMALLEST, "--prompt", ""], "holds no token"),
         (["dream"], ""),

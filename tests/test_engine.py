@@ -89,14 +89,14 @@ def test_seed_and_problem_change_the_draws(lm):
 
 def test_steady_state_compiles_nothing(lm):
     """After one run, other prompts, seeds, lengths, chunks of time and refills reuse the same three programs."""
-    requests = [Request(f"p{i}", prompt, range(2)) for i, prompt in enumerate(tiny_prompts(16, first=1))]
+    requests = [Request(f"p{i}", prompt, range(2)) for i, prompt in enumerate(tiny_prompts(30, first=1))]
     stream(lm, requests, SPARSE, slots=4)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
     try:
-        others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(16, seed=9, first=1))]
+        others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(26, seed=9, first=1))]
         stream(lm, others, SPARSE, dataclasses.replace(HOT, seed=11), slots=4)
         assert compiled == []
     finally:
@@ -214,6 +214,16 @@ def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatc
 def test_what_cannot_fit_is_refused(lm, request_, settings, says):
     with pytest.raises(PolicyError, match=says):
         stream(lm, [request_], kj.Dense(), slots=2, **settings)
+
+
+def test_an_engine_runs_one_run_at_a_time(lm):
+    engine = lm.engine(sampling=HOT, settings=EngineSettings(slots=2))
+    first = engine.run([Request("a", [5], [0, 1])])
+    next(first)
+    with pytest.raises(RuntimeError, match="this engine is running"):
+        next(engine.run([Request("b", [5], [0])]))
+    first.close()
+    assert len(list(engine.run([Request("b", [5], [0])]))) == 1
 
 
 def test_repeated_problem_ids_are_refused(lm):

@@ -16,6 +16,9 @@ from kinetics_jax.tasks.grading import Grade, grade_integer, last_boxed
         ("42", None),
         (r"\boxed 42", None),
         (r"\boxed{" * 50, None),
+        (r"\boxed{" * 100_000, None),  # one pass: this must not take minutes
+        (r"\boxed{a \boxed{7} b}", "7"),
+        (r"} \boxed{3} }}", "3"),
     ],
 )
 def test_last_boxed(text, boxed):

@@ -76,6 +76,44 @@ def test_a_truncated_shard_and_an_absent_one_are_named(tmp_path):
     assert "missing: " not in str(error.value)
 
 
+def test_tensors_that_are_there_twice_are_named(tmp_path):
+    write_checkpoint(tmp_path, CONFIG, shards=2)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    (tmp_path / "stray.safetensors").write_bytes(shards[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"is in both model-00001-of-00002\.safetensors and stray\.safetensors"):
+        kj.load(tmp_path)
+
+
+def test_names_and_fingerprints(tmp_path, monkeypatch):
+    """A directory goes by its name however it is typed; other weights have another fingerprint."""
+    first = kj.load(write_checkpoint(tmp_path / "mine", CONFIG, seed=1))
+    monkeypatch.chdir(tmp_path / "mine")
+    again = kj.load(".")
+    assert first.config.name == again.config.name == "mine"
+    assert first.fingerprint == again.fingerprint
+    assert kj.load(write_checkpoint(tmp_path / "b" / "mine", CONFIG, seed=2)).fingerprint != first.fingerprint
+
+
+def test_a_hub_model_goes_by_its_id(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    cached = tmp_path / "models--acme--tiny"
+    write_checkpoint(cached / "snapshots" / "0123abc", CONFIG)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert kj.load("acme/tiny").config.name == "acme/tiny"
+
+
+def test_a_broken_tokenizer_is_named(tmp_path):
+    lm = kj.load(write_checkpoint(tmp_path, CONFIG))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        lm.encode("text")
+
+
 def test_a_tied_model_may_carry_its_lm_head(tmp_path):
     config = tiny_config(tie_word_embeddings=True)
     tensors = tiny_tensors(config)

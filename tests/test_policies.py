@@ -57,7 +57,17 @@ def test_impossible_policies_say_why(text, says):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"min_p": 1}, {"max_tokens": 0}, {"seed": -1}],
+    [
+        {"temperature": -1},
+        {"temperature": 1e-38},
+        {"temperature": float("inf")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 1},
+        {"max_tokens": 0},
+        {"seed": -1},
+    ],
 )
 def test_impossible_sampling_is_refused(setting):
     with pytest.raises(PolicyError, match=next(iter(setting))):

@@ -61,6 +61,18 @@ def test_filters_match_transformers(setting):
     np.testing.assert_allclose(filter_logits(jnp.asarray(logits), sampling), expected.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"top_p": 1e-60}, {"top_p": 1e-60, "top_k": 5}, {"temperature": 1e-6}, {"min_p": 0.999}]
+)
+def test_extreme_settings_keep_the_best_token(setting):
+    logits = np.random.default_rng(0).normal(0, 9, (4, 200)).astype(np.float32)
+    filtered = np.asarray(filter_logits(jnp.asarray(logits), Sampling(**setting)))
+    assert not np.isnan(filtered).any()
+    assert (filtered.argmax(-1) == logits.argmax(-1)).all()
+    drawn = draws(logits[0], 20, Sampling(**setting))
+    assert (drawn == logits[0].argmax()).all()
+
+
 def test_no_default_top_k_hides_in_sampling():
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 1, (1, 1000)), jnp.float32)
     assert np.isfinite(filter_logits(logits, Sampling(temperature=1.0))).all()

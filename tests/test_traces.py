@@ -1,17 +1,28 @@
 """Run folders: what was written stays, what is torn is dropped, what is another run is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from kinetics_jax.traces import RECORD_FIELDS, RunWriter, TraceError, read_run
+from kinetics_jax.traces import RunWriter, TraceError, read_run
 
 RUN = {"model": "m", "policy": "dense", "sampling": {"seed": 0}, "versions": {"jax": "1"}, "device": "cpu"}
 PROBLEMS = [{"id": name, "question": "q", "answer": "1", "prompt": "q"} for name in ("a", "b")]
 
 
 def record(problem: str, sample: int, **changes) -> dict:
-    return {**dict.fromkeys(RECORD_FIELDS), "problem": problem, "sample": sample, "output_tokens": [1, 2], **changes}
+    empty = {"seed": 0, "prompt_tokens": 3, "text": "", "finish_reason": "stop", "correct": None, "answer": None}
+    return {
+        "problem": problem,
+        "sample": sample,
+        **empty,
+        "output_tokens": [1, 2],
+        "grader": "ok",
+        "seconds": 0.1,
+        **changes,
+    }
 
 
 def write(path, *records, run=RUN, problems=PROBLEMS) -> None:
@@ -71,7 +82,7 @@ def test_a_broken_line_inside_is_an_error_with_its_number(tmp_path):
     ("run", "problems", "says"),
     [
         ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" there, "block_topk" asked'),
-        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, "sampling"),
+        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, r"sampling\.seed: 0 there, 1 asked"),
         (RUN, PROBLEMS[:1], "the problems differ"),
     ],
 )
@@ -112,9 +123,36 @@ def test_repeated_and_incomplete_records_are_found(tmp_path):
 
 def test_another_schema_is_refused(tmp_path):
     write(tmp_path)
-    (tmp_path / "run.json").write_text('{"schema": 99}')
-    with pytest.raises(TraceError, match="schema 99"):
+    for content in ('{"schema": 99}', "[]", "\xff"):
+        (tmp_path / "run.json").write_text(content, encoding="latin-1")
+        with pytest.raises(TraceError, match=r"run\.json: not"):
+            read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"output_tokens": 5}, {"sample": None}, {"sample": True}, {"correct": "no"}, {"prompt_tokens": "a"}]
+)
+def test_records_of_the_wrong_type_are_named(tmp_path, change):
+    write(tmp_path, record("a", 0), {**record("b", 0), **change})
+    with pytest.raises(TraceError, match=rf"samples\.jsonl, line 2: {next(iter(change))} cannot be"):
         read_run(tmp_path)
+
+
+def test_two_writers_that_begin_together_leave_one_run(tmp_path):
+    """Racing processes with different seeds: one gets the folder, the other one clear line, in every round."""
+    script = (
+        "import sys; from kinetics_jax.traces import RunWriter, TraceError\n"
+        "problems = [dict(id='a', question='q', answer='1', prompt='q')]\n"
+        "for folder in range(40):\n"
+        "    try:\n"
+        "        with RunWriter(f'{sys.argv[1]}/{folder}', {'seed': int(sys.argv[2])}, problems): pass\n"
+        "    except TraceError as error: assert 'another' in str(error), error\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    racers = [subprocess.Popen([*command, str(seed)]) for seed in (1, 2)]
+    assert [racer.wait() for racer in racers] == [0, 0]
+    for folder in range(40):
+        assert read_run(tmp_path / str(folder)).run["seed"] in (1, 2)
 
 
 def test_a_second_writer_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,22 @@ def run_data(run: Run) -> RunData:
     missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
     if missing:
         raise FrontierError(f"{run.path / 'run.json'}: missing {', '.join(missing)}")
-    config = dict(run.run["config"])
-    config["eos_token_ids"] = tuple(config.get("eos_token_ids", ()))
     try:
-        shape = ModelConfig(**config)
-    except TypeError as error:
-        raise FrontierError(f"{run.path / 'run.json'}: config: {error}") from error
+        config = dict(run.run["config"])
+        shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
+        attention = parse_policy(run.run["policy"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FrontierError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+    wanted = run.run.get("n", 0) * len(run.problems)
+    if len(run.samples) < wanted:
+        warnings.warn(
+            f"{run.path}: unfinished, {len(run.samples)} of {wanted} samples; short samples end first, so accuracy and "
+            f"cost are off",
+            stacklevel=2,
+        )
     return RunData(
         model=run.run["model"],
-        attention=parse_policy(run.run["policy"]),
+        attention=attention,
         config=shape,
         problem=[record["problem"] for record in run.samples],
         sample=[record["sample"] for record in run.samples],

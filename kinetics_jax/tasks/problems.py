@@ -32,5 +32,5 @@ def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
         raise TaskError(f"task {task!r} is not known (known: {', '.join(TASKS)})")
     if limit is not None and limit < 1:
         raise TaskError(f"task {task!r}: the number of problems must be at least 1, got {limit}")
-    lines = TASKS[task].read_text().splitlines()
+    lines = TASKS[task].read_text(encoding="utf-8").splitlines()
     return [Problem(**json.loads(line)) for line in lines[:limit]]

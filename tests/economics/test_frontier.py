@@ -12,7 +12,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.economics.estimators import EstimateError, cluster_bootstrap, pass_at_k
 from kinetics_jax.economics.frontier import FrontierError, RunData, frontier, pareto, run_data
-from kinetics_jax.policies import BlockTopK, Dense, PolicyError
+from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.traces import Run
 
 COLUMNS = [
@@ -189,7 +189,14 @@ def test_a_run_folder_becomes_run_data():
     assert (data.prompt_tokens, data.output_tokens) == ([7], [3])
     with pytest.raises(FrontierError, match=r"run\.json: missing config"):
         run_data(Run(Path("run"), {**run, "config": None}, {}, []))
-    with pytest.raises(FrontierError, match=r"run\.json: config: .*colour"):
+    with pytest.raises(FrontierError, match=r"run\.json: config or policy cannot be read .*colour"):
         run_data(Run(Path("run"), {**run, "config": {"colour": 1}}, {}, []))
-    with pytest.raises(PolicyError):
+    with pytest.raises(FrontierError, match="'sparse' is not known"):
         run_data(Run(Path("run"), {**run, "policy": "sparse"}, {}, []))
+
+
+def test_an_unfinished_run_warns():
+    record = {"problem": "a", "sample": 0, "prompt_tokens": 7, "output_tokens": [5], "correct": True}
+    run = {"model": "m", "policy": "dense", "config": dataclasses.asdict(SMALL), "n": 4}
+    with pytest.warns(UserWarning, match="unfinished, 1 of 8 samples"):
+        run_data(Run(Path("run"), run, {"a": {}, "b": {}}, [record]))
