@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,20 +29,22 @@ class FrontierError(UserError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunData:
-    """What a frontier needs of one run. The last five fields are parallel, one entry per sample.
+    """What a frontier needs of one run. The fields from `problem` to `correct` are parallel, one entry per sample.
 
-    `problem`: ids. `sample`: index within its problem. `prompt_tokens`, `output_tokens`: counts. `correct`: True,
-    False, or None where the sample was not graded. Raises FrontierError when their lengths differ.
+    `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
+    `output_tokens`: counts. `correct`: True, False, or None where the sample was not graded. `settings`: what runs must
+    agree in to be pooled. Raises FrontierError when the parallel fields' lengths differ.
     """
 
     model: str
     attention: Policy
     config: ModelConfig
     problem: Sequence[str]
-    sample: Sequence[int]
+    sample: Sequence[Hashable]
     prompt_tokens: npt.ArrayLike
     output_tokens: npt.ArrayLike
     correct: Sequence[bool | None]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -64,6 +66,7 @@ def run_data(run: Run) -> RunData:
         attention = parse_policy(run.run["policy"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise FrontierError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+    settings = {**run.run.get("sampling", {}), "dtype": run.run.get("dtype"), "weights": run.run.get("weights")}
     wanted = run.run.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
@@ -76,10 +79,11 @@ def run_data(run: Run) -> RunData:
         attention=attention,
         config=shape,
         problem=[record["problem"] for record in run.samples],
-        sample=[record["sample"] for record in run.samples],
+        sample=[(record["seed"], record["sample"]) for record in run.samples],
         prompt_tokens=[record["prompt_tokens"] for record in run.samples],
         output_tokens=[len(record["output_tokens"]) for record in run.samples],
         correct=[record["correct"] for record in run.samples],
+        settings={name: value for name, value in settings.items() if name != "seed"},
     )
 
 
@@ -156,8 +160,12 @@ class _Problem:
 
 def _by_problem(where: str, runs: list[RunData]) -> dict[str, _Problem]:
     problems: dict[str, _Problem] = {}
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, Hashable]] = set()
     for run in runs:
+        if other := [name for name in run.settings if run.settings[name] != runs[0].settings.get(name)]:
+            raise FrontierError(
+                f"{where}: runs that differ in {', '.join(other)} cannot be pooled; compare them one at a time"
+            )
         prompts, lengths = np.asarray(run.prompt_tokens), np.asarray(run.output_tokens)
         for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
             if (problem, sample) in seen:

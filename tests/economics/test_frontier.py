@@ -180,12 +180,12 @@ def test_pareto_passes_over_what_is_not_a_number():
 
 
 def test_a_run_folder_becomes_run_data():
-    record = {"problem": "a", "sample": 3, "prompt_tokens": 7, "output_tokens": [5, 6, 7], "correct": None}
+    record = {"problem": "a", "seed": 1, "sample": 3, "prompt_tokens": 7, "output_tokens": [5, 6, 7], "correct": None}
     config = {**dataclasses.asdict(SMALL), "eos_token_ids": list(SMALL.eos_token_ids)}
     run = {"model": "m", "policy": "block_topk:budget=64,page_size=16", "config": config}
     data = run_data(Run(Path("run"), run, {}, [record]))
     assert (data.model, data.attention, data.config) == ("m", BlockTopK(budget=64), SMALL)
-    assert (data.problem, data.sample, data.correct) == (["a"], [3], [None])
+    assert (data.problem, data.sample, data.correct) == (["a"], [(1, 3)], [None])
     assert (data.prompt_tokens, data.output_tokens) == ([7], [3])
     with pytest.raises(FrontierError, match=r"run\.json: missing config"):
         run_data(Run(Path("run"), {**run, "config": None}, {}, []))
@@ -196,7 +196,19 @@ def test_a_run_folder_becomes_run_data():
 
 
 def test_an_unfinished_run_warns():
-    record = {"problem": "a", "sample": 0, "prompt_tokens": 7, "output_tokens": [5], "correct": True}
+    record = {"problem": "a", "seed": 0, "sample": 0, "prompt_tokens": 7, "output_tokens": [5], "correct": True}
     run = {"model": "m", "policy": "dense", "config": dataclasses.asdict(SMALL), "n": 4}
     with pytest.warns(UserWarning, match="unfinished, 1 of 8 samples"):
         run_data(Run(Path("run"), run, {"a": {}, "b": {}}, [record]))
+
+
+def test_runs_of_two_seeds_pool_and_of_two_temperatures_do_not():
+    def part(seed: int, temperature: float):
+        record = {"problem": "a", "seed": seed, "sample": 0, "prompt_tokens": 7, "output_tokens": [5], "correct": True}
+        sampling = {"temperature": temperature, "seed": seed}
+        run = {"model": "m", "policy": "dense", "config": dataclasses.asdict(SMALL), "sampling": sampling}
+        return run_data(Run(Path("run"), run, {"a": {}}, [record]))
+
+    assert list(frontier([part(0, 1.0), part(1, 1.0)])["N"]) == [1, 2]
+    with pytest.raises(FrontierError, match="differ in temperature cannot be pooled"):
+        frontier([part(0, 1.0), part(1, 0.6)])
