@@ -17,10 +17,9 @@ import tyro
 
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import PolicyError, Sampling, parse_policy
+from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import load_problems
 from kinetics_jax.tasks.prompts import render_prompt
-from kinetics_jax.traces import TraceError
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
@@ -119,9 +118,9 @@ def frontier(
     from kinetics_jax.traces import read_run
 
     if not runs:
-        raise TraceError("frontier: name at least one run folder")
+        raise UserError("frontier: name at least one run folder")
     if figure and figure.suffix not in FIGURE_KINDS:
-        raise TraceError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
+        raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
     table = frontier_table([run_data(read_run(path)) for path in runs], convention=convention, hardware=hardware)
     if csv:
         table.to_csv(csv, index=False)
@@ -227,7 +226,7 @@ def _doctor_line(name: str, value: Any) -> str:
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise PolicyError(f"--{name} must be at least 1, got {value}")
+        raise UserError(f"--{name} must be at least 1, got {value}")
 
 
 def _with_room(sampling: Sampling, max_tokens: int | None, lm: LanguageModel, prompts: list[str]) -> Sampling:

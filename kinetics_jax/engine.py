@@ -22,11 +22,16 @@ from jax.typing import DTypeLike
 from kinetics_jax.attention import decode_attend, prefill_attend, summary_layers
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import UserError
 from kinetics_jax.pages import PageAllocator
-from kinetics_jax.policies import BlockTopK, Policy, PolicyError, Sampling
+from kinetics_jax.policies import BlockTopK, Policy, Sampling
 from kinetics_jax.sampling import problem_hash, sample_keys, sample_tokens, seed_key
 
 DEFAULT_PAGE_SIZE = 16
+
+
+class RequestError(UserError):
+    """A request, or engine settings, that cannot be run; the message names the problem or the setting and the cure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name, value in (("slots", self.slots), ("chunk", self.chunk), ("num_pages", self.num_pages)):
             if value is not None and value < 1:
-                raise PolicyError(f"engine: {name} must be at least 1, got {value}")
+                raise RequestError(f"engine: {name} must be at least 1, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,30 +249,30 @@ class Engine:
         self._open = False
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Raises PolicyError naming the first request that cannot be run."""
+        """Raises RequestError naming the first request that cannot be run."""
         for layer in getattr(self.policy, "dense_layers", ()):
             if layer >= self.config.num_layers:
-                raise PolicyError(f"{self.policy}: there is no layer {layer}; the model has {self.config.num_layers}")
+                raise RequestError(f"{self.policy}: there is no layer {layer}; the model has {self.config.num_layers}")
         if odd := [request for request in requests if len(set(request.samples)) < len(request.samples)]:
-            raise PolicyError(f"problem {odd[0].problem!r}: its samples {list(odd[0].samples)} name one twice")
+            raise RequestError(f"problem {odd[0].problem!r}: its samples {list(odd[0].samples)} name one twice")
         counts = collections.Counter(request.problem for request in requests)
         if repeated := [problem for problem, count in counts.items() if count > 1]:
-            raise PolicyError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
+            raise RequestError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
         positions, vocab = self.config.max_position_embeddings, self.config.vocab_size
         for request in requests:
             where, tokens = f"problem {request.problem!r}", len(request.prompt)
             if not tokens:
-                raise PolicyError(f"{where}: the prompt holds no token")
+                raise RequestError(f"{where}: the prompt holds no token")
             if not (min(request.prompt) >= 0 and max(request.prompt) < vocab):
-                raise PolicyError(f"{where}: token ids must lie in 0 … {vocab - 1}")
+                raise RequestError(f"{where}: token ids must lie in 0 … {vocab - 1}")
             if tokens + self.sampling.max_tokens > positions:
-                raise PolicyError(
+                raise RequestError(
                     f"{where}: {tokens} prompt tokens and max_tokens {self.sampling.max_tokens} exceed the model's "
                     f"{positions} positions; lower max_tokens"
                 )
             worst, num_pages = self._worst_case(tokens), self.settings.num_pages
             if num_pages is not None and num_pages < worst:
-                raise PolicyError(
+                raise RequestError(
                     f"{where}: {num_pages} pages of {self.page_size} tokens cannot hold its {worst}; "
                     f"raise num_pages or lower max_tokens"
                 )
@@ -277,7 +282,7 @@ class Engine:
     ) -> Iterator[Finished]:
         """Yields every requested sample in the order they finish; `on_chunk` hears how many tokens a chunk drew.
 
-        Raises PolicyError, before anything is computed, when a request cannot be run.
+        Raises RequestError, before anything is computed, when a request cannot be run.
         """
         if self._open:
             raise RuntimeError("this engine is running; end that run, or make another engine")

@@ -18,8 +18,8 @@ from kinetics_jax.attention import full_attend
 from kinetics_jax.checkpoints.hf import fingerprint, load_hf, read_config
 from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine import Engine, EngineSettings, Request
-from kinetics_jax.policies import Dense, Policy, PolicyError, Sampling
+from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
+from kinetics_jax.policies import Dense, Policy, Sampling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -121,12 +121,12 @@ class LanguageModel:
     ) -> list[Sample]:
         """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
 
-        `settings` defaults to a slot per sample, at most 32. Raises PolicyError for prompts that cannot fit.
+        `settings` defaults to a slot per sample, at most 32. Raises RequestError for prompts that cannot fit.
         """
         if n < 1:
-            raise PolicyError(f"generate: n must be at least 1, got {n}")
+            raise RequestError(f"generate: n must be at least 1, got {n}")
         if isinstance(prompts, str):
-            raise PolicyError("generate: prompts is a list of prompts, got one string; put it in a list")
+            raise RequestError("generate: prompts is a list of prompts, got one string; put it in a list")
         encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
         settings = settings or EngineSettings(slots=max(1, min(MAX_DEFAULT_SLOTS, n * len(requests))))

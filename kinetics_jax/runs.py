@@ -49,7 +49,7 @@ def best_of_n(
     """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
 
     What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError
-    when `out` holds another configuration, PolicyError when a prompt cannot fit.
+    when `out` holds another configuration, RequestError when a prompt cannot fit.
     """
     prompts = {problem.id: render_prompt(problem) for problem in problems}
     answers = {problem.id: problem.answer for problem in problems}

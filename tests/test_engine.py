@@ -12,8 +12,7 @@ import kinetics_jax as kj
 from kinetics_jax import engine as engine_module
 from kinetics_jax.attention import prefill_attend
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import Engine, EngineSettings, Request, decode_chunk
-from kinetics_jax.policies import PolicyError
+from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError, decode_chunk
 from kinetics_jax.sampling import seed_key
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
@@ -212,7 +211,7 @@ def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatc
     ],
 )
 def test_what_cannot_fit_is_refused(lm, request_, settings, says):
-    with pytest.raises(PolicyError, match=says):
+    with pytest.raises(RequestError, match=says):
         stream(lm, [request_], kj.Dense(), slots=2, **settings)
 
 
@@ -227,12 +226,12 @@ def test_an_engine_runs_one_run_at_a_time(lm):
 
 
 def test_repeated_problem_ids_are_refused(lm):
-    with pytest.raises(PolicyError, match="'a' is requested twice"):
+    with pytest.raises(RequestError, match="'a' is requested twice"):
         stream(lm, [Request("a", [5], [0]), Request("a", [6], [0])], kj.Dense(), slots=2)
 
 
 def test_dense_layers_beyond_the_model_are_refused(lm):
-    with pytest.raises(PolicyError, match="no layer 2"):
+    with pytest.raises(RequestError, match="no layer 2"):
         lm.generate([[5]], attention=kj.BlockTopK(pages=4, dense_layers=(2,)))
 
 
