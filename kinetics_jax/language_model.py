@@ -166,8 +166,7 @@ def load(
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if stored not in DTYPES:
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
-    # A directory goes by its own name; a hub id by itself, not by the revision its snapshot is kept under.
-    known_as = Path(name).resolve().name if Path(name).is_dir() else str(name)
-    config = read_config(directory, name=known_as)
+    # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
+    config = read_config(directory, name="" if Path(name).is_dir() else str(name))
     graph, weights = load_hf(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
     return LanguageModel(config, graph, weights, directory)

@@ -25,9 +25,12 @@ ALIGNMENT = 64  # bytes; jax adopts an aligned host buffer on the CPU instead of
 LISTED = 12  # problems of one kind spelled out before "and n more"
 
 
-def read_config(directory: Path, *, name: str) -> ModelConfig:
-    """config.json, with the end tokens of generation_config.json where there is one (Qwen3 names two there)."""
-    config = ModelConfig.from_hf(directory, name=name)
+def read_config(directory: Path, *, name: str = "") -> ModelConfig:
+    """config.json, with the end tokens of generation_config.json where there is one (Qwen3 names two there).
+
+    The model goes by `name`, or by the directory's own.
+    """
+    config = ModelConfig.from_hf(directory, name=name or directory.resolve().name)
     path = directory / "generation_config.json"
     if path.exists():
         try:
