@@ -34,6 +34,41 @@ AttentionArg = Annotated[
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn: the flags of every command that samples."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together weigh this much."""
+    top_k: int = 0
+    """Keep this many tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this likely, relative to the likeliest."""
+    max_tokens: int | None = None
+    """Most tokens of a sample; by default 1024, or as many as the model has positions for."""
+    seed: int = 0
+    """Another seed draws other samples."""
+
+    def check(self) -> None:
+        """Refuses impossible values before a model is loaded."""
+        Sampling(**{name: value for name, value in dataclasses.asdict(self).items() if value is not None})
+
+    def sampling(self, lm: LanguageModel, prompts: list[str]) -> Sampling:
+        """The sampling asked for, by default with as many tokens as fit behind the longest prompt."""
+        given = dataclasses.asdict(self)
+        if self.max_tokens is None:
+            longest = max(len(lm.encode(prompt)) for prompt in prompts)
+            room = max(1, lm.config.max_position_embeddings - longest)
+            given["max_tokens"] = min(Sampling.max_tokens, room)
+        return Sampling(**given)
+
+
+DrawArgs = tyro.conf.OmitArgPrefixes[Draw]
+DEFAULT_DRAW = Draw()
+
+
 def sample(
     model: Positional[ModelArg],
     *,
@@ -41,12 +76,7 @@ def sample(
     task: str = "builtin",
     n: int = 8,
     attention: AttentionArg = "dense",
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    max_tokens: int | None = None,
-    seed: int = 0,
+    draw: DrawArgs = DEFAULT_DRAW,
     limit: int | None = None,
     slots: int = 32,
     chunk: int = 32,
@@ -59,7 +89,6 @@ def sample(
         out: Run folder (new, or one that this command began).
         task: Problem set.
         n: Samples of each problem.
-        max_tokens: Most tokens of a sample; by default 1024, or as many as the model has positions for.
         limit: Only the first so many problems.
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
@@ -67,11 +96,11 @@ def sample(
         dtype: float32, bfloat16 or float16; by default what the device likes.
     """
     policy = parse_policy(attention)
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed=seed)
+    draw.check()
     problems = load_problems(task, limit=limit)
     _at_least_one("n", n)
     lm = _load(model, dtype)
-    sampling = _with_room(sampling, max_tokens, lm, [render_prompt(problem) for problem in problems])
+    sampling = draw.sampling(lm, [render_prompt(problem) for problem in problems])
     from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
 
@@ -159,12 +188,7 @@ def generate(
     prompt: str,
     n: int = 1,
     attention: AttentionArg = "dense",
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    max_tokens: int | None = None,
-    seed: int = 0,
+    draw: DrawArgs = DEFAULT_DRAW,
     dtype: str | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -173,15 +197,14 @@ def generate(
     Args:
         prompt: Text, tokenised as it stands.
         n: Number of samples.
-        max_tokens: Most tokens of a sample; by default 1024, or as many as the model has positions for.
         dtype: float32, bfloat16 or float16; by default what the device likes.
         as_json: One JSON record a sample.
     """
     policy = parse_policy(attention)
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed=seed)
+    draw.check()
     _at_least_one("n", n)
     lm = _load(model, dtype)
-    sampling = _with_room(sampling, max_tokens, lm, [prompt])
+    sampling = draw.sampling(lm, [prompt])
     for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
         if as_json:
             print(json.dumps(dataclasses.asdict(drawn), ensure_ascii=False))
@@ -227,14 +250,6 @@ def _doctor_line(name: str, value: Any) -> str:
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"--{name} must be at least 1, got {value}")
-
-
-def _with_room(sampling: Sampling, max_tokens: int | None, lm: LanguageModel, prompts: list[str]) -> Sampling:
-    """The sampling with the max_tokens asked for, or by default with as many as fit behind the longest prompt."""
-    if max_tokens is None:
-        longest = max(len(lm.encode(prompt)) for prompt in prompts)
-        max_tokens = min(sampling.max_tokens, max(1, lm.config.max_position_embeddings - longest))
-    return dataclasses.replace(sampling, max_tokens=max_tokens)
 
 
 def _load(model: str, dtype: str | None) -> LanguageModel:

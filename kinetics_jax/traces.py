@@ -121,6 +121,8 @@ class RunWriter:
             self._lock()
             if (self.path / "run.json").exists():
                 self._continue(run, problems)
+            elif (self.path / "samples.jsonl").stat().st_size:
+                raise TraceError(f"{self.path}: holds samples.jsonl but no run.json; give a new or empty folder")
             else:
                 write_whole(self.path / "problems.jsonl", "".join(_line(problem) for problem in problems))
                 write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")

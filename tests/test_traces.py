@@ -102,6 +102,15 @@ def test_strange_folders_are_refused(tmp_path):
         read_run(tmp_path)
 
 
+def test_samples_without_their_run_json_are_not_taken_over(tmp_path):
+    write(tmp_path, record("a", 0))
+    (tmp_path / "run.json").unlink()
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    with pytest.raises(TraceError, match=r"holds samples\.jsonl but no run\.json"):
+        write(tmp_path)
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+
+
 def test_a_folder_left_before_run_json_is_taken_over(tmp_path):
     (tmp_path / "problems.jsonl").write_text("half")
     (tmp_path / "run.json.partial").write_text("half")
