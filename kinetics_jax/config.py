@@ -180,6 +180,37 @@ class ModelConfig:
             name=name,
         )
 
+    def to_hf(self) -> dict[str, Any]:
+        """The fields of a Hugging Face `config.json`, for `from_hf` and transformers to read; it has no name."""
+        eos = list(self.eos_token_ids)
+        fields = {
+            "architectures": ["Qwen3MoeForCausalLM" if self.num_experts else "Qwen3ForCausalLM"],
+            "model_type": "qwen3_moe" if self.num_experts else "qwen3",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "eos_token_id": eos if len(eos) > 1 else eos[0] if eos else None,
+            "torch_dtype": self.dtype,
+        }
+        if self.num_experts:
+            fields |= {
+                "num_experts": self.num_experts,
+                "num_experts_per_tok": self.experts_per_token,
+                "moe_intermediate_size": self.moe_intermediate_size,
+                "norm_topk_prob": True,
+            }
+        return fields
+
     @classmethod
     def named(cls, name: str) -> ModelConfig:
         """A published Qwen3 size by its hub id (`Qwen/Qwen3-8B`) or short name (`Qwen3-8B`, `8B`)."""

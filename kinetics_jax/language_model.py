@@ -15,8 +15,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from kinetics_jax.attention import full_attend
-from kinetics_jax.checkpoints.hf import fingerprint, load_hf, read_config
-from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
+from kinetics_jax.checkpoints.convert import LOADERS
+from kinetics_jax.checkpoints.files import fingerprint
+from kinetics_jax.checkpoints.hf import read_config
+from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.policies import Dense, Policy, Sampling
@@ -155,7 +157,7 @@ def load(
     dtype: DTypeLike | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
-    """Loads a checkpoint: a built-in name, a Hugging Face directory, or a hub id.
+    """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, or a hub id.
 
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
     float32 on a CPU. Raises CheckpointError or ConfigError saying what is wrong and where.
@@ -166,7 +168,8 @@ def load(
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if stored not in DTYPES:
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
+    load_weights = LOADERS[checkpoint_kind(directory)]
     # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
     config = read_config(directory, name="" if Path(name).is_dir() else str(name))
-    graph, weights = load_hf(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
+    graph, weights = load_weights(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
     return LanguageModel(config, graph, weights, directory)

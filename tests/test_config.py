@@ -103,3 +103,16 @@ def test_files_that_are_no_config(tmp_path):
         ModelConfig.from_hf(tmp_path)
     with pytest.raises(ConfigError, match=r"did you mean Qwen/Qwen3-1\.7B"):
         ModelConfig.named("Qwen/Qwen3-1.8B")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_written_is_read_back(name):
+    config = ModelConfig.named(name)
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())), name=config.name) == config
+
+
+def test_one_end_token_or_none_is_written_as_it_is_read():
+    for eos in (7, None):
+        config = ModelConfig.from_hf(tiny_config(eos_token_id=eos, tie_word_embeddings=True))
+        assert config.to_hf()["eos_token_id"] == eos
+        assert ModelConfig.from_hf(config.to_hf()) == config

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: Hugging Face layout (safetensors). Weights are never read from pickles."""
+"""Checkpoints in and out: Hugging Face layout (safetensors) and Orbax. Weights are never read from pickles."""

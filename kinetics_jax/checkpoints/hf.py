@@ -1,28 +1,29 @@
-"""Hugging Face checkpoints: config.json and one or many safetensors shards, streamed tensor by tensor."""
+"""Hugging Face checkpoints, read and written tensor by tensor: config.json and one or many safetensors shards."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from kinetics_jax.checkpoints.files import INDEX, find_shards, listed, write_companions, written_whole
 from kinetics_jax.checkpoints.resolve import CheckpointError
+from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, sharding_of
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
-from kinetics_jax.models.qwen3 import Qwen3
 
-INDEX = "model.safetensors.index.json"
-FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
+FLOAT_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 SLICE_BYTES = 16 << 20  # read, checked and cast at a time
 ALIGNMENT = 64  # bytes; jax adopts an aligned host buffer on the CPU instead of copying it
-LISTED = 12  # problems of one kind spelled out before "and n more"
+SHARD_BYTES = 5_000_000_000
 
 
 def read_config(directory: Path, *, name: str = "") -> ModelConfig:
@@ -46,20 +47,20 @@ def load_hf(
     directory: str | Path,
     config: ModelConfig,
     *,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
+    sharding: Placement = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Loads a directory's safetensors into Qwen3's parameters, cast to `dtype`: `nnx.split` of the loaded model.
+    """Loads a directory's safetensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
 
-    Beside the weights themselves the host holds one tensor's file pages and one slice at a time. `on_tensor(done,
-    total)` is called after each tensor. Raises CheckpointError naming every missing, extra, misshapen, non-finite or
-    truncated tensor at once.
+    None keeps each tensor's stored dtype. Arrays go straight to `sharding` (one for all, or a function of the
+    parameter's name). Beside the weights themselves the host holds one tensor's file pages and one slice at a time.
+    `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming every missing, extra, misshapen,
+    non-finite or truncated tensor at once.
     """
     directory = Path(directory)
-    abstract = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=dtype))
-    graph, state = nnx.split(abstract)
-    wanted = {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
-    shards, problems = _find_shards(directory)
+    graph, wanted = expected(config)
+    shards, problems = find_shards(directory)
 
     found: dict[str, tuple[Path, str]] = {}  # our name → (file, name in it)
     headers_complete = not problems
@@ -77,65 +78,77 @@ def load_hf(
                 problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
             found[ours] = (shard, name)
     if headers_complete:  # an unreadable shard would make all its tensors look missing
-        problems += _listed("missing", [name for name in wanted if name not in found])
+        problems += listed("missing", [name for name in wanted if name not in found])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     extra = [name for name in found if name not in wanted and name not in ignored and "rotary_emb" not in name]
-    problems += _listed("not part of this model", extra)
+    problems += listed("not part of this model", extra)
 
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
         if name in found:
-            tensor, fault = _read(*found[name], shape, np.dtype(dtype))
-            misfits += [f"{name} {fault}"] if fault else []
+            tensor, fault = _read(*found[name], shape, None if dtype is None else np.dtype(dtype))
+            place, unfit = sharding_of(name, shape, sharding)
+            misfits += [f"{name} {fault or unfit}"] if fault or unfit else []
             if tensor is not None and not problems and not misfits:
-                loaded.append((path, nnx.Param(jax.device_put(tensor))))
+                loaded.append((path, nnx.Param(jax.device_put(tensor, place))))
         on_tensor(done, len(wanted))
-    problems += misfits[:LISTED] + ([f"and {len(misfits) - LISTED} more"] if len(misfits) > LISTED else [])
+    problems += first_few(misfits)
     if problems:
         raise CheckpointError(f"{directory}: cannot load this checkpoint\n  " + "\n  ".join(problems))
     return graph, nnx.from_flat_state(loaded)
 
 
-def fingerprint(directory: Path) -> str:
-    """32 hex digits that tell checkpoints apart: BLAKE2b over each safetensors file's name, size, and slices of it.
+def save_hf(
+    directory: str | Path,
+    config: ModelConfig,
+    weights: nnx.State,
+    *,
+    companions: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Writes a new directory in Hugging Face layout, each array in its own dtype, for transformers and `load_hf`.
 
-    Of a large file, its first MiB (which holds the header) and 64 slices of 64 KiB spread over the rest are read.
+    One model.safetensors, or shards of at most `shard_bytes` (a larger tensor has one alone) with their index.
+    Configuration and tokenizer come from the directory `companions` (`write_companions`). The host holds one shard
+    beside the weights. Nothing is at `directory` until all is written. Raises CheckpointError if it exists and is not
+    empty.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for shard in _find_shards(directory)[0]:
-        size = shard.stat().st_size
-        digest.update(f"{shard.name} {size}\n".encode())
-        with open(shard, "rb") as file:
-            digest.update(file.read(1 << 20))
-            for part in range(64):
-                file.seek(size * part // 64)
-                digest.update(file.read(1 << 16))
-    return digest.hexdigest()
+    directory = Path(directory)
+    arrays = named(weights)
+    groups: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, array in arrays.items():
+        if array.nbytes > room and groups[-1]:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(name)
+        room -= array.nbytes
+    cpu = jax.local_devices(backend="cpu")[0]
+    weight_map: dict[str, str] = {}
+    with written_whole(directory) as partial:
+        write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
+        for number, group in enumerate(groups, start=1):
+            shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
+            # Moved by device_put, because an array of another device keeps what np.asarray fetches of it.
+            part = {_hf_name(name): np.asarray(jax.device_put(arrays[name], cpu)) for name in group}
+            save_file(part, partial / shard, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(part, shard)
+            on_tensor(len(weight_map), len(arrays))
+        if len(groups) > 1:
+            total = sum(array.nbytes for array in arrays.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return directory
 
 
-def _find_shards(directory: Path) -> tuple[list[Path], list[str]]:
-    """The safetensors files of a checkpoint, and what is wrong with their listing."""
-    index = directory / INDEX
-    if index.exists():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted({str(name) for name in weight_map.values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            return [], [f"{INDEX} is not a shard index ({type(error).__name__}: {error})"]
-        absent = [f"{name} is named by {INDEX} and missing" for name in names if not (directory / name).exists()]
-        return [directory / name for name in names if (directory / name).exists()], absent
-    single = directory / "model.safetensors"
-    shards = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
-    if shards:
-        return shards, []
-    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt")) + sorted(directory.glob("*.pth"))
-    hint = f"; {pickled[0].name} is a pickle, which is never read: convert it to safetensors" if pickled else ""
-    return [], [f"no *.safetensors file{hint}"]
+def _hf_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray | None, str]:
-    """One tensor cast to `dtype`, and what is wrong with it ("" if nothing).
+def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype | None) -> tuple[np.ndarray | None, str]:
+    """One tensor cast to `dtype` (None: as it is stored), and what is wrong with it ("" if nothing).
 
     The file is opened anew for each tensor, so that its mapped pages leave memory with it.
     """
@@ -146,6 +159,9 @@ def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tu
             return None, f"has shape {list(stored)}, expected {list(shape)}"
         if source.get_dtype() not in FLOAT_DTYPES:
             return None, f"is stored as {source.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}"
+        dtype = np.dtype(FLOAT_DTYPES[source.get_dtype()]) if dtype is None else dtype
+        if dtype == np.float64:
+            return None, "is stored as F64, which jax does not hold; name a dtype"
         tensor = _aligned(shape, dtype)
         row_bytes = max(1, int(np.prod(shape[1:])) * 8)
         rows = max(1, SLICE_BYTES // row_bytes)
@@ -164,10 +180,3 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     offset = -raw.ctypes.data % ALIGNMENT
     return raw[offset : offset + size].view(dtype).reshape(shape)
-
-
-def _listed(label: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return [f"{label}: {', '.join(names[:LISTED])}{more}"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Literal
 
 from kinetics_jax.errors import UserError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-HUB_FILES = ["*.safetensors", "*.json"]
+ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
 
 class CheckpointError(UserError):
@@ -44,16 +46,60 @@ def resolve(name: str | Path) -> Path:
     )
 
 
+def checkpoint_kind(directory: Path) -> Literal["hf", "orbax"]:
+    """How a directory keeps its weights. Raises CheckpointError if it is no checkpoint of either kind."""
+    if any(directory.glob("*.safetensors")):
+        return "hf"
+    if (directory / ORBAX_WEIGHTS).is_dir():
+        return "orbax"
+    if (directory / "config.json").exists():
+        return "hf"  # its reader says which weights are missing
+    if any(directory.glob("*_METADATA")):
+        raise CheckpointError(
+            f"{directory}: bare Orbax arrays; a checkpoint has them in {ORBAX_WEIGHTS}/, with config.json beside it"
+        )
+    raise CheckpointError(
+        f"{directory}: not a checkpoint; one holds config.json and either *.safetensors or Orbax's {ORBAX_WEIGHTS}/"
+    )
+
+
+def hub_failure(name: str, error: Exception) -> str:
+    """One line for a user about what huggingface_hub raised while `name` (a model or a data set) was fetched."""
+    from huggingface_hub import errors
+
+    hub, cause = f"{name}: not on disk, and the hub", error.__cause__
+    if isinstance(error, errors.GatedRepoError):  # before its parent, RepositoryNotFoundError
+        return f"{name}: gated on the hub; accept its terms on its page there and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{hub} has no repository of this name; if it is a private one, log in with `hf auth login`"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{hub} refused: {_first_line(error)}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if isinstance(cause, errors.HfHubHTTPError):
+            return f"{hub} answered {cause.response.status_code}; try again later"
+        offline = " (HF_HUB_OFFLINE is set)" if isinstance(cause, errors.OfflineModeIsEnabled) else ""
+        partly = type(error).__name__ == "IncompleteSnapshotError"  # new in huggingface_hub 2
+        whole = "only partly on disk" if partly else "not on disk"
+        return f"{name}: {whole}, and the hub cannot be reached{offline}; download it where there is a network"
+    if isinstance(error, errors.HFValidationError):
+        return f"{name}: not on disk, and not a name on the hub ({_first_line(error)})"
+    return f"{name}: the download broke off ({type(error).__name__}: {_first_line(error)}); the same command resumes it"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0].strip().rstrip(".")
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except LocalEntryNotFoundError as error:
+        snapshot = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
+        raise CheckpointError(hub_failure(name, error)) from error
+    if not any(snapshot.glob("*.safetensors")):
         raise CheckpointError(
-            f"{name}: not a local directory, not in the hub's cache, and the hub cannot be reached; "
-            f"download it where there is a network and give its directory"
-        ) from error
-    except HfHubHTTPError as error:
-        raise CheckpointError(f"{name}: the hub refused: {str(error).splitlines()[0]}") from error
+            f"{name}: {snapshot} holds no *.safetensors: the hub has none of it, or its download was interrupted "
+            f"(with a network, the same command resumes it)"
+        )
+    return snapshot

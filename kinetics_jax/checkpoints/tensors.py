@@ -1,0 +1,44 @@
+"""What readers and writers of weights share: the names a model wants, where arrays go, how faults are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Sharding
+
+from kinetics_jax.checkpoints.files import LISTED
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.models.qwen3 import Qwen3
+
+# Where arrays go: everywhere the same, by parameter name (`layers.0.mlp.up_proj.weight`), or to jax's default device.
+Placement = Sharding | Callable[[str], Sharding] | None
+
+
+def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
+    """A model's graph, and of each parameter, by name: its path in the state, and its shape."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.float32)))
+    return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
+
+
+def named(weights: nnx.State) -> dict[str, jax.Array]:
+    """A model's arrays by parameter name."""
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
+
+
+def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:
+    """The sharding a placement gives an array, and why it cannot have it ("" if it can)."""
+    sharding = placement(name) if callable(placement) else placement
+    if sharding is not None:
+        try:
+            sharding.shard_shape(tuple(shape))
+        except ValueError as error:
+            return None, f"of shape {list(shape)} cannot be laid out as {sharding}: {str(error).splitlines()[0]}"
+    return sharding, ""
+
+
+def first_few(faults: list[str]) -> list[str]:
+    """A line for each of the first faults, and how many more there are."""
+    return faults[:LISTED] + ([f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else [])
