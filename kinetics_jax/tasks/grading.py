@@ -8,7 +8,7 @@ from typing import Protocol
 
 BOXED = "\\boxed{"
 BRACE = re.compile(r"\\boxed\{|[{}]")
-INTEGER = re.compile(r"([+-]?)0*(\d+)")
+INTEGER = re.compile(r"([+-]?)(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +46,19 @@ def grade_integer(text: str, answer: str) -> Grade:
     r"""Exact comparison of integers: the last `\boxed{…}` against the answer. Signs and leading zeros are read, any
     other text in the box is a wrong answer. Raises ValueError when the known answer is no integer.
     """
-    want = _integer(answer)
+    want = integer(answer)
     if want is None:
         raise ValueError(f"the known answer {answer!r} is not an integer")
     boxed = last_boxed(text)
-    return Grade(correct=boxed is not None and _integer(boxed) == want, answer=boxed)
+    return Grade(correct=boxed is not None and integer(boxed) == want, answer=boxed)
 
 
-def _integer(text: str) -> str | None:
-    """Canonical digits; compared as text, since a model may write more digits than Python likes to convert."""
+def integer(text: str) -> str | None:
+    """Canonical digits of an integer, None for other text. Text, since a model may write more digits than Python likes
+    to convert.
+    """
     match = INTEGER.fullmatch(text.strip())
     if match is None:
         return None
-    sign, digits = match.groups()
+    sign, digits = match[1], match[2].lstrip("0") or "0"
     return f"-{digits}" if sign == "-" and digits != "0" else digits

@@ -1,13 +1,24 @@
-"""Problem sets by task name. No jax."""
+"""Problem sets by task name, from the hub or from a file. No jax."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from kinetics_jax.checkpoints.resolve import ASSETS
+from kinetics_jax.checkpoints.resolve import ASSETS, hub_failure
 from kinetics_jax.errors import UserError
+from kinetics_jax.tasks.grading import last_boxed
+
+BUILTIN = "builtin"
+QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
+ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "gold", "target")
+SOLUTION_COLUMNS = ("solution", "reference_solution")  # taken where there is no column of answers: their last box
+ID_COLUMNS = ("id", "unique_id", "problem_id")
 
 
 class TaskError(UserError):
@@ -23,14 +34,252 @@ class Problem:
     answer: str
 
 
-TASKS: dict[str, Path] = {"builtin": ASSETS / "problems.jsonl"}
+@dataclasses.dataclass(frozen=True)
+class HubTask:
+    """A data set on the Hugging Face hub: repository, split, columns, and how many problems it has."""
+
+    repository: str
+    split: str
+    question: str
+    answer: str
+    count: int
+
+
+HUB_TASKS = {
+    "aime24": HubTask("HuggingFaceH4/aime_2024", "train", "problem", "answer", 30),
+    "aime25": HubTask("math-ai/aime25", "test", "problem", "answer", 30),
+    "amc23": HubTask("math-ai/amc23", "test", "question", "answer", 40),
+    "math500": HubTask("HuggingFaceH4/MATH-500", "test", "problem", "answer", 500),
+    "gsm8k": HubTask("InfiniAILab/gsm8k", "test", "question", "answer", 1319),
+}
+TASKS = (BUILTIN, *HUB_TASKS)
 
 
 def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a task (all by default). Raises TaskError for an unknown task."""
+    """The first `limit` problems of a task (all by default), in the order of its file.
+
+    A hub task is downloaded, or taken from the hub's cache, which needs no network. Raises TaskError for an unknown
+    task, and in one line when the hub cannot be reached or its data set is not what it was.
+    """
     if task not in TASKS:
         raise TaskError(f"task {task!r} is not known (known: {', '.join(TASKS)})")
+    _check_limit(f"task {task!r}", limit)
+    if task == BUILTIN:
+        return load_problem_file(ASSETS / "problems.jsonl", limit=limit)
+    hub = HUB_TASKS[task]
+    files = split_files(_download(hub.repository), hub.split, hub.repository)
+    records = [record for path in files for record in _read(path)]
+    problems = _problems(records, hub.question, hub.answer, task)
+    if len(problems) != hub.count:
+        raise TaskError(f"{hub.repository}: {len(problems)} problems in split {hub.split}, {task} has {hub.count}")
+    return problems[:limit]
+
+
+def load_problem_file(
+    path: str | Path,
+    *,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+) -> list[Problem]:
+    r"""The first `limit` problems of a file: JSONL, JSON (a list of objects), CSV with a header, or Parquet.
+
+    Columns that are not named are looked for by the names that data sets use; a column of solutions gives their last
+    `\boxed{…}`. An answer with `####` is what follows it. Ids are the file's own (columns id, unique_id, problem_id)
+    where all problems have one and no two the same, else `<task>-<index>`, the task being the file's stem unless
+    named: name it, and a set has the same ids from a file as from the hub, if the file is the hub's.
+    Raises TaskError naming file and line.
+    """
+    path = Path(path)
+    _check_limit(str(path), limit)
+    records = list(_read(path))
+    if not records:
+        raise TaskError(f"{path}: holds no problems")
+    columns = list(dict.fromkeys(name for _, record in records for name in record))
+    question_column = question_column or _find_column(path, "question", columns, QUESTION_COLUMNS)
+    answer_column = answer_column or _find_column(path, "answer", columns, ANSWER_COLUMNS, SOLUTION_COLUMNS)
+    return _problems(records, question_column, answer_column, task or path.stem)[:limit]
+
+
+def _check_limit(what: str, limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise TaskError(f"task {task!r}: the number of problems must be at least 1, got {limit}")
-    lines = TASKS[task].read_text(encoding="utf-8").splitlines()
-    return [Problem(**json.loads(line)) for line in lines[:limit]]
+        raise TaskError(f"{what}: the number of problems must be at least 1, got {limit}")
+
+
+def _find_column(path: Path, kind: str, columns: list[str], *choices: Sequence[str]) -> str:
+    """The only column whose name, in small letters, is among the first choices that any is among."""
+    for names in choices:
+        found = [column for column in columns if column.lower() in names]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise TaskError(f"{path}: {' and '.join(found)} may hold the {kind}; say which with --{kind}-column")
+    raise TaskError(
+        f"{path}: no column has a name of {kind}s; name one with --{kind}-column (columns: {', '.join(columns)})"
+    )
+
+
+# A record and where it stands, for messages.
+Record = tuple[str, dict[str, Any]]
+
+
+def _problems(records: list[Record], question_column: str, answer_column: str, task: str) -> list[Problem]:
+    ids = _own_ids([record for _, record in records])
+    problems = []
+    for index, (where, record) in enumerate(records):
+        question = _text(where, record, question_column)
+        answer = _final_answer(where, answer_column, _text(where, record, answer_column))
+        problems.append(Problem(ids[index] if ids else f"{task}-{index}", question, answer))
+    return problems
+
+
+def _own_ids(records: list[dict[str, Any]]) -> list[str] | None:
+    """The first column of ids that tells all records apart."""
+    for column in ID_COLUMNS:
+        values = [record.get(column) for record in records]
+        if all(isinstance(value, str | int) and not isinstance(value, bool) and value != "" for value in values):
+            ids = [str(value) for value in values]
+            if len(set(ids)) == len(ids):
+                return ids
+    return None
+
+
+def _text(where: str, record: dict[str, Any], column: str) -> str:
+    """A column's text; numbers as people write them. Refuses what is missing, empty, or no text."""
+    if column not in record:
+        raise TaskError(f"{where}: no column {column!r} (columns: {', '.join(record)})")
+    value = record[column]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        value = str(value)
+    if not isinstance(value, str):
+        raise TaskError(f"{where}: {column!r} must be text or a number, got {value!r:.60}")
+    if not value.strip():
+        raise TaskError(f"{where}: {column!r} is empty")
+    return value
+
+
+def _final_answer(where: str, column: str, text: str) -> str:
+    _, marked, final = text.rpartition("####")
+    if marked:
+        answer = final.strip().replace(",", "")
+    elif column.lower() in SOLUTION_COLUMNS:
+        answer = last_boxed(text)
+        if answer is None:
+            raise TaskError(f"{where}: {column!r} boxes no answer; name the column of final answers (--answer-column)")
+    else:
+        answer = text.strip()
+    if not answer.strip():
+        raise TaskError(f"{where}: {column!r} ends without an answer")
+    return answer
+
+
+def _read(path: Path) -> Iterator[Record]:
+    """Records of a file and where they stand, by the ending of its name."""
+    if path.suffix.lower() not in READERS:
+        raise TaskError(f"{path}: a problem file ends in {', '.join(READERS)}")
+    if not path.is_file():
+        raise TaskError(f"{path}: no such file")
+    try:
+        yield from READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    # Lines end with \n alone: str.splitlines would cut texts at separators that JSON leaves as they are.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _object(where, _parse(where, line))
+
+
+def _read_json(path: Path) -> Iterator[Record]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):  # the hub has JSON lines under this name too
+        yield from _read_jsonl(path)
+        return
+    for number, record in enumerate(_parse(str(path), text), start=1):
+        where = f"{path}, record {number}"
+        yield where, _object(where, record)
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{where}: not valid JSON ({error})") from error
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TaskError(f"{where}: must be an object with named columns, got {value!r:.60}")
+    return value
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for record in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in record or None in record.values():
+                    raise TaskError(f"{where}: not as many fields as the header has")
+                yield where, record
+        except csv.Error as error:
+            raise TaskError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors are among these
+        raise TaskError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    for index, record in enumerate(table.to_dict(orient="records")):
+        yield f"{path}, row {index}", {str(name): value for name, value in record.items()}
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _download(repository: str) -> Path:
+    """The data files of a data set on the hub, downloaded or from the cache."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in READERS]
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
+        raise TaskError(hub_failure(repository, error)) from error
+
+
+def split_files(folder: Path, split: str, repository: str) -> list[Path]:
+    """The data files of one split of a data set: `test.jsonl`, `data/test-00000-of-00001.parquet`, `test/0.json` …
+
+    One folder and one format (in the order of READERS, where a set comes in several); shards in their order. Raises
+    TaskError where there is none, or where several folders (configurations) have one.
+    """
+    named = re.compile(rf"(?:^|[^a-z0-9]){re.escape(split)}(?:[^a-z0-9]|$)")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() in READERS]
+    found = [path for path in files if named.search(path.relative_to(folder).with_suffix("").as_posix().lower())]
+    if not found:
+        raise TaskError(
+            f"{repository}: no data file of split {split!r} in {folder} "
+            f"(files: {', '.join(path.relative_to(folder).as_posix() for path in files) or 'none'})"
+        )
+    if len(parents := {path.parent.relative_to(folder).as_posix() for path in found}) > 1:
+        raise TaskError(
+            f"{repository}: split {split!r} is in several folders ({', '.join(sorted(parents))}); "
+            f"download one and give its file instead"
+        )
+    suffix = min((path.suffix.lower() for path in found), key=list(READERS).index)
+    return [path for path in found if path.suffix.lower() == suffix]

@@ -1,0 +1,124 @@
+"""Compares answers with math-verify, in a process of its own: a script, started by math_grading and never imported.
+
+JSON lines on standard input and output. The first line out is {"ready": true}; then every request has one reply:
+
+    {"gold": text, "box": text}    is what a box holds equal to the known answer?   {"correct": bool, "answer": text}
+    {"gold": text, "text": text}   the same for a text's last expression; null where there is none
+
+or {"error": text} instead, with "last": true where the process is of no more use. Arguments: bytes of address space,
+and the seconds after which a request kills the process (a safeguard for when the parent, which has the shorter clock,
+is gone).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+
+def main() -> None:
+    memory, seconds = int(sys.argv[1]), int(sys.argv[2])
+    # Replies own the real standard output; whatever a library prints goes nowhere.
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who closes our input
+    logging.disable()
+    try:
+        limit_memory(memory)
+        compare({"gold": "x^2", "box": "x^2"})  # imports, and builds the regular expressions and the parser
+        reply: dict[str, Any] = {"ready": True}
+    except Exception as error:
+        reply = {"error": short(error)}
+    print(json.dumps(reply), file=replies, flush=True)
+    for line in sys.stdin:
+        # The default action of SIGALRM ends the process even inside a long computation in C.
+        if hasattr(signal, "alarm"):
+            signal.alarm(seconds)
+        try:
+            reply = compare(json.loads(line))
+        except Exception as error:
+            reply = {"error": short(error)}
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+        # math-verify takes its own failures, out of memory too, for a difference; such a verdict is not to be trusted.
+        if reply.get("correct") is False and peak_memory() > memory / 2:
+            reply = {
+                "error": "out of memory",
+                "last": True,
+            }  # peaks are not forgotten: the parent starts another process
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def limit_memory(size: int) -> None:
+    """Makes allocations beyond `size` bytes of address space fail, where the system can."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def peak_memory() -> int:
+    """The most bytes of address space this process ever had; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmPeak:")), 0)
+    except OSError:
+        return 0
+
+
+def compare(request: dict[str, str]) -> dict[str, Any]:
+    """The reply to one request. Exceptions of math-verify and sympy pass through."""
+    from math_verify import verify
+
+    gold = read_gold(request["gold"])
+    if not gold:
+        return {"error": f"the known answer {request['gold']!r} cannot be read"}
+    if "box" in request:
+        answer = request["box"]
+        found = extract("\\boxed{" + answer + "}", "no_fallback")
+    else:
+        found = extract(request["text"], "first_match")
+        answer = found.pop() if found and isinstance(found[-1], str) else None  # the text of the match comes last
+    # Inequalities are sets of numbers: 1 < x < 2 answers (1, 2).
+    correct = verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+    return {"correct": bool(correct), "answer": answer}
+
+
+def imaginary(expression: Any) -> Any:
+    """The expression with its `i` as the imaginary unit, which math-verify leaves a symbol."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr):
+        return expression
+    units = {symbol: sympy.I for symbol in expression.free_symbols if str(symbol) == "i"}
+    return expression.xreplace(units) if units else expression
+
+
+@functools.lru_cache(maxsize=4096)
+def read_gold(text: str) -> list[Any]:
+    """The known answer as a list of one sympy object; empty when it cannot be read."""
+    return extract("\\boxed{" + text + "}", "no_fallback")
+
+
+def extract(text: str, fallback: Any) -> list[Any]:
+    """math-verify's reading of a text: boxes first, then `the final answer is …`, then the last formula or number."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    targets = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    found = parse(text, targets, fallback_mode=fallback, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+    return [imaginary(expression) for expression in found]
+
+
+def short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+if __name__ == "__main__":
+    main()
