@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.checkpoints.resolve import builtin_models
-from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, slug
+from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks, Sampling, SlidingWindow, slug
 from kinetics_jax.tasks.problems import load_problems
 
 if TYPE_CHECKING:
@@ -25,17 +25,28 @@ MAX_TOKENS = 72  # the longest solution has 67
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What the demo runs: which of the built-in models, token budgets, problems, and samples of each."""
+    """What the demo runs: which of the built-in models, token budgets, problems, and samples of each.
+
+    `rivals`: budgets that the last model is also given for other choices of what to attend to.
+    """
 
     models: list[str]
     budgets: tuple[int, ...]
     problems: int
     samples: int
+    rivals: tuple[int, ...] = ()
 
-    @property
-    def policies(self) -> list[Policy]:
-        """Dense, then block top-k by falling budget, in every layer."""
-        return [Dense(), *(BlockTopK(budget=b, page_size=PAGE_SIZE, dense_layers=()) for b in self.budgets)]
+    def policies(self, model: str) -> list[Policy]:
+        """Dense, then block top-k by falling budget, then its rivals: a window, and pages drawn by lot.
+
+        All in every layer. The oracle is left out: no convention charges for finding its tokens.
+        """
+        found: list[Policy] = [Dense()]
+        found += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.budgets]
+        if model == self.models[-1]:
+            found += [SlidingWindow(budget=budget, dense_layers=()) for budget in self.rivals]
+            found += [RandomBlocks(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.rivals]
+        return found
 
 
 def demo_grid(*, quick: bool) -> Grid:
@@ -43,18 +54,19 @@ def demo_grid(*, quick: bool) -> Grid:
     models = builtin_models()
     if quick:
         return Grid([models[0], models[-1]], budgets=(64, 32), problems=32, samples=4)
-    return Grid(models, budgets=(96, 64, 32, 16), problems=96, samples=8)
+    return Grid(models, budgets=(96, 64, 32, 16), problems=96, samples=8, rivals=(96, 64))
 
 
 def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
-    """Samples the grid into `out/<model>-<policy>`, writes frontier.csv, the figures and report.html.
+    """Samples the grid into `out/<model>-<policy>`, writes frontier.csv, length.csv, budget.csv, their figures and
+    report.html.
 
     Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
     """
-    from kinetics_jax.economics.frontier import frontier, run_data
     from kinetics_jax.engine import EngineSettings
+    from kinetics_jax.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
     from kinetics_jax.language_model import load
-    from kinetics_jax.report import frontier_figure, pass_at_k_figure, write_report
+    from kinetics_jax.report import tables_of, write_report
     from kinetics_jax.runs import best_of_n
 
     grid = demo_grid(quick=quick)
@@ -64,7 +76,7 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
     runs: list[Any] = []
     for model in grid.models:
         lm = load(model)
-        for policy in grid.policies:
+        for policy in grid.policies(model):
             with bar(f"{model} {policy}") as on_progress:
                 run = best_of_n(
                     lm,
@@ -79,21 +91,12 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
                     on_progress=on_progress,
                 )
             runs.append(run)
-    table = frontier([run_data(run) for run in runs], hardware="h100")
-    table.to_csv(out / "frontier.csv", index=False)
-    frontier_figure(table).savefig(out / "frontier.png", dpi=200, metadata={"Software": None})
-    pass_at_k_figure(table).savefig(out / "pass_at_k.png", dpi=200, metadata={"Software": None})
-    write_report(
-        out / "report.html",
-        title="kinetics demo",
-        table=table,
-        samples=[
-            {**sample, "model": run.run["model"], "attention": run.run["policy"]}
-            for run in runs
-            for sample in run.samples
-        ],
-        problems={problem.id: dataclasses.asdict(problem) for problem in problems},
-        command=command,
-        runs=[run.run for run in runs],
-    )
-    return table
+    tables = tables_of(runs, hardware="h100")
+    for name, table in vars(tables).items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    frontier_figure(tables.frontier).savefig(out / "frontier.png", dpi=200, metadata={"Software": None})
+    pass_at_k_figure(tables.frontier).savefig(out / "pass_at_k.png", dpi=200, metadata={"Software": None})
+    length_figure(tables.length).savefig(out / "length.png", dpi=200, metadata={"Software": None})
+    budget_figure(tables.budget).savefig(out / "budget.png", dpi=200, metadata={"Software": None})
+    write_report(out / "report.html", runs, tables, title="kinetics demo", command=command)
+    return tables.frontier

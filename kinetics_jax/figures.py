@@ -1,125 +1,148 @@
-"""Figures of a frontier table, for light and for dark ground; drawn without pyplot and its global state."""
+"""Figures of the frontier and of the ablations, for light and for dark ground.
+
+All take the table they draw, `dark` and a `width` in inches (3.3 to 5 are legible), and return a matplotlib Figure that
+no global state refers to. Intervals are the table's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from kinetics_jax.figure_style import SMALL, Look, blank, handle, legend, look, panel
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind; brighter kin of them on dark ground.
-LIGHT = {"ink": "#222222", "faint": "#dddddd", "envelope": "#9a9a9a", "ground": "#ffffff"}
-DARK = {"ink": "#e6e6e6", "faint": "#3a3f45", "envelope": "#8a8f96", "ground": "#16191d"}
-LIGHT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DARK_COLOURS = ("#56B4E9", "#FF8A4C", "#2CC79A", "#E7A3CB", "#F0C43C", "#8FA8FF", "#FFFFFF")
-SPARSE_MARKERS = ("s", "^", "D", "v", "P", "X")
-SPARSE_DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
-
 
 def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Accuracy against cost: a colour per model, a line style and marker per attention, the Pareto envelope in grey.
+    """Accuracy against cost; `table` as made by `economics.frontier.frontier`.
 
-    `table` as made by `economics.frontier.frontier`; one point per row with its interval. `width` in inches; `dark`
-    draws for dark ground. Returns a matplotlib Figure that no global state refers to.
+    One point per row with its interval; what is on the frontier is joined in grey by steps: the best accuracy that a
+    cost buys.
     """
-    figure, axes = _axes(width, dark)
+    style = look(table, dark=dark)
+    figure = blank(width, 0.85 * width, style)
+    axes = figure.add_subplot()
     on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=["cost", "accuracy"])
-    envelope = _theme(dark)["envelope"]
-    axes.plot(on["cost"], 100 * on["accuracy"], color=envelope, lw=6, alpha=0.4, solid_capstyle="round", zorder=1)
-    _lines(axes, table, "cost", dark)
-    models, _ = _styles(table, dark)
-    colours = [models[name]["color"] for name in table["model"]]
-    low, high = 100 * table["low"], 100 * table["high"]
-    axes.vlines(table["cost"], low, high, colors=colours, lw=0.8, alpha=0.4, zorder=2)
+    grey = {"color": style.theme["envelope"], "lw": 4, "alpha": 0.4, "solid_capstyle": "round"}
+    axes.plot(on["cost"], 100 * on["accuracy"], drawstyle="steps-post", solid_joinstyle="round", zorder=1, **grey)
+    for model, attention, rows in _lines(table, style, by="N"):
+        axes.plot(rows["cost"], 100 * rows["accuracy"], **style.line(model, attention))
+        _bars(axes, rows, "cost", style.colours[model])
     axes.set_xscale("log")
-    axes.set_xlabel("Cost per problem (Tera-eFLOPs)")
-    handles = [_handle(color=envelope, lw=6, alpha=0.4, label="Pareto envelope")]
-    _legend(figure, axes, table, dark, handles)
+    _cost_ticks(axes, min(table["cost"]), max(table["cost"]))
+    axes.set(xlabel="Cost per problem (Tera-eFLOPs)", ylabel="Problems solved, pass@N (%)")
+    panel(axes, style)
+    legend(figure, style, more=[handle(label="Pareto envelope", **grey)])
     return figure
 
 
 def pass_at_k_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Pass@N against N, without intervals; arguments, styles and result as in `frontier_figure`."""
-    figure, axes = _axes(width, dark)
-    _lines(axes, table, "N", dark)
-    axes.set_xscale("log", base=2)
+    """Pass@N against N with its interval as a band, a panel per model; `table` as for `frontier_figure`."""
+    style = look(table, dark=dark)
+    figure, panels = _panels(style, width, "Samples per problem, N", "Problems solved, pass@N (%)")
     counts = sorted(set(table["N"]))
-    axes.set_xticks(counts, [str(n) for n in counts])
-    axes.minorticks_off()
-    axes.set_xlabel("Samples per problem, N")
-    _legend(figure, axes, table, dark, [])
+    for model, attention, rows in _lines(table, style, by="N"):
+        axes = panels[model]
+        axes.plot(rows["N"], 100 * rows["accuracy"], **style.line(model, attention))
+        _band(axes, rows, "N", style.colours[model])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(n) for n in counts])
+        axes.minorticks_off()
+    legend(figure, style, models=False)
     return figure
 
 
-def _theme(dark: bool) -> dict[str, str]:
-    return DARK if dark else LIGHT
+def length_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
+    """Accuracy against the cap on generated tokens with its interval as a band, a panel per model.
+
+    `table` as made by `economics.ablations.length_ablation`.
+    """
+    style = look(table, dark=dark)
+    figure, panels = _panels(style, width, "Cap on generated tokens", "Right within the cap (%)")
+    for i, (model, attention, rows) in enumerate(_lines(table, style, by="cap")):
+        axes = panels[model]
+        axes.plot(rows["cap"], 100 * rows["accuracy"], markevery=(i % 4, 4), **style.line(model, attention))
+        _band(axes, rows, "cap", style.colours[model])
+        axes.set_xlim(0, 1.03 * max(table["cap"]))
+    legend(figure, style, models=False)
+    return figure
 
 
-def _axes(width: float, dark: bool) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
+def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
+    """Pass@1 against the attention budget, a line per model and kind of attention; dense attention as a level.
 
-    theme = _theme(dark)
-    figure = Figure(figsize=(width, 0.85 * width), layout="constrained", facecolor=theme["ground"])
-    axes = figure.add_subplot(facecolor=theme["ground"])
-    axes.set_ylabel("Problems solved, pass@N (%)", color=theme["ink"], fontsize=8)
-    axes.xaxis.label.set(color=theme["ink"], fontsize=8)
-    axes.tick_params(which="both", colors=theme["ink"], labelsize=7.5)
-    axes.grid(color=theme["faint"], lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme["ink"])
-    return figure, axes
-
-
-def _styles(table: pd.DataFrame, dark: bool) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Colour of each model, marker and dashes of each attention, in the table's order; dense is round and solid."""
-    colours = DARK_COLOURS if dark else LIGHT_COLOURS
-    models = {m: {"color": colours[i % len(colours)]} for i, m in enumerate(dict.fromkeys(table["model"]))}
-    sparse = [name for name in dict.fromkeys(table["attention"]) if name != "dense"]
-    attentions: dict[str, dict[str, Any]] = {"dense": {"marker": "o", "linestyle": "-"}}
-    for i, name in enumerate(sparse):
-        marker, dashes = SPARSE_MARKERS[i % len(SPARSE_MARKERS)], SPARSE_DASHES[i % len(SPARSE_DASHES)]
-        attentions[name] = {"marker": marker, "linestyle": dashes}
-    return models, {name: attentions[name] for name in dict.fromkeys(table["attention"])}
-
-
-def _lines(axes: Axes, table: pd.DataFrame, x: str, dark: bool) -> None:
-    models, attentions = _styles(table, dark)
-    for (model, attention), rows in table.sort_values(by="N").groupby(["model", "attention"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
-        style = {**models[str(model)], **attentions[str(attention)]}
-        axes.plot(rows[x], 100 * rows["accuracy"], lw=1.3, ms=4, mew=0, zorder=3, **style)
-    axes.set_ylim(-2, 102)
+    `table` as made by `economics.ablations.budget_ablation`, with at least one sparse row.
+    """
+    style = look(table, dark=dark)
+    figure = blank(width, 0.85 * width, style)
+    axes = figure.add_subplot()
+    budgets = sorted({int(budget) for budget in table["budget"].dropna()})
+    end = 2 * budgets[-1]
+    for (model, kind, _), rows in table.groupby(["model", "kind", "options"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
+        colour = style.colours[str(model)]
+        rows = rows.fillna({"budget": end}).sort_values(by="budget")
+        line = style.line(str(model), str(rows["attention"].iloc[0]))
+        if kind == "dense":
+            axes.axhline(100 * rows["accuracy"].iloc[0], color=colour, lw=0.9, alpha=0.55, zorder=2)
+        axes.plot(rows["budget"], 100 * rows["accuracy"], **{**line, "marker": style.kind_marker(str(kind))})
+        _bars(axes, rows, "budget", colour)
+    axes.set_xscale("log", base=2)
+    shown = budgets if len(budgets) <= 8 else budgets[:: -(-len(budgets) // 8)]
+    ticks = {budget: str(budget) for budget in shown} | ({end: "dense"} if "dense" in set(table["kind"]) else {})
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set(xlabel="Attention budget (tokens per step and KV head)", ylabel="Problems solved, pass@1 (%)")
+    panel(axes, style)
+    legend(figure, style, markers=False)
+    return figure
 
 
-def _legend(figure: Figure, axes: Axes, table: pd.DataFrame, dark: bool, more: list[Any]) -> None:
-    """Models on the left, attentions on the right, below the axes where it hides nothing."""
-    models, attentions = _styles(table, dark)
-    ink = _theme(dark)["ink"]
-    left = [_handle(lw=3, label=name.replace("$", r"\$"), **style) for name, style in models.items()]
-    right = [
-        _handle(color=ink, lw=1.3, ms=4, mew=0, label=_spoken(name), **style) for name, style in attentions.items()
-    ]
-    right += more
-    rows = max(len(left), len(right))  # a legend fills its columns one after the other
-    left += [_handle(lw=0, label=" ") for _ in range(rows - len(left))]
-    look = {"loc": "outside lower center", "fontsize": 7.5, "frameon": False, "labelcolor": ink, "handlelength": 3}
-    legend = figure.legend(handles=left + right, ncols=2, **look)
-    if legend.get_window_extent().width > 0.98 * figure.bbox.width:
-        legend.remove()
-        handles = [handle for handle in left + right if handle.get_label() != " "]
-        legend, rows = figure.legend(handles=handles, **look), len(handles)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.16 * rows)
+def _lines(table: pd.DataFrame, style: Look, *, by: str) -> Iterator[tuple[str, str, Any]]:
+    """(model, attention, rows in ascending order of `by`), models by size, attentions as in the legend."""
+    groups: dict[Any, Any] = dict(iter(table.sort_values(by=by).groupby(["model", "attention"], sort=False)))
+    for model in style.colours:
+        for attention in style.markers:
+            if (model, attention) in groups:
+                yield model, attention, groups[model, attention]
 
 
-def _handle(**style: Any) -> Any:
-    from matplotlib.lines import Line2D
+def _panels(style: Look, width: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """A panel per model, in two columns, with common axes."""
+    columns = min(2, len(style.colours))
+    rows = -(-len(style.colours) // columns)
+    figure = blank(width, rows * (0.36 if columns == 2 else 0.75) * width + 0.25, style)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = dict(zip(style.colours, grid.flat, strict=False))
+    for name, axes in panels.items():
+        panel(axes, style)
+        title = name.replace("$", r"\$")
+        axes.set_title(title, color=style.colours[name], fontsize=SMALL + 0.5, fontweight="bold", pad=2, loc="left")
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for axes in list(panels.values())[-columns:]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x, color=style.theme["ink"], fontsize=SMALL)
+    figure.supylabel(y, color=style.theme["ink"], fontsize=SMALL + 0.5)
+    return figure, panels
 
-    return Line2D([], [], **style)
+
+def _bars(axes: Axes, rows: Any, x: str, colour: str) -> None:
+    axes.vlines(rows[x], 100 * rows["low"], 100 * rows["high"], colors=colour, lw=1, alpha=0.45, zorder=2)
 
 
-def _spoken(attention: str) -> str:
-    """`block_topk:budget=32,page_size=2` as `block top-k: budget 32, page size 2`."""
-    return attention.replace(":", ": ").replace(",", ", ").replace("=", " ").replace("topk", "top-k").replace("_", " ")
+def _band(axes: Axes, rows: Any, x: str, colour: str) -> None:
+    axes.fill_between(rows[x], 100 * rows["low"], 100 * rows["high"], color=colour, alpha=0.16, lw=0, zorder=2)
+
+
+def _cost_ticks(axes: Axes, low: float, high: float) -> None:
+    """Within two decades 1, 2 and 5 of each; powers of ten beyond."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    narrow = high <= 100 * low
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if narrow else (1,)))
+    axes.xaxis.set_major_formatter(LogFormatterSciNotation(10, minor_thresholds=(9, 9)))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -47,9 +47,13 @@ def test_a_seed_fixes_every_file(tmp_path):
     runs = [name for name in first if name.endswith("samples.jsonl")]
     assert len(runs) == 2
     assert all(first[name] != other[name] for name in runs)
-    assert {"frontier.csv", "frontier.png", "pass_at_k.png", "report.html"} <= first.keys()
+    names = {f"{name}.{kind}" for name in ("frontier", "length", "budget") for kind in ("csv", "png")}
+    assert {*names, "pass_at_k.png", "report.html"} == {name for name in first if "/" not in name}
     assert list(table["N"]) == [1, 2, 1, 2]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "frontier.csv"), table, check_exact=False)
+    budgets = pd.read_csv(tmp_path / "a" / "budget.csv")
+    assert list(budgets["kind"]) == ["dense", "block_topk"]
+    assert list(budgets["accuracy"].round(9)) == list(table.loc[table["N"] == 1, "accuracy"].round(9))
 
 
 @pytest.mark.usefixtures("small_grid")
@@ -67,6 +71,19 @@ def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
         return {name: by_sample(value) if isinstance(value, list) else value for name, value in found.items()}
 
     assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
+
+
+def test_the_grid_runs_rivals_for_the_largest_model_only():
+    grid = demo.demo_grid(quick=False)
+    *smaller, largest = ([str(policy) for policy in grid.policies(model)] for model in grid.models)
+    assert len({tuple(policies) for policies in smaller}) == 1
+    assert largest[: len(smaller[0])] == smaller[0]
+    assert largest[len(smaller[0]) :] == [
+        "sliding_window:budget=96,dense_layers=none",
+        "sliding_window:budget=64,dense_layers=none",
+        "random_blocks:budget=96,page_size=2,dense_layers=none",
+        "random_blocks:budget=64,page_size=2,dense_layers=none",
+    ]
 
 
 def test_quick_demo_as_a_user_runs_it(tmp_path):

@@ -33,7 +33,8 @@ class RunData:
 
     `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
     `output_tokens`: counts. `correct`: True, False, or None where the sample was not graded. `settings`: what runs must
-    agree in to be pooled. Raises FrontierError when the parallel fields' lengths differ.
+    agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what was asked, (question, answer),
+    so that problems of one id are known to be one. Raises FrontierError when the parallel fields' lengths differ.
     """
 
     model: str
@@ -45,6 +46,8 @@ class RunData:
     output_tokens: npt.ArrayLike
     correct: Sequence[bool | None]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: str = ""
+    asked: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -71,7 +74,7 @@ def run_data(run: Run) -> RunData:
     if len(run.samples) < wanted:
         warnings.warn(
             f"{run.path}: unfinished, {len(run.samples)} of {wanted} samples; short samples end first, so accuracy and "
-            f"cost are off",
+            f"cost are off; the command that began the run finishes it",
             stacklevel=2,
         )
     return RunData(
@@ -84,6 +87,8 @@ def run_data(run: Run) -> RunData:
         output_tokens=[len(record["output_tokens"]) for record in run.samples],
         correct=[record["correct"] for record in run.samples],
         settings={name: value for name, value in settings.items() if name != "seed"},
+        task=run.run.get("task") or "",
+        asked={name: (problem.get("question"), problem.get("answer")) for name, problem in run.problems.items()},
     )
 
 
@@ -97,34 +102,23 @@ def frontier(
 ) -> pd.DataFrame:
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
-    Columns: `model`, `attention` (its spelling), `N`; `problems`, `samples`, `ungraded` behind the row; `accuracy`,
-    the mean over problems of pass@N, and the 95 % interval `low` … `high` from redrawing problems (a fixed seed; NaN
-    for one problem); `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean
-    Tera-eFLOPs per problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`.
-    `attrs` says how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`.
+    Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
+    `ungraded` behind the row; `accuracy`, the mean over problems of pass@N, and the 95 % interval `low` … `high` from
+    redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens` of a sample, mean over problems;
+    `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over the measured lengths (equation
+    10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`, `hardware` (None with an
+    intensity), `intensity`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. Ungraded samples count towards lengths and cost, not towards
-    accuracy; `ungraded` says how many there were. Raises FrontierError when there is nothing to compare, the runs'
-    problems differ, a sample is there twice, or a problem has no graded sample; EstimateError for more trials than
-    graded samples; CostError and HardwareError for costs that cannot be computed.
+    accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that was cut
+    off or repeated itself counts by its grade and its length like any other. Raises FrontierError as `pooled` does;
+    EstimateError for more trials than graded samples; CostError and HardwareError for costs that cannot be computed.
     """
     import pandas as pd
 
-    pooled: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
-    for run in runs:
-        pooled[run.model, str(run.attention)].append(run)
-    if not pooled:
-        raise FrontierError("no runs to compare")
-    groups = {key: _by_problem(" ".join(key), members) for key, members in pooled.items()}
-    _same_problems(groups)
     costs = {"convention": convention, "hardware": hardware, "intensity": intensity}
-    rows = [
-        {"model": model, "attention": attention, **row}
-        for (model, attention), problems in groups.items()
-        for row in _rows(pooled[model, attention][0], problems, trials, costs)
-    ]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame([row for group in pooled(runs) for row in _rows(group, trials, costs)])
     table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
     name = hardware.name if isinstance(hardware, Hardware) else hardware
     table.attrs = {
@@ -150,93 +144,176 @@ def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class _Problem:
-    """The samples of one problem: prompt length, output lengths, grades of those that have one."""
+class Problem:
+    """The samples of one problem: prompt length in tokens; output lengths and grades, parallel, a grade None where
+    the sample has none.
+    """
 
     prompt_tokens: int
     lengths: list[int]
-    grades: list[bool]
+    grades: list[bool | None]
+
+    @property
+    def graded(self) -> int:
+        return sum(grade is not None for grade in self.grades)
+
+    @property
+    def right(self) -> int:
+        return sum(grade is True for grade in self.grades)
 
 
-def _by_problem(where: str, runs: list[RunData]) -> dict[str, _Problem]:
-    problems: dict[str, _Problem] = {}
-    seen: set[tuple[str, Hashable]] = set()
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """All samples of one model under one attention, by problem id in ascending order."""
+
+    model: str
+    attention: Policy
+    config: ModelConfig
+    settings: Mapping[str, Any]
+    problems: dict[str, Problem]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.attention}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a table says of the pool: `problems`, `samples`, `ungraded`."""
+        samples = sum(len(problem.lengths) for problem in self.problems.values())
+        graded = sum(problem.graded for problem in self.problems.values())
+        return {"problems": len(self.problems), "samples": samples, "ungraded": samples - graded}
+
+
+def pooled(runs: Iterable[RunData]) -> list[Pool]:
+    """Runs of one model and attention made one, in the order of the runs; every pool holds the same problems.
+
+    Raises FrontierError when there is nothing to compare, the runs' tasks or problems differ, runs of one pool differ
+    in their settings, a sample is there twice, or a problem has no graded sample.
+    """
+    members: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
     for run in runs:
-        if other := [name for name in run.settings if run.settings[name] != runs[0].settings.get(name)]:
+        members[run.model, str(run.attention)].append(run)
+    if not members:
+        raise FrontierError("no runs to compare")
+    _one_task([run for group in members.values() for run in group])
+    pools = [_pool(group) for group in members.values()]
+    _same_problems(pools)
+    return pools
+
+
+def _one_task(runs: list[RunData]) -> None:
+    """Accuracies over different tasks do not compare; nor do problems that share nothing but their id."""
+    tasks: dict[str, set[str]] = collections.defaultdict(set)
+    for run in runs:
+        tasks[run.task].update(run.problem)
+    if len({frozenset(problems) for task, problems in tasks.items() if task}) > 1:
+        raise FrontierError(
+            f"runs of several tasks ({', '.join(sorted(filter(None, tasks)))}): accuracies over different problems do "
+            "not compare; give the runs of one task at a time"
+        )
+    asked: dict[str, tuple[Hashable, RunData]] = {}
+    for run in runs:
+        for problem, what in run.asked.items():
+            there, other = asked.setdefault(problem, (what, run))
+            if there != what:
+                raise FrontierError(
+                    f"problem {problem!r} is not the same in {other.model} {other.attention} (task {other.task}) and "
+                    f"{run.model} {run.attention} (task {run.task}); compare runs of one problem set"
+                )
+
+
+def _pool(runs: list[RunData]) -> Pool:
+    run = runs[0]
+    pool = Pool(run.model, run.attention, run.config, run.settings, {})
+    problems, seen = pool.problems, set[tuple[str, Hashable]]()
+    for run in runs:
+        if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
             raise FrontierError(
-                f"{where}: runs that differ in {', '.join(other)} cannot be pooled; compare them one at a time"
+                f"{pool}: runs that differ in {', '.join(other)} cannot be pooled; compare them one at a time"
             )
         prompts, lengths = np.asarray(run.prompt_tokens), np.asarray(run.output_tokens)
         for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
             if (problem, sample) in seen:
-                raise FrontierError(f"{where}: problem {problem!r} sample {sample} is there twice; give each run once")
+                raise FrontierError(f"{pool}: problem {problem!r} sample {sample} is there twice; give each run once")
             seen.add((problem, sample))
-            entry = problems.setdefault(problem, _Problem(int(prompts[i]), [], []))
+            entry = problems.setdefault(problem, Problem(int(prompts[i]), [], []))
             if entry.prompt_tokens != prompts[i]:
                 raise FrontierError(
-                    f"{where}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; "
+                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; "
                     "the runs were made with different prompts"
                 )
             entry.lengths.append(int(lengths[i]))
             correct = run.correct[i]
-            if correct is not None:
-                entry.grades.append(bool(correct))
+            entry.grades.append(None if correct is None else bool(correct))
     if not problems:
-        raise FrontierError(f"{where}: the run holds no samples yet")
-    bare = [problem for problem, entry in problems.items() if not entry.grades]
+        raise FrontierError(f"{pool}: the run holds no samples yet")
+    bare = [problem for problem, entry in problems.items() if not entry.graded]
     if bare:
         raise FrontierError(
-            f"{where}: problem {bare[0]!r} has no graded sample ({len(bare)} such); grade the run again"
+            f"{pool}: problem {bare[0]!r} has no graded sample ({len(bare)} such), the grader gave up on all of them; "
+            "grade the run again (kinetics grade RUN)"
         )
-    return dict(sorted(problems.items()))
+    return dataclasses.replace(pool, problems=dict(sorted(problems.items())))
 
 
-def _same_problems(groups: dict[tuple[str, str], dict[str, _Problem]]) -> None:
+def _same_problems(pools: list[Pool]) -> None:
     """Accuracies over different problems do not compare: an unfinished run would win by its easy beginning."""
-    (first, expected), *others = groups.items()
-    for key, problems in others:
-        odd = sorted(expected.keys() ^ problems.keys())
+    first, *others = pools
+    for pool in others:
+        odd = sorted(first.problems.keys() ^ pool.problems.keys())
         if odd:
             raise FrontierError(
-                f"{' '.join(first)} has {len(expected)} problems, {' '.join(key)} has {len(problems)}, and they differ "
-                f"({odd[0]!r}, say); finish the runs, or compare runs of one task"
+                f"{first} has {len(first.problems)} problems, {pool} has {len(pool.problems)}, and they differ "
+                f"({odd[0]!r}, say); finish the runs, or give runs over the same problems"
             )
 
 
-def _rows(
-    run: RunData, problems: dict[str, _Problem], trials: Sequence[int] | None, costs: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
-    graded = np.array([len(entry.grades) for entry in problems.values()])
-    right = np.array([sum(entry.grades) for entry in problems.values()])
+def _rows(pool: Pool, trials: Sequence[int] | None, costs: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    problems = pool.problems.values()
+    graded = np.array([problem.graded for problem in problems])
+    right = np.array([problem.right for problem in problems])
     if trials is None:
         trials = [2**i for i in range(int(graded.min()).bit_length())]
+    _warn_of_ungraded(pool, max(trials, default=0))
     solved = pass_at_k(graded[:, None], right[:, None], np.array(trials)[None])  # [problems, trials]
     low, high = cluster_bootstrap(solved)
     spent = [
         best_of_n_cost(
-            run.config,
-            prompt_tokens=entry.prompt_tokens,
-            output_lengths=entry.lengths,
+            pool.config,
+            prompt_tokens=problem.prompt_tokens,
+            output_lengths=problem.lengths,
             trials=trials,
-            attention=run.attention,
+            attention=pool.attention,
             **costs,
         )
-        for entry in problems.values()
+        for problem in problems
     ]
     compute = np.mean([cost.compute for cost in spent], axis=0)
     memory = np.mean([cost.memory for cost in spent], axis=0)
-    samples = sum(len(entry.lengths) for entry in problems.values())
     for i, n in enumerate(trials):
         yield {
+            "model": pool.model,
+            "parameters": pool.config.active_parameters,
+            "attention": str(pool.attention),
             "N": int(n),
-            "problems": len(problems),
-            "samples": samples,
-            "ungraded": samples - int(graded.sum()),
+            **pool.counts,
             "accuracy": round(float(np.mean(solved[:, i])), 12),  # equal accuracies tie, rounding errors or not
             "low": float(low[i]),
             "high": float(high[i]),
-            "mean_output_tokens": float(np.mean([np.mean(entry.lengths) for entry in problems.values()])),
+            "mean_output_tokens": float(np.mean([np.mean(problem.lengths) for problem in problems])),
             "compute": float(compute[i]),
             "memory": float(memory[i]),
             "cost": float(compute[i] + memory[i]),
         }
+
+
+def _warn_of_ungraded(pool: Pool, most: int) -> None:
+    counts = pool.counts
+    if not counts["ungraded"]:
+        return
+    name, problem = min(pool.problems.items(), key=lambda item: item[1].graded)
+    short = f"; N ends at {most}, since problem {name!r} has {problem.graded} of {len(problem.lengths)} graded"
+    warnings.warn(
+        f"{pool}: {counts['ungraded']} of {counts['samples']} samples have no grade (the grader gave up); they count "
+        f"for cost, not for accuracy{short if 2 * most <= len(problem.lengths) else ''}",
+        stacklevel=4,
+    )

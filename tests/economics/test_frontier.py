@@ -17,6 +17,7 @@ from kinetics_jax.traces import Run
 
 COLUMNS = [
     "model",
+    "parameters",
     "attention",
     "N",
     "problems",
@@ -59,6 +60,7 @@ def test_a_table_by_hand():
     assert set(table["samples"]) == {12}
     assert set(table["ungraded"]) == {0}
     assert set(table["model"]) == {"small"}
+    assert set(table["parameters"]) == {SMALL.active_parameters}
     assert set(table["attention"]) == {"dense"}
     np.testing.assert_allclose(table["accuracy"], [(1 / 4 + 3 / 4) / 3, (1 / 2 + 1) / 3, 2 / 3])
     np.testing.assert_allclose(table["mean_output_tokens"], 650)
@@ -126,15 +128,19 @@ def test_the_order_of_samples_does_not_matter():
 
 
 def test_ungraded_samples_cost_but_do_not_count():
-    table = frontier([make_run([[True, None, False], [False, True, True]])])
+    with pytest.warns(UserWarning, match="small dense: 1 of 6 samples have no grade") as warned:
+        table = frontier([make_run([[True, None, False], [False, True, True]])])
+    assert "N ends" not in str(warned[0].message)  # at 2 with three samples as with two
     assert list(table["N"]) == [1, 2]
     assert set(table["ungraded"]) == {1}
     assert set(table["samples"]) == {6}
     np.testing.assert_allclose(table["accuracy"], [(1 / 2 + 2 / 3) / 2, 1])
     whole = frontier([make_run([[True, True, False], [False, True, True]])])
     np.testing.assert_allclose(table["cost"], whole["cost"][:2])
-    with pytest.raises(FrontierError, match="'p1' has no graded sample"):
+    with pytest.raises(FrontierError, match=r"'p1' has no graded sample .*; grade the run again"):
         frontier([make_run([[True, None], [None, None]])])
+    with pytest.warns(UserWarning, match="N ends at 1, since problem 'p0' has 1 of 4 graded"):
+        assert list(frontier([make_run([[True, None, None, None], [False, True, True, True]])])["N"]) == [1]
 
 
 def test_one_problem_has_no_interval():
@@ -160,6 +166,30 @@ def test_what_does_not_compare_is_refused():
         dataclasses.replace(make_run([[True]]), correct=[])
 
 
+def test_runs_of_several_tasks_are_told_apart():
+    small = dataclasses.replace(make_run([[True]]), task="aime24")
+    other = dataclasses.replace(make_run([[True], [False]], model="other"), task="gsm8k")
+    with pytest.raises(
+        FrontierError, match=r"several tasks \(aime24, gsm8k\): .*; give the runs of one task at a time"
+    ):
+        frontier([small, other])
+    again = dataclasses.replace(make_run([[True], [False]], first=1), task="gsm8k")
+    with pytest.raises(FrontierError, match="several tasks"):  # never pooled into one
+        frontier([small, again])
+    # one set of problems by two names, say relative and absolute paths
+    assert len(frontier([small, dataclasses.replace(make_run([[True]], model="other"), task="./aime24")])) == 2
+
+
+def test_problems_of_one_id_must_be_one():
+    mine = dataclasses.replace(make_run([[True]]), task="a", asked={"p0": ("1 + 1?", "2")})
+    same = dataclasses.replace(make_run([[True]], model="other"), task="b", asked={"p0": ("1 + 1?", "2")})
+    assert len(frontier([mine, same])) == 2
+    other = dataclasses.replace(same, asked={"p0": ("1 + 2?", "3")})
+    message = r"problem 'p0' is not the same in small dense \(task a\) and other dense \(task b\)"
+    with pytest.raises(FrontierError, match=message):
+        frontier([mine, other])
+
+
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30)
 
 
@@ -183,10 +213,12 @@ def test_a_run_folder_becomes_run_data():
     record = {"problem": "a", "seed": 1, "sample": 3, "prompt_tokens": 7, "output_tokens": [5, 6, 7], "correct": None}
     config = {**dataclasses.asdict(SMALL), "eos_token_ids": list(SMALL.eos_token_ids)}
     run = {"model": "m", "policy": "block_topk:budget=64,page_size=16", "config": config}
-    data = run_data(Run(Path("run"), run, {}, [record]))
+    problems = {"a": {"id": "a", "question": "?", "answer": "1", "prompt": "?"}}
+    data = run_data(Run(Path("run"), {**run, "task": "t"}, problems, [record]))
     assert (data.model, data.attention, data.config) == ("m", BlockTopK(budget=64), SMALL)
     assert (data.problem, data.sample, data.correct) == (["a"], [(1, 3)], [None])
     assert (data.prompt_tokens, data.output_tokens) == ([7], [3])
+    assert (data.task, data.asked) == ("t", {"a": ("?", "1")})
     with pytest.raises(FrontierError, match=r"run\.json: missing config"):
         run_data(Run(Path("run"), {**run, "config": None}, {}, []))
     with pytest.raises(FrontierError, match=r"run\.json: config or policy cannot be read .*colour"):
