@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from kinetics_jax.language_model import load as load
     from kinetics_jax.policies import BlockTopK as BlockTopK
     from kinetics_jax.policies import Dense as Dense
+    from kinetics_jax.policies import LiteSysBlockTopK as LiteSysBlockTopK
+    from kinetics_jax.policies import RandomBlocks as RandomBlocks
     from kinetics_jax.policies import Sampling as Sampling
+    from kinetics_jax.policies import SlidingWindow as SlidingWindow
+    from kinetics_jax.policies import TokenTopK as TokenTopK
     from kinetics_jax.policies import parse_policy as parse_policy
     from kinetics_jax.traces import read_run as read_run
 
@@ -26,9 +30,13 @@ _HOMES = {
     "Dense": "policies",
     "EngineSettings": "engine",
     "LanguageModel": "language_model",
+    "LiteSysBlockTopK": "policies",
     "ModelConfig": "config",
+    "RandomBlocks": "policies",
     "Sample": "language_model",
     "Sampling": "policies",
+    "SlidingWindow": "policies",
+    "TokenTopK": "policies",
     "generation_cost": "economics.cost",
     "load": "language_model",
     "parse_policy": "policies",

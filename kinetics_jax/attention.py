@@ -5,15 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from kinetics_jax.cache import PagedCache
+from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Attend
-from kinetics_jax.policies import BlockTopK, Policy
+from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, Policy, RandomBlocks, SlidingWindow, TokenTopK
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
 EXACT = jax.lax.Precision.HIGHEST  # float32 products stay float32 on TPU and GPU too
+# Folded into a token's key for RandomBlocks: beyond any vocabulary, whose draws count up from 0 under the same key.
+RANDOM_BLOCKS = 0x52424C4B
 
 
 def causal_attention(
@@ -79,20 +83,36 @@ def prefill_attend(pages: Int[Array, " prompt_pages"], length: Int[Array, ""]) -
     return attend
 
 
-def decode_attend(policy: Policy, page_table: Int[Array, "batch max_pages"], lengths: Int[Array, " batch"]) -> Attend:
+def decode_attend(
+    policy: Policy,
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
+    keys: Key[Array, " batch"] | None = None,
+) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 
-    `lengths` counts the new token; rows of length 0 are idle.
+    `lengths` counts the new token; rows of length 0 are idle. `keys` holds the key of the token that each row is about
+    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. Raises
+    ValueError when it lacks, or when the cache was made for another policy.
     """
+    if isinstance(policy, RandomBlocks) and keys is None:
+        raise ValueError(f"{policy} draws pages at random: give decode_attend the keys of its rows")
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         pools = cache.k[layer], cache.v[layer], cache.summaries[layer]
-        k_pages, v_pages, summaries = kernels.append_kv(*pools, k[:, 0], v[:, 0], page_table, lengths)
-        if isinstance(policy, BlockTopK) and layer not in policy.dense_layers:
-            if summaries is None:
-                raise ValueError(f"layer {layer} of the cache has no summaries; create it with summary_layers(policy)")
+        k_pages, v_pages, summaries = kernels.append_kv(
+            *pools, k[:, 0], v[:, 0], page_table, lengths, summary=cache.summary
+        )
+        query = q[:, 0]
+        if isinstance(policy, Dense) or layer in policy.dense_layers:
+            out, _ = kernels.paged_decode(query, k_pages, v_pages, page_table, lengths)
+        elif isinstance(policy, BlockTopK):
+            if summaries is None or cache.summary != policy.summary:
+                raise ValueError(
+                    f"layer {layer} of the cache has no {policy.summary} summaries; make it with empty_cache(policy, …)"
+                )
             out, _ = kernels.block_topk_decode(
-                q[:, 0],
+                query,
                 k_pages,
                 v_pages,
                 summaries,
@@ -103,11 +123,68 @@ def decode_attend(policy: Policy, page_table: Int[Array, "batch max_pages"], len
                 recent_pages=policy.recent_pages,
                 summary=policy.summary,
             )
+        elif isinstance(policy, RandomBlocks):
+            assert keys is not None
+            scores = random_scores(keys, layer, k_pages.shape[0], page_table.shape[1])
+            chosen = kernels.choose_pages(
+                scores,
+                page_table,
+                lengths,
+                page_size=k_pages.shape[2],
+                pages=policy.pages,
+                sink_pages=policy.sink_pages,
+                recent_pages=policy.recent_pages,
+            )
+            out, _ = kernels.paged_decode(query, k_pages, v_pages, *chosen)
         else:
-            out, _ = kernels.paged_decode(q[:, 0], k_pages, v_pages, page_table, lengths)
+            logits = kernels.token_logits(query, k_pages, page_table, lengths)
+            mask = token_mask(policy, logits, lengths, k_pages.shape[0])
+            out = kernels.masked_decode(logits, mask, v_pages, page_table, lengths)[0].astype(q.dtype)
         return out[:, None], cache.with_layer(layer, k_pages, v_pages, summaries)
 
     return attend
+
+
+def random_scores(
+    keys: Key[Array, " batch"], layer: int, kv_heads: int, max_pages: int
+) -> Float[Array, "batch kv_heads max_pages"]:
+    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head and logical page.
+
+    That of a page has the key fold_in(fold_in(fold_in(fold_in(row's key, RANDOM_BLOCKS), layer), KV head), page).
+    Neither the slot nor the width of the page table has a part in it, nor where the pages lie.
+    """
+
+    def of_page(key: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, RANDOM_BLOCKS), layer)
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, head), page))
+
+    over_pages = jax.vmap(of_page, (None, None, 0))
+    over_heads = jax.vmap(over_pages, (None, 0, None))
+    return jax.vmap(over_heads, (0, None, None))(keys, jnp.arange(kv_heads), jnp.arange(max_pages))
+
+
+def token_mask(
+    policy: TokenTopK | SlidingWindow | LiteSysBlockTopK,
+    logits: Float[Array, "batch heads time"],
+    lengths: Int[Array, " batch"],
+    kv_heads: int,
+) -> Bool[Array, "batch heads time"]:
+    """The tokens that a policy attends to, true = attended; logits as `kernels.token_logits` gives them."""
+    if isinstance(policy, TokenTopK):
+        return kernels.token_topk_mask(logits, lengths, num_kv_heads=kv_heads, tokens=policy.budget)
+    if isinstance(policy, SlidingWindow):
+        window = kernels.sliding_window_mask(lengths, logits.shape[2], tokens=policy.budget, sink=policy.sink_tokens)
+        return jnp.broadcast_to(window[:, None], logits.shape)
+    return kernels.litesys_mask(
+        logits,
+        lengths,
+        num_kv_heads=kv_heads,
+        kind="block_topk",
+        pages=policy.pages,
+        page_size=policy.page_size,
+        local=policy.local,
+        sink=policy.sink_tokens,
+    )
 
 
 def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
@@ -115,3 +192,15 @@ def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
     if isinstance(policy, BlockTopK):
         return frozenset(range(num_layers)) - set(policy.dense_layers)
     return frozenset()
+
+
+def empty_cache(policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike) -> PagedCache:
+    """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search."""
+    return PagedCache.create(
+        config,
+        num_pages=num_pages,
+        page_size=policy.page_size,
+        dtype=dtype,
+        summary_layers=summary_layers(policy, config.num_layers),
+        summary=policy.summary if isinstance(policy, BlockTopK) else "mean",
+    )

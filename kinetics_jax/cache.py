@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
-from kinetics_kernels.reference import page_mean
+from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
 from kinetics_jax.config import ModelConfig
 
@@ -17,13 +17,14 @@ from kinetics_jax.config import ModelConfig
 @dataclasses.dataclass(frozen=True)
 class PagedCache:
     """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and summaries `[kv_heads, num_pages,
-    head_dim]` (None for a layer whose policy needs none). A tuple of arrays, not one stacked array: a step then updates
-    each pool in place.
+    head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, 2, head_dim]` where their kind,
+    `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     summaries: tuple[jax.Array | None, ...]
+    summary: str = dataclasses.field(default="mean", metadata={"static": True})
 
     @classmethod
     def create(
@@ -34,16 +35,19 @@ class PagedCache:
         page_size: int,
         dtype: DTypeLike,
         summary_layers: frozenset[int] = frozenset(),
+        summary: str = "mean",
     ) -> PagedCache:
-        """An empty cache of `num_pages` pages; layers in `summary_layers` keep page summaries, in `dtype` too."""
+        """An empty cache of `num_pages` pages; layers in `summary_layers` keep page summaries, in `dtype` too, of the
+        kind `summary`.
+        """
         pool = (config.num_kv_heads, num_pages, page_size, config.head_dim)
+        kept = (*pool[:2], *([2] if SUMMARY_VECTORS[summary] == 2 else []), config.head_dim)
         layers = range(config.num_layers)
         return cls(
             k=tuple(jnp.zeros(pool, dtype) for _ in layers),
             v=tuple(jnp.zeros(pool, dtype) for _ in layers),
-            summaries=tuple(
-                jnp.zeros((pool[0], num_pages, pool[3]), dtype) if layer in summary_layers else None for layer in layers
-            ),
+            summaries=tuple(jnp.zeros(kept, dtype) if layer in summary_layers else None for layer in layers),
+            summary=summary,
         )
 
     def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
@@ -52,7 +56,9 @@ class PagedCache:
         def replaced(pools: tuple, pool: jax.Array | None) -> tuple:
             return (*pools[:layer], pool, *pools[layer + 1 :])
 
-        return PagedCache(replaced(self.k, k), replaced(self.v, v), replaced(self.summaries, summaries))
+        return dataclasses.replace(
+            self, k=replaced(self.k, k), v=replaced(self.v, v), summaries=replaced(self.summaries, summaries)
+        )
 
     def write_prompt(
         self, layer: int, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array
@@ -72,7 +78,8 @@ class PagedCache:
         summaries = self.summaries[layer]
         if summaries is not None:
             full = (jnp.arange(pages.shape[0]) + 1) * page_size <= length
-            summaries = summaries.at[:, jnp.where(full, target, num_pages)].set(page_mean(keys), mode="drop")
+            closed = jnp.where(full, target, num_pages)
+            summaries = set_summaries(summaries, closed, page_summary(keys, self.summary), self.summary)
         return self.with_layer(
             layer,
             self.k[layer].at[:, target].set(keys, mode="drop"),
@@ -90,4 +97,4 @@ class PagedCache:
             goal = jnp.where(target >= 0, target, pool.shape[1])
             return pool.at[:, goal].set(pool.at[:, source].get(mode="clip"), mode="drop")
 
-        return PagedCache(tuple(map(copied, self.k)), tuple(map(copied, self.v)), self.summaries)
+        return dataclasses.replace(self, k=tuple(map(copied, self.k)), v=tuple(map(copied, self.v)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 from typing import Any, ClassVar
 
 from kinetics_jax.errors import UserError
@@ -14,35 +15,38 @@ class PolicyError(UserError):
     """An attention policy or sampling setting that cannot be meant; the message names the value and the cure."""
 
 
+PAGE_SIZE = 16
+SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
+
+
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """Every decode step attends to every token."""
 
     kind: ClassVar[str] = "dense"
+    page_size: ClassVar[int] = PAGE_SIZE  # of the cache; what is attended to does not depend on it
 
     def __str__(self) -> str:
         return self.kind
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTopK:
-    """Every decode step attends to `pages` pages of `page_size` tokens per KV head (paper, section 4.1).
+class BlockPolicy:
+    """What policies that choose whole pages share: the budget, the forced pages and the dense layers.
 
-    Always the first `sink_pages` and the last `recent_pages`; the rest are the pages whose summary has the largest
-    dot product with the query, averaged over the GQA group. `budget = pages * page_size` tokens: give one of the
-    two, the other follows. Layers in `dense_layers` attend to everything. `summary` names what stands for a page:
-    the `mean` of its keys.
+    Every decode step attends to `pages` pages of `page_size` tokens per KV head, always to the first `sink_pages` and
+    the last `recent_pages` among them. `budget = pages * page_size` tokens: give one of the two, the other follows.
+    Layers in `dense_layers` attend to everything.
     """
 
     pages: int = 0
     budget: int = 0
-    page_size: int = 16
+    page_size: int = PAGE_SIZE
     sink_pages: int = 1
     recent_pages: int = 1
     dense_layers: tuple[int, ...] = (0,)
-    summary: str = "mean"
 
-    kind: ClassVar[str] = "block_topk"
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
         if self.page_size < 1:
@@ -72,26 +76,145 @@ class BlockTopK:
                 f"{self.kind}: {pages} pages leave none to choose beside {self.sink_pages} sink and "
                 f"{self.recent_pages} recent ones; the least is pages={least} (budget={least * self.page_size})"
             )
-        if self.summary != "mean":
-            raise PolicyError(f"{self.kind}: summary {self.summary!r} is not known (known: mean)")
-        if any(layer < 0 for layer in self.dense_layers):
-            raise PolicyError(f"{self.kind}: dense_layers counts from 0, got {self.dense_layers}")
-        object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
+        _set_dense_layers(self)
         object.__setattr__(self, "pages", pages)
         object.__setattr__(self, "budget", pages * self.page_size)
 
     def __str__(self) -> str:
-        """The canonical spelling; `parse_policy` reads it back to an equal policy."""
-        parts = [f"budget={self.budget}", f"page_size={self.page_size}"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("pages", "budget", "page_size") and value != field.default:
-                parts.append(f"{field.name}={_spell(value)}")
-        return f"{self.kind}:{','.join(parts)}"
+        return _spelling(self, always=("budget", "page_size"), implied=("pages",))
 
 
-Policy = Dense | BlockTopK
-POLICIES: dict[str, type[Dense] | type[BlockTopK]] = {policy.kind: policy for policy in (Dense, BlockTopK)}
+@dataclasses.dataclass(frozen=True)
+class BlockTopK(BlockPolicy):
+    """The forced pages, and those whose summary scores best for the step's query (paper, section 4.1).
+
+    The query is the mean over the GQA group. `summary` names what stands for a page: the `mean` of its keys, scored by
+    its dot product with the query; `min_max`, the bounds of its keys in every dimension, scored by the largest dot
+    product that a key within them could have (Quest, arXiv 2406.10774); `mean_std`, mean and standard deviation, scored
+    by the logarithm of the page's mean exp(logit) if its keys were independent Gaussians.
+    """
+
+    summary: str = "mean"
+
+    kind: ClassVar[str] = "block_topk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.summary not in SUMMARY_VECTORS:
+            raise PolicyError(
+                f"{self.kind}: summary {self.summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomBlocks(BlockPolicy):
+    """The forced pages, and distinct others drawn uniformly anew in every step, layer and KV head: the floor that a
+    selection has to beat.
+    """
+
+    kind: ClassVar[str] = "random_blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTopK:
+    """The oracle: every decode step attends, per KV head, to the `budget` tokens with the largest logits.
+
+    Logits are averaged over the GQA group, in float32; the current token is always among the tokens, and counted. All
+    logits are computed to find the largest: this says how well a budget could be spent, not what it saves.
+    """
+
+    budget: int = 0
+    dense_layers: tuple[int, ...] = (0,)
+
+    kind: ClassVar[str] = "token_topk"
+    page_size: ClassVar[int] = PAGE_SIZE
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise PolicyError(f"{self.kind}: give budget= (tokens), at least 1, got {self.budget}")
+        _set_dense_layers(self)
+
+    def __str__(self) -> str:
+        return _spelling(self, always=("budget",))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlidingWindow:
+    """Every decode step attends to the first `sink_tokens` tokens and the last `budget - sink_tokens`."""
+
+    budget: int = 0
+    sink_tokens: int = 4
+    dense_layers: tuple[int, ...] = (0,)
+
+    kind: ClassVar[str] = "sliding_window"
+    page_size: ClassVar[int] = PAGE_SIZE
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise PolicyError(f"{self.kind}: give budget= (tokens), at least 1, got {self.budget}")
+        if self.sink_tokens < 0:
+            raise PolicyError(f"{self.kind}: sink_tokens must not be negative, got {self.sink_tokens}")
+        if self.budget <= self.sink_tokens:
+            raise PolicyError(
+                f"{self.kind}: budget {self.budget} leaves no window beside {self.sink_tokens} sink tokens; the least "
+                f"is budget={self.sink_tokens + 1}"
+            )
+        _set_dense_layers(self)
+
+    def __str__(self) -> str:
+        return _spelling(self, always=("budget",))
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteSysBlockTopK:
+    """Block top-k by the rule of the paper's own code (LiteSys), for comparison with published results.
+
+    Blocks of `page_size` tokens begin after the 4 sink tokens. Every decode step attends to the sinks, to the `pages`
+    blocks with the largest mean logit, and to the last `local` tokens with what no whole block covers before them;
+    nothing forced counts among `pages`. In force once a sequence holds more than 4 + local + pages * page_size tokens,
+    rounded up to whole blocks. With `local = 0` the current token can end a block that is not chosen.
+    """
+
+    pages: int = 0
+    page_size: int = PAGE_SIZE
+    local: int = 0
+    dense_layers: tuple[int, ...] = (0,)
+
+    kind: ClassVar[str] = "litesys_block_topk"
+    sink_tokens: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("pages", 1), ("page_size", 1), ("local", 0)):
+            if getattr(self, name) < least:
+                raise PolicyError(f"{self.kind}: {name} must be at least {least}, got {getattr(self, name)}")
+        _set_dense_layers(self)
+
+    def __str__(self) -> str:
+        return _spelling(self, always=("pages", "page_size"))
+
+
+Policy = Dense | BlockTopK | TokenTopK | SlidingWindow | RandomBlocks | LiteSysBlockTopK
+POLICIES: dict[str, type[Policy]] = {policy.kind: policy for policy in typing.get_args(Policy)}
+
+
+def _set_dense_layers(policy: Any) -> None:
+    """Sorts a policy's `dense_layers`; they are a set."""
+    if any(layer < 0 for layer in policy.dense_layers):
+        raise PolicyError(f"{policy.kind}: dense_layers counts from 0, got {policy.dense_layers}")
+    object.__setattr__(policy, "dense_layers", tuple(sorted(set(policy.dense_layers))))
+
+
+def _spelling(policy: Any, *, always: tuple[str, ...], implied: tuple[str, ...] = ()) -> str:
+    """The canonical spelling: the options in `always`, and what differs from its default and is not `implied` by them.
+
+    `parse_policy` reads it back to an equal policy.
+    """
+    parts = [f"{name}={getattr(policy, name)}" for name in always]
+    for field in dataclasses.fields(policy):
+        value = getattr(policy, field.name)
+        if field.name not in (*always, *implied) and value != field.default:
+            parts.append(f"{field.name}={_spell(value)}")
+    return f"{policy.kind}:{','.join(parts)}"
 
 
 def parse_policy(text: str) -> Policy:
@@ -143,7 +266,8 @@ class Sampling:
     """How a token is drawn, in the order of Hugging Face's logits processors: temperature, top-k, top-p, min-p.
 
     `temperature = 0` is greedy. `top_k = 0`, `top_p = 1` and `min_p = 0` switch a filter off. `max_tokens` bounds the
-    generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw.
+    generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw. A sample ends
+    early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0 never.
     """
 
     temperature: float = 1.0
@@ -152,6 +276,7 @@ class Sampling:
     min_p: float = 0.0
     max_tokens: int = 1024
     seed: int = 0
+    repetition_window: int = 0
 
     def __post_init__(self) -> None:
         bounds = (
@@ -165,6 +290,11 @@ class Sampling:
             ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
+            (
+                "repetition_window",
+                self.repetition_window == 0 or self.repetition_window >= 16,
+                "0 (never stop), or at least 16: below that, ordinary text repeats itself",
+            ),
         )
         for name, good, want in bounds:
             if not good:

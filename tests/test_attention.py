@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from masked_forward import masked_logits
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
@@ -46,44 +46,6 @@ def test_a_prompt_of_many_tiles_decodes_as_the_full_forward(lm):
     assert sample.output_tokens == chain[len(prompt) - 1 : -1].tolist()
 
 
-def allowed(q: np.ndarray, k: np.ndarray, policy: kj.BlockTopK | None, prompt: int) -> np.ndarray:
-    """What each position of one sequence may attend to, `[kv_heads, time, time]` bool: by hand, in float64."""
-    time, kv_heads = k.shape[0], k.shape[1]
-    mask = np.broadcast_to(np.tri(time, dtype=bool), (kv_heads, time, time)).copy()
-    for position in range(prompt, time) if policy else ():
-        count = position // policy.page_size + 1
-        if count <= policy.pages:
-            continue
-        full = k[: (count - 1) * policy.page_size].reshape(count - 1, policy.page_size, kv_heads, -1).mean(1)
-        middle = range(policy.sink_pages, count - policy.recent_pages)
-        for head in range(kv_heads):
-            group = q[position].reshape(kv_heads, -1, q.shape[-1])[head].mean(0)
-            best = sorted(middle, key=lambda page: (-float(group @ full[page, head]), page))
-            kept = set(best[: policy.pages - policy.sink_pages - policy.recent_pages])
-            kept |= set(range(policy.sink_pages)) | set(range(count - policy.recent_pages, count))
-            mask[head, position] &= np.isin(np.arange(time) // policy.page_size, list(kept))
-            assert mask[head, position].sum() <= policy.budget
-    return mask
-
-
-def masked_logits(lm, tokens: list[int], prompt: int, policy: kj.BlockTopK | None) -> np.ndarray:
-    """Logits `[time, vocab]` of a forward without cache or tiles, dense in the prompt and sparse behind it."""
-
-    def attend(layer, q, k, v, state):
-        exact = [np.asarray(x[0], np.float64) for x in (q, k, v)]
-        sparse = policy if policy and layer not in policy.dense_layers else None
-        mask = allowed(exact[0], exact[1], sparse, prompt)
-        group = exact[0].shape[1] // exact[1].shape[1]
-        keys, values, mask = (np.repeat(x, group, axis) for x, axis in ((exact[1], 1), (exact[2], 1), (mask, 0)))
-        scores = np.where(mask, np.einsum("qhd,khd->hqk", exact[0], keys) * q.shape[-1] ** -0.5, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out = np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), values)
-        return jnp.asarray(out[None], q.dtype), state
-
-    model = nnx.merge(lm.graph, lm.weights)
-    return np.asarray(model.logits(model(jnp.asarray([tokens]), jnp.arange(len(tokens))[None], attend)[0]))[0]
-
-
 def test_sparse_decoding_is_the_policy_and_nothing_else(lm):
     """Every setting of a policy reaches the engine's attention: greedy decoding equals the masked full forward."""
     prompts = [tiny_prompts(1, seed=length, first=length)[0] for length in (16, 23, 41)]
@@ -96,14 +58,15 @@ def test_sparse_decoding_is_the_policy_and_nothing_else(lm):
         assert dense != chain  # the policy matters here
 
 
-def test_every_token_is_drawn_with_its_own_documented_key(lm):
+@pytest.mark.parametrize("policy", [POLICY, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
+def test_every_token_is_drawn_with_its_own_documented_key(lm, policy):
     """Each token is the Gumbel draw of its logits with fold_in(fold_in(fold_in(seed, problem), sample), position)."""
     sampling = kj.Sampling(temperature=1.5, top_p=0.95, max_tokens=24, seed=6)
     prompt = tiny_prompts(1, first=13)[0]
-    engine = lm.engine(sampling=sampling, attention=POLICY, settings=EngineSettings(slots=3))
+    engine = lm.engine(sampling=sampling, attention=policy, settings=EngineSettings(slots=3))
     for done in engine.run([Request("p7", prompt, [4, 9])]):
         key = jax.random.fold_in(jax.random.fold_in(seed_key(6), problem_hash("p7")), done.sample)
-        logits = masked_logits(lm, prompt + done.output_tokens, len(prompt), POLICY)[len(prompt) - 1 : -1]
+        logits = masked_logits(lm, prompt + done.output_tokens, len(prompt), policy, key)[len(prompt) - 1 : -1]
         filtered = filter_logits(jnp.asarray(logits), sampling)
         drawn = [
             int(jax.random.categorical(jax.random.fold_in(key, position), row)) for position, row in enumerate(filtered)

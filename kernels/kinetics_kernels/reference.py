@@ -12,6 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kinetics_kernels.masked import litesys_mask as litesys_mask
+
 # Tokens attended per pass of the decode loop. Every table is padded to whole passes, so that a short table and a long
 # one do the same arithmetic in the same order on the tokens they share: selection that keeps everything equals dense
 # attention to the bit.
@@ -21,12 +23,32 @@ PASS_TOKENS = 128
 EXACT = jax.lax.Precision.HIGHEST
 
 
-def page_mean(pages: jax.Array) -> jax.Array:
-    """Summary of whole pages: the mean key, accumulated in float32 and rounded once.
+# What can stand for a page, and how many vectors of head_dim that takes.
+SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}
 
-    `pages [..., page_size, head_dim]` → `[..., head_dim]` in the same dtype.
+
+def page_summary(pages: jax.Array, summary: str = "mean") -> jax.Array:
+    """Summary of whole pages of keys, accumulated in float32 and rounded once.
+
+    `pages [..., page_size, head_dim]` → `[..., head_dim]` in the same dtype for the `mean` key; `[..., 2, head_dim]`
+    for `min_max`, the least and the largest value in every dimension, and for `mean_std`, mean and population standard
+    deviation. Raises ValueError for an unknown kind.
     """
-    return jnp.mean(pages.astype(jnp.float32), axis=-2).astype(pages.dtype)
+    _known_summary("page_summary", summary)
+    keys = pages.astype(jnp.float32)
+    mean = jnp.mean(keys, axis=-2)
+    if summary == "mean":
+        return mean.astype(pages.dtype)
+    if summary == "min_max":
+        vectors = jnp.min(keys, axis=-2), jnp.max(keys, axis=-2)
+    else:
+        vectors = mean, jnp.sqrt(jnp.mean(jnp.square(keys - mean[..., None, :]), axis=-2))
+    return jnp.stack(vectors, axis=-2).astype(pages.dtype)
+
+
+def _known_summary(op: str, summary: str) -> None:
+    if summary not in SUMMARY_VECTORS:
+        raise ValueError(f"{op}: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
 
 
 def append_kv(
@@ -37,12 +59,16 @@ def append_kv(
     v_new: jax.Array,
     page_table: jax.Array,
     lengths: jax.Array,
+    *,
+    summary: str = "mean",
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
 
-    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` or None
-    where no policy needs them, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]` int32,
-    `lengths [batch]` int32 counting the new token. Returns the three pools; donate them to update in place.
+    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (or
+    `[kv_heads, num_pages, 2, head_dim]`, see `page_summary`; None where no policy needs them), `k_new, v_new [batch,
+    kv_heads, head_dim]`, `page_table [batch, max_pages]` int32, `lengths [batch]` int32 counting the new token.
+    `summary` names the kind. Returns the three pools; donate them to update in place. Raises ValueError for an unknown
+    kind, or summaries of another kind's shape.
     """
     k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
     num_pages, page_size = k_pages.shape[1:3]
@@ -54,10 +80,27 @@ def append_kv(
     k_pages = k_pages.at[heads, page, slot].set(jnp.swapaxes(k_new, 0, 1).astype(k_pages.dtype), mode="drop")
     v_pages = v_pages.at[heads, page, slot].set(jnp.swapaxes(v_new, 0, 1).astype(v_pages.dtype), mode="drop")
     if summaries is not None:
-        mean = page_mean(k_pages.at[:, page].get(mode="clip"))
+        found = page_summary(k_pages.at[:, page].get(mode="clip"), summary)
         closed = jnp.where(lengths % page_size == 0, page, num_pages)
-        summaries = jnp.asarray(summaries).at[:, closed].set(mean.astype(summaries.dtype), mode="drop")
+        summaries = set_summaries(summaries, closed, found, summary)
     return k_pages, v_pages, summaries
+
+
+def set_summaries(summaries: jax.Array, pages: jax.Array, found: jax.Array, summary: str) -> jax.Array:
+    """The pool with the summaries of `pages [count]` replaced; ids from num_pages up are left out.
+
+    `summaries [kv_heads, num_pages, (2,) head_dim]` of the kind `summary`, `found [kv_heads, count, (2,) head_dim]`.
+    Raises ValueError for summaries of another kind's shape.
+    """
+    summaries = jnp.asarray(summaries)
+    if summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
+        raise ValueError(
+            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {SUMMARY_VECTORS[summary]} x "
+            "head_dim for each KV head and page"
+        )
+    heads = jnp.arange(summaries.shape[0])[:, None]
+    where = (heads, pages) if summaries.ndim == 3 else (heads[..., None], pages[:, None], jnp.arange(2))
+    return summaries.at[where].set(found.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
 def select_pages(
@@ -71,30 +114,64 @@ def select_pages(
     sink_pages: int = 1,
     recent_pages: int = 1,
     summary: str = "mean",
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]`, `page_table [batch, max_pages]`,
-    `lengths [batch]`. The first `sink_pages` and the last `recent_pages` pages are always kept; the best of the rest by
-    mean_group(q) · summary, computed in float32, fill up to `pages`, ties to the lower page. Returns
-    `selected [batch, kv_heads, pages]` int32, physical ids in ascending logical order, the current page last, padded
-    with -1, and `covered [batch, kv_heads]` int32, the tokens they hold. Raises ValueError for an unknown summary or
-    when nothing is left to choose.
+    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (`[kv_heads, num_pages, 2, head_dim]`
+    for the kinds of two vectors), `page_table [batch, max_pages]`, `lengths [batch]`. `choose_pages` by the score of
+    each page for q̄, the mean query of the group, in float32: for the `mean` key, its dot product with q̄; for `min_max`,
+    Σ_d max(q̄_d min_d, q̄_d max_d), the largest dot product within those bounds (Quest, arXiv 2406.10774); for
+    `mean_std`, s q̄·μ + ½ s² Σ_d q̄_d² σ_d², the logarithm of the mean exp(s q̄·k) over independent Gaussians, with
+    s = `scale`, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError also for an
+    unknown summary.
     """
-    if summary != "mean":
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: mean)")
+    _known_summary("select_pages", summary)
+    batch, q_heads, head_dim = q.shape
+    kv_heads = summaries.shape[0]
+    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
+    stored = (
+        jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
+    )  # [kv_heads, batch, max_pages, (2,) head_dim]
+
+    def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
+        return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
+
+    if summary == "mean":
+        scores = dot(query, stored)
+    elif summary == "min_max":
+        scores = dot(jnp.minimum(query, 0), stored[..., 0, :]) + dot(jnp.maximum(query, 0), stored[..., 1, :])
+    else:
+        query = query * (head_dim**-0.5 if scale is None else scale)
+        scores = dot(query, stored[..., 0, :]) + dot(0.5 * jnp.square(query), jnp.square(stored[..., 1, :]))
+    return choose_pages(
+        scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
+    )
+
+
+def choose_pages(
+    scores: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    page_size: int,
+    pages: int,
+    sink_pages: int = 1,
+    recent_pages: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """The forced pages and the best of the rest: `pages` of them per sequence and KV head.
+
+    `scores [batch, kv_heads, max_pages]` float32 by logical page, `page_table [batch, max_pages]`, `lengths [batch]`.
+    The first `sink_pages` and the last `recent_pages` pages are always kept; the largest scores of the rest fill up to
+    `pages`, ties to the lower page. Returns `selected [batch, kv_heads, pages]` int32, physical ids in ascending
+    logical order, the current page last, padded with -1, and `covered [batch, kv_heads]` int32, the tokens they hold.
+    Raises ValueError when nothing is left to choose.
+    """
     if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
         raise ValueError(
             f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
         )
-    batch, q_heads, head_dim = q.shape
-    kv_heads, max_pages = summaries.shape[0], page_table.shape[1]
-    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
-    stored = (
-        jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
-    )  # [kv_heads, batch, max_pages, head_dim]
-    scores = jnp.einsum("bhd,hbpd->bhp", query, stored, precision=EXACT)
-
+    batch, kv_heads, max_pages = scores.shape
     lengths, logical = jnp.asarray(lengths), jnp.arange(max_pages)
     count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
@@ -198,6 +275,7 @@ def block_topk_decode(
         sink_pages=sink_pages,
         recent_pages=recent_pages,
         summary=summary,
+        scale=scale,
     )
     return paged_decode(q, k_pages, v_pages, selected, covered, scale=scale)
 

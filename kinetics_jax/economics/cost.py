@@ -27,7 +27,7 @@ from kinetics_jax.economics.conventions import Components, CostError
 from kinetics_jax.economics.estimators import expected_max
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.hardware import hardware as hardware_named
-from kinetics_jax.policies import BlockTopK, Dense, Policy
+from kinetics_jax.policies import POLICIES, Dense, Policy
 
 CONVENTIONS = ("traffic", "paper", "upstream")
 UNIT = 1e12
@@ -203,7 +203,7 @@ def _components(
 ) -> Components:
     if convention not in CONVENTIONS:
         raise CostError(f"convention {convention!r} is not known (known: {', '.join(CONVENTIONS)})")
-    if not isinstance(policy, (Dense, BlockTopK)):
+    if not isinstance(policy, tuple(POLICIES.values())):
         raise CostError(f"the cost of attention {policy} is not defined")
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")

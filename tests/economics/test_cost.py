@@ -13,7 +13,16 @@ from kinetics_jax.economics.conventions import UPSTREAM_PARAMETERS, CostError
 from kinetics_jax.economics.cost import best_of_n_cost, generation_cost, phi
 from kinetics_jax.economics.estimators import EstimateError
 from kinetics_jax.economics.hardware import HARDWARE, Hardware, HardwareError, hardware
-from kinetics_jax.policies import BlockTopK, Dense
+from kinetics_jax.policies import (
+    SUMMARY_VECTORS,
+    BlockPolicy,
+    BlockTopK,
+    Dense,
+    LiteSysBlockTopK,
+    RandomBlocks,
+    SlidingWindow,
+    TokenTopK,
+)
 
 B200_FP8 = 562.5
 TINY = ModelConfig(
@@ -21,11 +30,20 @@ TINY = ModelConfig(
 )
 EXPERTS = dataclasses.replace(TINY, num_experts=8, experts_per_token=2, moe_intermediate_size=6)
 
-policies = st.builds(
-    BlockTopK,
-    pages=st.integers(3, 8),
-    page_size=st.integers(1, 7),
-    dense_layers=st.lists(st.integers(0, 4), max_size=3).map(tuple),
+dense_layers = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+blocks = {"pages": st.integers(3, 8), "page_size": st.integers(1, 7), "dense_layers": dense_layers}
+policies = st.one_of(
+    st.builds(BlockTopK, **blocks, summary=st.sampled_from(sorted(SUMMARY_VECTORS))),
+    st.builds(RandomBlocks, **blocks),
+    st.builds(TokenTopK, budget=st.integers(1, 50), dense_layers=dense_layers),
+    st.builds(SlidingWindow, budget=st.integers(5, 50), dense_layers=dense_layers),
+    st.builds(
+        LiteSysBlockTopK,
+        pages=st.integers(1, 8),
+        page_size=st.integers(1, 7),
+        local=st.integers(0, 20),
+        dense_layers=dense_layers,
+    ),
 )
 
 
@@ -37,6 +55,9 @@ def test_the_published_code_is_reproduced():
         ("32B", 32768, 4, Dense(), (13161.806, 317896.3, 331058.11)),
         ("8B", 16384, 32, BlockTopK(pages=64, page_size=16), (8980.5692, 54890.89, 63871.459)),
         ("14B", 8192, 8, BlockTopK(pages=16, page_size=32), (1966.8572, 3457.7842, 5424.6414)),
+        ("14B", 8192, 8, LiteSysBlockTopK(pages=16, page_size=32), (1966.8572, 3457.7842, 5424.6414)),
+        ("8B", 16384, 1, TokenTopK(1024), (278.43947, 1416.0306, 1694.4701)),
+        ("8B", 16384, 1, SlidingWindow(1028), (278.43947, 1416.0306, 1694.4701)),  # 1024 beside the sinks
     ]
     for name, length, trials, attention, golden in cases:
         cost = generation_cost(
@@ -50,6 +71,37 @@ def test_the_published_code_is_reproduced():
         )
         np.testing.assert_allclose((cost.compute, cost.memory, cost.total), golden, rtol=1e-7)
         assert cost.seconds is None
+
+
+def test_token_topk_with_the_sign_corrected_is_the_papers_form():
+    """The published numbers for a budget of 1024, had the code subtracted what the budget holds before it is full."""
+    config, case = ModelConfig.named("8B"), {"prompt_tokens": 256, "output_tokens": 16384, "intensity": B200_FP8}
+    linear = 2 * UPSTREAM_PARAMETERS["8B"] * 16384 / 1e12
+    for policy in (TokenTopK(1024), SlidingWindow(1024), RandomBlocks(budget=1024)):
+        cost = generation_cost(config, **case, attention=policy, convention="paper")
+        compute = cost.compute - cost.parts["linear"] + linear
+        np.testing.assert_allclose((compute, cost.memory), (278.09158, 1367.1082), rtol=1e-7)
+    search = generation_cost(config, **case, attention=BlockTopK(budget=1024), convention="paper")
+    assert search.parts["search_reads"] > 0
+    assert search.parts["kv_reads"] == cost.parts["kv_reads"]
+
+
+def test_upstream_has_no_formula_for_random_blocks():
+    with pytest.raises(CostError, match="no formula for random_blocks"):
+        generation_cost(
+            ModelConfig.named("8B"),
+            prompt_tokens=1,
+            output_tokens=9,
+            attention=RandomBlocks(pages=4),
+            convention="upstream",
+        )
+
+
+def test_a_local_window_adds_to_the_published_budget():
+    case = {"prompt_tokens": 256, "output_tokens": 5000, "intensity": B200_FP8, "convention": "upstream"}
+    with_window = generation_cost(ModelConfig.named("8B"), **case, attention=LiteSysBlockTopK(pages=60, local=64)).parts
+    without = generation_cost(ModelConfig.named("8B"), **case, attention=BlockTopK(pages=64)).parts
+    assert with_window == without
 
 
 def test_the_published_expected_cost_is_reproduced():
@@ -95,6 +147,31 @@ def test_paper_equations_where_the_prompt_fills_the_budget():
     np.testing.assert_allclose((sparse.compute, sparse.memory), (compute / 1e12, ratio * memory / 1e12), rtol=1e-12)
 
 
+def sparse_step(attention, prompt, length):
+    """One step of a sparse layer: tokens attended, whether to all, vectors scored, those of them of the prompt."""
+    if isinstance(attention, BlockPolicy):
+        held = [min(attention.page_size, length - p) for p in range(0, length, attention.page_size)]
+        if len(held) <= attention.pages:
+            return length, True, 0, 0
+        attended = sum(held[-1:] + held[: attention.pages - 1])
+        if isinstance(attention, RandomBlocks):
+            return attended, False, 0, 0
+        vectors = 1 if attention.summary == "mean" else 2
+        scored = sum(tokens == attention.page_size for tokens in held)
+        return attended, False, vectors * scored, vectors * (prompt // attention.page_size)
+    if not isinstance(attention, LiteSysBlockTopK):
+        return min(length, attention.budget), length <= attention.budget, 0, 0
+    threshold = 4 + attention.local + attention.pages * attention.page_size
+    while threshold % attention.page_size:
+        threshold += 1
+    if length <= threshold:
+        return length, True, 0, 0
+    first = range(4, length - attention.local - attention.page_size + 1, attention.page_size)
+    in_blocks = {token for start in first for token in range(start, start + attention.page_size)}
+    attended = length - len(in_blocks) + attention.pages * attention.page_size
+    return attended, False, len(first), sum(start + attention.page_size <= prompt for start in first)
+
+
 def token_by_token(config, prompt, output, trials, attention, kv_bytes, weight_bytes, batch, shared):
     """The oracle of `traffic`: every prefill token, every step of every trial and every layer, one after another."""
     flops, kv, summaries, weights = 0.0, 0.0, 0.0, 0.0
@@ -116,12 +193,9 @@ def token_by_token(config, prompt, output, trials, attention, kv_bytes, weight_b
             weights += weight_bytes * config.matmul_parameters / (batch or 1)
             for layer in range(config.num_layers):
                 attended, of_prompt, scored, scored_prompt = length, prompt, 0, 0
-                if isinstance(attention, BlockTopK) and layer not in attention.dense_layers:
-                    held = [min(attention.page_size, length - p) for p in range(0, length, attention.page_size)]
-                    if len(held) > attention.pages:
-                        attended, of_prompt = sum(held[-1:] + held[: attention.pages - 1]), 0
-                        scored = sum(tokens == attention.page_size for tokens in held)
-                        scored_prompt = prompt // attention.page_size
+                if layer not in getattr(attention, "dense_layers", range(99)):
+                    attended, whole, scored, scored_prompt = sparse_step(attention, prompt, length)
+                    of_prompt = prompt if whole else 0
                 if shared and trial > 0:
                     read, read_summaries = attended - of_prompt, scored - scored_prompt
                 else:
@@ -132,7 +206,7 @@ def token_by_token(config, prompt, output, trials, attention, kv_bytes, weight_b
     return flops, kv + summaries + (weights if batch else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     prompt=st.integers(0, 40),
     output=st.integers(0, 60),
@@ -189,7 +263,7 @@ def test_costs_grow_with_lengths_and_trials_and_are_never_negative(prompt, outpu
     np.testing.assert_allclose(sum(base.parts.values()), base.total, rtol=1e-12)
     assert base.seconds <= base.additive_seconds <= 2 * base.seconds
     # By whole pages: one more prompt token can close a page, and a searching step then reads less of its current one.
-    page = attention.page_size if isinstance(attention, BlockTopK) else 1
+    page = attention.page_size if isinstance(attention, BlockPolicy | LiteSysBlockTopK) else 1
     for other in (
         cost(prompt + page, output, trials),
         cost(prompt, output + 1, trials),
@@ -199,11 +273,21 @@ def test_costs_grow_with_lengths_and_trials_and_are_never_negative(prompt, outpu
         assert other.memory >= base.memory * (1 - 1e-12)
 
 
-@settings(max_examples=60, deadline=None)
-@given(lengths, lengths, st.integers(3, 90), st.integers(1, 64), st.booleans())
-def test_a_larger_budget_reads_more_kv_and_searches_less(prompt, output, pages, size, shared):
+def sized(kind, size: int, pages: int):
+    """A policy of some kind with a budget of about `pages` times `size` tokens, at least 3 pages or 5 tokens."""
+    if kind in (TokenTopK, SlidingWindow):
+        return kind(max(pages * size, 5))
+    return kind(pages=pages if kind is LiteSysBlockTopK else max(pages, 3), page_size=size)
+
+
+kinds = st.sampled_from([BlockTopK, RandomBlocks, TokenTopK, SlidingWindow, LiteSysBlockTopK])
+
+
+@settings(max_examples=100, deadline=None)
+@given(kinds, lengths, lengths, st.integers(1, 90), st.integers(1, 64), st.booleans())
+def test_a_larger_budget_reads_more_kv_and_searches_less(kind, prompt, output, pages, size, shared):
     def parts(pages):
-        attention = BlockTopK(pages=pages, page_size=size)
+        attention = sized(kind, size, pages)
         case = {"prompt_tokens": prompt, "output_tokens": output, "attention": attention, "shared_prompt": shared}
         return generation_cost(TINY, **case).parts
 
@@ -213,20 +297,49 @@ def test_a_larger_budget_reads_more_kv_and_searches_less(prompt, output, pages, 
     assert more["search_reads"] <= less["search_reads"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(kinds, lengths, lengths, st.integers(1, 9), st.integers(1, 64), st.sampled_from(["traffic", "paper"]))
+def test_a_budget_that_is_never_reached_costs_what_dense_costs(kind, prompt, output, trials, size, convention):
+    attention = sized(kind, size, max(3, -(-(prompt + output) // size)))
+    case = {"prompt_tokens": prompt, "output_tokens": output, "trials": trials, "convention": convention}
+    if convention == "traffic":
+        case["shared_prompt"] = size % 2 == 0
+    else:
+        case["trials"] = 1  # only dense attention shares the prompt there
+    sparse, dense = generation_cost(TINY, **case, attention=attention), generation_cost(TINY, **case)
+    if convention == "traffic":
+        np.testing.assert_allclose((sparse.compute, sparse.memory), (dense.compute, dense.memory), rtol=1e-12)
+    for part in ("attention", "kv_reads"):  # equation 9 searches in every step
+        np.testing.assert_allclose(sparse.parts[part], dense.parts[part], rtol=1e-12)
+
+
 @settings(max_examples=40, deadline=None)
-@given(lengths, lengths, st.integers(1, 9), st.integers(1, 64), st.booleans())
-def test_a_budget_that_is_never_reached_costs_what_dense_costs(prompt, output, trials, size, shared):
-    pages = max(3, -(-(prompt + output) // size))
-    case = {"prompt_tokens": prompt, "output_tokens": output, "trials": trials, "shared_prompt": shared}
-    sparse = generation_cost(TINY, **case, attention=BlockTopK(pages=pages, page_size=size))
-    dense = generation_cost(TINY, **case)
-    np.testing.assert_allclose((sparse.compute, sparse.memory), (dense.compute, dense.memory), rtol=1e-12)
+@given(lengths, lengths, st.integers(3, 90), st.integers(1, 64))
+def test_two_vectors_a_page_double_the_search_and_nothing_else(prompt, output, pages, size):
+    def parts(summary):
+        policy = BlockTopK(pages=pages, page_size=size, summary=summary)
+        return generation_cost(TINY, prompt_tokens=prompt, output_tokens=output, attention=policy).parts
+
+    one = parts("mean")
+    for kind in ("min_max", "mean_std"):
+        two = parts(kind)
+        assert {name: two[name] / (2 if name.startswith("search") else 1) for name in two} == one
+
+
+def test_what_is_not_searched_costs_no_search():
+    case = {"prompt_tokens": 100, "output_tokens": 900}
+    for policy in (TokenTopK(64), SlidingWindow(64), RandomBlocks(pages=8, page_size=8)):
+        parts = generation_cost(TINY, **case, attention=policy).parts
+        assert parts["search"] == parts["search_reads"] == 0
+    block = generation_cost(TINY, **case, attention=BlockTopK(pages=8, page_size=8)).parts
+    assert parts["kv_reads"] == block["kv_reads"]  # the last of them has the same pages
+    assert block["search_reads"] > 0
 
 
 def test_every_layer_dense_is_dense():
-    case = {"prompt_tokens": 300, "output_tokens": 500}
-    sparse = generation_cost(TINY, **case, attention=BlockTopK(pages=3, dense_layers=(0, 1, 2, 9)))
-    assert sparse.parts == generation_cost(TINY, **case).parts
+    case, layers = {"prompt_tokens": 300, "output_tokens": 500}, (0, 1, 2, 9)
+    for policy in (BlockTopK(pages=3, dense_layers=layers), LiteSysBlockTopK(3, dense_layers=layers)):
+        assert generation_cost(TINY, **case, attention=policy).parts == generation_cost(TINY, **case).parts
 
 
 @pytest.mark.parametrize("convention", ["traffic", "paper", "upstream"])

@@ -14,9 +14,10 @@ class Paged:
     q: np.ndarray  # [batch, q_heads, head_dim]
     k_pages: np.ndarray  # [kv_heads, num_pages, page_size, head_dim]
     v_pages: np.ndarray
-    summaries: np.ndarray  # [kv_heads, num_pages, head_dim]
+    summaries: np.ndarray  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, 2, head_dim]
     page_table: np.ndarray  # [batch, max_pages]
     lengths: np.ndarray  # [batch]
+    summary: str = "mean"
 
     @property
     def page_size(self) -> int:
@@ -34,6 +35,7 @@ def random_state(
     spare_pages: int = 5,
     max_pages: int | None = None,
     poison: float = np.nan,
+    summary: str = "mean",
 ) -> Paged:
     """Sequences of the given lengths, their pages scattered over the pool in random order."""
     counts = [-(-length // page_size) for length in lengths]
@@ -42,7 +44,8 @@ def random_state(
     order = rng.permutation(num_pages)
     pool = (kv_heads, num_pages, page_size, head_dim)
     k_pages, v_pages = np.full(pool, poison, np.float32), np.full(pool, poison, np.float32)
-    summaries = np.full((kv_heads, num_pages, head_dim), poison, np.float32)
+    vectors = [] if summary == "mean" else [2]
+    summaries = np.full((kv_heads, num_pages, *vectors, head_dim), poison, np.float32)
     table = np.full((len(lengths), max_pages), -1, np.int32)
     taken = 0
     for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
@@ -54,9 +57,30 @@ def random_state(
             v_pages[where] = rng.standard_normal((kv_heads, head_dim))
         for index in range(length // page_size):
             page = table[row, index]
-            summaries[:, page] = k_pages[:, page].mean(axis=1, dtype=np.float64)
+            summaries[:, page] = summary_of(k_pages[:, page], summary)
     q = rng.standard_normal((len(lengths), kv_heads * group, head_dim)).astype(np.float32)
-    return Paged(q, k_pages, v_pages, summaries, table, np.array(lengths, np.int32))
+    return Paged(q, k_pages, v_pages, summaries, table, np.array(lengths, np.int32), summary)
+
+
+def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
+    """Float64 summary of whole pages: `[..., page_size, head_dim]` → `[..., head_dim]` or `[..., 2, head_dim]`."""
+    keys = pages.astype(np.float64)
+    if summary == "mean":
+        return keys.mean(axis=-2)
+    if summary == "min_max":
+        return np.stack([keys.min(axis=-2), keys.max(axis=-2)], axis=-2)
+    return np.stack([keys.mean(axis=-2), keys.std(axis=-2)], axis=-2)
+
+
+def score_of(query: np.ndarray, summary: np.ndarray, kind: str) -> float:
+    """Score of one page for the mean query of a group, both float64, dimension by dimension."""
+    if kind == "mean":
+        return sum(float(x * m) for x, m in zip(query, summary, strict=True))
+    pairs = zip(query, *summary, strict=True)
+    if kind == "min_max":
+        return sum(max(float(x * low), float(x * high)) for x, low, high in pairs)
+    scale = len(query) ** -0.5
+    return sum(float(scale * x * mean + (scale * x * std) ** 2 / 2) for x, mean, std in pairs)
 
 
 def tokens_of(state: Paged, row: int, head: int, pages: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +112,8 @@ def choose_pages(state: Paged, row: int, head: int, *, pages: int, sink: int, re
     query = state.q[row, head * group : (head + 1) * group].astype(np.float64).mean(axis=0)
     forced = [*range(sink), *range(count - recent, count)]
     rest = range(sink, count - recent)
-    score = {page: float(query @ state.summaries[head, state.page_table[row, page]]) for page in rest}
+    stored = state.summaries.astype(np.float64)[head, state.page_table[row]]
+    score = {page: score_of(query, stored[page], state.summary) for page in rest}
     best = sorted(rest, key=lambda page: (-score[page], page))[: pages - len(forced)]
     return sorted([*forced, *best])
 

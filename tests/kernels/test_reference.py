@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
 
 from . import oracle
 
@@ -43,16 +44,17 @@ def test_dense_decode_matches_float64(shape, seed):
     assert_close(lse, expected_lse)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     shape=shapes,
     sink=st.integers(0, 2),
     recent=st.integers(1, 2),
     more=st.integers(1, 6),
+    summary=st.sampled_from(list(SUMMARY_VECTORS)),
     seed=st.integers(0, 2**16),
 )
-def test_block_topk_matches_float64(shape, sink, recent, more, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape)
+def test_block_topk_matches_float64(shape, sink, recent, more, summary, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape, summary=summary)
     pages = sink + recent + more
     out, lse = run(
         kernels.block_topk_decode,
@@ -60,6 +62,7 @@ def test_block_topk_matches_float64(shape, sink, recent, more, seed):
         pages=pages,
         sink_pages=sink,
         recent_pages=recent,
+        summary=summary,
     )
     expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=sink, recent=recent)
     assert_close(out, expected_out)
@@ -123,22 +126,73 @@ def test_ties_go_to_the_lower_page():
     assert np.asarray(selected)[0, 0].tolist() == state.page_table[0, [0, 1, 2, 3, 9]].tolist()
 
 
-def test_append_writes_one_token_and_closes_full_pages():
-    state = oracle.random_state(np.random.default_rng(3), [4, 7, 8, 1], max_pages=4)
+@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+def test_append_writes_one_token_and_closes_full_pages(summary):
+    state = oracle.random_state(np.random.default_rng(3), [4, 7, 8, 1], max_pages=4, summary=summary)
     lengths = np.array([4, 7, 8, 0], np.int32)  # the last row is idle
     new = np.random.default_rng(4).standard_normal((2, 4, 2, 16)).astype(np.float32)
-    k, v, summaries = run(
-        kernels.append_kv, state.k_pages, state.v_pages, state.summaries, new[0], new[1], state.page_table, lengths
-    )
+    pools = (state.k_pages, state.v_pages, state.summaries)
+    k, v, summaries = run(kernels.append_kv, *pools, *new, state.page_table, lengths, summary=summary)
     expected_k, expected_v, expected_s = state.k_pages.copy(), state.v_pages.copy(), state.summaries.copy()
     for row, position in ((0, 3), (1, 6), (2, 7)):
         page = state.page_table[row, position // 4]
         expected_k[:, page, position % 4], expected_v[:, page, position % 4] = new[0, row], new[1, row]
         if position % 4 == 3:
-            expected_s[:, page] = expected_k[:, page].astype(np.float64).mean(axis=1)
+            expected_s[:, page] = oracle.summary_of(expected_k[:, page], summary)
     np.testing.assert_array_equal(k, expected_k)
     np.testing.assert_array_equal(v, expected_v)
     np.testing.assert_allclose(summaries, expected_s, rtol=1e-6, atol=1e-7)
+
+
+def test_summaries_of_another_kind_are_refused():
+    state = oracle.random_state(np.random.default_rng(3), [4])
+    new = np.ones((1, 2, 16), np.float32)
+    rest = (new, new, state.page_table, state.lengths)
+    with pytest.raises(ValueError, match="not of kind min_max"):
+        run(kernels.append_kv, state.k_pages, state.v_pages, state.summaries, *rest, summary="min_max")
+    with pytest.raises(ValueError, match="known: mean, min_max, mean_std"):
+        run(kernels.append_kv, state.k_pages, state.v_pages, state.summaries, *rest, summary="median")
+
+
+def test_min_max_bounds_every_logit_of_the_page():
+    """Quest's score is never below the dot product with any key of the page, and is reached by one-dimensional keys."""
+    rng = np.random.default_rng(11)
+    keys, query = rng.standard_normal((200, 8, 16)), rng.standard_normal((200, 16))
+    stored = np.asarray(page_summary(jnp.asarray(keys, jnp.float32), "min_max"))
+    for page, q, summary in zip(keys, query, stored, strict=True):
+        score = oracle.score_of(q, summary.astype(np.float64), "min_max")
+        assert score >= (page.astype(np.float32) @ q).max() - 1e-5
+        alone = oracle.score_of(q[:1], summary[:, :1].astype(np.float64), "min_max")
+        np.testing.assert_allclose(alone, (page[:, 0] * q[0]).max(), rtol=1e-6)
+
+
+def test_mean_std_is_the_log_of_the_mean_weight_of_gaussian_keys():
+    """Over many Gaussian keys of known spread; and a page of equal keys scores its own logit."""
+    rng = np.random.default_rng(12)
+    centre, spread, query = rng.standard_normal(16), rng.uniform(0.2, 1.5, 16), rng.standard_normal(16)
+    keys = centre + spread * rng.standard_normal((400_000, 16))
+    stored = np.asarray(page_summary(jnp.asarray(keys, jnp.float32), "mean_std"), np.float64)
+    weights = np.exp(keys @ query * 16**-0.5)
+    score, error = oracle.score_of(query, stored, "mean_std"), weights.std() / weights.mean() / 400_000**0.5
+    assert abs(score - np.log(weights.mean())) < 5 * error
+    equal = np.asarray(page_summary(jnp.ones((8, 16)) * 0.3, "mean_std"), np.float64)
+    np.testing.assert_allclose(equal, [[0.3] * 16, [0.0] * 16], atol=1e-7)
+    np.testing.assert_allclose(oracle.score_of(query, equal, "mean_std"), 0.3 * query.sum() / 4, rtol=1e-5)
+
+
+def test_kinds_of_summaries_choose_different_pages():
+    """The page with one outstanding key wins by its bounds, the page of even keys by its mean."""
+    state = oracle.random_state(np.random.default_rng(13), [24], kv_heads=1, group=1, head_dim=4, poison=0.0)
+    state.q[:] = [1, 0, 0, 0]
+    state.k_pages[:] = 0.0
+    even, outstanding = state.page_table[0, 2], state.page_table[0, 3]
+    state.k_pages[0, even, :, 0] = 1.5
+    state.k_pages[0, outstanding, :, 0] = [9, -3, -3, 2]
+    rest = (state.page_table, state.lengths)
+    for summary, best in (("mean", even), ("min_max", outstanding), ("mean_std", outstanding)):
+        pool = page_summary(jnp.asarray(state.k_pages), summary)
+        selected, _ = run(kernels.select_pages, state.q, pool, *rest, page_size=4, pages=3, summary=summary)
+        assert selected[0, 0, 1] == best
 
 
 def test_append_without_summaries_and_into_missing_pages():

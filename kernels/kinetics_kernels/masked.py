@@ -1,0 +1,195 @@
+"""Attention under a mask over tokens: what no page table can say, as an oracle and not for speed.
+
+`token_logits` computes every logit of a step, a rule turns them into a mask, `masked_decode` attends under it. Pools,
+tables and lengths are those of reference.py. Temporaries hold one pass of tokens beside the logits and the mask.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+PASS_TOKENS = 512
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def token_logits(
+    q: jax.Array, k_pages: jax.Array, page_table: jax.Array, lengths: jax.Array, *, scale: float | None = None
+) -> jax.Array:
+    """The scaled logit of every token: `[batch, q_heads, max_pages * page_size]` float32, -inf where there is none.
+
+    `q [batch, q_heads, head_dim]`, `k_pages [kv_heads, num_pages, page_size, head_dim]`, `page_table [batch,
+    max_pages]`, `lengths [batch]`; `scale` defaults to head_dim ** -0.5.
+    """
+    k_pages, page_table, lengths = jnp.asarray(k_pages), jnp.asarray(page_table), jnp.asarray(lengths)
+    batch, q_heads, head_dim = q.shape
+    kv_heads, _, page_size, _ = k_pages.shape
+    table, tokens = _whole_passes(page_table, page_size)
+    query = q.reshape(batch, kv_heads, q_heads // kv_heads, head_dim).astype(jnp.float32)
+    query = query * (head_dim**-0.5 if scale is None else scale)
+
+    def one_pass(index: jax.Array, logits: jax.Array) -> jax.Array:
+        keys, there = _one_pass(k_pages, table, lengths, index, tokens)
+        scores = jnp.einsum("bhgd,hbtd->bhgt", query, keys, precision=EXACT).reshape(batch, q_heads, tokens)
+        scores = jnp.where(there[:, None], scores, -jnp.inf)
+        return jax.lax.dynamic_update_slice_in_dim(logits, scores, index * tokens, axis=2)
+
+    logits = jnp.full((batch, q_heads, table.shape[1] * page_size), -jnp.inf)
+    logits = jax.lax.fori_loop(0, _passes(table, lengths, page_size, tokens), one_pass, logits)
+    return logits[:, :, : page_table.shape[1] * page_size]
+
+
+def masked_decode(
+    logits: jax.Array, mask: jax.Array, v_pages: jax.Array, page_table: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of one query token per sequence over the tokens that a mask names.
+
+    `logits [batch, q_heads, max_pages * page_size]` as `token_logits` gives them, `mask` bool of that shape (true =
+    attended), `v_pages`, `page_table` and `lengths` as there. Returns `out [batch, q_heads, head_dim]` float32 and the
+    log-sum-exp `[batch, q_heads]` float32; a row that attends to nothing gives 0 and -inf. A token that no head of a
+    KV group attends to may hold NaN.
+    """
+    v_pages, page_table, lengths = jnp.asarray(v_pages), jnp.asarray(page_table), jnp.asarray(lengths)
+    batch, q_heads, time = logits.shape
+    kv_heads, _, page_size, head_dim = v_pages.shape
+    rows = (batch, kv_heads, q_heads // kv_heads)
+    table, tokens = _whole_passes(page_table, page_size)
+    padding = ((0, 0), (0, 0), (0, table.shape[1] * page_size - time))
+    logits = jnp.pad(jnp.where(mask, logits, -jnp.inf), padding, constant_values=-jnp.inf)
+    there = jnp.arange(logits.shape[2]) < lengths[:, None, None]
+    logits = jnp.where(there, logits, -jnp.inf)
+    top = jnp.max(logits, axis=-1)
+    anchor = jnp.where(top > -jnp.inf, top, 0.0)  # a row without a token: exp(-inf - 0) = 0, no NaN
+    total = jnp.sum(jnp.exp(logits - anchor[..., None]), axis=-1)
+
+    def one_pass(index: jax.Array, out: jax.Array) -> jax.Array:
+        values, there = _one_pass(v_pages, table, lengths, index, tokens)
+        part = jax.lax.dynamic_slice_in_dim(logits, index * tokens, tokens, axis=2)
+        weights = jnp.exp(part - anchor[..., None]).reshape(*rows, tokens)
+        read = there[:, None] & jnp.any(weights > 0, axis=2)  # [batch, kv_heads, tokens]
+        values = jnp.where(read.swapaxes(0, 1)[..., None], values, 0)
+        return out + jnp.einsum("bhgt,hbtd->bhgd", weights, values, precision=EXACT)
+
+    out = jnp.zeros((*rows, head_dim))
+    out = jax.lax.fori_loop(0, _passes(table, lengths, page_size, tokens), one_pass, out)
+    divisor = jnp.where(total > 0, total, 1.0)
+    out = out.reshape(batch, q_heads, head_dim) / divisor[..., None]
+    return out, jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+
+
+def token_topk_mask(logits: jax.Array, lengths: jax.Array, *, num_kv_heads: int, tokens: int) -> jax.Array:
+    """The oracle: the current token and the largest logits, `tokens` of them in all, per sequence and KV head.
+
+    `logits [batch, q_heads, time]` float32, averaged over the group; ties to the lower position. Returns bool of that
+    shape, true = attended.
+    """
+    lengths, position = jnp.asarray(lengths)[:, None, None], jnp.arange(logits.shape[2])
+    mean = _group_mean(logits, lengths, num_kv_heads)
+    scores = jnp.where(position == lengths - 1, jnp.inf, jnp.where(position < lengths, mean, -jnp.inf))
+    return jnp.repeat(_best(scores, tokens), logits.shape[1] // num_kv_heads, axis=1)
+
+
+def sliding_window_mask(lengths: jax.Array, time: int, *, tokens: int, sink: int) -> jax.Array:
+    """The first `sink` and the last `tokens - sink` of each sequence: `lengths [batch]` → bool `[batch, time]`."""
+    lengths, position = jnp.asarray(lengths)[:, None], jnp.arange(time)
+    return ((position < sink) | (position >= lengths - (tokens - sink))) & (position < lengths)
+
+
+def litesys_mask(
+    logits: jax.Array,
+    lengths: jax.Array,
+    *,
+    num_kv_heads: int,
+    kind: str = "block_topk",
+    pages: int = 0,
+    page_size: int = 0,
+    tokens: int = 0,
+    local: int = 0,
+    sink: int = 4,
+) -> jax.Array:
+    """What a decode step attends to by the rules of the paper's own code, LiteSys (Infini-AI-Lab/Kinetics).
+
+    `logits [batch, q_heads, time]` float32, averaged over the group, and `lengths [batch]` → bool `[batch, q_heads,
+    time]`, true = attended, false from the length on. A sequence attends to all of itself until it is longer than a
+    threshold; from there on to its first `sink` and last `local` tokens, and
+
+    `block_topk` (threshold sink + local + pages * page_size, rounded up to a multiple of page_size): to the `pages`
+        blocks with the largest mean logit, and to what no whole block covers. Blocks of `page_size` tokens follow one
+        another from position `sink`, as many as end before the local window.
+    `token_topk` (threshold sink + tokens + local): to the `tokens` largest logits between the two.
+    `sliding_window` (threshold sink + local): to nothing else.
+
+    Ties go to the lower position, which the published code leaves open. With local = 0 the current token may go
+    unattended, as there. Raises ValueError for an unknown kind or a missing size.
+    """
+    sizes = {"block_topk": (pages, page_size), "token_topk": (tokens,), "sliding_window": ()}
+    if kind not in sizes:
+        raise ValueError(f"litesys_mask: kind {kind!r} is not known (known: {', '.join(sizes)})")
+    if min((*sizes[kind], 1)) < 1 or local < 0 or sink < 0:
+        raise ValueError(
+            f"litesys_mask: {kind} with pages={pages}, page_size={page_size}, tokens={tokens}, local={local}, "
+            f"sink={sink}: block_topk needs pages and page_size, token_topk needs tokens, none may be negative"
+        )
+    q_heads, time = logits.shape[1:]
+    lengths, position = jnp.asarray(lengths)[:, None, None], jnp.arange(time)
+    there = position < lengths
+    if kind == "block_topk":
+        threshold = -(-(sink + local + pages * page_size) // page_size) * page_size
+    else:
+        threshold = sink + local + sum(sizes[kind])
+    if time <= threshold:
+        return jnp.broadcast_to(there, (lengths.shape[0], q_heads, time))
+
+    # `optional [batch, 1, time]` is what the rule may leave out, `chosen [batch, kv_heads, time]` what it keeps of that
+    optional = (position >= sink) & (position < lengths - local)
+    chosen = jnp.zeros((1, num_kv_heads, 1), bool)
+    mean = _group_mean(logits, lengths, num_kv_heads)
+    if kind == "token_topk":
+        chosen = _best(jnp.where(optional, mean, -jnp.inf), tokens)
+    elif kind == "block_topk":
+        count = (time - sink) // page_size
+        blocks = mean[:, :, sink : sink + count * page_size].reshape(*mean.shape[:2], count, page_size).mean(axis=-1)
+        whole = jnp.maximum(lengths - local - sink, 0) // page_size
+        best = _best(jnp.where(jnp.arange(count) < whole, blocks, -jnp.inf), pages)
+        block = jnp.maximum(position - sink, 0) // page_size
+        chosen = best[:, :, jnp.minimum(block, count - 1)]
+        optional &= block < whole
+    attended = there & (~optional | chosen | (lengths <= threshold))
+    return jnp.repeat(attended, q_heads // num_kv_heads, axis=1)
+
+
+def _group_mean(logits: jax.Array, lengths: jax.Array, num_kv_heads: int) -> jax.Array:
+    """`[batch, q_heads, time]` → `[batch, num_kv_heads, time]`; 0 from the length on, whatever is there."""
+    batch, q_heads, time = logits.shape
+    logits = jnp.where(jnp.arange(time) < lengths, logits, 0)
+    return logits.reshape(batch, num_kv_heads, q_heads // num_kv_heads, time).mean(axis=2)
+
+
+def _best(scores: jax.Array, count: int) -> jax.Array:
+    """True at the `count` largest of `scores [batch, kv_heads, places]`, ties to the lower place, never at -inf."""
+    batch, kv_heads, places = scores.shape
+    kept, index = jax.lax.top_k(scores, min(count, places))
+    rows = jnp.arange(batch)[:, None, None], jnp.arange(kv_heads)[:, None]
+    return jnp.zeros(scores.shape, bool).at[(*rows, index)].set(kept > -jnp.inf)
+
+
+def _whole_passes(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
+    """The table padded to whole passes, and the tokens of a pass."""
+    per_pass = max(1, PASS_TOKENS // page_size)
+    padding = ((0, 0), (0, -page_table.shape[1] % per_pass))
+    return jnp.pad(page_table, padding, constant_values=-1), per_pass * page_size
+
+
+def _passes(table: jax.Array, lengths: jax.Array, page_size: int, tokens: int) -> jax.Array:
+    return jnp.minimum(-(-jnp.max(lengths) // tokens), table.shape[1] * page_size // tokens)
+
+
+def _one_pass(
+    pool: jax.Array, table: jax.Array, lengths: jax.Array, index: jax.Array, tokens: int
+) -> tuple[jax.Array, jax.Array]:
+    """One pass of tokens, `[kv_heads, batch, tokens, head_dim]` float32, and which of them exist, `[batch, tokens]`."""
+    kv_heads, _, page_size, head_dim = pool.shape
+    ids = jax.lax.dynamic_slice_in_dim(table, index * (tokens // page_size), tokens // page_size, axis=1)
+    there = (index * tokens + jnp.arange(tokens) < lengths[:, None]) & jnp.repeat(ids >= 0, page_size, axis=1)
+    found = pool.at[:, ids].get(mode="clip").reshape(kv_heads, table.shape[0], tokens, head_dim)
+    return found.astype(jnp.float32), there
