@@ -1,34 +1,34 @@
-"""The `kinetics` command: sample, frontier, demo, generate, doctor. Heavy imports wait until a command needs them."""
+"""The `kinetics` command: what users type and read. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
-from kinetics_jax.tasks.problems import load_problems
-from kinetics_jax.tasks.prompts import render_prompt
+from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
+from kinetics_jax.tasks.prompts import PromptStyle, render_prompts
+from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_bar
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
-    from kinetics_jax.runs import Progress
+    from kinetics_jax.traces import Run
 
 Positional = tyro.conf.Positional
 FIGURE_KINDS = (".png", ".pdf", ".svg")
 
-ModelArg = Annotated[str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face directory, or hub id.")]
+ModelArg = Annotated[
+    str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face or Orbax directory, or hub id.")
+]
 AttentionArg = Annotated[
     str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
 ]
@@ -50,6 +50,8 @@ class Draw:
     """Most tokens of a sample; by default 1024, or as many as the model has positions for."""
     seed: int = 0
     """Another seed draws other samples."""
+    repetition_window: int = 0
+    """End a sample when its last so many tokens repeat, at least thrice over; 0 never does."""
 
     def check(self) -> None:
         """Refuses impossible values before a model is loaded."""
@@ -73,11 +75,16 @@ def sample(
     model: Positional[ModelArg],
     *,
     out: Path,
-    task: str = "builtin",
+    task: str | None = None,
+    problems: Path | None = None,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    limit: int | None = None,
+    template: Literal["auto", "chat", "plain", "bare"] = "auto",
+    thinking: bool = True,
     n: int = 8,
     attention: AttentionArg = "dense",
     draw: DrawArgs = DEFAULT_DRAW,
-    limit: int | None = None,
     slots: int = 32,
     chunk: int = 32,
     num_pages: int | None = None,
@@ -87,9 +94,14 @@ def sample(
 
     Args:
         out: Run folder (new, or one that this command began).
-        task: Problem set.
-        n: Samples of each problem.
+        task: Problem set: builtin (the default), aime24, aime25, amc23, math500 or gsm8k.
+        problems: Problems from a file instead: .jsonl, .json, .csv or .parquet.
+        question_column: The file's column of questions, where its name does not tell.
+        answer_column: The file's column of answers, where its name does not tell.
         limit: Only the first so many problems.
+        template: How questions are put: chat (the checkpoint's chat template), plain, bare, or what suits (auto).
+        thinking: Whether a chat template that knows the difference lets the model think first.
+        n: Samples of each problem.
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
         num_pages: KV pages in the pool; by default enough for the longest sample in every slot.
@@ -97,30 +109,74 @@ def sample(
     """
     policy = parse_policy(attention)
     draw.check()
-    problems = load_problems(task, limit=limit)
+    style = PromptStyle(template, thinking)
     _at_least_one("n", n)
+    if problems is None:
+        if question_column or answer_column:
+            raise UserError("--question-column and --answer-column go with --problems FILE")
+        name = task or BUILTIN
+        chosen = load_problems(name, limit=limit)
+    elif task is None:
+        name = problems.name  # with its ending: never the name of a task
+        chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
+    else:
+        raise UserError("give --task or --problems, not both")
     lm = _load(model, dtype)
-    sampling = draw.sampling(lm, [render_prompt(problem) for problem in problems])
+    prompts = render_prompts(chosen, lm.directory, task=name, style=style)
+    sampling = draw.sampling(lm, list(prompts.values()))
     from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
 
-    settings = EngineSettings(slots=slots, chunk=chunk, num_pages=num_pages)
     with sample_bar(f"{lm.config.name} {policy}") as on_progress:
         run = best_of_n(
             lm,
-            problems,
-            task=task,
+            chosen,
+            task=name,
             n=n,
             policy=policy,
             sampling=sampling,
             out=out,
-            settings=settings,
+            prompts=prompts,
+            settings=EngineSettings(slots=slots, chunk=chunk, num_pages=num_pages),
             command=command_line(),
             on_progress=on_progress,
         )
-    right = sum(record["correct"] is True for record in run.samples)
-    tokens = sum(len(record["output_tokens"]) for record in run.samples) / len(run.samples)
-    print(f"{out}: {len(run.samples)} samples, {right / len(run.samples):.3f} correct, {tokens:.1f} tokens each")
+    print(f"{out}: {_summary(run)}")
+
+
+def grade(
+    run: Positional[Path],
+    *,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Grades the stored samples of a run folder again; the old grades stand until all new ones are there.
+
+    Args:
+        run: Run folder.
+        as_json: Print the changed grades as JSON.
+    """
+    from kinetics_jax.runs import grade_again
+
+    with sample_bar(f"grade {run}") as on_progress:
+        graded, changed = grade_again(run, on_progress=on_progress)
+    if as_json:
+        print(json.dumps([{"problem": problem, "sample": sample} for problem, sample in changed], indent=1))
+    else:
+        print(f"{run}: {_summary(graded)}; {len(changed)} grades changed")
+
+
+def _summary(run: Run) -> str:
+    """Samples, accuracy over those that have a grade, how many have none, and mean tokens."""
+    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
+    tokens = sum(len(record["output_tokens"]) for record in run.samples)
+    parts = [f"{len(run.samples)} samples"]
+    if grades:
+        parts.append(f"{sum(grades) / len(grades):.3f} correct")
+    if ungraded := len(run.samples) - len(grades):
+        parts.append(f"{ungraded} that the grader could not decide")
+    if run.samples:
+        parts.append(f"{tokens / len(run.samples):.1f} tokens each")
+    return ", ".join(parts)
 
 
 def frontier(
@@ -130,6 +186,7 @@ def frontier(
     convention: str = "traffic",
     csv: Path | None = None,
     figure: Path | None = None,
+    report: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Accuracy against cost over (model, attention, N) of one or several runs.
@@ -140,6 +197,7 @@ def frontier(
         convention: How costs are counted: traffic, paper or upstream.
         csv: Write the table here.
         figure: Write the figure here (.png, .pdf, .svg).
+        report: Write the whole report here (.html).
         as_json: Print the table as JSON.
     """
     from kinetics_jax.economics.frontier import frontier as frontier_table
@@ -150,14 +208,47 @@ def frontier(
         raise UserError("frontier: name at least one run folder")
     if figure and figure.suffix not in FIGURE_KINDS:
         raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
-    table = frontier_table([run_data(read_run(path)) for path in runs], convention=convention, hardware=hardware)
+    if report and report.suffix != ".html":
+        raise UserError(f"{report}: the report must end in .html")
+    read = [read_run(path) for path in runs]
+    if report:
+        from kinetics_jax.report import tables_of, write_report
+
+        tables = tables_of(read, convention=convention, hardware=hardware)
+        table = tables.frontier
+        write_report(report, read, tables, title="Accuracy against cost", command=command_line())
+    else:
+        table = frontier_table([run_data(run) for run in read], convention=convention, hardware=hardware)
     if csv:
         table.to_csv(csv, index=False)
     if figure:
-        from kinetics_jax.report import frontier_figure
+        from kinetics_jax.figures import frontier_figure
 
         frontier_figure(table).savefig(figure)
     print_table(table, as_json)
+
+
+def convert(
+    source: Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]],
+    target: Positional[Annotated[Path, tyro.conf.arg(metavar="DST")]],
+    *,
+    to: Literal["hf", "orbax"] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """One checkpoint layout to another: Hugging Face to Orbax, Orbax to Hugging Face.
+
+    Args:
+        source: Built-in name, Hugging Face or Orbax directory, or hub id.
+        target: A new directory.
+        to: The layout written; by default the other one.
+        dtype: float32, bfloat16 or float16; by default every weight keeps its own.
+    """
+    resolve(source)  # a wrong name is told before jax is imported
+    from kinetics_jax.checkpoints.convert import convert as convert_checkpoint
+
+    with tensor_bar(f"convert {source}") as on_tensor:
+        written = convert_checkpoint(source, target, to=to, dtype=dtype, on_tensor=on_tensor)
+    print(written)
 
 
 def demo(
@@ -255,58 +346,16 @@ def _at_least_one(name: str, value: int) -> None:
 def _load(model: str, dtype: str | None) -> LanguageModel:
     """Loads a checkpoint with a progress bar."""
     resolve(model)  # a wrong name is told before jax is imported
-    from tqdm import tqdm
-
     from kinetics_jax.language_model import load
 
-    with tqdm(desc=f"load {model}", unit="tensor", leave=False, delay=1) as bar:
-
-        def on_tensor(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with tensor_bar(f"load {model}") as on_tensor:
         return load(model, dtype=dtype, on_tensor=on_tensor)
-
-
-@contextlib.contextmanager
-def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar over samples, with tokens per second, on standard error."""
-    from tqdm import tqdm
-
-    with contextlib.ExitStack() as stack:
-        bar: Any = None
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal bar
-            if bar is None:  # not before the run is known to be possible; what an earlier run left is not counted
-                bar = stack.enter_context(
-                    tqdm(desc=title, unit="sample", total=progress.total, initial=progress.finished)
-                )
-            bar.update(progress.finished - bar.n)
-            elapsed = bar.format_dict["elapsed"]
-            bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed else "")
-
-        yield on_progress
-
-
-def print_table(table: Any, as_json: bool) -> None:
-    """A data frame to standard output, as aligned text or as JSON records."""
-    if as_json:
-        records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-        print(json.dumps(records, indent=1, allow_nan=False))
-    else:
-        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-
-
-def command_line() -> str:
-    """What the user typed."""
-    return shlex.join(["kinetics", *sys.argv[1:]])
 
 
 def main() -> None:
     """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
-    commands = {command.__name__: command for command in (demo, sample, generate, frontier, doctor)}
+    commands = {command.__name__: command for command in (demo, sample, grade, frontier, generate, convert, doctor)}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -19,15 +19,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from kinetics_jax.attention import decode_attend, prefill_attend, summary_layers
+from kinetics_jax.attention import decode_attend, empty_cache, prefill_attend
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 from kinetics_jax.pages import PageAllocator
-from kinetics_jax.policies import BlockTopK, Policy, Sampling
+from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.repetition import RepetitionWatch
 from kinetics_jax.sampling import problem_hash, sample_keys, sample_tokens, seed_key
-
-DEFAULT_PAGE_SIZE = 16
 
 
 class RequestError(UserError):
@@ -61,7 +60,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """One finished sample: its token ids, the end token included, and why it ended (`stop` or `length`)."""
+    """One finished sample: its token ids, the end token included, and why it ended: `stop` (it drew an end token),
+    `length` (it has max_tokens) or `repetition` (its last `Sampling.repetition_window` tokens repeat).
+    """
 
     problem: str
     sample: int
@@ -172,7 +173,8 @@ def decode_chunk(
     def one_step(carry):
         step, cache, slots, drawn = carry
         lengths = jnp.where(slots.active, slots.stored + 1, 0)
-        attend = decode_attend(policy, page_table, lengths)
+        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
+        attend = decode_attend(policy, page_table, lengths, keys)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
         token = sample_tokens(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling)
         token = jnp.where(slots.active, token, slots.token)
@@ -222,6 +224,14 @@ class _Running:
     promised: int
     began: float
     tokens: list[int] = dataclasses.field(default_factory=list)
+    repetition: RepetitionWatch | None = None
+    repeats: bool = False
+
+    def add(self, tokens: list[int]) -> None:
+        """Appends new tokens; those after the point where the sample repeats were drawn in vain."""
+        kept = self.repetition.feed(tokens) if self.repetition else None
+        self.repeats = kept is not None
+        self.tokens += tokens[:kept]
 
 
 class Engine:
@@ -244,7 +254,7 @@ class Engine:
         self.graph, self.weights, self.config = graph, weights, config
         self.policy, self.sampling, self.settings = policy, sampling, settings
         self.cache_dtype = cache_dtype
-        self.page_size = policy.page_size if isinstance(policy, BlockTopK) else DEFAULT_PAGE_SIZE
+        self.page_size = policy.page_size
         self.eos = config.eos_token_ids
         self._open = False
 
@@ -318,13 +328,17 @@ class Engine:
             )
             first, drawn, active = jax.device_get((before.token, drawn, self._slots.active))
             new_tokens = 0
+            going = active.copy()
             for slot, running in list(self._running.items()):
                 fresh = [int(first[slot])] if not running.tokens else []
                 fresh += drawn[slot][drawn[slot] >= 0].tolist()
-                running.tokens += fresh
+                running.add(fresh)
                 new_tokens += len(fresh)
-                if not active[slot]:
+                going[slot] &= not running.repeats
+                if not going[slot]:
                     yield self._finish(slot)
+            if not np.array_equal(going, active):
+                self._slots = dataclasses.replace(self._slots, active=jnp.asarray(going))
             on_chunk(new_tokens)
 
     def _prepare(self, requests: list[Request]) -> None:
@@ -333,17 +347,11 @@ class Engine:
         self._max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
         slots = self.settings.slots
         num_pages = self.settings.num_pages or slots * (self._max_pages + 2)
-        # The limit and the seed reach the device as numbers: they must not compile another step.
-        self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0)
+        # The limit and the seed reach the device as numbers, repetition is the host's: none may compile another step.
+        self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0)
         self._seed = seed_key(self.sampling.seed)
         self._allocator = PageAllocator(num_pages)
-        self._cache = PagedCache.create(
-            self.config,
-            num_pages=num_pages,
-            page_size=self.page_size,
-            dtype=self.cache_dtype,
-            summary_layers=summary_layers(self.policy, self.config.num_layers),
-        )
+        self._cache = empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
         self._slots = Slots.idle(slots, self._seed)
         self._table = np.full((slots, self._max_pages), -1, np.int32)
         self._prompts: dict[str, _Prompt] = {}
@@ -403,7 +411,9 @@ class Engine:
             return False
         shared = self._prompts[request.problem].pages[: length // self.page_size]
         self._allocator.share(shared)
-        self._running[slot] = _Running(request, sample, list(shared), private, time.perf_counter())
+        self._running[slot] = running = _Running(request, sample, list(shared), private, time.perf_counter())
+        if self.sampling.repetition_window:
+            running.repetition = RepetitionWatch(self.sampling.repetition_window)
         return True
 
     def _start(self, prompt: _Prompt, started: dict[int, int]) -> None:
@@ -462,6 +472,11 @@ class Engine:
             sample=running.sample,
             prompt_tokens=len(running.request.prompt),
             output_tokens=running.tokens,
-            finish_reason="stop" if running.tokens[-1] in self.eos else "length",
+            finish_reason=self._reason(running),
             seconds=time.perf_counter() - running.began,
         )
+
+    def _reason(self, running: _Running) -> str:
+        if running.tokens[-1] in self.eos:
+            return "stop"
+        return "repetition" if running.repeats else "length"

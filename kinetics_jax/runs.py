@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import jax
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import Policy, Sampling
-from kinetics_jax.tasks.grading import Grader, grade_integer
+from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import Problem
-from kinetics_jax.tasks.prompts import render_prompt
-from kinetics_jax.traces import Run, RunWriter, read_run
+from kinetics_jax.tasks.prompts import render_prompts
+from kinetics_jax.traces import Run, RunWriter, TraceError, read_run, regrade
 
-VERSIONED = ("kinetics_jax", "jax", "flax", "numpy")
+VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,29 +41,29 @@ def best_of_n(
     policy: Policy,
     sampling: Sampling,
     out: str | Path,
+    prompts: Mapping[str, str] | None = None,
     settings: EngineSettings = EngineSettings(),
-    grader: Grader = grade_integer,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
     """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
 
-    What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError
-    when `out` holds another configuration, RequestError when a prompt cannot fit.
+    `prompts` are the problems' texts by id, by default as `render_prompts` puts them; `task` chooses the grader. What
+    the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError when
+    `out` holds another configuration, RequestError when a prompt cannot fit, GradingError for a known answer that
+    cannot be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
     """
-    prompts = {problem.id: render_prompt(problem) for problem in problems}
+    prompts = prompts or render_prompts(problems, lm.directory, task=task)
     answers = {problem.id: problem.answer for problem in problems}
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
     engine.check(requests)  # before the folder is touched
-    with RunWriter(out, description, snapshot) as writer:
+    with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
         left = [
-            Request(
-                request.problem,
-                request.prompt,
-                [sample for sample in request.samples if (request.problem, sample) not in writer.done],
+            dataclasses.replace(
+                request, samples=[i for i in request.samples if (request.problem, i) not in writer.done]
             )
             for request in requests
         ]
@@ -77,11 +77,10 @@ def best_of_n(
         on_progress(Progress(finished, total, tokens))
         for sample in engine.run(left, on_chunk=on_chunk):
             text = lm.decode(sample.output_tokens)
-            grade = grader(text, answers[sample.problem])
             writer.append(
                 {
                     **dataclasses.asdict(sample),
-                    **dataclasses.asdict(grade),
+                    **dataclasses.asdict(grader(text, answers[sample.problem])),
                     "text": text,
                     "seed": sampling.seed,
                     "seconds": round(sample.seconds, 6),
@@ -89,6 +88,36 @@ def best_of_n(
             )
             finished += 1
     return read_run(out)
+
+
+def grade_again(
+    path: str | Path, *, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> tuple[Run, list[tuple[str, int]]]:
+    """Grades the stored samples of a run folder anew, as its task is graded now.
+
+    Returns the run and the (problem, sample) of every grade that changed. The old grades stand until all new ones are
+    there. Raises TraceError for a sample without text or a run that another process is writing.
+    """
+    before = read_run(path)
+    done = 0
+
+    def grade(record: dict[str, Any], answer: str) -> dict[str, Any]:
+        nonlocal done
+        if record["text"] is None:
+            raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
+        fields = dataclasses.asdict(grader(record["text"], answer))
+        done += 1
+        on_progress(Progress(done, len(before.samples), 0))
+        return fields
+
+    with grader_for(before.run["task"], [problem["answer"] for problem in before.problems.values()]) as grader:
+        after = regrade(path, grade)
+    changed = [
+        (new["problem"], new["sample"])
+        for old, new in zip(before.samples, after.samples, strict=True)
+        if (old["correct"], old["grader"]) != (new["correct"], new["grader"])
+    ]
+    return after, changed
 
 
 def describe(

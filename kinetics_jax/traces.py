@@ -12,8 +12,9 @@ import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kinetics_jax.errors import UserError
 
@@ -116,15 +117,15 @@ class RunWriter:
         self.done: set[tuple[str, int]] = set()
         run = json.loads(json.dumps({"schema": SCHEMA, **run}))  # as it will be read back: tuples are lists
         self._take_folder()
-        self._file = open(self.path / "samples.jsonl", "ab")  # noqa: SIM115  (closed by __exit__)
+        self._file = open(self.path / "samples.jsonl", "ab", buffering=0)  # noqa: SIM115  (closed by __exit__)
         try:
-            self._lock()
+            _lock(self._file, self.path)
             if (self.path / "run.json").exists():
                 self._continue(run, problems)
             elif (self.path / "samples.jsonl").stat().st_size:
                 raise TraceError(f"{self.path}: holds samples.jsonl but no run.json; give a new or empty folder")
             else:
-                write_whole(self.path / "problems.jsonl", "".join(_line(problem) for problem in problems))
+                write_whole(self.path / "problems.jsonl", "".join(map(_line, problems)))
                 write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         except BaseException:
             self._file.close()
@@ -137,15 +138,6 @@ class RunWriter:
         strangers = sorted(names - {"run.json", "problems.jsonl", "samples.jsonl"})
         if strangers and "run.json" not in names:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
-
-    def _lock(self) -> None:
-        """Holds samples.jsonl for this process until it is closed; the system lets go of it when a process dies."""
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TraceError(f"{self.path}: another process is writing this run; wait for it to end") from error
 
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
@@ -166,15 +158,35 @@ class RunWriter:
             self.done.add(pair)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds one record and hands it to the operating system: it survives the end of this process."""
-        self._file.write(_line({field: record[field] for field in RECORD_FIELDS}).encode("utf-8", "backslashreplace"))
-        self._file.flush()
+        """Adds one record and hands it to the operating system: it survives the end of this process.
+
+        Raises TraceError when it cannot be written whole (a full disk, say); what was there before stays readable.
+        """
+        line = memoryview(_encoded(_line({field: record[field] for field in RECORD_FIELDS})))
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise TraceError(
+                f"{self.path / 'samples.jsonl'}: cannot be written ({error.strerror}); the samples before this one are "
+                f"kept: make room and give the same command again to continue"
+            ) from error
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+def _lock(samples: IO[bytes], path: Path) -> None:
+    """Holds samples.jsonl for this process until it is closed; the system lets go of it when a process dies."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TraceError(f"{path}: another process is writing this run; wait for it to end") from error
 
 
 def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -192,12 +204,37 @@ def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "")
 def write_whole(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(_encoded(text))
     os.replace(partial, path)
+
+
+def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> Run:
+    """Grades a run's samples anew: `grade(record, known answer)` gives the fields that replace a record's own.
+
+    samples.jsonl is written whole under another name, then renamed; until then the run is as it was. Returns the run
+    with its new grades. Raises TraceError while another process writes the run.
+    """
+    path = Path(path)
+    read_run(path)  # what is not a run folder is told before a file is opened, and so made, in it
+    with open(path / "samples.jsonl", "ab") as held:
+        _lock(held, path)
+        run = read_run(path)
+        if strays := [record["problem"] for record in run.samples if record["problem"] not in run.problems]:
+            raise TraceError(
+                f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl"
+            )
+        samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
+        write_whole(path / "samples.jsonl", "".join(map(_line, samples)))
+    return dataclasses.replace(run, samples=samples)
 
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, where a lone surrogate, which it cannot hold, is written as its JSON escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _short(value: Any) -> str:

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from kinetics_jax.checkpoints.resolve import builtin_models
+from kinetics_jax.checkpoints.resolve import ASSETS, builtin_models
 from kinetics_jax.tasks.problems import load_problems
+from kinetics_jax.traces import read_run
 
 SMALLEST = builtin_models()[0]
 SPARSE = "block_topk:budget=32,page_size=2,dense_layers=none"
@@ -59,6 +60,41 @@ def test_sample_then_frontier(tmp_path):
     assert (tmp_path / "dense" / "samples.jsonl").read_bytes() == before
     refused = kinetics("sample", SMALLEST, "--out", tmp_path / "dense", *options, "--seed", 1, code=2)
     assert "holds another run" in refused.stderr
+
+
+def test_own_problems_graded_again_and_reported(tmp_path):
+    rows = [f"{i},{problem.question},{problem.answer}" for i, problem in enumerate(load_problems("builtin", limit=3))]
+    (tmp_path / "own.csv").write_text("\n".join(["id,task,result", *rows]) + "\n")
+    arguments = ["sample", SMALLEST, "--problems", tmp_path / "own.csv", "--out", tmp_path / "run"]
+    arguments += ["--n", 2, "--slots", 4, "--max-tokens", 72, "--template", "bare"]
+    assert "--question-column" in kinetics(*arguments, code=2).stderr
+    columns = ["--question-column", "task", "--answer-column", "result"]
+    assert "not both" in kinetics(*arguments, *columns, "--task", "builtin", code=2).stderr
+    assert "6 samples" in kinetics(*arguments, *columns).stdout
+    run = read_run(tmp_path / "run")
+    assert run.run["task"] == "own.csv"
+    assert "0 grades changed" in kinetics("grade", tmp_path / "run").stdout
+    samples = tmp_path / "run" / "samples.jsonl"
+    flipped = [{**each, "correct": not each["correct"]} for each in run.samples]
+    samples.write_text("".join(json.dumps(each) + "\n" for each in flipped))
+    assert len(json.loads(kinetics("grade", tmp_path / "run", "--json").stdout)) == 6
+    assert read_run(tmp_path / "run").samples == run.samples
+    kinetics("frontier", tmp_path / "run", "--report", tmp_path / "report.html")
+    assert "own.csv" in (tmp_path / "report.html").read_text()
+
+
+def test_convert_there_and_back(tmp_path):
+    kinetics("convert", SMALLEST, tmp_path / "orbax")
+    kinetics("convert", tmp_path / "orbax", tmp_path / "back")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (ASSETS / SMALLEST / name).read_bytes()
+    question = load_problems("builtin", limit=1)[0].question
+    one, two = (
+        json.loads(kinetics("generate", model, "--prompt", question, "--max-tokens", 8, "--json").stdout)
+        for model in (SMALLEST, tmp_path / "orbax")
+    )
+    assert one["output_tokens"] == two["output_tokens"]
+    assert "not empty" in kinetics("convert", SMALLEST, tmp_path / "orbax", code=2).stderr
 
 
 def test_json_of_one_problem_has_no_nan(tmp_path):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_repetition import first_repetition
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
@@ -223,6 +224,25 @@ def test_an_engine_runs_one_run_at_a_time(lm):
         next(engine.run([Request("b", [5], [0])]))
     first.close()
     assert len(list(engine.run([Request("b", [5], [0])]))) == 1
+
+
+@pytest.mark.parametrize("chunk", [5, 32])
+def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
+    """Greedy decoding of a random model falls into a loop: the sample ends at the first token that completes one."""
+    window = 24
+    requests = [Request(str(i), prompt, [0]) for i, prompt in enumerate(tiny_prompts(8))]
+    greedy = kj.Sampling(temperature=0, max_tokens=200)
+    watched = dataclasses.replace(greedy, repetition_window=window)
+    settings = EngineSettings(slots=3, chunk=chunk)
+    free = {done.problem: done for done in lm.engine(sampling=greedy, settings=settings).run(requests)}
+    engine = lm.engine(sampling=watched, settings=settings)
+    ended = {done.problem: done for done in engine.run(requests)}
+    assert engine._allocator.available == engine._allocator.num_pages
+    for problem, done in ended.items():
+        repeats = first_repetition(free[problem].output_tokens, window)
+        assert done.output_tokens == free[problem].output_tokens[:repeats]
+        assert done.finish_reason == ("repetition" if repeats else free[problem].finish_reason)
+    assert "repetition" in {done.finish_reason for done in ended.values()}
 
 
 def test_repeated_problem_ids_are_refused(lm):

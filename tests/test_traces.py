@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from kinetics_jax.traces import RunWriter, TraceError, read_run
+from kinetics_jax.traces import RunWriter, TraceError, read_run, regrade
 
+ROOT = Path(__file__).resolve().parent.parent
 RUN = {"model": "m", "policy": "dense", "sampling": {"seed": 0}, "versions": {"jax": "1"}, "device": "cpu"}
 PROBLEMS = [{"id": name, "question": "q", "answer": "1", "prompt": "q"} for name in ("a", "b")]
 
@@ -171,3 +173,71 @@ def test_a_second_writer_is_refused(tmp_path):
             write(tmp_path, record("a", 0))
     write(tmp_path, record("b", 0))
     assert len(read_run(tmp_path).samples) == 2
+
+
+FULL_DISK = """
+import resource, sys
+from kinetics_jax.errors import UserError
+from tests.test_traces import PROBLEMS, RUN, record
+from kinetics_jax.traces import RunWriter
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    with RunWriter(sys.argv[1], RUN, PROBLEMS) as writer:
+        for sample in range(len(writer.done), 100):
+            writer.append(record("a", sample, text="x" * 50))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    folder = tmp_path / "run"
+
+    def fill(limit: int) -> str:
+        arguments = [sys.executable, "-c", FULL_DISK, str(folder), str(limit)]
+        return subprocess.run(
+            arguments, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+        ).stdout.strip()
+
+    says = fill(2000)
+    assert len(says.splitlines()) == 1
+    assert "samples.jsonl: cannot be written" in says
+    with pytest.warns(UserWarning, match="torn"):
+        kept = read_run(folder).samples
+    assert [each["sample"] for each in kept] == list(range(len(kept)))
+    assert 3 <= len(kept) < 20
+    assert fill(10**6) == ""  # with room again, the same call continues
+    assert [each["sample"] for each in read_run(folder).samples] == list(range(100))
+
+
+def test_regrading_replaces_grades_and_nothing_else(tmp_path):
+    write(tmp_path, record("a", 0, text="1", correct=False), record("b", 1, text="2", correct=True))
+    graded = regrade(
+        tmp_path, lambda each, answer: {"correct": each["text"] == answer, "answer": each["text"], "grader": "ok"}
+    )
+    assert graded == read_run(tmp_path)
+    assert graded.samples == [
+        record("a", 0, text="1", correct=True, answer="1"),
+        record("b", 1, text="2", correct=False, answer="2"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["problems.jsonl", "run.json", "samples.jsonl"]
+
+
+def test_regrading_waits_for_no_one_and_leaves_no_half(tmp_path):
+    write(tmp_path, record("a", 0), record("b", 1))
+    before = (tmp_path / "samples.jsonl").read_bytes()
+
+    def broken(each, answer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        regrade(tmp_path, broken)
+    with RunWriter(tmp_path, RUN, PROBLEMS), pytest.raises(TraceError, match="another process"):
+        regrade(tmp_path, lambda each, answer: {})
+    with pytest.raises(TraceError, match="not a run folder"):
+        regrade(tmp_path / "none", lambda each, answer: {})
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+    write(tmp_path / "stray", record("c", 0))
+    with pytest.raises(TraceError, match="lacks problem 'c'"):
+        regrade(tmp_path / "stray", lambda each, answer: {})
