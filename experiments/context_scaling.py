@@ -17,7 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from random_decode import RandomDecode, read_bandwidth
+from flax import nnx
+from random_decode import RandomDecode, random_weights, read_bandwidth
 from tqdm import tqdm
 
 from kinetics_jax.config import ModelConfig
@@ -25,21 +26,15 @@ from kinetics_jax.policies import BlockTopK, Dense
 
 
 def measure(
-    config: ModelConfig, contexts: list[int], sparse: BlockTopK, steps: int, turns: int
-) -> list[dict[str, Any]]:
-    """A row per context: the median seconds of a step, dense and sparse."""
-    rows = []
-    for context in tqdm(contexts, desc="contexts"):
-        runs = {
-            str(policy): RandomDecode(config, batch=1, context=context, policy=policy, steps=steps)
-            for policy in (Dense(), sparse)
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(turns):
-            for name, run in runs.items():
-                seconds[name].append(run.seconds_per_step())
-        rows.append({"context": context, **{name: statistics.median(each) for name, each in seconds.items()}})
-    return rows
+    config: ModelConfig, weights: nnx.State, context: int, sparse: BlockTopK, steps: int, turns: int
+) -> dict[str, Any]:
+    """One context: the median seconds of a step, dense and sparse."""
+    runs = {
+        str(policy): RandomDecode(config, weights, batch=1, context=context, policy=policy, steps=steps)
+        for policy in (Dense(), sparse)
+    }
+    turn = [{name: run.seconds_per_step() for name, run in runs.items()} for _ in range(turns)]
+    return {"context": context, **{name: statistics.median(each[name] for each in turn) for name in runs}}
 
 
 def slope(rows: list[dict[str, Any]], name: str) -> float:
@@ -83,7 +78,11 @@ def main() -> None:
 
     config = ModelConfig.named(arguments.model)
     sparse = BlockTopK(budget=arguments.budget, page_size=arguments.page_size)
-    rows = measure(config, arguments.contexts, sparse, arguments.steps, arguments.turns)
+    weights = random_weights(config)
+    rows = [
+        measure(config, weights, context, sparse, arguments.steps, arguments.turns)
+        for context in tqdm(arguments.contexts, desc="contexts")
+    ]
     names = [str(Dense()), str(sparse)]
     for row in rows:
         print(f"context {row['context']:6d}: " + ", ".join(f"{name} {1e3 * row[name]:.0f} ms" for name in names))

@@ -84,13 +84,14 @@ class Peer:
 def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict[str, Any]:
     """One batch size: the two take turns; ratios are of the same turn."""
     import jax
-    from random_decode import RandomDecode
+    from random_decode import RandomDecode, random_weights
 
     from kinetics_jax.config import ModelConfig
     from kinetics_jax.policies import Dense
 
     config = ModelConfig.named(arguments.model)
-    ours = RandomDecode(config, batch=batch, context=arguments.context, policy=Dense(), steps=arguments.steps)
+    weights = random_weights(config)
+    ours = RandomDecode(config, weights, batch=batch, context=arguments.context, policy=Dense(), steps=arguments.steps)
     peer = Peer(arguments.peer_python, peer_shape(config), batch, arguments.context, arguments.steps)
     turns = [(ours.seconds_per_step(), peer.seconds_per_step()) for _ in range(arguments.turns)]
     peer.close()

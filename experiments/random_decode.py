@@ -27,10 +27,12 @@ class RandomDecode:
     Every call of `seconds_per_step` goes on from the same context, as if the chunk had not been decoded before.
     """
 
-    def __init__(self, config: ModelConfig, *, batch: int, context: int, policy: Policy, steps: int):
-        graph, shapes = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+    def __init__(
+        self, config: ModelConfig, weights: nnx.State, *, batch: int, context: int, policy: Policy, steps: int
+    ):
+        graph = nnx.split(_shapes(config))[0]
         rng = np.random.default_rng(0)
-        self.weights = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 0.02), shapes)
+        self.weights = weights
         pages = -(-(context + steps) // policy.page_size)
         cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=batch * pages, dtype=jnp.float32))
         self.cache = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 1.0), cache)
@@ -64,8 +66,20 @@ class RandomDecode:
         return (time.perf_counter() - began) / self.steps
 
 
+def random_weights(config: ModelConfig) -> nnx.State:
+    """Float32 weights of a model's shape, small enough that activations stay finite."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 0.02), nnx.split(_shapes(config))[1])
+
+
+def _shapes(config: ModelConfig) -> Qwen3:
+    return nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+
+
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> jax.Array:
-    return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(scale))
+    """Normal numbers that repeat after a prime count: drawing gigabytes anew would take longer than decoding."""
+    few = rng.standard_normal(1_000_003, np.float32) * np.float32(scale)
+    return jnp.asarray(np.resize(few, shape))
 
 
 def read_bandwidth(megabytes: int = 1024) -> float:

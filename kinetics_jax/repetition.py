@@ -15,9 +15,7 @@ class RepetitionWatch:
     def __init__(self, window: int):
         self.window = window
         self.periods = np.arange(1, window // 3 + 1)
-        self.tail = np.full(
-            len(self.periods), -1, np.int64
-        )  # newest last; -1 before the first
+        self.tail = np.full(len(self.periods), -1, np.int64)  # newest last; -1 before the first
         self.matched = np.zeros(len(self.periods), np.int64)  # by period: newest tokens that equal the one a period ago
 
     def feed(self, tokens: list[int]) -> int | None:

@@ -220,9 +220,7 @@ def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, A
         _lock(held, path)
         run = read_run(path)
         if strays := [record["problem"] for record in run.samples if record["problem"] not in run.problems]:
-            raise TraceError(
-                f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl"
-            )
+            raise TraceError(f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl")
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
         write_whole(path / "samples.jsonl", "".join(map(_line, samples)))
     return dataclasses.replace(run, samples=samples)

@@ -30,6 +30,7 @@ def abstract(policy):
             page_size=PAGE,
             dtype=jnp.bfloat16,
             summary_layers=summary_layers(policy, config.num_layers),
+            summary=policy.summary if isinstance(policy, kj.BlockTopK) else "mean",
         )
     )
     return graph, weights, cache
@@ -39,7 +40,14 @@ def cache_bytes(cache) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
-@pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(budget=1024, page_size=PAGE)], ids=["dense", "block_topk"])
+POLICIES = [
+    kj.Dense(),
+    kj.BlockTopK(budget=1024, page_size=PAGE),
+    kj.BlockTopK(budget=1024, page_size=PAGE, summary="min_max"),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=["dense", "block_topk", "min_max"])
 def test_decode_step(target, policy):
     graph, weights, cache = abstract(policy)
     slots = jax.eval_shape(lambda: Slots.idle(BATCH, seed_key(0)))
