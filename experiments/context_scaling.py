@@ -22,6 +22,7 @@ from random_decode import RandomDecode, random_weights, read_bandwidth
 from tqdm import tqdm
 
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.figure_style import save
 from kinetics_jax.policies import BlockTopK, Dense
 
 
@@ -61,7 +62,7 @@ def draw(rows: list[dict[str, Any]], names: list[str], path: Path, title: str) -
     axes.title.set_fontsize(9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=200)
+    save(figure, path)
 
 
 def main() -> None:

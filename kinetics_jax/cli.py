@@ -202,7 +202,7 @@ def frontier(
     """
     from kinetics_jax.economics.frontier import frontier as frontier_table
     from kinetics_jax.economics.frontier import run_data
-    from kinetics_jax.traces import read_run
+    from kinetics_jax.traces import read_run, write_whole
 
     if not runs:
         raise UserError("frontier: name at least one run folder")
@@ -220,11 +220,12 @@ def frontier(
     else:
         table = frontier_table([run_data(run) for run in read], convention=convention, hardware=hardware)
     if csv:
-        table.to_csv(csv, index=False)
+        write_whole(csv, table.to_csv(index=False))
     if figure:
+        from kinetics_jax.figure_style import save
         from kinetics_jax.figures import frontier_figure
 
-        frontier_figure(table).savefig(figure)
+        save(frontier_figure(table), figure)
     print_table(table, as_json)
 
 
@@ -368,7 +369,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        sys.exit(_fail(f"{error.filename or 'cannot write'}: {error.strerror or error}"))
+        name = str(error.filename or "cannot write").removesuffix(".partial")  # as the user knows it
+        sys.exit(_fail(f"{name}: {error.strerror or error}"))
     except KeyboardInterrupt:
         print("kinetics: stopped; what was finished is kept, and the same command continues", file=sys.stderr)
         sys.exit(130)

@@ -64,10 +64,12 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
     Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
     """
     from kinetics_jax.engine import EngineSettings
+    from kinetics_jax.figure_style import save
     from kinetics_jax.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
     from kinetics_jax.language_model import load
     from kinetics_jax.report import tables_of, write_report
     from kinetics_jax.runs import best_of_n
+    from kinetics_jax.traces import write_whole
 
     grid = demo_grid(quick=quick)
     problems = load_problems("builtin", limit=grid.problems)
@@ -93,10 +95,10 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
             runs.append(run)
     tables = tables_of(runs, hardware="h100")
     for name, table in vars(tables).items():
-        table.to_csv(out / f"{name}.csv", index=False)
-    frontier_figure(tables.frontier).savefig(out / "frontier.png", dpi=200, metadata={"Software": None})
-    pass_at_k_figure(tables.frontier).savefig(out / "pass_at_k.png", dpi=200, metadata={"Software": None})
-    length_figure(tables.length).savefig(out / "length.png", dpi=200, metadata={"Software": None})
-    budget_figure(tables.budget).savefig(out / "budget.png", dpi=200, metadata={"Software": None})
+        write_whole(out / f"{name}.csv", table.to_csv(index=False))
+    save(frontier_figure(tables.frontier), out / "frontier.png")
+    save(pass_at_k_figure(tables.frontier), out / "pass_at_k.png")
+    save(length_figure(tables.length), out / "length.png")
+    save(budget_figure(tables.budget), out / "budget.png")
     write_report(out / "report.html", runs, tables, title="kinetics demo", command=command)
     return tables.frontier

@@ -6,8 +6,10 @@ Drawn without pyplot and its global state, for light and for dark ground.
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.attention_names import attention_names, kind_of, spoken_kind
@@ -167,6 +169,17 @@ def _fits(figure: Figure, columns: list[list[Any]], ink: str, note: str) -> bool
     lines = len(columns[0]) + (note.count("\n") + 1 if note else 0)
     figure.set_size_inches(width, height + ROW * lines)
     return True
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure, its format by the ending of the name, under a temporary name and renames it.
+
+    Equal figures give equal PNG files: the version that matplotlib would write into one is left out.
+    """
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"Software": None} if path.suffix == ".png" else None
+    figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=200, metadata=metadata)
+    os.replace(partial, path)
 
 
 def handle(**style: Any) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kinetics_jax.figure_style import SMALL, Look, blank, handle, legend, look, panel
+from kinetics_jax.attention_names import spoken_kind
+from kinetics_jax.figure_style import MARKERS, SMALL, Look, blank, handle, legend, look, panel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def length_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0
 
 
 def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Pass@1 against the attention budget, a line per model and kind of attention; dense attention as a level.
+    """Pass@1 against the attention budget, a line per model, kind of attention and its other options; dense as a level.
 
     `table` as made by `economics.ablations.budget_ablation`, with at least one sparse row.
     """
@@ -82,13 +83,14 @@ def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0
     axes = figure.add_subplot()
     budgets = sorted({int(budget) for budget in table["budget"].dropna()})
     end = 2 * budgets[-1]
-    for (model, kind, _), rows in table.groupby(["model", "kind", "options"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
+    markers, several = _option_markers(table, style)
+    for (model, kind, options), rows in table.groupby(["model", "kind", "options"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
         colour = style.colours[str(model)]
         rows = rows.fillna({"budget": end}).sort_values(by="budget")
         line = style.line(str(model), str(rows["attention"].iloc[0]))
         if kind == "dense":
             axes.axhline(100 * rows["accuracy"].iloc[0], color=colour, lw=0.9, alpha=0.55, zorder=2)
-        axes.plot(rows["budget"], 100 * rows["accuracy"], **{**line, "marker": style.kind_marker(str(kind))})
+        axes.plot(rows["budget"], 100 * rows["accuracy"], **{**line, "marker": markers[str(kind), str(options)]})
         _bars(axes, rows, "budget", colour)
     axes.set_xscale("log", base=2)
     shown = budgets if len(budgets) <= 8 else budgets[:: -(-len(budgets) // 8)]
@@ -97,8 +99,27 @@ def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0
     axes.minorticks_off()
     axes.set(xlabel="Attention budget (tokens per step and KV head)", ylabel="Problems solved, pass@1 (%)")
     panel(axes, style)
-    legend(figure, style, markers=False)
+    legend(figure, style, markers=False, more=several)
     return figure
+
+
+def _option_markers(table: pd.DataFrame, style: Look) -> tuple[dict[tuple[str, str], str], list[Any]]:
+    """A marker per (kind, options), and legend entries for the kinds that come with several options."""
+    groups = table.drop_duplicates(["kind", "options"])
+    markers: dict[tuple[str, str], str] = {}
+    entries = []
+    for kind, rows in groups.groupby("kind", sort=False):
+        first = MARKERS.index(style.kind_marker(str(kind))) if kind != "dense" else 0
+        for i, (options, attention) in enumerate(zip(rows["options"], rows["attention"], strict=True)):
+            mark = "o" if kind == "dense" else MARKERS[(first + len(style.dashes) * i) % len(MARKERS)]
+            markers[str(kind), options] = mark
+            if len(rows) > 1:
+                words = [
+                    part for part in style.details[attention].split(", ") if not part.startswith(("budget", "pages"))
+                ]
+                label = ", ".join([spoken_kind(str(kind)), *words])
+                entries.append(handle(lw=0, color=style.theme["ink"], marker=mark, ms=4, mew=0, label=label))
+    return markers, entries
 
 
 def _lines(table: pd.DataFrame, style: Look, *, by: str) -> Iterator[tuple[str, str, Any]]:

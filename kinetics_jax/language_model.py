@@ -81,7 +81,11 @@ class LanguageModel:
             raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it stands: nothing is added before or after."""
+        """Token ids of a text as it stands: nothing is added before or after. Raises RequestError for broken text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"prompt {text!r:.60}: character {error.start} is not Unicode text") from error
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -259,6 +259,16 @@ def test_models_are_coloured_by_size_and_budgets_marked_by_size(tables):
     assert first in drawn
 
 
+def test_a_kind_with_other_options_has_a_marker_of_its_own():
+    policies = [f"block_topk:budget={budget},page_size={size}" for size in (8, 16) for budget in (64, 128)]
+    runs = [make_run("m", policy, [record(sample=j, correct=bool(j % 2)) for j in range(4)]) for policy in policies]
+    figure = budget_figure(budget_ablation([run_data(run) for run in runs]))
+    sparse = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len({line.get_marker() for line in sparse}) == 2
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"block top-k, page size 8", "block top-k, page size 16"} <= set(texts)
+
+
 def test_twenty_attentions_keep_a_legend_of_budgets_and_kinds():
     kinds = ("block_topk:budget={},page_size=16", "token_topk:budget={}", "random_blocks:budget={},page_size=16")
     policies = ["dense", *(kind.format(64 * i) for kind in kinds for i in range(1, 8))]

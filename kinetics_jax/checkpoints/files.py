@@ -104,7 +104,9 @@ def listed(label: str, names: list[str]) -> list[str]:
 
 
 def check_new(directory: Path) -> None:
-    """Raises CheckpointError unless `directory` is absent, or an empty directory."""
+    """Raises CheckpointError unless `directory` is absent, or an empty directory that can be replaced."""
+    if directory.is_symlink() or directory.is_mount():
+        raise CheckpointError(f"{directory}: is a link or a mount point; name a new directory")
     if directory.is_dir() and any(directory.iterdir()):
         raise CheckpointError(f"{directory}: exists and is not empty; name a new directory")
     if directory.exists() and not directory.is_dir():

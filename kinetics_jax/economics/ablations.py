@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,18 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
     interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
     ones included, mean over problems.
 
-    `caps` defaults to sixteenths of the runs' largest `max_tokens`. A cap above a run's own `max_tokens` says nothing
-    that it measured; its rows end at that length. Raises AblationError for caps below 1, FrontierError as
-    `frontier.pooled` does.
+    `caps` defaults to sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
+    measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
+    FrontierError as `frontier.pooled` does.
     """
     import pandas as pd
 
     pools = pooled(runs)
     most = [_max_tokens(pool) for pool in pools]
     if caps is None:
-        caps = [-(-max(most) * step // STEPS) for step in range(1, STEPS + 1)]
-    if not caps or min(caps) < 1:
+        longest = max(map(_longest, pools))
+        caps = [-(-longest * step // STEPS) for step in range(1, STEPS + 1)]
+    if not caps or any(cap < 1 or cap != int(cap) for cap in caps):
         raise AblationError(f"caps must be whole numbers of tokens, at least 1, got {list(caps)}")
     rows = []
     for pool, longest in zip(pools, most, strict=True):
@@ -75,8 +77,9 @@ def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
     per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `ungraded`;
     `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 % interval `low` …
     `high`; `difference` from the model's dense accuracy over the same problems, and its paired interval
-    `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run);
-    `mean_output_tokens` of a sample, mean over problems. Intervals are NaN for one problem.
+    `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run,
+    or one with other settings, of which a warning tells); `mean_output_tokens` of a sample, mean over problems.
+    Intervals are NaN for one problem.
 
     Raises FrontierError as `frontier.pooled` does, AblationError for a policy without a budget.
     """
@@ -84,13 +87,20 @@ def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
 
     pools = pooled(runs)
     right = [np.array([problem.right / problem.graded for problem in pool.problems.values()]) for pool in pools]
-    dense = {pool.model: r for pool, r in zip(pools, right, strict=True) if pool.attention.kind == "dense"}
+    dense = {pool.model: (pool, r) for pool, r in zip(pools, right, strict=True) if pool.attention.kind == "dense"}
     rows = []
     for pool, mine in zip(pools, right, strict=True):
         low, high = cluster_bootstrap(mine)
         sparse = pool.attention.kind != "dense"
-        # pools hold the same problems in the same order, so that differences pair
-        apart = mine - dense[pool.model] if sparse and pool.model in dense else np.full_like(mine, np.nan)
+        apart = np.full_like(mine, np.nan)
+        if sparse and pool.model in dense:
+            other, theirs = dense[pool.model]
+            if differ := pool.settings_apart(other):
+                warnings.warn(
+                    f"{pool}: not compared with dense attention, which was run with other {differ}", stacklevel=2
+                )
+            else:
+                apart = mine - theirs  # pools hold the same problems in the same order, so that differences pair
         apart_low, apart_high = cluster_bootstrap(apart)
         rows.append(
             {
@@ -128,8 +138,11 @@ def _named(pool: Pool) -> dict[str, Any]:
 
 def _max_tokens(pool: Pool) -> int:
     """How long a sample could have become; where the run does not say, the longest."""
-    longest = max(length for problem in pool.problems.values() for length in problem.lengths)
-    return max(int(pool.settings.get("max_tokens") or 0), longest, 1)
+    return max(int(pool.settings.get("max_tokens") or 0), _longest(pool))
+
+
+def _longest(pool: Pool) -> int:
+    return max(1, *(length for problem in pool.problems.values() for length in problem.lengths))
 
 
 def _right_within(problem: Problem, caps: np.ndarray) -> np.ndarray:

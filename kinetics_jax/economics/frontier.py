@@ -34,7 +34,8 @@ class RunData:
     `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
     `output_tokens`: counts. `correct`: True, False, or None where the sample was not graded. `settings`: what runs must
     agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what was asked, (question, answer),
-    so that problems of one id are known to be one. Raises FrontierError when the parallel fields' lengths differ.
+    so that problems of one id are known to be one; `prompts`: by problem id the text that put it to the model. Raises
+    FrontierError when the parallel fields' lengths differ.
     """
 
     model: str
@@ -48,6 +49,7 @@ class RunData:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
     asked: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -89,6 +91,7 @@ def run_data(run: Run) -> RunData:
         settings={name: value for name, value in settings.items() if name != "seed"},
         task=run.run.get("task") or "",
         asked={name: (problem.get("question"), problem.get("answer")) for name, problem in run.problems.items()},
+        prompts={name: problem.get("prompt", "") for name, problem in run.problems.items()},
     )
 
 
@@ -175,6 +178,11 @@ class Pool:
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
 
+    def settings_apart(self, other: Pool) -> str:
+        """Names of the settings in which two pools differ; empty for none."""
+        names = dict.fromkeys((*self.settings, *other.settings))
+        return ", ".join(name for name in names if self.settings.get(name) != other.settings.get(name))
+
     @property
     def counts(self) -> dict[str, int]:
         """What a table says of the pool: `problems`, `samples`, `ungraded`."""
@@ -218,6 +226,15 @@ def _one_task(runs: list[RunData]) -> None:
                 raise FrontierError(
                     f"problem {problem!r} is not the same in {other.model} {other.attention} (task {other.task}) and "
                     f"{run.model} {run.attention} (task {run.task}); compare runs of one problem set"
+                )
+    prompts: dict[tuple[str, str], tuple[str, RunData]] = {}
+    for run in runs:
+        for problem, text in run.prompts.items():
+            there, other = prompts.setdefault((run.model, problem), (text, run))
+            if there != text:
+                raise FrontierError(
+                    f"{run.model}: problem {problem!r} was put to it in different words under {other.attention} and "
+                    f"{run.attention} (another template, or thinking on and off); compare runs of one kind of prompt"
                 )
 
 

@@ -62,11 +62,12 @@ def test_without_a_cap_it_is_the_frontier(data):
     run = make_run(grades, lengths)
     table = length_ablation([run])
     whole = frontier([run], trials=[1]).iloc[0]
-    assert len(table) == 16
+    longest = max(map(max, lengths))
+    assert len(table) == min(16, longest)
     assert np.all(np.diff(table["cap"]) > 0)
     assert np.all(np.diff(table["accuracy"]) >= 0)
     last = table.iloc[-1]
-    assert last["cap"] == 100
+    assert last["cap"] == longest
     np.testing.assert_allclose(last[["accuracy", "low", "high"]].tolist(), whole[["accuracy", "low", "high"]].tolist())
     np.testing.assert_allclose(last["mean_tokens"], whole["mean_output_tokens"])
 
@@ -79,8 +80,8 @@ def test_caps_end_where_a_run_was_cut_off():
     assert list(table.loc[table["model"] == "other", "cap"]) == [20, 40]
     unknown = dataclasses.replace(long, settings={})
     assert length_ablation([unknown])["cap"].max() == 70
-    assert list(length_ablation([make_run([[True]], [[2]], max_tokens=3)])["cap"]) == [1, 2, 3]
-    for caps in ([], [0, 4]):
+    assert list(length_ablation([make_run([[True]], [[2]], max_tokens=300)])["cap"]) == [1, 2]
+    for caps in ([], [0, 4], [1.5]):
         with pytest.raises(AblationError, match="at least 1"):
             length_ablation([long], caps=caps)
 
@@ -154,3 +155,19 @@ def test_seeds_are_pooled():
     both = make_run([[True, False]], [[5, 7]])
     assert budget_ablation([one, two]).equals(budget_ablation([both]))
     assert length_ablation([one, two]).equals(length_ablation([both]))
+
+
+def test_other_settings_than_dense_are_not_compared():
+    dense, sparse = make_run([[True], [False]], [[5], [5]]), make_run([[True]] * 2, [[5], [5]], attention=HALF)
+    assert budget_ablation([dense, sparse])["difference"].iloc[1] == 0.5
+    with pytest.warns(UserWarning, match="other max_tokens"):
+        table = budget_ablation([dense, dataclasses.replace(sparse, settings={"max_tokens": 20})])
+    assert np.isnan(table["difference"]).all()
+
+
+def test_other_words_for_the_same_problem_are_refused():
+    dense, sparse = make_run([[True]], [[5]]), make_run([[True]], [[5]], attention=HALF)
+    dense, sparse = (dataclasses.replace(run, prompts={"p0": text}) for run, text in ((dense, "a"), (sparse, "b")))
+    with pytest.raises(FrontierError, match="different words"):
+        frontier([dense, sparse])
+    frontier([dense, dataclasses.replace(sparse, model="other")])  # another model has another template
