@@ -14,7 +14,7 @@ from tiny import PARITY_CASES, tiny_config, tiny_tensors, write_checkpoint
 import kinetics_jax as kj
 from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.hf import load_hf, read_config, save_hf
-from kinetics_jax.checkpoints.resolve import ASSETS, CheckpointError, checkpoint_kind
+from kinetics_jax.checkpoints.resolve import ASSETS, CheckpointError, builtin_models, checkpoint_kind
 from kinetics_jax.checkpoints.tensors import named
 from kinetics_jax.config import ConfigError
 
@@ -234,3 +234,10 @@ def test_an_export_holds_one_shard_beside_the_weights(tmp_path):
     assert len(list((tmp_path / "new").glob("*.safetensors"))) > 3
     print(f"{int(done.stdout) / shard:.2f} shards")
     assert int(done.stdout) <= 1.2 * shard, f"{int(done.stdout) / shard:.2f} shards"
+
+
+def test_a_link_is_no_new_directory(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="link"):
+        convert(builtin_models()[0], tmp_path / "link")
