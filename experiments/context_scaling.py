@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--page-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4, help="decode steps of a turn")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the measurements here")
     parser.add_argument("--figure", type=Path, help="draw them here (.png, .pdf, .svg)")
     arguments = parser.parse_args()

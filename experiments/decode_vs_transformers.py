@@ -93,8 +93,10 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
     weights = random_weights(config)
     ours = RandomDecode(config, weights, batch=batch, context=arguments.context, policy=Dense(), steps=arguments.steps)
     peer = Peer(arguments.peer_python, peer_shape(config), batch, arguments.context, arguments.steps)
-    turns = [(ours.seconds_per_step(), peer.seconds_per_step()) for _ in range(arguments.turns)]
-    peer.close()
+    try:
+        turns = [(ours.seconds_per_step(), peer.seconds_per_step()) for _ in range(arguments.turns)]
+    finally:
+        peer.close()
     floor = (ours.weight_bytes + ours.cache_bytes) / bandwidth
     return {
         "model": arguments.model,
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=4, help="decode steps of a turn")
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with torch and transformers")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     arguments = parser.parse_args()

@@ -11,7 +11,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Attend
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, Policy, RandomBlocks, SlidingWindow, TokenTopK
+from kinetics_jax.policies import (
+    BlockPolicy,
+    BlockTopK,
+    Dense,
+    LiteSysBlockTopK,
+    Policy,
+    RandomBlocks,
+    SlidingWindow,
+    TokenTopK,
+)
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
@@ -118,7 +127,7 @@ def decode_attend(
                 summaries,
                 page_table,
                 lengths,
-                pages=policy.pages,
+                pages=_pages_within(policy, page_table),
                 sink_pages=policy.sink_pages,
                 recent_pages=policy.recent_pages,
                 summary=policy.summary,
@@ -131,7 +140,7 @@ def decode_attend(
                 page_table,
                 lengths,
                 page_size=k_pages.shape[2],
-                pages=policy.pages,
+                pages=_pages_within(policy, page_table),
                 sink_pages=policy.sink_pages,
                 recent_pages=policy.recent_pages,
             )
@@ -143,6 +152,12 @@ def decode_attend(
         return out[:, None], cache.with_layer(layer, k_pages, v_pages, summaries)
 
     return attend
+
+
+def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:
+    """A policy's pages, or as many as a sequence can have where that is fewer."""
+    least = policy.sink_pages + policy.recent_pages + 1
+    return min(policy.pages, max(page_table.shape[1], least))
 
 
 def random_scores(

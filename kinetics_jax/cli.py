@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kinetics_jax.traces import Run
 
 Positional = tyro.conf.Positional
+MOST_SAMPLES = 10**6  # of a problem
 FIGURE_KINDS = (".png", ".pdf", ".svg")
 
 ModelArg = Annotated[
@@ -340,8 +342,8 @@ def _doctor_line(name: str, value: Any) -> str:
 
 
 def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"--{name} must be at least 1, got {value}")
+    if not 1 <= value <= MOST_SAMPLES:
+        raise UserError(f"--{name} must be at least 1 and at most {MOST_SAMPLES}, got {value}")
 
 
 def _load(model: str, dtype: str | None) -> LanguageModel:
@@ -369,10 +371,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        name = str(error.filename or "cannot write").removesuffix(".partial")  # as the user knows it
-        sys.exit(_fail(f"{name}: {error.strerror or error}"))
+        name = str(error.filename or "").removesuffix(".partial")  # as the user knows it
+        sys.exit(_fail(f"{name}: {error.strerror}" if name else str(error)))
     except KeyboardInterrupt:
-        print("kinetics: stopped; what was finished is kept, and the same command continues", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # on the way out already
+        print("kinetics: stopped; a run keeps what it has finished, and the same command continues it", file=sys.stderr)
         sys.exit(130)
 
 

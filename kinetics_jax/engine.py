@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -33,6 +34,10 @@ class RequestError(UserError):
     """A request, or engine settings, that cannot be run; the message names the problem or the setting and the cure."""
 
 
+SMALLER_POOL = "lower slots, max_tokens or num_pages"
+MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30}  # beyond these a setting is a slip of the hand
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
     """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
@@ -45,8 +50,8 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         for name, value in (("slots", self.slots), ("chunk", self.chunk), ("num_pages", self.num_pages)):
-            if value is not None and value < 1:
-                raise RequestError(f"engine: {name} must be at least 1, got {value}")
+            if value is not None and not 1 <= value <= MOST[name]:
+                raise RequestError(f"engine: {name} must be in 1 … {MOST[name]}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +199,14 @@ def decode_chunk(
     return cache, slots, drawn
 
 
+def device_memory() -> int | None:
+    """Bytes of memory of the default device; None where it does not tell."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def _rounded(pages: int) -> int:
     """At most an eighth more (or 7), so that prompts of similar length share one compiled program."""
     step = max(8, 1 << max(0, pages.bit_length() - 4))
@@ -286,6 +299,13 @@ class Engine:
                     f"{where}: {num_pages} pages of {self.page_size} tokens cannot hold its {worst}; "
                     f"raise num_pages or lower max_tokens"
                 )
+        if requests:
+            _, num_pages = self._pool(requests)
+            memory = device_memory()
+            if memory is not None and self._pool_bytes(num_pages) > memory:
+                raise RequestError(
+                    f"{self._pool_size(num_pages)}, more than the device's {memory / 1e9:,.1f} GB; {SMALLER_POOL}"
+                )
 
     def run(
         self, requests: Iterable[Request], *, on_chunk: Callable[[int], None] = lambda tokens: None
@@ -296,9 +316,9 @@ class Engine:
         """
         if self._open:
             raise RuntimeError("this engine is running; end that run, or make another engine")
-        requests = [request for request in requests if request.samples]
+        requests = list(requests)
         self.check(requests)
-        if not requests:
+        if not any(request.samples for request in requests):
             return
         self._open = True
         try:
@@ -307,7 +327,7 @@ class Engine:
             self._open = False
 
     def _run(self, requests: list[Request], on_chunk: Callable[[int], None]) -> Iterator[Finished]:
-        self._prepare(requests)
+        self._prepare(requests)  # those without samples too: a continued run computes at the widths of the whole one
         waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
         while waiting or self._running:
             self._refill(waiting)
@@ -343,19 +363,39 @@ class Engine:
 
     def _prepare(self, requests: list[Request]) -> None:
         """A fresh cache, wide enough for the longest request."""
-        longest = max(len(request.prompt) for request in requests)
-        self._max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
+        self._max_pages, num_pages = self._pool(requests)
         slots = self.settings.slots
-        num_pages = self.settings.num_pages or slots * (self._max_pages + 2)
         # The limit and the seed reach the device as numbers, repetition is the host's: none may compile another step.
         self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0)
         self._seed = seed_key(self.sampling.seed)
         self._allocator = PageAllocator(num_pages)
-        self._cache = empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
+        try:
+            self._cache = empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise RequestError(
+                f"{self._pool_size(num_pages)}, more than the device has left; {SMALLER_POOL}"
+            ) from error
         self._slots = Slots.idle(slots, self._seed)
         self._table = np.full((slots, self._max_pages), -1, np.int32)
         self._prompts: dict[str, _Prompt] = {}
         self._running: dict[int, _Running] = {}
+
+    def _pool(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Pages that the longest request can have, and pages in the pool."""
+        longest = max(len(request.prompt) for request in requests)
+        max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
+        return max_pages, self.settings.num_pages or self.settings.slots * (max_pages + 2)
+
+    def _pool_bytes(self, num_pages: int) -> int:
+        """Bytes of K and V, summaries left out."""
+        elements = num_pages * self.page_size * self.config.kv_elements_per_token
+        return elements * jnp.dtype(self.cache_dtype).itemsize
+
+    def _pool_size(self, num_pages: int) -> str:
+        gigabytes = self._pool_bytes(num_pages) / 1e9
+        return f"the KV pool of {num_pages} pages of {self.page_size} tokens needs {gigabytes:,.1f} GB"
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

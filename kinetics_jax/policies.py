@@ -16,6 +16,7 @@ class PolicyError(UserError):
 
 
 PAGE_SIZE = 16
+MOST_TOKENS = 1 << 24  # beyond any context: a larger number is a slip of the hand
 SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
 
 
@@ -198,7 +199,11 @@ POLICIES: dict[str, type[Policy]] = {policy.kind: policy for policy in typing.ge
 
 
 def _set_dense_layers(policy: Any) -> None:
-    """Sorts a policy's `dense_layers`; they are a set."""
+    """Sorts a policy's `dense_layers`; they are a set. Refuses numbers that no sequence can have tokens for."""
+    for field in dataclasses.fields(policy):
+        value = getattr(policy, field.name)
+        if isinstance(value, int) and value > MOST_TOKENS:
+            raise PolicyError(f"{policy.kind}: {field.name} must be at most {MOST_TOKENS}, got {value}")
     if any(layer < 0 for layer in policy.dense_layers):
         raise PolicyError(f"{policy.kind}: dense_layers counts from 0, got {policy.dense_layers}")
     object.__setattr__(policy, "dense_layers", tuple(sorted(set(policy.dense_layers))))
@@ -288,12 +293,12 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 switches it off)"),
             ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("max_tokens", 1 <= self.max_tokens <= MOST_TOKENS, f"in 1 … {MOST_TOKENS}"),
             ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
             (
                 "repetition_window",
-                self.repetition_window == 0 or self.repetition_window >= 16,
-                "0 (never stop), or at least 16: below that, ordinary text repeats itself",
+                self.repetition_window == 0 or 16 <= self.repetition_window <= MOST_TOKENS,
+                f"0 (never stop), or in 16 … {MOST_TOKENS}: below that, ordinary text repeats itself",
             ),
         )
         for name, good, want in bounds:

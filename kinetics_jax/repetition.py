@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+PIECE = 64  # tokens compared at a time with all periods: bounds the memory
+
 
 class RepetitionWatch:
     """Follows one sample's tokens and tells where they have become periodic.
@@ -20,8 +22,13 @@ class RepetitionWatch:
 
     def feed(self, tokens: list[int]) -> int | None:
         """Takes the next tokens; how many of them belong to the sample if it repeats by then, else None."""
-        if not tokens:
-            return None
+        for start in range(0, len(tokens), PIECE):
+            found = self._feed(tokens[start : start + PIECE])
+            if found is not None:
+                return start + found
+        return None
+
+    def _feed(self, tokens: list[int]) -> int | None:
         longest, count = len(self.periods), len(tokens)
         line = np.concatenate([self.tail, tokens])
         ends = np.arange(longest, longest + count)

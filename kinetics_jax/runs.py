@@ -15,6 +15,7 @@ import jax
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import Problem
 from kinetics_jax.tasks.prompts import render_prompts
@@ -80,7 +81,7 @@ def best_of_n(
             writer.append(
                 {
                     **dataclasses.asdict(sample),
-                    **dataclasses.asdict(grader(text, answers[sample.problem])),
+                    **dataclasses.asdict(grader(completed(prompts[sample.problem], text), answers[sample.problem])),
                     "text": text,
                     "seed": sampling.seed,
                     "seconds": round(sample.seconds, 6),
@@ -98,20 +99,23 @@ def grade_again(
     Returns the run and the (problem, sample) of every grade that changed. The old grades stand until all new ones are
     there. Raises TraceError for a sample without text or a run that another process is writing.
     """
-    before = read_run(path)
+    stored = read_run(path)
+    if "task" not in stored.run:
+        raise TraceError(f"{stored.path / 'run.json'}: names no task, which chooses the grader")
     done = 0
 
     def grade(record: dict[str, Any], answer: str) -> dict[str, Any]:
         nonlocal done
         if record["text"] is None:
             raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
-        fields = dataclasses.asdict(grader(record["text"], answer))
+        prompt = stored.problems[record["problem"]]["prompt"]
+        fields = dataclasses.asdict(grader(completed(prompt, record["text"]), answer))
         done += 1
-        on_progress(Progress(done, len(before.samples), 0))
+        on_progress(Progress(done, len(stored.samples), 0))
         return fields
 
-    with grader_for(before.run["task"], [problem["answer"] for problem in before.problems.values()]) as grader:
-        after = regrade(path, grade)
+    with grader_for(stored.run["task"], [problem["answer"] for problem in stored.problems.values()]) as grader:
+        before, after = regrade(path, grade)
     changed = [
         (new["problem"], new["sample"])
         for old, new in zip(before.samples, after.samples, strict=True)

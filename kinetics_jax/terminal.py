@@ -58,6 +58,9 @@ def tensor_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[Callable[[], None]]:
     """Yields a function that raises KeyboardInterrupt once Ctrl-C was pressed; a second Ctrl-C raises by itself."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: whoever started us wants none
+        yield lambda: None
+        return
     pressed = False
 
     def on_press(*_: Any) -> None:

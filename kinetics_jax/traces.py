@@ -9,12 +9,13 @@ samples.jsonl   one record a line, appended and flushed as samples are graded: p
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kinetics_jax.errors import UserError
 
@@ -26,6 +27,8 @@ except ImportError:  # not a POSIX system: runs are not guarded against a second
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "git_revision", "command")
+# Sampling settings that earlier versions did not have, with what they did.
+LATER_SETTINGS = {"repetition_window": 0}
 RECORD_TYPES: dict[str, Any] = {
     "problem": str,
     "sample": int,
@@ -70,7 +73,16 @@ def read_run(path: str | Path) -> Run:
         raise TraceError(f"{path / 'run.json'}: not a run of schema {SCHEMA}, the one this version reads")
     problems, _ = _read_lines(path / "problems.jsonl", PROBLEM_TYPES)
     samples, _ = _read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
-    return Run(path, run, {problem["id"]: problem for problem in problems}, samples)
+    by_id = {problem["id"]: problem for problem in problems}
+    if strays := [record["problem"] for record in samples if record["problem"] not in by_id]:
+        raise TraceError(f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl")
+    return Run(path, _up_to_date(run), by_id, samples)
+
+
+def _up_to_date(run: dict[str, Any]) -> dict[str, Any]:
+    """run.json with the settings that it was written without."""
+    sampling = run.get("sampling")
+    return {**run, "sampling": {**LATER_SETTINGS, **sampling}} if isinstance(sampling, dict) else run
 
 
 def _read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -81,16 +93,15 @@ def _read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]]
         raise TraceError(f"{path}: no such file") from error
     records, whole = [], 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        torn = not line.endswith(b"\n")
+        if not line.endswith(b"\n"):
+            warnings.warn(f"{path}: dropped the torn last line ({len(line)} bytes)", stacklevel=2)
+            break
         try:
             record = json.loads(line)
-            if torn or not isinstance(record, dict):
-                raise ValueError("not a whole record")
         except ValueError as error:
-            if whole + len(line) == len(data):
-                warnings.warn(f"{path}: dropped the torn last line ({len(line)} bytes)", stacklevel=2)
-                break
-            raise TraceError(f"{path}, line {number}: not a JSON record; the lines after it are whole") from error
+            raise TraceError(f"{path}, line {number}: not valid JSON ({error}); mend or remove that line") from error
+        if not isinstance(record, dict):
+            raise TraceError(f"{path}, line {number}: not a record; mend or remove that line")
         if missing := [field for field in types if field not in record]:
             raise TraceError(f"{path}, line {number}: missing {', '.join(missing)}")
         if odd := [field for field, kind in types.items() if not _is_a(record[field], kind)]:
@@ -115,18 +126,16 @@ class RunWriter:
     def __init__(self, path: str | Path, run: dict[str, Any], problems: list[dict[str, Any]]):
         self.path = Path(path)
         self.done: set[tuple[str, int]] = set()
-        run = json.loads(json.dumps({"schema": SCHEMA, **run}))  # as it will be read back: tuples are lists
+        run = _up_to_date(json.loads(json.dumps({"schema": SCHEMA, **run})))  # as read back: tuples are lists
         self._take_folder()
-        self._file = open(self.path / "samples.jsonl", "ab", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        self._file = _open_locked(self.path)
         try:
-            _lock(self._file, self.path)
             if (self.path / "run.json").exists():
                 self._continue(run, problems)
             elif (self.path / "samples.jsonl").stat().st_size:
                 raise TraceError(f"{self.path}: holds samples.jsonl but no run.json; give a new or empty folder")
             else:
-                write_whole(self.path / "problems.jsonl", "".join(map(_line, problems)))
-                write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+                self._begin(run, problems)
         except BaseException:
             self._file.close()
             raise
@@ -139,8 +148,16 @@ class RunWriter:
         if strangers and "run.json" not in names:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
 
+    def _begin(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
+        write_whole(self.path / "problems.jsonl", "".join(map(_line, problems)))
+        write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
+        if not before.samples:  # nothing is lost: what was begun may begin with other settings
+            os.truncate(self.path / "samples.jsonl", 0)
+            self._begin(run, problems)
+            return
         changed = _differences(before.run, run)
         if list(before.problems.values()) != problems:
             changed.append("the problems differ")
@@ -179,14 +196,24 @@ class RunWriter:
         self._file.close()
 
 
-def _lock(samples: IO[bytes], path: Path) -> None:
-    """Holds samples.jsonl for this process until it is closed; the system lets go of it when a process dies."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(samples, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TraceError(f"{path}: another process is writing this run; wait for it to end") from error
+def _open_locked(path: Path) -> io.FileIO:
+    """samples.jsonl, open for appending and held for this process alone until it is closed or the process dies."""
+    samples = path / "samples.jsonl"
+    while True:
+        file = open(samples, "ab", buffering=0)  # noqa: SIM115  (the caller closes it)
+        try:
+            if fcntl is None:
+                return file
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(samples)):
+                return file
+            file.close()  # another process has put a regraded file in its place meanwhile
+        except BlockingIOError as error:
+            file.close()
+            raise TraceError(f"{path}: another process is writing this run; wait for it to end") from error
+        except BaseException:
+            file.close()
+            raise
 
 
 def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
@@ -204,26 +231,26 @@ def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "")
 def write_whole(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(_encoded(text))
+    with open(partial, "wb") as file:
+        file.write(_encoded(text))
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure may leave the new name without its content
     os.replace(partial, path)
 
 
-def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> Run:
+def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> tuple[Run, Run]:
     """Grades a run's samples anew: `grade(record, known answer)` gives the fields that replace a record's own.
 
     samples.jsonl is written whole under another name, then renamed; until then the run is as it was. Returns the run
-    with its new grades. Raises TraceError while another process writes the run.
+    before and after. Raises TraceError while another process writes the run.
     """
     path = Path(path)
     read_run(path)  # what is not a run folder is told before a file is opened, and so made, in it
-    with open(path / "samples.jsonl", "ab") as held:
-        _lock(held, path)
+    with _open_locked(path):
         run = read_run(path)
-        if strays := [record["problem"] for record in run.samples if record["problem"] not in run.problems]:
-            raise TraceError(f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl")
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
         write_whole(path / "samples.jsonl", "".join(map(_line, samples)))
-    return dataclasses.replace(run, samples=samples)
+    return run, dataclasses.replace(run, samples=samples)
 
 
 def _line(record: dict[str, Any]) -> str:

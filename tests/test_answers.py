@@ -2,7 +2,15 @@
 
 import pytest
 
-from kinetics_jax.tasks.answers import compare_numbers, last_answer_box, respell, split_reasoning
+from kinetics_jax.tasks.answers import (
+    compare_numbers,
+    completed,
+    last_answer_box,
+    respell,
+    split_reasoning,
+    thousands,
+    undecorated,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +29,22 @@ def test_split_reasoning(text, parts):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "text", "whole"),
+    [
+        ("<user>q<assistant><think>\n", "7 and", "<think>7 and"),
+        ("<user>q<assistant><think>", "a</think>b", "<think>a</think>b"),
+        ("<user>q<assistant>", "7", "7"),
+        ("<user>q<assistant><think>\n\n</think>\n\n", "7", "7"),
+        ("<user>What does <think> mean?<assistant>", "7", "7"),  # the question's own tag
+        ("", "7", "7"),
+    ],
+)
+def test_completed(prompt, text, whole):
+    assert completed(prompt, text) == whole
+    assert split_reasoning(completed(prompt, text))[0].startswith("<think>") is (whole != text)
+
+
+@pytest.mark.parametrize(
     ("text", "box"),
     [
         (r"\boxed{1} \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
@@ -34,6 +58,8 @@ def test_split_reasoning(text, parts):
         (r"\boxed 7x", None),
         (r"\boxed \frac12", None),
         (r"\boxed{1} \boxed 2", "2"),
+        (r"\fbox{1} \boxed {}", "1"),
+        (r"\boxed{}", None),
         ("\\boxed" + " " * 200_000 + "x", "x"),
         ("\\boxed" + " " * 200_000 + "!", None),
         ("\\boxed " * 100_000, None),
@@ -52,6 +78,12 @@ def test_last_answer_box(text, box):
         (" $042$ ", "42", True),
         ("+42", "42", True),
         ("-0", "0", True),
+        ("**42**", "42", True),
+        (r"\mathbf{42}", "42", True),
+        (r"\boldsymbol{\frac{1}{2}}.", "0.5", True),
+        ("$42$.", "42", True),
+        ("42\\ ", "42~", True),
+        ("42..", "42", None),
         ("1,234,567", "1234567", True),
         ("1,23", "123", None),
         ("42.", "42", True),
@@ -99,11 +131,47 @@ def test_compare_numbers(given, known, verdict):
 
 
 @pytest.mark.parametrize(
+    ("answer", "plain"),
+    [
+        (r" 8 \pi\ ", r"8 \pi"),
+        (r"8 \pi\;", r"8 \pi"),
+        (r"**$\bm{X}.$**,", "X"),
+        (r"\mathbf {\frac{\sqrt{3}}{2}}", r"\frac{\sqrt{3}}{2}"),
+        (r"\mathbf{a}+\mathbf{b}", r"\mathbf{a}+\mathbf{b}"),  # the first brace is not closed by the last
+        ("**1** or **2**", "**1** or **2**"),
+        ("$1$ or $2$", "$1$ or $2$"),
+        ("1, 2, ...", "1, 2, ..."),
+        (r"\left\{ x \right.", r"\left\{ x \right."),
+        ("5!", "5!"),
+        ("~.", ""),
+        ("****", "****"),
+        ("$", "$"),
+        (r"\bm{" * 100_000, r"\bm{" * 100_000),
+    ],
+)
+def test_undecorated(answer, plain):
+    assert undecorated(answer) == plain
+
+
+def test_thousands():
+    assert [thousands(text) for text in ("-1,234,567.8", "3,4", "(1, 2)", "1,2345")] == [
+        "-1234567.8",
+        "3,4",
+        "(1, 2)",
+        "1,2345",
+    ]
+
+
+@pytest.mark.parametrize(
     ("latex", "plain"),
     [
         (r"1\,000", "1000"),
         (r"10,\!080", r"10,\!080"),  # math-verify reads this one
         (r"1\,00", r"1\,00"),
+        (r"5~\text{cm}", r"5 \text{cm}"),
+        (r"5\ \text{cm}", r"5 \text{cm}"),
+        (r"1 \\ 2", r"1 \\ 2"),  # a new row
+        ("1~000", "1000"),
         ("1e3", r"1\times 10^{3}"),
         ("1e3x", "1e3x"),
         ("5i", "5 i"),

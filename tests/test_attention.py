@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinetics_kernels import reference
 from masked_forward import masked_logits
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
+from kinetics_jax import attention, policies
 from kinetics_jax import engine as engine_module
 from kinetics_jax.attention import TILE, causal_attention
 from kinetics_jax.cache import PagedCache
@@ -88,3 +90,14 @@ def test_nan_in_every_page_nobody_wrote_changes_nothing(lm, policy, monkeypatch)
     poisoned = lambda cls, *a, **k: jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), create(cls, *a, **k))  # noqa: E731
     monkeypatch.setattr(engine_module.PagedCache, "create", classmethod(poisoned))
     assert run() == clean
+
+
+def test_the_settings_know_the_summaries_that_the_kernels_know():
+    assert policies.SUMMARY_VECTORS == reference.SUMMARY_VECTORS
+
+
+def test_more_pages_than_a_sequence_has_cost_nothing():
+    table = jnp.zeros((1, 8), jnp.int32)
+    assert attention._pages_within(kj.BlockTopK(pages=10**6, page_size=16), table) == 8
+    assert attention._pages_within(kj.BlockTopK(pages=5, page_size=16), table) == 5
+    assert attention._pages_within(kj.BlockTopK(pages=5, page_size=16), table[:, :1]) == 3

@@ -60,7 +60,9 @@ def test_what_the_pairs_are():
     [
         (boxed(r"\frac{2}{4}"), "0.5", Grade(True, r"\frac{2}{4}")),
         (boxed("41"), "42", Grade(False, "41")),
-        (boxed(" "), r"\pi", Grade(False, " ")),
+        (boxed(" ~"), r"\pi", Grade(False, " ~")),
+        (boxed("5") + ". I enclosed it in " + boxed(""), "5", Grade(True, "5")),
+        ("<think>the answer is " + boxed("5") + " in " + boxed(" "), "5", Grade(True, "5")),
         ("<think>the answer is $x$", r"\pi", Grade(False, None)),
         (" \n", r"\pi", Grade(False, None)),
         (boxed("9" * 1_000_000), "9", Grade(False, "9" * 1_000_000)),
@@ -76,6 +78,9 @@ def test_the_fast_path_starts_no_process(text, answer, grade):
 def test_what_a_grade_tells(patient):
     assert patient("so it is $\\frac{\\pi}{2}$.", "\\pi/2") == Grade(True, "\\frac{\\pi}{2}")
     assert patient("I give up.", "\\pi/2") == Grade(False, None)
+    assert patient("The answer is $x$, for " + boxed(""), "x") == Grade(
+        True, "x"
+    )  # the text, where all boxes are empty
     assert patient(boxed("90°"), "90^\\circ") == Grade(True, "90°")  # as it was written
 
 
@@ -185,6 +190,15 @@ def test_known_answers_that_cannot_be_read():
             GradingError, match=r"^1 known answers cannot be graded, the first: '\\\\foo\{' \(the known"
         ):
             grader.check(["x", "\\foo{", "\\foo{"])
+        for bad in ("\\foo{" * 700, "\\foo{" * 100_000):  # read, and too long to be
+            with pytest.raises(GradingError, match="1 known answers cannot be graded") as caught:
+                grader.check([bad])
+            assert len(str(caught.value)) < 400
+        with pytest.raises(GradingError, match=r"\(4001 characters, at most 4000 are read\)"):
+            grader.check(["x" * 4001])
+        with pytest.warns(UserWarning, match="cannot be read") as warned:
+            grader(boxed("x"), "\\foo{" * 700)
+        assert len(str(warned[0].message)) < 400
 
 
 @pytest.mark.skipif(not SETS.exists(), reason="the problem sets are not here")
@@ -200,6 +214,33 @@ def test_a_missing_library_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with MathGrader() as grader, pytest.warns(UserWarning, match="math-verify does not start: ImportError: not here"):
         assert grader(boxed("x"), "2x").grader == "error"
+    needed = r"^math-verify does not start: ImportError: not here; without it '2x' cannot be graded$"
+    with MathGrader() as grader, pytest.raises(GradingError, match=needed):
+        grader.check(["42", "2x", "3x"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space and its peak")
+def test_lower_limits_on_memory_hold(monkeypatch, tmp_path):
+    """A limit that the process comes with, lower than the grader's own, is what an answer runs out of."""
+    lower = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))"
+    (tmp_path / "sitecustomize.py").write_text(lower)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with MathGrader(timeout=60) as grader:
+        assert works(grader)
+        with pytest.warns(UserWarning, match=r"not graded \(error\): out of memory"):
+            grade = grader(boxed("(x+y+z+w)^{400}"), "\\frac{x}{3}")
+        assert (grade.correct, grade.grader) == (None, "error")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sitecustomize stands in for another system")
+def test_systems_that_refuse_the_limit(monkeypatch, tmp_path):
+    refuse = "import resource\ndef setrlimit(*_): raise ValueError('current limit exceeds maximum limit')\n"
+    (tmp_path / "sitecustomize.py").write_text(refuse + "resource.setrlimit = setrlimit\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with MathGrader(timeout=30, memory=1 << 20) as grader:  # refused, so nothing is ever too much
+        grader.check(["2x"])
+        assert works(grader)
+        assert grader(boxed("x"), "2x") == Grade(correct=False, answer="x")
 
 
 def test_grader_for():

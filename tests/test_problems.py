@@ -115,9 +115,19 @@ class TestFiles:
         assert load_problem_file(both)[0].answer == "0.5"
         assert load_problem_file(both, answer_column="solution")[0].answer == r"\frac{1}{2}"
 
-    def test_answers_after_a_mark(self, tmp_path):
-        path = write(tmp_path / "mine.jsonl", {"question": "q", "answer": "2 * 1000\n#### 2,000"})
-        assert load_problem_file(path)[0].answer == "2000"
+    @pytest.mark.parametrize(
+        ("box", "answer"), [(r"\fbox{3}", "3"), (r"\boxed 3", "3"), (r"\boxed{3}, in \boxed{}", "3")]
+    )
+    def test_solutions_are_boxed_as_samples_are(self, tmp_path, box, answer):
+        path = write(tmp_path / "mine.jsonl", {"problem": "q", "solution": f"So it is ${box}$."})
+        assert load_problem_file(path)[0].answer == answer
+
+    @pytest.mark.parametrize(
+        ("marked", "answer"), [("2,000", "2000"), ("-12,345.60", "-12345.60"), ("(1, 2)", "(1, 2)"), ("3,4", "3,4")]
+    )
+    def test_answers_after_a_mark(self, tmp_path, marked, answer):
+        path = write(tmp_path / "mine.jsonl", {"question": "q", "answer": f"2 * 1000\n#### {marked}"})
+        assert load_problem_file(path)[0].answer == answer
 
     @pytest.mark.parametrize(
         ("columns", "ids"),
@@ -147,6 +157,14 @@ class TestFiles:
             ('{"question": "q", "answer": null}', "line 1: 'answer' must be text or a number, got None"),
             ('{"question": "q", "answer": true}', "line 1: 'answer' must be text or a number, got True"),
             ('{"question": "q", "answer": NaN}', "line 1: 'answer' must be text or a number, got nan"),
+            ('{"question": "q", "answer": Infinity}', "line 1: 'answer' must be text or a number, got inf"),
+            ('{"question": "q", "answer": -Infinity}', "line 1: 'answer' must be text or a number, got -inf"),
+            (
+                '{"question": "q\\ud800", "answer": "a"}',
+                r"line 1: 'question' holds half of a surrogate pair \('\\ud800', character 2\)",
+            ),
+            ('{"question": "q", "answer": "\\udfff"}', "line 1: 'answer' holds half of a surrogate pair"),
+            ('{"question": "q", "answer": "a", "id": "\\udfff"}', "line 1: the id holds half of a surrogate pair"),
             ('{"question": "q", "answer": ["1"]}', r"line 1: 'answer' must be text or a number, got \['1'\]"),
             ('{"question": "q", "answer": "so ####"}', "line 1: 'answer' ends without an answer"),
             ('{"question": "q", "solution": "so 7"}', r"line 1: 'solution' boxes no answer; .*\(--answer-column\)"),
@@ -182,6 +200,12 @@ class TestFiles:
             ("mine.csv", b"question,answer\n1\n", "mine.csv, line 2: not as many fields as the header has"),
             ("mine.csv", b'question,answer\n"a"b,2\n', "mine.csv, line 2: not valid CSV"),
             ("mine.csv", b"question,answer\n", "mine.csv: holds no problems"),
+            ("mine.csv", b"", "mine.csv: holds no problems"),
+            (
+                "mine.csv",
+                b"question,answer,answer\n1,2,3\n",
+                "mine.csv, line 1: the header has column 'answer' more than once",
+            ),
             ("mine.json", b"[1, 2", r"mine.json: not valid JSON \("),
             ("mine.json", b"[1]", "mine.json, record 1: must be an object"),
             ("mine.jsonl", b'{"question": "\xff"}', r"mine.jsonl: not UTF-8 text \(byte 14\)"),

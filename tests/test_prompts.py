@@ -108,22 +108,74 @@ class TestQwen3:
         assert render(ODD[0], tmp_path) == render(ODD[0])
 
 
-def test_templates_without_thinking_do_not_mind(template):
+def test_templates_that_know_no_thinking(template):
     directory = template("{{ messages[0].content }}!")
-    assert render("q", directory) == render("q", directory, thinking=False) == f"q\n\n{INSTRUCTION}!"
+    assert render("q", directory) == f"q\n\n{INSTRUCTION}!"
+    with pytest.raises(PromptError, match="thinking cannot be turned off: its chat template knows no such choice"):
+        render("q", directory, thinking=False)
+
+
+def test_thinking_is_turned_off_in_chat_templates_only(tmp_path, template):
+    choosing = template("{{ messages[0].content }}{% if not enable_thinking %}!{% endif %}")
+    assert render("q", choosing, thinking=False).endswith("!")
+    for directory, asked, resolved in (
+        (tmp_path, "auto", "plain"),
+        (choosing, "plain", "plain"),
+        (choosing, "bare", "bare"),
+    ):
+        with pytest.raises(PromptError, match=f"in a chat template only, and prompts are {resolved}"):
+            render("q", directory, template=asked, thinking=False)
+    with pytest.raises(PromptError, match="in a chat template only, and prompts are bare"):
+        render_prompts([PROBLEM], tmp_path, task="builtin", style=PromptStyle(thinking=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("chat_template.jinja", " \n"), ("chat_template.json", '{"chat_template": "{{ 1 }}"}')]
+)
+def test_templates_that_no_tokenizer_has(template, name, text):
+    """An empty one, and one for processors: as if there were none. What the tokenizer itself says is the witness."""
+    from transformers import AutoTokenizer
+
+    directory = template("" if name.endswith("json") else "{{ messages[0].content }}!")
+    (directory / name).write_text(text)
+    assert not (AutoTokenizer.from_pretrained(directory).chat_template or "").strip()
+    assert not has_chat_template(directory)
+    assert render("q", directory) == f"q\n\n{INSTRUCTION}\n\n"
+    with pytest.raises(PromptError, match="no chat template; take plain prompts instead"):
+        render("q", directory, template="chat")
+
+
+def test_a_template_that_is_no_text(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
+    with pytest.raises(PromptError, match=r"chat_template.jinja: not UTF-8 text \(byte 2\)"):
+        has_chat_template(tmp_path)
 
 
 def test_thinking_that_cannot_be_turned_off(template):
     directory = template("{{ messages[0].content + '<think>\\n' }}")
     assert render("q", directory).endswith("<think>\n")
-    with pytest.raises(PromptError, match="always opens the reasoning; thinking cannot be turned off"):
+    with pytest.raises(
+        PromptError, match="thinking cannot be turned off: its chat template always opens the reasoning"
+    ):
         render("q", directory, thinking=False)
 
 
-@pytest.mark.parametrize("text", ["{{ messages[0].content", "{{ raise_exception('no users') }}", "{{ 1 + 'a' }}"])
-def test_templates_that_fail(template, text):
-    with pytest.raises(PromptError, match="its chat template fails"):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ messages[0].content", "TemplateSyntaxError: "),
+        ("{{ raise_exception('no\\nway') }}", r"TemplateError: no way\)$"),
+        ("{{ 1 + 'a' }}", "TypeError: "),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: "),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: "),
+        ("{{ raise_exception('no' * 10000) }}", "TemplateError: nono"),
+    ],
+)
+def test_templates_that_fail(template, text, reason):
+    with pytest.raises(PromptError, match=r"its chat template fails \(" + reason) as caught:
         render("q", template(text))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_broken_tokenizers(tmp_path):

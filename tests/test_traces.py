@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_jax import traces
 from kinetics_jax.traces import RunWriter, TraceError, read_run, regrade
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,9 +214,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 
 def test_regrading_replaces_grades_and_nothing_else(tmp_path):
     write(tmp_path, record("a", 0, text="1", correct=False), record("b", 1, text="2", correct=True))
-    graded = regrade(
+    before, graded = regrade(
         tmp_path, lambda each, answer: {"correct": each["text"] == answer, "answer": each["text"], "grader": "ok"}
     )
+    assert [each["correct"] for each in before.samples] == [False, True]
     assert graded == read_run(tmp_path)
     assert graded.samples == [
         record("a", 0, text="1", correct=True, answer="1"),
@@ -238,6 +240,39 @@ def test_regrading_waits_for_no_one_and_leaves_no_half(tmp_path):
     with pytest.raises(TraceError, match="not a run folder"):
         regrade(tmp_path / "none", lambda each, answer: {})
     assert (tmp_path / "samples.jsonl").read_bytes() == before
-    write(tmp_path / "stray", record("c", 0))
+
+
+def test_samples_of_unknown_problems_are_found(tmp_path):
+    write(tmp_path, record("c", 0))
     with pytest.raises(TraceError, match="lacks problem 'c'"):
-        regrade(tmp_path / "stray", lambda each, answer: {})
+        read_run(tmp_path)
+
+
+def test_a_run_regraded_between_opening_and_locking_is_opened_again(tmp_path, monkeypatch):
+    """The lock must be on the file that has the name, not on one that was replaced meanwhile."""
+    write(tmp_path, record("a", 0))
+    lock, regraded = traces.fcntl.flock, []
+
+    def late(file, how):
+        if not regraded:
+            regraded.append(True)
+            traces.write_whole(tmp_path / "samples.jsonl", (tmp_path / "samples.jsonl").read_text())
+        lock(file, how)
+
+    monkeypatch.setattr(traces.fcntl, "flock", late)
+    write(tmp_path, record("b", 0))
+    assert [each["problem"] for each in read_run(tmp_path).samples] == ["a", "b"]
+
+
+def test_a_run_without_samples_may_begin_with_other_settings(tmp_path):
+    write(tmp_path)
+    write(tmp_path, record("a", 0), run={**RUN, "policy": "other"})
+    assert read_run(tmp_path).run["policy"] == "other"
+
+
+def test_a_setting_that_came_later_has_the_value_of_before(tmp_path):
+    write(tmp_path, record("a", 0), run={**RUN, "sampling": {"seed": 0, "repetition_window": 0}})
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run, "sampling": {"seed": 0}}))
+    write(tmp_path, record("b", 0), run={**RUN, "sampling": {"seed": 0, "repetition_window": 0}})
+    assert len(read_run(tmp_path).samples) == 2

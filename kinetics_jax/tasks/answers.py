@@ -1,7 +1,7 @@
 r"""Where a text states its answer, what that answer is in plain LaTeX, and exact comparison of plain numbers. No jax.
 
 The answer stands in the last box of what follows the last `</think>` (of the whole text when it has no such tag). Where
-nothing follows the reasoning, because it was cut short, the last box of the reasoning counts.
+nothing follows the reasoning, because it was cut short, the last box of the reasoning counts. Empty boxes never count.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ BASED = re.compile(r"([+-]?[0-9]+)_(?:([0-9]+)|\{([0-9]+)\})")
 MAX_NUMBER = 1000  # characters; Python refuses to convert much more, and does it slowly
 ROUNDED_DIGITS = 6  # as many significant digits may stand for a number that has no finite decimal
 
+BOLD = re.compile(r"\\(?:bm|boldsymbol|mathbf)\s*\{(.*)\}", re.DOTALL)
+
 # Spellings that math-verify misreads, each with one that it reads. Applied to the known and the given answer alike.
 SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<=[0-9])(?:\\[,!;: ]|\{,\})+(?=[0-9]{3}(?![0-9]))", ""),  # 1\,000
+        (r"(?<=[0-9])(?:\\[,!;: ]|~|\{,\})+(?=[0-9]{3}(?![0-9]))", ""),  # 1\,000
+        (r"~|(?<!\\)\\ ", " "),  # 5~\text{cm}; a row of a matrix may end in `\\ `
         (r"^\s*([+-]?[0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})\s*$", r"\1\\times 10^{\2}"),  # 1e3, as programs write
         (r"\\(?:text|mbox|textrm|mathrm)\{\s*\\?\$\s*\}", ""),  # \text{\$}36
         (r"\\(?:mathrm|text|textrm|mathit)\{\s*i\s*\}|\\imath(?![A-Za-z])", " i"),
@@ -50,10 +53,52 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return (text, "") if THINK in text else ("", text)
 
 
+def completed(prompt: str, text: str) -> str:
+    """What a model wrote, with `<think>` in front where the prompt ends with that tag.
+
+    Some chat templates open the reasoning themselves. A text cut short then shows no sign of being reasoning, and would
+    be graded by its last number. A `<think>` earlier in the prompt, in the question for one, opens nothing.
+    """
+    return THINK + text if prompt.rstrip().endswith(THINK) else text
+
+
 def last_answer_box(text: str) -> str | None:
     r"""What the last box holds: as `last_boxed`, with `\fbox{…}`, `\boxed {…}` and `\boxed 5` read too."""
     text = BRACED_BOX.sub(r"\\boxed{", text)
     return last_boxed(BARE_BOX.sub(r"\\boxed{\1}", text))
+
+
+def undecorated(answer: str) -> str:
+    r"""An answer without spaces around it, a full stop, comma or semicolon at its end, `**…**`, `$…$` and bold."""
+    answer = _without_ending(answer)
+    if len(answer) > 4 and answer[:2] == answer[-2:] == "**" and "**" not in answer[2:-2]:
+        answer = _without_ending(answer[2:-2])
+    if len(answer) > 2 and answer[0] == answer[-1] == "$" and "$" not in answer[1:-1]:
+        answer = _without_ending(answer[1:-1])
+    if (match := BOLD.fullmatch(answer)) and _balanced(match[1]):
+        answer = _without_ending(match[1])
+    return answer
+
+
+def _without_ending(text: str) -> str:
+    text = text.strip()
+    kept = text.rstrip(" \t\r\n\\~.,;")
+    return text if text.endswith("..") or kept.endswith(("\\right", "\\left")) else kept  # an ellipsis, a delimiter
+
+
+def _balanced(text: str) -> bool:
+    """Whether every brace in the text is closed in it."""
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def thousands(text: str) -> str:
+    """The text without its commas, if it is one number with its thousands grouped: 1,000 and not 3,4."""
+    return text.replace(",", "") if THOUSANDS.fullmatch(text) else text
 
 
 def respell(latex: str) -> str:
@@ -67,10 +112,10 @@ def compare_numbers(given: str, known: str) -> bool | None:
     r"""Exact comparison of two plain numbers, None where either is something else.
 
     Plain are integers of any length, decimals, repeating ones (`0.\overline{3}`), a/b and `\frac{a}{b}` of integers,
-    in `$…$` or not, thousands grouped or not; and two integers that both name their base (52_8). A decimal of six
+    decorated or not, thousands grouped or not; and two integers that both name their base (52_8). A decimal of six
     significant digits or more equals the number without a finite decimal that it rounds or truncates: 0.333333 is 1/3.
     """
-    given, known = _plain(given), _plain(known)
+    given, known = thousands(undecorated(given)), thousands(undecorated(known))
     left, right = integer(given), integer(known)
     if left is not None and right is not None:
         return left == right
@@ -81,13 +126,6 @@ def compare_numbers(given: str, known: str) -> bool | None:
         left, right = _based(given), _based(known)
         return None if left is None or right is None else left == right
     return left == right or _rounds(given, right) or _rounds(known, left)
-
-
-def _plain(text: str) -> str:
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] == "$":
-        text = text[1:-1].strip()
-    return text.replace(",", "") if THOUSANDS.fullmatch(text) else text
 
 
 def _rational(text: str) -> Fraction | None:

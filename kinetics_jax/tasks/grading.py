@@ -29,15 +29,26 @@ class Grader(Protocol):
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last closed `\boxed{…}` holds, braces balanced; None when there is none. One pass over the text."""
+    r"""What the last closed `\boxed{…}` holds, braces balanced; None when there is none. One pass over the text.
+
+    A box that holds nothing but space and braces is none: models repeat the `\boxed{}` of their instruction.
+    """
     opened: list[int | None] = []  # for every open brace: where its box begins, None for other braces
+    filled: list[bool] = []  # for every open brace: whether anything stands in it so far
     found: tuple[int, int] | None = None
+    end = 0
     for match in BRACE.finditer(text):
+        if opened and not filled[-1]:
+            filled[-1] = bool(text[end : match.start()].strip())
+        end = match.end()
         if match[0] != "}":
-            opened.append(match.end() if match[0] == BOXED else None)
+            opened.append(end if match[0] == BOXED else None)
+            filled.append(False)
         elif opened:
-            begin = opened.pop()
-            if begin is not None and (found is None or begin > found[0]):
+            begin, full = opened.pop(), filled.pop()
+            if opened:
+                filled[-1] |= full
+            if full and begin is not None and (found is None or begin > found[0]):
                 found = begin, match.start()
     return None if found is None else text[found[0] : found[1]]
 

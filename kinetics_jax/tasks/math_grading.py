@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.tasks.answers import compare_numbers, last_answer_box, respell, split_reasoning
+from kinetics_jax.tasks.answers import compare_numbers, last_answer_box, respell, split_reasoning, undecorated
 from kinetics_jax.tasks.grading import Grade, Grader, grade_integer, integer
 from kinetics_jax.tasks.problems import BUILTIN
 
@@ -52,8 +52,9 @@ class MathGrader:
     """Grades mathematical answers; a Grader and a context manager.
 
     What math-verify cannot decide in `timeout` seconds is graded `timeout`, what makes it fail or die `error`; both
-    leave `correct` None and say why in a warning. Its process has `memory` bytes of address space (on POSIX systems),
-    starts when it is first needed, and starts anew after it was killed. One thread at a time.
+    leave `correct` None and say why in a warning. Its process has `memory` bytes of address space (where the system can
+    limit it: Linux does, macOS does not), starts when it is first needed, and starts anew after it was killed. One
+    thread at a time.
     """
 
     def __init__(self, *, timeout: float = 10.0, memory: int = 4 << 30):
@@ -80,19 +81,27 @@ class MathGrader:
         verdict = compare_numbers(box, answer)
         if verdict is not None:
             return Grade(verdict, box)
-        if not box.strip():
+        if not undecorated(box):
             return Grade(correct=False, answer=box)
         if len(box) > MAX_ANSWER:
             return _failed("error", f"an answer of {len(box)} characters is not compared (at most {MAX_ANSWER})", box)
-        graded = self._ask({"box": respell(box)}, answer)
+        graded = self._ask({"box": _formula(box)}, answer)
         return dataclasses.replace(graded, answer=box)
 
     def check(self, answers: Iterable[str]) -> None:
-        """Raises GradingError unless every known answer can be read and equals itself. No process for plain numbers."""
+        """Raises GradingError unless every known answer can be read and equals itself. No process for plain numbers.
+
+        Raises it too where math-verify does not start, and is needed.
+        """
         bad: dict[str, str] = {}
         for answer in dict.fromkeys(answers):
             if compare_numbers(answer, answer) is None:
-                reply = self._exchange({"gold": respell(answer), "box": respell(answer)})
+                if len(answer) > MAX_ANSWER:
+                    bad[answer] = f"{len(answer)} characters, at most {MAX_ANSWER} are read"
+                    continue
+                reply = self._exchange({"gold": _formula(answer), "box": _formula(answer)})
+                if reply.get("startup"):
+                    raise GradingError(f"{reply['error']}; without it {_short(answer)} cannot be graded")
                 if "timeout" in reply:
                     bad[answer] = "no reading in time"
                 elif not reply.get("correct"):
@@ -105,7 +114,7 @@ class MathGrader:
             )
 
     def _ask(self, what: dict[str, str], answer: str) -> Grade:
-        reply = self._exchange({"gold": respell(answer), **what})
+        reply = self._exchange({"gold": _formula(answer), **what})
         if "timeout" in reply:
             return _failed("timeout", f"no verdict in {self.timeout:g} s", what.get("box"))
         if "error" in reply:
@@ -113,19 +122,26 @@ class MathGrader:
         return Grade(reply["correct"], reply["answer"])
 
     def _exchange(self, request: dict[str, str]) -> dict[str, Any]:
-        """One request and its reply; {"timeout": …} and {"error": …} for what went wrong."""
+        """One request and its reply; {"timeout": …} and {"error": …} for what went wrong, "startup" if at the start."""
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
             # A path, not a module: starts without the package. -P keeps this folder's names out of its imports.
             command = [sys.executable, "-P", str(WORKER), str(self.memory), str(int(self.timeout) + 2)]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the one who asks, not for the one who answers
             )
             ready = self._line(b"", STARTUP_SECONDS)
             if "ready" not in ready:
                 self._stop()
-                return {"error": f"math-verify does not start: {ready.get('error', 'no sign of life')}"}
+                return {
+                    "error": f"math-verify does not start: {ready.get('error', 'no sign of life')}",
+                    "startup": True,
+                }
         return self._line(json.dumps(request).encode("ascii") + b"\n", self.timeout)
 
     def _line(self, line: bytes, seconds: float) -> dict[str, Any]:
@@ -168,6 +184,11 @@ class MathGrader:
         if process is not None:
             process.kill()
             process.communicate()  # waits, and closes the pipes
+
+
+def _formula(answer: str) -> str:
+    """An answer as math-verify reads it."""
+    return respell(undecorated(answer))
 
 
 def _tail(text: str) -> str:

@@ -22,14 +22,14 @@ from typing import Any
 
 
 def main() -> None:
-    memory, seconds = int(sys.argv[1]), int(sys.argv[2])
+    size, seconds = int(sys.argv[1]), int(sys.argv[2])
     # Replies own the real standard output; whatever a library prints goes nowhere.
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who closes our input
     logging.disable()
+    memory = limit_memory(size)
     try:
-        limit_memory(memory)
         compare({"gold": "x^2", "box": "x^2"})  # imports, and builds the regular expressions and the parser
         reply: dict[str, Any] = {"ready": True}
     except Exception as error:
@@ -46,7 +46,7 @@ def main() -> None:
         if hasattr(signal, "alarm"):
             signal.alarm(0)
         # math-verify takes its own failures, out of memory too, for a difference; such a verdict is not to be trusted.
-        if reply.get("correct") is False and peak_memory() > memory / 2:
+        if reply.get("correct") is False and memory is not None and peak_memory() > memory / 2:
             reply = {
                 "error": "out of memory",
                 "last": True,
@@ -54,14 +54,22 @@ def main() -> None:
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def limit_memory(size: int) -> None:
-    """Makes allocations beyond `size` bytes of address space fail, where the system can."""
+def limit_memory(size: int) -> int | None:
+    """Makes allocations beyond `size` bytes of address space fail, or beyond a lower limit that this process has.
+
+    Returns the limit in force; None where the system knows none or, as macOS, refuses this one.
+    """
     try:
         import resource
     except ImportError:  # not a POSIX system
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = min(limit for limit in (size, soft, hard) if limit != resource.RLIM_INFINITY)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+    except (ValueError, OSError):
+        return None
+    return size
 
 
 def peak_memory() -> int:
@@ -79,7 +87,7 @@ def compare(request: dict[str, str]) -> dict[str, Any]:
 
     gold = read_gold(request["gold"])
     if not gold:
-        return {"error": f"the known answer {request['gold']!r} cannot be read"}
+        return {"error": f"the known answer {request['gold']!r:.60} cannot be read"}
     if "box" in request:
         answer = request["box"]
         found = extract("\\boxed{" + answer + "}", "no_fallback")
@@ -87,8 +95,36 @@ def compare(request: dict[str, str]) -> dict[str, Any]:
         found = extract(request["text"], "first_match")
         answer = found.pop() if found and isinstance(found[-1], str) else None  # the text of the match comes last
     # Inequalities are sets of numbers: 1 < x < 2 answers (1, 2).
-    correct = verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    return {"correct": bool(correct), "answer": answer}
+    options: Any = {"allow_set_relation_comp": True, "timeout_seconds": None, "raise_on_error": True}
+    correct = any(verify([g], [f], **options) and same_digits(g, f) for g in gold for f in found)
+    return {"correct": correct, "answer": answer}
+
+
+def same_digits(gold: Any, found: Any) -> bool:
+    """Whether two numbers that math-verify calls equal have the same leading digits; True for all that is no number.
+
+    Coordinates and ends of intervals are compared one by one, sets and matrices not at all.
+    math-verify compares decimal places: all numbers below some 1e-15 are zero to it. Rational numbers must agree to 25
+    digits, others, where one may be a rounded decimal, to five in every case. Percentages, which equal the number
+    before the sign too, and what cannot be evaluated to so many digits, as a zero in disguise, are left to math-verify.
+    """
+    import sympy
+    from sympy.core.evalf import PrecisionExhausted
+
+    if all(isinstance(x, sympy.Tuple | sympy.Interval) for x in (gold, found)):
+        return all(same_digits(*pair) for pair in zip(gold.args, found.args, strict=False))
+    numbers: list[Any] = [x.rhs if isinstance(x, sympy.Eq) and x.lhs.is_Symbol else x for x in (gold, found)]
+    if not all(isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr) for x in numbers):
+        return True
+    tolerance = 1e-25 if all(x.is_rational for x in numbers) else 1e-5
+    try:
+        left, right = (x.evalf(30, strict=True) for x in numbers)
+    except PrecisionExhausted:
+        return True
+    sizes = [abs(x).evalf(30) for x in (left - right, left, right)]
+    if not all(size.is_Number and size.is_finite for size in sizes):
+        return True
+    return bool(sizes[0] <= tolerance * max(sizes[1:]))
 
 
 def imaginary(expression: Any) -> Any:

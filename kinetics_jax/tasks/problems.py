@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from kinetics_jax.checkpoints.resolve import ASSETS, hub_failure
 from kinetics_jax.errors import UserError
-from kinetics_jax.tasks.grading import last_boxed
+from kinetics_jax.tasks.answers import last_answer_box, thousands
 
 BUILTIN = "builtin"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
@@ -85,10 +86,10 @@ def load_problem_file(
 ) -> list[Problem]:
     r"""The first `limit` problems of a file: JSONL, JSON (a list of objects), CSV with a header, or Parquet.
 
-    Columns that are not named are looked for by the names that data sets use; a column of solutions gives their last
-    `\boxed{…}`. An answer with `####` is what follows it. Ids are the file's own (columns id, unique_id, problem_id)
-    where all problems have one and no two the same, else `<task>-<index>`, the task being the file's stem unless
-    named: name it, and a set has the same ids from a file as from the hub, if the file is the hub's.
+    Columns that are not named are looked for by the names that data sets use; a column of solutions gives what
+    their last box holds. An answer with `####` is what follows it. Ids are the file's own (columns id, unique_id,
+    problem_id) where all problems have one and no two the same, else `<task>-<index>`, the task being the file's stem
+    unless named: name it, and a set has the same ids from a file as from the hub, if the file is the hub's.
     Raises TaskError naming file and line.
     """
     path = Path(path)
@@ -130,7 +131,9 @@ def _problems(records: list[Record], question_column: str, answer_column: str, t
     for index, (where, record) in enumerate(records):
         question = _text(where, record, question_column)
         answer = _final_answer(where, answer_column, _text(where, record, answer_column))
-        problems.append(Problem(ids[index] if ids else f"{task}-{index}", question, answer))
+        problem_id = ids[index] if ids else f"{task}-{index}"
+        _check_unicode(where, "the id", problem_id)
+        problems.append(Problem(problem_id, question, answer))
     return problems
 
 
@@ -146,27 +149,39 @@ def _own_ids(records: list[dict[str, Any]]) -> list[str] | None:
 
 
 def _text(where: str, record: dict[str, Any], column: str) -> str:
-    """A column's text; numbers as people write them. Refuses what is missing, empty, or no text."""
+    """A column's text; numbers as people write them. Refuses what is missing, empty, or no Unicode text."""
     if column not in record:
         raise TaskError(f"{where}: no column {column!r} (columns: {', '.join(record)})")
     value = record[column]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    finite = math.isfinite(value) if isinstance(value, float) else isinstance(value, int)
+    if finite and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise TaskError(f"{where}: {column!r} must be text or a number, got {value!r:.60}")
     if not value.strip():
         raise TaskError(f"{where}: {column!r} is empty")
+    _check_unicode(where, repr(column), value)
     return value
+
+
+def _check_unicode(where: str, what: str, text: str) -> None:
+    r"""Refuses half of a surrogate pair, which JSON can spell (`"\ud800"`) and no tokenizer or UTF-8 file can take."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TaskError(
+            f"{where}: {what} holds half of a surrogate pair ({text[error.start]!r}, character {error.start + 1})"
+        ) from error
 
 
 def _final_answer(where: str, column: str, text: str) -> str:
     _, marked, final = text.rpartition("####")
     if marked:
-        answer = final.strip().replace(",", "")
+        answer = thousands(final.strip())
     elif column.lower() in SOLUTION_COLUMNS:
-        answer = last_boxed(text)
+        answer = last_answer_box(text)
         if answer is None:
             raise TaskError(f"{where}: {column!r} boxes no answer; name the column of final answers (--answer-column)")
     else:
@@ -223,6 +238,9 @@ def _read_csv(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            header = reader.fieldnames or []
+            if twice := [name for index, name in enumerate(header) if name in header[:index]]:
+                raise TaskError(f"{path}, line {reader.line_num}: the header has column {twice[0]!r} more than once")
             for record in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in record or None in record.values():

@@ -35,7 +35,8 @@ class PromptStyle:
 
     `template`: `chat` (question and instruction as a user's turn in the checkpoint's chat template), `plain` (both as
     bare text), `bare` (the question alone), or `auto`: bare for the built-in task, else chat where the checkpoint has a
-    chat template, else plain. `thinking` goes to chat templates that can turn it off, as Qwen3's.
+    chat template, else plain. `thinking=False` is for chat templates that can turn it off, as Qwen3's; it is refused
+    where it would change nothing.
     """
 
     template: str = "auto"
@@ -52,11 +53,15 @@ def render_prompts(
     """The text of every problem by its id, for the checkpoint in `directory`.
 
     Raises PromptError where `chat` is asked for and the checkpoint has no chat template, or one that cannot be read or
-    that knows no way to turn thinking off.
+    rendered, and where thinking is to be turned off and cannot: by the chat template, or without one.
     """
     template = style.template
     if template == "auto":
         template = "bare" if task == BUILTIN else "chat" if has_chat_template(directory) else "plain"
+    if not style.thinking and template != "chat":
+        raise PromptError(
+            f"{directory}: thinking can be turned off in a chat template only, and prompts are {template}"
+        )
     chat = ChatTemplate(directory, style.thinking) if template == "chat" else None
     return {problem.id: render_prompt(problem, template, chat) for problem in problems}
 
@@ -70,15 +75,22 @@ def render_prompt(problem: Problem, template: str = "bare", chat: ChatTemplate |
 
 
 def has_chat_template(directory: str | Path) -> bool:
-    """Whether a checkpoint comes with a chat template, in a file of its own or in its tokenizer_config.json."""
-    directory = Path(directory)
-    if any((directory / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    path = directory / "tokenizer_config.json"
+    """Whether a checkpoint's tokenizer comes with a chat template that is not empty.
+
+    It stands in chat_template.jinja, which goes before what tokenizer_config.json has. A chat_template.json is for
+    processors of images and sound, and no tokenizer reads it.
+    """
+    own, path = Path(directory) / "chat_template.jinja", Path(directory) / "tokenizer_config.json"
+    if own.exists():
+        try:
+            return bool(own.read_text(encoding="utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{own}: not UTF-8 text (byte {error.start})") from error
     if not path.exists():
         return False
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        return bool(template.strip() if isinstance(template, str) else template)
     except (ValueError, AttributeError) as error:
         raise PromptError(f"{path}: not a JSON object ({error})") from error
 
@@ -91,22 +103,15 @@ class ChatTemplate:
             raise PromptError(f"{directory}: the checkpoint has no chat template; take plain prompts instead")
         self.directory, self.thinking = Path(directory), thinking
         self.tokenizer = _load_tokenizer(self.directory)
-        if (
-            not thinking
-            and self._render("?", False) == self._render("?", True)
-            and "<think>" in self._render("?", True)
-        ):
-            raise PromptError(
-                f"{directory}: its chat template always opens the reasoning; thinking cannot be turned off"
-            )
+        if not thinking and (rendered := self._render("?", False)) == self._render("?", True):
+            reason = "always opens the reasoning" if "<think>" in rendered else "knows no such choice"
+            raise PromptError(f"{directory}: thinking cannot be turned off: its chat template {reason}")
 
     def user_turn(self, text: str) -> str:
         """The text as a user's only turn, and the beginning of the model's."""
         return self._render(text, self.thinking)
 
     def _render(self, text: str, thinking: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],
@@ -114,8 +119,11 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 enable_thinking=thinking,
             )
-        except (TemplateError, TypeError, ValueError) as error:  # what templates raise, and what is wrong in them
-            raise PromptError(f"{self.directory}: its chat template fails ({type(error).__name__}: {error})") from error
+        except Exception as error:  # a template is a program: it can raise anything
+            reason = " ".join(str(error).split())[:200]
+            raise PromptError(
+                f"{self.directory}: its chat template fails ({type(error).__name__}: {reason})"
+            ) from error
         assert isinstance(rendered, str)
         return rendered
 
