@@ -13,10 +13,10 @@ from flax import nnx
 
 from kinetics_jax.attention import empty_cache
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine import Slots, decode_chunk
 from kinetics_jax.models.qwen3 import Qwen3
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import seed_key
+from kinetics_jax.steps import Slots, decode_chunk
 
 GREEDY = Sampling(temperature=0, max_tokens=1)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +19,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from kinetics_jax.attention import decode_attend, empty_cache, prefill_attend
-from kinetics_jax.cache import PagedCache
+from kinetics_jax.attention import empty_cache
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 from kinetics_jax.pages import PageAllocator
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.repetition import RepetitionWatch
-from kinetics_jax.sampling import problem_hash, sample_keys, sample_tokens, seed_key
+from kinetics_jax.sampling import problem_hash, seed_key
+from kinetics_jax.steps import Slots, decode_chunk, prefill, start_samples
 
 
 class RequestError(UserError):
@@ -77,128 +76,6 @@ class Finished:
     seconds: float
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Device state, one row per slot: the newest token (not in the cache yet), tokens stored in the cache, tokens
-    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`.
-    """
-
-    token: jax.Array
-    stored: jax.Array
-    produced: jax.Array
-    limit: jax.Array
-    active: jax.Array
-    key: jax.Array
-
-    @classmethod
-    def idle(cls, slots: int, seed: jax.Array) -> Slots:
-        zeros = jnp.zeros(slots, jnp.int32)
-        return cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)))
-
-
-@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
-def prefill(
-    graph: nnx.GraphDef, weights: nnx.State, cache: PagedCache, tokens: jax.Array, length: jax.Array, pages: jax.Array
-) -> tuple[PagedCache, jax.Array]:
-    """Runs one prompt, `tokens [1, time]` padded beyond `length`; stores its K and V in `pages [time / page_size]`.
-
-    Returns the cache and the logits after the last prompt token, `[1, vocab]` float32.
-    """
-    model = nnx.merge(graph, weights)
-    positions = jnp.arange(tokens.shape[1])[None]
-    hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
-    return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1))
-
-
-@functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
-def start_samples(
-    cache: PagedCache,
-    slots: Slots,
-    logits: jax.Array,
-    chosen: jax.Array,
-    samples: jax.Array,
-    limit: jax.Array,
-    length: jax.Array,
-    seed: jax.Array,
-    problem: jax.Array,
-    source: jax.Array,
-    target: jax.Array,
-    *,
-    sampling: Sampling,
-    eos: tuple[int, ...],
-) -> tuple[PagedCache, Slots]:
-    """Starts samples of one prompt in the `chosen [slots]` bool slots: copies its partial page, draws the first token.
-
-    `logits [1, vocab]` and `length` (scalar int32, the prompt's tokens) are prefill's; `samples [slots]` int32 are the
-    sample indices, `limit` (scalar int32) the most tokens each may produce; `seed` the run's key, `problem` (scalar
-    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy).
-    """
-    rows = slots.token.shape[0]
-    cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
-    keys = sample_keys(seed, problem, samples)
-    first = sample_tokens(jnp.broadcast_to(logits, (rows, logits.shape[1])), keys, jnp.zeros_like(samples), sampling)
-    return cache, Slots(
-        token=jnp.where(chosen, first, slots.token),
-        stored=jnp.where(chosen, length, slots.stored),
-        produced=jnp.where(chosen, 1, slots.produced),
-        limit=jnp.where(chosen, limit, slots.limit),
-        active=jnp.where(chosen, ~_is_end(first, eos) & (limit > 1), slots.active),
-        key=jnp.where(chosen, keys, slots.key),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "eos", "chunk"), donate_argnames=("cache",))
-def decode_chunk(
-    graph: nnx.GraphDef,
-    weights: nnx.State,
-    cache: PagedCache,
-    slots: Slots,
-    page_table: jax.Array,
-    patience: jax.Array,
-    *,
-    policy: Policy,
-    sampling: Sampling,
-    eos: tuple[int, ...],
-    chunk: int,
-) -> tuple[PagedCache, Slots, jax.Array]:
-    """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
-
-    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. Returns the
-    cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a slot was not running.
-    """
-    model = nnx.merge(graph, weights)
-    began = jnp.sum(slots.active)
-
-    def running(carry) -> jax.Array:
-        step, _, slots, _ = carry
-        left = jnp.sum(slots.active)
-        return (step < chunk) & (left > 0) & (began - left < patience)
-
-    def one_step(carry):
-        step, cache, slots, drawn = carry
-        lengths = jnp.where(slots.active, slots.stored + 1, 0)
-        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
-        attend = decode_attend(policy, page_table, lengths, keys)
-        hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
-        token = sample_tokens(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling)
-        token = jnp.where(slots.active, token, slots.token)
-        produced = slots.produced + slots.active
-        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
-        slots = dataclasses.replace(
-            slots,
-            token=token,
-            stored=slots.stored + slots.active,
-            produced=produced,
-            active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
-        )
-        return step + 1, cache, slots, drawn
-
-    drawn = jnp.full((slots.token.shape[0], chunk), -1, jnp.int32)
-    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
-    return cache, slots, drawn
-
-
 def device_memory() -> int | None:
     """Bytes of memory of the default device; None where it does not tell."""
     device = jax.devices()[0]
@@ -211,10 +88,6 @@ def _rounded(pages: int) -> int:
     """At most an eighth more (or 7), so that prompts of similar length share one compiled program."""
     step = max(8, 1 << max(0, pages.bit_length() - 4))
     return -(-pages // step) * step
-
-
-def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
-    return jnp.isin(token, jnp.array(eos, jnp.int32))
 
 
 @dataclasses.dataclass

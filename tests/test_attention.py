@@ -10,7 +10,6 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax import attention, policies
-from kinetics_jax import engine as engine_module
 from kinetics_jax.attention import TILE, causal_attention
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.engine import EngineSettings, Request
@@ -88,7 +87,7 @@ def test_nan_in_every_page_nobody_wrote_changes_nothing(lm, policy, monkeypatch)
     clean = run()
     create = PagedCache.create.__func__
     poisoned = lambda cls, *a, **k: jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), create(cls, *a, **k))  # noqa: E731
-    monkeypatch.setattr(engine_module.PagedCache, "create", classmethod(poisoned))
+    monkeypatch.setattr(PagedCache, "create", classmethod(poisoned))
     assert run() == clean
 
 

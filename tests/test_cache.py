@@ -13,7 +13,7 @@ import kinetics_jax as kj
 from kinetics_jax import policies
 from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import prefill
+from kinetics_jax.steps import prefill
 
 
 @pytest.fixture(scope="module")

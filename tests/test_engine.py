@@ -13,8 +13,9 @@ import kinetics_jax as kj
 from kinetics_jax import engine as engine_module
 from kinetics_jax.attention import prefill_attend
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError, decode_chunk
+from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.sampling import seed_key
+from kinetics_jax.steps import Slots, decode_chunk
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
 POLICIES = [kj.Dense(), SPARSE, kj.BlockTopK(pages=4, page_size=4)]
@@ -133,7 +134,7 @@ def test_a_decode_chunk_copies_no_cache(policy):
             summary_layers=summary_layers(policy, config.num_layers),
         )
     )
-    rows = jax.eval_shape(lambda: engine_module.Slots.idle(slots, seed_key(0)))
+    rows = jax.eval_shape(lambda: Slots.idle(slots, seed_key(0)))
     table = jax.ShapeDtypeStruct((slots, max_pages), jnp.int32)
     compiled = decode_chunk.lower(
         graph, weights, cache, rows, table, jax.ShapeDtypeStruct((), jnp.int32),

@@ -15,8 +15,8 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 import kinetics_jax as kj
 from kinetics_jax.attention import decode_attend, empty_cache, random_scores, token_mask
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import prefill
 from kinetics_jax.sampling import seed_key
+from kinetics_jax.steps import prefill
 
 PROMPT = tiny_prompts(1, seed=5, first=23)[0]
 STEPS = 30
