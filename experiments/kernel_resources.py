@@ -99,9 +99,8 @@ def main() -> None:
             shared = dict(re.findall(r"(\w+) grid: .*?shared_memory: (\d+)", thunks))
             for ptx in sorted(dump.glob("*.ptx")):
                 found = resources(ptx)
-                rows.append(
-                    {**setting, **found, "shared_bytes": int(shared.get(found["kernel"], 0)), "temp_bytes": temp}
-                )
+                found |= {"shared_bytes": int(shared.get(found["kernel"], 0)), "temp_bytes": memory.temp_size_in_bytes}
+                rows.append(setting | found)
             for path in dump.iterdir():
                 path.unlink()
     widths = {name: max(len(str(value)) for value in (name, *(row[name] for row in rows))) for name in rows[0]}
