@@ -1,14 +1,8 @@
 """Paged attention with block-top-k selection for GQA decoding. See the README beside this package for the contracts."""
 
+from kinetics_kernels.api import append_kv, block_topk_decode, paged_decode, select_pages
 from kinetics_kernels.masked import litesys_mask, masked_decode, sliding_window_mask, token_logits, token_topk_mask
-from kinetics_kernels.reference import (
-    append_kv,
-    block_topk_decode,
-    choose_pages,
-    merge_partials,
-    paged_decode,
-    select_pages,
-)
+from kinetics_kernels.reference import choose_pages, merge_partials
 
 __all__ = [
     "append_kv",

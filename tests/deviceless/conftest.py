@@ -60,3 +60,8 @@ def v5e() -> Target:
 @pytest.fixture(params=[h100, v5e], ids=["h100", "v5e"])
 def target(request) -> Target:
     return request.param()
+
+
+@pytest.fixture
+def h100_target() -> Target:
+    return h100()

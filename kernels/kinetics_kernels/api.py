@@ -1,0 +1,124 @@
+"""The ops that have kernels, as users call them: the reference's functions with a choice of backend.
+
+`backend=None` takes what `chosen_backend` names; a name forces it: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`.
+Beyond what is said here every op raises ValueError for an unknown backend, and NotImplementedError, naming the reason,
+for what a backend cannot do. Shapes and meanings: reference.py.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from kinetics_kernels.backends import implementation
+
+
+def append_kv(
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    summaries: jax.Array | None,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    summary: str = "mean",
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
+
+    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]` or
+    None, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]`, `lengths [batch]`. Returns the
+    three pools; donate them to update in place. Raises ValueError for an unknown kind, or another kind's summaries.
+    """
+    op = implementation("append_kv", backend)
+    return op(k_pages, v_pages, summaries, k_new, v_new, page_table, lengths, summary=summary)
+
+
+def select_pages(
+    q: jax.Array,
+    summaries: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    page_size: int,
+    pages: int,
+    sink_pages: int = 1,
+    recent_pages: int = 1,
+    summary: str = "mean",
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Exact block top-k: the pages each KV head attends to this step, and the tokens they hold.
+
+    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
+    `lengths [batch]` → `selected [batch, kv_heads, pages]` int32, physical ids in ascending logical order, padded with
+    -1, and `covered [batch, kv_heads]` int32. Raises ValueError for an unknown summary, or when nothing is left to
+    choose.
+    """
+    op = implementation("select_pages", backend)
+    return op(
+        q,
+        summaries,
+        page_table,
+        lengths,
+        page_size=page_size,
+        pages=pages,
+        sink_pages=sink_pages,
+        recent_pages=recent_pages,
+        summary=summary,
+        scale=scale,
+    )
+
+
+def paged_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of one query token per sequence over the tokens that a page table names.
+
+    `q [batch, q_heads, head_dim]`, pools `[kv_heads, num_pages, page_size, head_dim]`, and `page_table [batch,
+    max_pages]` with `lengths [batch]`, or `[batch, kv_heads, pages]` with `[batch, kv_heads]`. Returns `out [batch,
+    q_heads, head_dim]` in q's dtype and the log-sum-exp `[batch, q_heads]` float32; an empty row gives 0 and -inf.
+    """
+    return implementation("paged_decode", backend)(q, k_pages, v_pages, page_table, lengths, scale=scale)
+
+
+def block_topk_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    summaries: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    pages: int,
+    sink_pages: int = 1,
+    recent_pages: int = 1,
+    summary: str = "mean",
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
+
+    Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.
+    """
+    selected, covered = select_pages(
+        q,
+        summaries,
+        page_table,
+        lengths,
+        page_size=k_pages.shape[2],
+        pages=pages,
+        sink_pages=sink_pages,
+        recent_pages=recent_pages,
+        summary=summary,
+        scale=scale,
+        backend=backend,
+    )
+    return paged_decode(q, k_pages, v_pages, selected, covered, scale=scale, backend=backend)

@@ -1,0 +1,232 @@
+"""The Triton kernels, interpreted, against float64 and the reference, with NaN wherever nothing may be read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import kinetics_kernels as kernels
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinetics_kernels import reference
+from kinetics_kernels.ops.append_kv.triton import append_kv
+from kinetics_kernels.ops.paged_decode.triton import default_splits, paged_decode
+from kinetics_kernels.ops.select_pages.triton import select_pages
+from kinetics_kernels.reference import SUMMARY_VECTORS
+
+from . import oracle
+
+# Per storage type: float32 sums in another order; one rounding of the output and one of the weights.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-7, "float16": 2**-10}
+shapes = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(0, 150), min_size=1, max_size=3),
+        "kv_heads": st.sampled_from([1, 2]),
+        "group": st.sampled_from([1, 2, 4, 5, 8, 16]),
+        "head_dim": st.sampled_from([16, 64]),
+        "page_size": st.sampled_from([8, 16, 32]),
+    }
+)
+
+
+def run(op, *arrays, **options):
+    """A kernel, interpreted, under jit."""
+    return jax.jit(functools.partial(op, interpret=True, **options))(*arrays)
+
+
+def rounded(state: oracle.Paged, dtype: str) -> list[jax.Array]:
+    """q, K, V and summaries in a storage type; the state is given the same values."""
+    names = ("q", "k_pages", "v_pages", "summaries")
+    stored = [jnp.asarray(getattr(state, name), dtype) for name in names]
+    for name, value in zip(names, stored, strict=True):
+        setattr(state, name, np.asarray(value, np.float32))
+    return stored
+
+
+def assert_close(actual, expected, dtype: str = "float32") -> None:
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=shapes,
+    dtype=st.sampled_from(list(TOLERANCE)),
+    splits=st.sampled_from([None, 1, 4]),
+    scale=st.sampled_from([None, 0.3]),
+    seed=st.integers(0, 2**16),
+)
+def test_decode_matches_float64(shape, dtype, splits, scale, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape)
+    q, k_pages, v_pages, _ = rounded(state, dtype)
+    tables = state.page_table, state.lengths
+    out, lse = run(paged_decode, q, k_pages, v_pages, *tables, scale=scale, splits=splits)
+    if scale is not None:
+        state.q = state.q * (scale * shape["head_dim"] ** 0.5)
+    expected_out, expected_lse = oracle.block_topk(state, pages=1000, sink=0, recent=1)
+    assert out.dtype == dtype
+    assert lse.dtype == jnp.float32
+    assert_close(out, expected_out, dtype)
+    assert_close(lse, expected_lse)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=shapes,
+    sink=st.integers(0, 2),
+    recent=st.integers(1, 2),
+    more=st.integers(1, 6),
+    summary=st.sampled_from(list(SUMMARY_VECTORS)),
+    seed=st.integers(0, 2**16),
+)
+def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, summary, seed):
+    state = oracle.random_state(np.random.default_rng(seed), **shape, summary=summary)
+    pages, tables = sink + recent + more, (state.page_table, state.lengths)
+    options = {"page_size": state.page_size, "pages": pages, "sink_pages": sink, "recent_pages": recent}
+    selected, covered = run(select_pages, state.q, state.summaries, *tables, summary=summary, **options)
+    assert selected.shape == (len(state.lengths), shape["kv_heads"], pages)
+    for row, length in enumerate(state.lengths):
+        for head in range(shape["kv_heads"]):
+            chosen = oracle.choose_pages(state, row, head, pages=pages, sink=sink, recent=recent)
+            physical = [int(state.page_table[row, page]) for page in chosen]
+            assert np.asarray(selected[row, head]).tolist() == physical + [-1] * (pages - len(physical))
+            size = state.page_size
+            assert covered[row, head] == sum(min((page + 1) * size, int(length)) - page * size for page in chosen)
+    out, lse = run(paged_decode, state.q, state.k_pages, state.v_pages, selected, covered)
+    expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=sink, recent=recent)
+    assert_close(out, expected_out)
+    assert_close(lse, expected_lse)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 100), min_size=1, max_size=3),
+    levels=st.integers(1, 4),
+    pages=st.integers(3, 30),
+    summary=st.sampled_from(["mean", "min_max"]),
+    seed=st.integers(0, 2**16),
+)
+def test_ties_and_both_zeros_choose_as_the_reference(lengths, levels, pages, summary, seed):
+    """Scores of a few whole values, exact in any order of summing, with zeros of both signs among them."""
+    rng = np.random.default_rng(seed)
+    state = oracle.random_state(rng, lengths, page_size=2, summary=summary, poison=0.0)
+    state.q[:] = rng.integers(-1, 2, state.q.shape) * 2.0
+    state.summaries[:] = rng.integers(-levels, levels + 1, state.summaries.shape) * rng.choice([-0.0, 1.0])
+    arrays = (state.q, state.summaries, state.page_table, state.lengths)
+    options = {"page_size": 2, "pages": pages, "summary": summary}
+    actual = run(select_pages, *arrays, **options)
+    expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_negative_zero_ties_with_zero():
+    state = oracle.random_state(np.random.default_rng(2), [40], kv_heads=1, group=1, poison=0.0)
+    state.q[:] = 1.0
+    state.summaries[:] = 0.0
+    state.summaries[0, state.page_table[0, 1:4]] = -0.0
+    selected, _ = run(select_pages, state.q, state.summaries, state.page_table, state.lengths, page_size=4, pages=5)
+    assert np.asarray(selected)[0, 0].tolist() == state.page_table[0, [0, 1, 2, 3, 9]].tolist()
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_unnamed_pages_may_hold_nan_and_gaps_are_skipped(per_head):
+    """A page id of -1 within the length hides its tokens, as in the reference, in both forms of table."""
+    state = oracle.random_state(np.random.default_rng(0), [130, 41, 9], page_size=8)
+    table, lengths = state.page_table, state.lengths
+    table[0, 3] = table[1, 0] = -1
+    if per_head:
+        table, lengths = (np.repeat(x[:, None], 2, axis=1) for x in (table, lengths))
+        table[0, 1, 5] = -1
+    arrays = (state.q, state.k_pages, state.v_pages, table, lengths)
+    expected = jax.jit(reference.paged_decode)(*arrays)
+    for splits in (1, 4):
+        for actual, wanted in zip(run(paged_decode, *arrays, splits=splits), expected, strict=True):
+            assert_close(actual, wanted)
+
+
+def test_selecting_everything_equals_dense_to_the_bit_at_equal_splits():
+    state = oracle.random_state(np.random.default_rng(1), [300, 128, 77, 1, 0], page_size=16, max_pages=40)
+    pools, tables = (state.k_pages, state.v_pages), (state.page_table, state.lengths)
+    chosen = run(select_pages, state.q, state.summaries, *tables, page_size=16, pages=20)
+    for splits in (1, 4):
+        dense = run(paged_decode, state.q, *pools, *tables, splits=splits)
+        sparse = run(paged_decode, state.q, *pools, *chosen, splits=splits)
+        np.testing.assert_array_equal(dense[0], sparse[0])
+        np.testing.assert_array_equal(dense[1], sparse[1])
+
+
+def test_splits_fill_the_chip_and_leave_a_tile_to_each_part():
+    assert default_splits(rows=8, tiles=16) == 16
+    assert default_splits(rows=8, tiles=10) == 8
+    assert default_splits(rows=8, tiles=1000) == 32
+    assert default_splits(rows=512, tiles=1000) == default_splits(rows=1, tiles=0) == 1
+
+
+@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+@pytest.mark.parametrize("page_size", [8, 512])
+def test_append_writes_what_the_reference_writes(summary, page_size):
+    """Rows that fill a page, that do not, that are idle, and that have no page; 512 tokens take several tiles."""
+    full = 2 * page_size
+    state = oracle.random_state(
+        np.random.default_rng(3), [full - 1, 3, page_size, 1, full], page_size=page_size, max_pages=2, summary=summary
+    )
+    lengths = np.array([full, 3, page_size, 0, full + 1], np.int32)
+    new = np.random.default_rng(4).standard_normal((2, 5, 2, 16)).astype(np.float32)
+    for summaries in (state.summaries, None):
+        arrays = (state.k_pages, state.v_pages, summaries, *new, state.page_table, lengths)
+        actual = run(append_kv, *arrays, summary=summary)
+        expected = jax.jit(functools.partial(reference.append_kv, summary=summary))(*arrays)
+        np.testing.assert_array_equal(actual[0], expected[0])
+        np.testing.assert_array_equal(actual[1], expected[1])
+        if summaries is None:
+            assert actual[2] is None
+        else:
+            assert np.isfinite(actual[2][:, state.page_table[0, 1]]).all()
+            np.testing.assert_allclose(actual[2], expected[2], rtol=2e-6, atol=1e-6)
+
+
+def test_what_the_kernels_do_not_take_is_refused_by_name():
+    state = oracle.random_state(np.random.default_rng(5), [9], head_dim=24)
+    tables = (state.page_table, state.lengths)
+    force = {"backend": "triton"}
+    with pytest.raises(NotImplementedError, match="paged_decode: the triton backend takes a head_dim that is a power"):
+        kernels.paged_decode(state.q, state.k_pages, state.v_pages, *tables, **force)
+    with pytest.raises(NotImplementedError, match="select_pages: the triton backend takes a head_dim"):
+        kernels.select_pages(state.q, state.summaries, *tables, page_size=4, pages=4, **force)
+    new = np.ones((1, 2, 24), np.float32)
+    with pytest.raises(NotImplementedError, match="append_kv: the triton backend takes a head_dim"):
+        kernels.append_kv(state.k_pages, state.v_pages, state.summaries, new, new, *tables, **force)
+    state = oracle.random_state(np.random.default_rng(5), [9], group=17)
+    with pytest.raises(NotImplementedError, match="at most 16 query heads per KV head, not 17"):
+        kernels.paged_decode(state.q, state.k_pages, state.v_pages, state.page_table, state.lengths, **force)
+    pools = [jnp.asarray(pool, jnp.bfloat16) for pool in (state.k_pages, state.v_pages)]
+    with pytest.raises(NotImplementedError, match="of one dtype, not float32 and bfloat16"):
+        kernels.paged_decode(state.q, *pools, state.page_table, state.lengths, **force)
+    wide = np.full((1, 8193), -1, np.int32)
+    with pytest.raises(NotImplementedError, match="at most 8192 pages, not 8193"):
+        kernels.select_pages(state.q, state.summaries, wide, state.lengths, page_size=4, pages=4, **force)
+    with pytest.raises(ValueError, match="leave no choice"):
+        kernels.select_pages(state.q, state.summaries, *tables, page_size=4, pages=2, **force)
+    new, pools = np.ones((1, 2, 16), np.float32), (state.k_pages, state.v_pages, state.summaries)
+    with pytest.raises(ValueError, match="not of kind min_max"):
+        kernels.append_kv(*pools, new, new, state.page_table, state.lengths, summary="min_max", **force)
+
+
+def lowered(op, *shapes, **options) -> str:
+    """The program for an H100, lowered without one."""
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(functools.partial(op, backend="triton", **options)).trace(*shapes)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_every_kernel_lowers_through_the_public_ops():
+    pool = jax.ShapeDtypeStruct((8, 256, 16, 128), jnp.bfloat16)
+    q, new = jax.ShapeDtypeStruct((4, 40, 128), jnp.bfloat16), jax.ShapeDtypeStruct((4, 8, 128), jnp.bfloat16)
+    summaries = jax.ShapeDtypeStruct((8, 256, 128), jnp.bfloat16)
+    tables = jax.ShapeDtypeStruct((4, 64), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    text = lowered(kernels.block_topk_decode, q, pool, pool, summaries, *tables, pages=16)
+    assert all(f'name = "{name}"' in text for name in ("select_pages", "paged_decode", "merge_partials"))
+    assert 'name = "append_kv"' in lowered(kernels.append_kv, pool, pool, summaries, new, new, *tables)
