@@ -1,6 +1,5 @@
 """Compiling for accelerators on a machine that has none. Each target skips with a reason where its compiler lacks."""
 
-import contextlib
 import importlib.util
 import os
 
@@ -17,21 +16,23 @@ TPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# The smallest host of each generation.
+TPU_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 class Target:
-    """One device to compile for."""
+    """One device to compile for (and its neighbours); kernels ask the abstract mesh which it is."""
 
-    def __init__(self, name: str, platform: str, device, context):
-        self.name, self.platform, self.context = name, platform, context
-        mesh = jax.sharding.Mesh(np.array([device]), ("x",))
+    def __init__(self, name: str, platform: str, devices, abstract: jax.sharding.AbstractDevice):
+        self.name, self.platform, self.devices, self.abstract = name, platform, devices, abstract
+        mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
         self.sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def compile(self, function, *args, **static):
         """Compiles a jitted function for abstract arguments placed on the device."""
-        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.sharding), args[1:])
-        with self.context():
-            traced = function.trace(args[0], *placed, **static)
+        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.sharding), args)
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=self.abstract)):
+            traced = function.trace(*placed, **static)
             return traced.lower(lowering_platforms=(self.platform,)).compile()
 
 
@@ -42,19 +43,31 @@ def h100() -> Target:
         pytest.skip("deviceless compilation for GPUs needs jax 0.11")
     topology = topologies.get_topology_desc(platform="cuda", target_config=description("h100"), topology="1x1x1")
     kind = "NVIDIA H100 80GB HBM3"
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    return Target("h100", "cuda", topology.devices[0], lambda: jax.sharding.use_abstract_mesh(mesh))
+    abstract = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    return Target("h100", "cuda", topology.devices, abstract)
 
 
-def v5e() -> Target:
+def tpu(name: str) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("deviceless compilation needs jax 0.11")
     absent = [name for name in TPU_ENVIRONMENT if name not in os.environ]
     if absent:
         pytest.skip(f"set {', '.join(absent)} before Python starts")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    return Target("v5e", "tpu", topology.devices[0], contextlib.nullcontext)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[name]).devices
+    kind, cores = devices[0].device_kind, devices[0].num_cores
+    abstract = jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu")
+    return Target(name, "tpu", devices, abstract)
+
+
+@pytest.fixture(params=list(TPU_TOPOLOGIES))
+def tpu_target(request) -> Target:
+    return tpu(request.param)
+
+
+def v5e() -> Target:
+    return tpu("v5e")
 
 
 @pytest.fixture(params=[h100, v5e], ids=["h100", "v5e"])
