@@ -97,12 +97,16 @@ def decode_attend(
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     keys: Key[Array, " batch"] | None = None,
+    *,
+    backend: str | None = None,
 ) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 
     `lengths` counts the new token; rows of length 0 are idle. `keys` holds the key of the token that each row is about
-    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. Raises
-    ValueError when it lacks, or when the cache was made for another policy.
+    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. `backend`
+    forces the kernels' (None: what suits the device); rules over tokens run on the reference path whatever it says.
+    Raises ValueError when the keys lack, or when the cache was made for another policy; NotImplementedError for what
+    the backend cannot do.
     """
     if isinstance(policy, RandomBlocks) and keys is None:
         raise ValueError(f"{policy} draws pages at random: give decode_attend the keys of its rows")
@@ -110,11 +114,11 @@ def decode_attend(
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         pools = cache.k[layer], cache.v[layer], cache.summaries[layer]
         k_pages, v_pages, summaries = kernels.append_kv(
-            *pools, k[:, 0], v[:, 0], page_table, lengths, summary=cache.summary
+            *pools, k[:, 0], v[:, 0], page_table, lengths, summary=cache.summary, backend=backend
         )
         query = q[:, 0]
         if isinstance(policy, Dense) or layer in policy.dense_layers:
-            out, _ = kernels.paged_decode(query, k_pages, v_pages, page_table, lengths)
+            out, _ = kernels.paged_decode(query, k_pages, v_pages, page_table, lengths, backend=backend)
         elif isinstance(policy, BlockTopK):
             if summaries is None or cache.summary != policy.summary:
                 raise ValueError(
@@ -131,6 +135,7 @@ def decode_attend(
                 sink_pages=policy.sink_pages,
                 recent_pages=policy.recent_pages,
                 summary=policy.summary,
+                backend=backend,
             )
         elif isinstance(policy, RandomBlocks):
             assert keys is not None
@@ -144,7 +149,7 @@ def decode_attend(
                 sink_pages=policy.sink_pages,
                 recent_pages=policy.recent_pages,
             )
-            out, _ = kernels.paged_decode(query, k_pages, v_pages, *chosen)
+            out, _ = kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)
         else:
             logits = kernels.token_logits(query, k_pages, page_table, lengths)
             mask = token_mask(policy, logits, lengths, k_pages.shape[0])

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -33,6 +33,14 @@ ModelArg = Annotated[
 ]
 AttentionArg = Annotated[
     str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
+]
+
+BackendArg = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="Forces the kernels' backend: xla, triton, mosaic_gpu, mosaic_tpu; by default as `kinetics doctor` says.",
+    ),
 ]
 
 
@@ -91,6 +99,7 @@ def sample(
     chunk: int = 32,
     num_pages: int | None = None,
     dtype: str | None = None,
+    backend: BackendArg = None,
 ) -> None:
     """Best-of-N: n graded samples of every problem of a task, into a run folder that the same command continues.
 
@@ -123,7 +132,7 @@ def sample(
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
     else:
         raise UserError("give --task or --problems, not both")
-    lm = _load(model, dtype)
+    lm = _load(model, dtype, backend)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     sampling = draw.sampling(lm, list(prompts.values()))
     from kinetics_jax.engine import EngineSettings
@@ -284,6 +293,7 @@ def generate(
     attention: AttentionArg = "dense",
     draw: DrawArgs = DEFAULT_DRAW,
     dtype: str | None = None,
+    backend: BackendArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """n samples of one prompt, to the terminal.
@@ -297,7 +307,7 @@ def generate(
     policy = parse_policy(attention)
     draw.check()
     _at_least_one("n", n)
-    lm = _load(model, dtype)
+    lm = _load(model, dtype, backend)
     sampling = draw.sampling(lm, [prompt])
     for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
         if as_json:
@@ -316,6 +326,7 @@ def doctor(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> N
 
     import jax
     import kinetics_kernels
+    from kinetics_kernels.backends import chosen_backend
 
     found = {
         "versions": {
@@ -324,21 +335,27 @@ def doctor(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> N
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "builtin_models": builtin_models(),
         "ops": {
-            name: {"backend": "xla", "why": "the jnp reference runs on every device; no kernel backend is installed"}
+            name: {
+                platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
+                for platform in ("cpu", "cuda", "tpu")
+            }
             for name in kinetics_kernels.__all__
         },
     }
     if as_json:
         print(json.dumps(found, indent=1))
         return
+    ops = found.pop("ops")
     for section, content in found.items():
         print(section)
         for entry in content.items() if isinstance(content, dict) else content:
-            print("  " + (entry if isinstance(entry, str) else _doctor_line(*entry)))
-
-
-def _doctor_line(name: str, value: Any) -> str:
-    return f"{name}: {value['backend']} ({value['why']})" if isinstance(value, dict) else f"{name} {value}"
+            print("  " + (entry if isinstance(entry, str) else " ".join(entry)))
+    print("ops")
+    for name, platforms in ops.items():
+        alike = len({tuple(chosen.values()) for chosen in platforms.values()}) == 1
+        for platform, chosen in [("everywhere", platforms["cpu"])] if alike else platforms.items():
+            where = platform if alike else f"on {platform}"
+            print(f"  {name} {where}: {chosen['backend']} ({chosen['why']})")
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -346,13 +363,13 @@ def _at_least_one(name: str, value: int) -> None:
         raise UserError(f"--{name} must be at least 1 and at most {MOST_SAMPLES}, got {value}")
 
 
-def _load(model: str, dtype: str | None) -> LanguageModel:
+def _load(model: str, dtype: str | None, backend: str | None) -> LanguageModel:
     """Loads a checkpoint with a progress bar."""
     resolve(model)  # a wrong name is told before jax is imported
     from kinetics_jax.language_model import load
 
     with tensor_bar(f"load {model}") as on_tensor:
-        return load(model, dtype=dtype, on_tensor=on_tensor)
+        return load(model, dtype=dtype, backend=backend, on_tensor=on_tensor)
 
 
 def main() -> None:

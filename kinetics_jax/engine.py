@@ -123,7 +123,7 @@ class _Running:
 class Engine:
     """Decodes requests under one policy and one sampling; yields samples as they finish.
 
-    `graph, weights` are `nnx.split(model)`.
+    `graph, weights` are `nnx.split(model)`; `backend` forces the kernels' backend.
     """
 
     def __init__(
@@ -136,10 +136,13 @@ class Engine:
         sampling: Sampling,
         settings: EngineSettings = EngineSettings(),
         cache_dtype: DTypeLike = jnp.float32,
+        backend: str | None = None,
     ):
         self.graph, self.weights, self.config = graph, weights, config
         self.policy, self.sampling, self.settings = policy, sampling, settings
-        self.cache_dtype = cache_dtype
+        self.cache_dtype, self.backend = cache_dtype, backend
+        # The limit and the seed reach the device as numbers, repetition is the host's: none may compile another step.
+        self._static_sampling = dataclasses.replace(sampling, max_tokens=1, seed=0, repetition_window=0)
         self.page_size = policy.page_size
         self.eos = config.eos_token_ids
         self._open = False
@@ -179,6 +182,31 @@ class Engine:
                 raise RequestError(
                     f"{self._pool_size(num_pages)}, more than the device's {memory / 1e9:,.1f} GB; {SMALLER_POOL}"
                 )
+            if self.backend:
+                self._check_backend(requests)
+
+    def _check_backend(self, requests: Sequence[Request]) -> None:
+        """Traces a decode step: what a forced backend cannot do is told before anything is computed."""
+        max_pages, num_pages = self._pool(requests)
+        slots = self.settings.slots
+        try:
+            decode_chunk.eval_shape(
+                self.graph,
+                self.weights,
+                jax.eval_shape(
+                    lambda: empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
+                ),
+                jax.eval_shape(lambda: Slots.idle(slots, seed_key(0))),
+                jax.ShapeDtypeStruct((slots, max_pages), jnp.int32),
+                jax.ShapeDtypeStruct((), jnp.int32),
+                policy=self.policy,
+                sampling=self._static_sampling,
+                eos=self.eos,
+                chunk=self.settings.chunk,
+                backend=self.backend,
+            )
+        except NotImplementedError as error:
+            raise RequestError(str(error)) from error
 
     def run(
         self, requests: Iterable[Request], *, on_chunk: Callable[[int], None] = lambda tokens: None
@@ -218,6 +246,7 @@ class Engine:
                 sampling=self._static_sampling,
                 eos=self.eos,
                 chunk=self.settings.chunk,
+                backend=self.backend,
             )
             first, drawn, active = jax.device_get((before.token, drawn, self._slots.active))
             new_tokens = 0
@@ -238,8 +267,6 @@ class Engine:
         """A fresh cache, wide enough for the longest request."""
         self._max_pages, num_pages = self._pool(requests)
         slots = self.settings.slots
-        # The limit and the seed reach the device as numbers, repetition is the host's: none may compile another step.
-        self._static_sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0)
         self._seed = seed_key(self.sampling.seed)
         self._allocator = PageAllocator(num_pages)
         try:

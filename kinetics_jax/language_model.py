@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from kinetics_kernels.backends import backend_error
 
 from kinetics_jax.attention import full_attend
 from kinetics_jax.checkpoints.convert import LOADERS
@@ -54,8 +55,17 @@ def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) ->
 class LanguageModel:
     """A checkpoint's configuration, weights and (read when first needed) tokenizer. Made by `load`."""
 
-    def __init__(self, config: ModelConfig, graph: nnx.GraphDef, weights: nnx.State, directory: Path):
+    def __init__(
+        self,
+        config: ModelConfig,
+        graph: nnx.GraphDef,
+        weights: nnx.State,
+        directory: Path,
+        *,
+        backend: str | None = None,
+    ):
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
+        self.backend = backend
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -113,6 +123,7 @@ class LanguageModel:
             sampling=sampling,
             settings=settings,
             cache_dtype=self.dtype,
+            backend=self.backend,
         )
 
     def generate(
@@ -159,14 +170,18 @@ def load(
     name: str | Path,
     *,
     dtype: DTypeLike | None = None,
+    backend: str | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, or a hub id.
 
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
-    float32 on a CPU. Raises CheckpointError or ConfigError saying what is wrong and where.
+    float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; by default what suits
+    the device). Raises CheckpointError or ConfigError saying what is wrong and where.
     """
     directory = resolve(name)
+    if backend is not None and (wrong := backend_error(backend)):
+        raise ConfigError(wrong)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
@@ -176,4 +191,4 @@ def load(
     # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
     config = read_config(directory, name="" if Path(name).is_dir() else str(name))
     graph, weights = load_weights(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
-    return LanguageModel(config, graph, weights, directory)
+    return LanguageModel(config, graph, weights, directory, backend=backend)

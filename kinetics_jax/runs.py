@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel
@@ -148,6 +149,7 @@ def describe(
         "chunk": settings.chunk,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": jax.devices()[0].device_kind,
+        "backends": {op: lm.backend or chosen_backend(op)[0] for op in KERNEL_OPS},
         "git_revision": _git_revision(),
         "command": command,
     }

@@ -86,7 +86,9 @@ def start_samples(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "eos", "chunk"), donate_argnames=("cache",))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "policy", "sampling", "eos", "chunk", "backend"), donate_argnames=("cache",)
+)
 def decode_chunk(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -99,11 +101,13 @@ def decode_chunk(
     sampling: Sampling,
     eos: tuple[int, ...],
     chunk: int,
+    backend: str | None = None,
 ) -> tuple[PagedCache, Slots, jax.Array]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
-    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. Returns the
-    cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a slot was not running.
+    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. `backend`:
+    see decode_attend. Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a slot was
+    not running.
     """
     model = nnx.merge(graph, weights)
     began = jnp.sum(slots.active)
@@ -117,7 +121,7 @@ def decode_chunk(
         step, cache, slots, drawn = carry
         lengths = jnp.where(slots.active, slots.stored + 1, 0)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
-        attend = decode_attend(policy, page_table, lengths, keys)
+        attend = decode_attend(policy, page_table, lengths, keys, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
         token = sample_tokens(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling)
         token = jnp.where(slots.active, token, slots.token)

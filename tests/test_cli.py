@@ -41,8 +41,22 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     found = json.loads(kinetics("doctor", "--json").stdout)
     assert found["builtin_models"] == builtin_models()
     assert len(found["builtin_models"]) >= 2
-    assert {entry["backend"] for entry in found["ops"].values()} == {"xla"}
-    assert SMALLEST in kinetics("doctor").stdout
+    assert found["ops"]["paged_decode"]["cpu"] == {
+        "backend": "xla",
+        "why": "the jnp reference; no kernel is made for cpu",
+    }
+    assert {tuple(platforms) for platforms in found["ops"].values()} == {("cpu", "cuda", "tpu")}
+    text = kinetics("doctor").stdout
+    assert SMALLEST in text
+    assert "paged_decode on cuda: xla (triton" in text
+    assert "masked_decode everywhere: xla" in text
+
+
+def test_a_backend_of_another_device_is_refused():
+    refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "triton", code=2)
+    assert "backend 'triton' does not run on a cpu; there: xla" in refused.stderr
+    refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "cuda", code=2)
+    assert "backend 'cuda' is not known (known: xla, triton" in refused.stderr
 
 
 def test_sample_then_frontier(tmp_path):

@@ -13,6 +13,7 @@ from kinetics_kernels import reference
 
 BACKENDS = ("xla", "triton", "mosaic_gpu", "mosaic_tpu")
 OF_PLATFORM = {"gpu": ("triton", "mosaic_gpu"), "cuda": ("triton", "mosaic_gpu"), "tpu": ("mosaic_tpu",)}
+KERNEL_OPS = ("append_kv", "select_pages", "paged_decode")
 PARTS = {"block_topk_decode": ("select_pages", "paged_decode")}  # ops made of others
 
 
@@ -28,6 +29,17 @@ def chosen_backend(op: str, platform: str | None = None) -> tuple[str, str]:
     if compiled:
         return "xla", f"{' and '.join(compiled)} compiled for {platform} but not yet run on one; backend= forces it"
     return "xla", f"the jnp reference; no kernel is made for {platform}"
+
+
+def backend_error(backend: str, platform: str | None = None) -> str | None:
+    """Why a backend cannot be forced on a platform (by default the default device's); None where it can."""
+    platform = platform or jax.default_backend()
+    if backend not in BACKENDS:
+        return f"backend {backend!r} is not known (known: {', '.join(BACKENDS)})"
+    runs = ("xla", *OF_PLATFORM.get(platform, ()))
+    if backend not in runs:
+        return f"backend {backend!r} does not run on a {platform}; there: {', '.join(runs)}"
+    return None
 
 
 def kernel_backends(op: str) -> list[str]:
