@@ -1,0 +1,53 @@
+"""Every kernel lowers for the hardware it is for, with whichever jax is installed; no accelerator, no compiler."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import kinetics_kernels as kernels
+import pytest
+from kinetics_kernels.backends import KERNEL_OPS, kernel_backends
+
+BATCH, KV_HEADS, GROUP, HEAD_DIM, PAGE, CONTEXT = 4, 8, 4, 128, 64, 2048
+DEVICES = {"triton": "cuda", "mosaic_gpu": "cuda", "mosaic_tpu": "tpu"}
+# What each backend's kernels are called in the lowered text.
+KERNEL = {"triton": "xla.gpu.triton", "mosaic_gpu": "mosaic_gpu", "mosaic_tpu": "tpu_custom_call"}
+CASES = [(op, backend) for op in KERNEL_OPS for backend in kernel_backends(op)]
+
+
+def abstract_device(platform: str) -> jax.sharding.AbstractDevice:
+    kind, cores, name = ("NVIDIA H100 80GB HBM3", 132, "gpu") if platform == "cuda" else ("TPU v5 lite", 1, "tpu")
+    named = "platform" in inspect.signature(jax.sharding.AbstractDevice).parameters  # from jax 0.11
+    return jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, **({"platform": name} if named else {}))
+
+
+def arguments(op: str) -> tuple[dict[str, int], list[jax.ShapeDtypeStruct]]:
+    """Settings and abstract arguments of an op."""
+    pages = CONTEXT // PAGE
+    pool = jax.ShapeDtypeStruct((KV_HEADS, BATCH * pages, PAGE, HEAD_DIM), jnp.bfloat16)
+    summaries = jax.ShapeDtypeStruct((KV_HEADS, BATCH * pages, HEAD_DIM), jnp.bfloat16)
+    q = jax.ShapeDtypeStruct((BATCH, KV_HEADS * GROUP, HEAD_DIM), jnp.bfloat16)
+    new = jax.ShapeDtypeStruct((BATCH, KV_HEADS, HEAD_DIM), jnp.bfloat16)
+    tables = [jax.ShapeDtypeStruct((BATCH, pages), jnp.int32), jax.ShapeDtypeStruct((BATCH,), jnp.int32)]
+    if op == "append_kv":
+        return {}, [pool, pool, summaries, new, new, *tables]
+    if op == "select_pages":
+        return {"page_size": PAGE, "pages": 16}, [q, summaries, *tables]
+    return {}, [q, pool, pool, *tables]
+
+
+@pytest.mark.parametrize(("op", "backend"), CASES)
+def test_it_lowers(op, backend):
+    if backend == "mosaic_gpu" and jax.__version_info__ < (0, 11):
+        pytest.skip("the mosaic_gpu kernels need jax 0.11")
+    settings, shapes = arguments(op)
+    function = functools.partial(getattr(kernels, op), backend=backend, **settings)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=abstract_device(DEVICES[backend]))
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(DEVICES[backend],))
+    assert KERNEL[backend] in lowered.as_text()
+
+
+def test_every_backend_is_lowered():
+    assert {backend for _, backend in CASES} >= {"triton", "mosaic_tpu"}
