@@ -47,8 +47,9 @@ POLICIES = [
 ]
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["xla", "kernels"])
 @pytest.mark.parametrize("policy", POLICIES, ids=["dense", "block_topk", "min_max"])
-def test_decode_step(target, policy):
+def test_decode_step(target, policy, kernels):
     graph, weights, cache = abstract(policy)
     slots = jax.eval_shape(lambda: Slots.idle(BATCH, seed_key(0)))
     compiled = target.compile(
@@ -63,6 +64,7 @@ def test_decode_step(target, policy):
         sampling=SAMPLING,
         eos=(151_645,),
         chunk=32,
+        backend={"cuda": "triton", "tpu": "mosaic_tpu"}[target.platform] if kernels else None,
     )
     memory = compiled.memory_analysis()
     print(f"{target.name}: temp {memory.temp_size_in_bytes / 1e6:.1f} MB, cache {cache_bytes(cache) / 1e6:.0f} MB")
