@@ -400,7 +400,7 @@ class Engine:
         running = self._running[slot]
         count = self._pages_for(tokens) - len(running.pages)
         if count > 0:
-            running.pages += self._allocator.take(count, promised=True)
+            running.pages += self._allocator.take(count, sequence=running.pages, promised=True)
             running.promised -= count
 
     def _finish(self, slot: int) -> Finished:

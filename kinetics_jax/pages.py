@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Sequence
 
 
 class OutOfPages(RuntimeError):
     """The pool cannot give what was asked; nothing was taken."""
 
 
-class PageAllocator:
-    """Hands out page ids 0 … num_pages - 1, lowest first; a page is free again when its last holder lets go.
+RUN = 16  # pages that a kernel can copy at once where they follow each other
 
-    Promises let a sequence be admitted only when its worst case fits, and still take its pages step by step.
+
+class _Candidates:
+    """Numbers that were free when they were added, each kept once, lowest first."""
+
+    def __init__(self, numbers: Iterable[int]):
+        self._heap = sorted(numbers)
+        self._kept = set(self._heap)
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def add(self, number: int) -> None:
+        if number not in self._kept:
+            self._kept.add(number)
+            heapq.heappush(self._heap, number)
+
+    def pop(self) -> int:
+        number = heapq.heappop(self._heap)
+        self._kept.remove(number)
+        return number
+
+
+class PageAllocator:
+    """Hands out page ids 0 … num_pages - 1; a page is free again when its last holder lets go.
+
+    Every RUN pages of a sequence, counted from its start, are an aligned run of ids while there are free runs. Runs
+    are given lowest first, pages that can be in none highest first. Promises let a sequence be admitted only when its
+    worst case fits, and still take its pages step by step.
     """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
-        self._free = list(range(num_pages))  # a heap: ascending ids stay contiguous where they can
         self._holders = [0] * num_pages
+        self._held = 0
         self._promised = 0
+        # Every free run and page is among these, beside some that have been taken since: they are passed over.
+        self._runs = _Candidates(range(0, num_pages - RUN + 1, RUN))  # by first page
+        self._lone = _Candidates(-page for page in range(num_pages))  # negative: highest first
 
     @property
     def free(self) -> int:
         """Pages nobody holds, promised ones included."""
-        return len(self._free)
+        return self.num_pages - self._held
 
     @property
     def available(self) -> int:
         """Pages nobody holds and nobody was promised."""
-        return len(self._free) - self._promised
+        return self.free - self._promised
 
     def holders(self, page: int) -> int:
         """How many sequences hold a page."""
@@ -48,16 +78,38 @@ class PageAllocator:
             raise ValueError(f"cannot give back {count} promised pages, {self._promised} are promised")
         self._promised -= count
 
-    def take(self, count: int, *, promised: bool = False) -> list[int]:
-        """`count` fresh pages, each with one holder. Raises OutOfPages when fewer are available."""
+    def take(self, count: int, *, sequence: Sequence[int] = (), promised: bool = False) -> list[int]:
+        """`count` fresh pages, each with one holder, to follow the pages that a sequence has.
+
+        Raises OutOfPages when fewer are available.
+        """
         room = self._promised if promised else self.available
         if count > room:
             raise OutOfPages(f"{count} pages wanted, {room} of {self.num_pages} available")
         self._promised -= count if promised else 0
-        pages = [heapq.heappop(self._free) for _ in range(count)]
-        for page in pages:
-            self._holders[page] = 1
+        pages: list[int] = []
+        last = sequence[-1] if sequence else -1
+        for place in range(len(sequence), len(sequence) + count):
+            last = self._next(place, last)
+            self._holders[last] = 1
+            pages.append(last)
+        self._held += count
         return pages
+
+    def _next(self, place: int, last: int) -> int:
+        """A free page for a place of a sequence, whose page before that is `last`."""
+        if place % RUN == 0:
+            while self._runs:
+                if self._run_is_free(first := self._runs.pop()):
+                    return first
+        elif last % RUN == (place - 1) % RUN and last + 1 < self.num_pages and not self._holders[last + 1]:
+            return last + 1
+        while self._holders[page := -self._lone.pop()]:
+            pass
+        return page
+
+    def _run_is_free(self, first: int) -> bool:
+        return first + RUN <= self.num_pages and not any(self._holders[first : first + RUN])
 
     def share(self, pages: list[int]) -> None:
         """Adds a holder to pages that are in use."""
@@ -74,4 +126,7 @@ class PageAllocator:
                 raise ValueError(f"page {page} is already free")
             self._holders[page] -= 1
             if not self._holders[page]:
-                heapq.heappush(self._free, page)
+                self._held -= 1
+                self._lone.add(-page)
+                if self._run_is_free(first := page - page % RUN):
+                    self._runs.add(first)

@@ -3,12 +3,13 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kinetics_jax.pages import OutOfPages, PageAllocator
+from kinetics_jax.pages import RUN, OutOfPages, PageAllocator
 
-POOL = 12
+POOL = 2 * RUN + 5
 
 
 class Bookkeeping(RuleBasedStateMachine):
@@ -20,14 +21,15 @@ class Bookkeeping(RuleBasedStateMachine):
         self.held: list[list[int]] = []
         self.promised = 0
 
-    @rule(count=st.integers(0, POOL), promised=st.booleans())
-    def take(self, count, promised):
+    @rule(count=st.integers(0, POOL), promised=st.booleans(), data=st.data())
+    def take(self, count, promised, data):
+        sequence = data.draw(st.sampled_from([[], *self.held]))
         room = self.promised if promised else POOL - len(self.holders()) - self.promised
         if count > room:
             with pytest.raises(OutOfPages):
-                self.allocator.take(count, promised=promised)
+                self.allocator.take(count, sequence=sequence, promised=promised)
             return
-        pages = self.allocator.take(count, promised=promised)
+        pages = self.allocator.take(count, sequence=sequence, promised=promised)
         assert len(set(pages)) == count
         assert not set(pages) & set(self.holders())
         self.promised -= count if promised else 0
@@ -80,3 +82,32 @@ def test_double_release_and_sharing_a_free_page_are_refused():
         allocator.release(pages)
     with pytest.raises(ValueError, match="cannot be shared"):
         allocator.share(pages)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_sequences_that_grow_side_by_side_lie_in_aligned_runs(data):
+    """Each from its own place on, as samples behind the pages of a shared prompt, over and over in one pool."""
+    slots, longest = 4, 5 * RUN
+    allocator = PageAllocator(slots * (longest + RUN))
+    for _ in range(3):
+        shared = [data.draw(st.integers(0, RUN)) for _ in range(slots)]
+        sequences = [[-1] * count for count in shared]  # pages of others, somewhere
+        for slot, count in data.draw(st.lists(st.tuples(st.integers(0, slots - 1), st.integers(1, 9)), max_size=60)):
+            grown = min(count, longest - len(sequences[slot]))
+            sequences[slot] += allocator.take(grown, sequence=sequences[slot])
+        for pages, count in zip(sequences, shared, strict=True):
+            for place in range(-(-count // RUN) * RUN, len(pages)):
+                assert pages[place] % RUN == place % RUN
+                assert place % RUN == 0 or pages[place] == pages[place - 1] + 1
+            allocator.release(pages[count:])
+    assert allocator.free == allocator.num_pages
+
+
+def test_bookkeeping_does_not_grow():
+    """However often pages come and go, no more is remembered than there are pages and runs."""
+    allocator = PageAllocator(4 * RUN)
+    for _ in range(50):
+        allocator.release(allocator.take(3 * RUN + 2))
+    assert len(allocator._lone._heap) <= 4 * RUN
+    assert len(allocator._runs._heap) <= 4
