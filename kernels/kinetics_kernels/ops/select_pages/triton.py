@@ -87,7 +87,7 @@ def select_pages(
             functools.partial(kernel, of=setting),
             grid=grid,
             out_shape=out_shape,
-            compiler_params=plt.CompilerParams(num_warps=4 if width <= 2048 else 8, num_stages=2),
+            compiler_params=plt.CompilerParams(num_warps=4 if width <= 4096 else 8, num_stages=2),
             interpret=interpret,
             name=name,
         )(*arrays)
