@@ -99,6 +99,9 @@ def test_every_dtype_and_head_dim(h100_target, head_dim, dtype):
                 compiled(h100_target, kernels.select_pages, q, *rest, page_size=8, pages=128, summary=summary)
             else:
                 compiled(h100_target, kernels.block_topk_decode, *shapes, pages=8, summary=summary)
+    new = jax.ShapeDtypeStruct((batch, 8, head_dim), dtype)
+    pools, tables = shapes[1:4], shapes[4:]
+    compiled(h100_target, kernels.append_kv, *pools, new, new, *tables, donate=(0, 1, 2), summary=summary)
 
 
 @pytest.mark.parametrize("batch", [1, 1024])
@@ -110,7 +113,9 @@ def test_the_longest_contexts_and_largest_batches(h100_target, page_size, batch)
     assert ("choose_pages" in program.as_text()) == (batch == 1)
     assert program.memory_analysis().temp_size_in_bytes < batch * PARTIALS
     if page_size == 16:
+        new = jax.ShapeDtypeStruct((batch, 8, 128), q.dtype)
         compiled(h100_target, kernels.paged_decode, q, k, v, *rest[1:])
+        compiled(h100_target, kernels.append_kv, k, v, rest[0], new, new, *rest[1:], donate=(0, 1, 2))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

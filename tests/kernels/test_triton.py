@@ -247,6 +247,10 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
     wide = np.full((1, 16385), -1, np.int32)
     with pytest.raises(NotImplementedError, match="at most 16384 pages, not 16385"):
         kernels.select_pages(state.q, state.summaries, wide, state.lengths, page_size=4, pages=4, **force)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 16), (8, 2**24, 16, 16), (1, 4), (1,))]
+    too_many = functools.partial(kernels.paged_decode, **force)
+    with pytest.raises(NotImplementedError, match=r"pools of fewer than 2 \*\* 31 tokens"):
+        jax.eval_shape(too_many, shapes[0], shapes[1], *shapes[1:])
     with pytest.raises(ValueError, match="leave no choice"):
         kernels.select_pages(state.q, state.summaries, *tables, page_size=4, pages=2, **force)
     new, pools = np.ones((1, 2, 16), np.float32), (state.k_pages, state.v_pages, state.summaries)

@@ -99,7 +99,7 @@ def paged_decode(
 
 
 def default_splits(rows: int) -> int:
-    """The power of two of parts that gives the chip its programs; up to 8 rows, as when sharded, the same parts."""
+    """The power of two of parts that gives the chip its programs; shards of up to 8 rows keep their bits, at 32."""
     return 1 << max(0, min(PROGRAMS // rows, MOST_SPLITS).bit_length() - 1)
 
 
