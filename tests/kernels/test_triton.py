@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kinetics_kernels import reference
 from kinetics_kernels.ops.append_kv.triton import append_kv
 from kinetics_kernels.ops.paged_decode.triton import default_splits, paged_decode
-from kinetics_kernels.ops.select_pages.triton import select_pages
+from kinetics_kernels.ops.select_pages.triton import MOST_PAGES, default_fused, select_pages
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
 from . import oracle
@@ -78,13 +78,14 @@ def test_decode_matches_float64(shape, dtype, splits, scale, seed):
     recent=st.integers(1, 2),
     more=st.integers(1, 6),
     summary=st.sampled_from(list(SUMMARY_VECTORS)),
+    fused=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, summary, seed):
+def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, summary, fused, seed):
     state = oracle.random_state(np.random.default_rng(seed), **shape, summary=summary)
     pages, tables = sink + recent + more, (state.page_table, state.lengths)
     options = {"page_size": state.page_size, "pages": pages, "sink_pages": sink, "recent_pages": recent}
-    selected, covered = run(select_pages, state.q, state.summaries, *tables, summary=summary, **options)
+    selected, covered = run(select_pages, state.q, state.summaries, *tables, summary=summary, fused=fused, **options)
     assert selected.shape == (len(state.lengths), shape["kv_heads"], pages)
     for row, length in enumerate(state.lengths):
         for head in range(shape["kv_heads"]):
@@ -93,7 +94,7 @@ def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, s
             assert np.asarray(selected[row, head]).tolist() == physical + [-1] * (pages - len(physical))
             size = state.page_size
             assert covered[row, head] == sum(min((page + 1) * size, int(length)) - page * size for page in chosen)
-    out, lse = run(paged_decode, state.q, state.k_pages, state.v_pages, selected, covered)
+    out, lse = run(paged_decode, state.q, state.k_pages, state.v_pages, selected, covered, splits=1)
     expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=sink, recent=recent)
     assert_close(out, expected_out)
     assert_close(lse, expected_lse)
@@ -105,9 +106,10 @@ def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, s
     levels=st.integers(1, 4),
     pages=st.integers(3, 30),
     summary=st.sampled_from(["mean", "min_max"]),
+    fused=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_ties_and_both_zeros_choose_as_the_reference(lengths, levels, pages, summary, seed):
+def test_ties_and_both_zeros_choose_as_the_reference(lengths, levels, pages, summary, fused, seed):
     """Scores of a few whole values, exact in any order of summing, with zeros of both signs among them."""
     rng = np.random.default_rng(seed)
     state = oracle.random_state(rng, lengths, page_size=2, summary=summary, poison=0.0)
@@ -115,7 +117,7 @@ def test_ties_and_both_zeros_choose_as_the_reference(lengths, levels, pages, sum
     state.summaries[:] = rng.integers(-levels, levels + 1, state.summaries.shape) * rng.choice([-0.0, 1.0])
     arrays = (state.q, state.summaries, state.page_table, state.lengths)
     options = {"page_size": 2, "pages": pages, "summary": summary}
-    actual = run(select_pages, *arrays, **options)
+    actual = run(select_pages, *arrays, fused=fused, **options)
     expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
@@ -146,22 +148,60 @@ def test_unnamed_pages_may_hold_nan_and_gaps_are_skipped(per_head):
             assert_close(actual, wanted)
 
 
-def test_selecting_everything_equals_dense_to_the_bit_at_equal_splits():
+@pytest.mark.parametrize(("summary", "dtype", "max_pages"), [("mean", "bfloat16", 300), ("mean_std", "float32", 70)])
+def test_scores_apart_choose_what_the_fused_kernel_chooses(summary, dtype, max_pages):
+    """Random scores, tables of several tiles that are no whole number of them, a table full to its last page."""
+    rng = np.random.default_rng(6)
+    state = oracle.random_state(rng, [8 * max_pages, 803, 0], head_dim=64, group=5, page_size=8, summary=summary)
+    q, _, _, summaries = rounded(state, dtype)
+    arrays = (q, summaries, state.page_table[:, :max_pages], state.lengths)
+    options = {"page_size": 8, "pages": 20, "summary": summary}
+    together, apart = (run(select_pages, *arrays, fused=fused, **options) for fused in (True, False))
+    np.testing.assert_array_equal(together[0], apart[0])
+    np.testing.assert_array_equal(together[1], apart[1])
+    expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
+    np.testing.assert_array_equal(apart[0], expected[0])
+
+
+def test_the_widest_table_full_to_its_last_page():
+    """Scores of five values: thousands of exact ties at the threshold."""
+    rng = np.random.default_rng(7)
+    q, summaries = np.zeros((1, 1, 16), np.float32), np.zeros((1, MOST_PAGES, 16), np.float32)
+    q[..., 0], summaries[..., 0] = 1.0, rng.integers(-2, 3, (1, MOST_PAGES))
+    table = rng.permutation(MOST_PAGES).astype(np.int32)[None]
+    arrays, options = (q, summaries, table, np.array([8 * MOST_PAGES], np.int32)), {"page_size": 8, "pages": 5000}
+    expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
+    for fused in (True, False):
+        actual = run(select_pages, *arrays, fused=fused, **options)
+        np.testing.assert_array_equal(actual[0], expected[0])
+        np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_scoring_is_apart_where_too_few_rows_would_read_too_much():
+    row = 2048 * 256  # bytes: 32K tokens at page 16, 128 bfloat16
+    assert not default_fused(8, row)
+    assert not default_fused(128, row)
+    assert default_fused(512, row)
+    assert default_fused(8, 64 * 256)
+
+
+def test_selecting_everything_equals_dense_to_the_bit():
+    """By default too, though the dense table is twice as wide: the splits depend on the rows alone."""
     state = oracle.random_state(np.random.default_rng(1), [300, 128, 77, 1, 0], page_size=16, max_pages=40)
     pools, tables = (state.k_pages, state.v_pages), (state.page_table, state.lengths)
     chosen = run(select_pages, state.q, state.summaries, *tables, page_size=16, pages=20)
-    for splits in (1, 4):
+    for splits in (None, 4):
         dense = run(paged_decode, state.q, *pools, *tables, splits=splits)
         sparse = run(paged_decode, state.q, *pools, *chosen, splits=splits)
         np.testing.assert_array_equal(dense[0], sparse[0])
         np.testing.assert_array_equal(dense[1], sparse[1])
 
 
-def test_splits_fill_the_chip_and_leave_a_tile_to_each_part():
-    assert default_splits(rows=8, tiles=16) == 16
-    assert default_splits(rows=8, tiles=10) == 8
-    assert default_splits(rows=8, tiles=1000) == 32
-    assert default_splits(rows=512, tiles=1000) == default_splits(rows=1, tiles=0) == 1
+def test_splits_fill_the_chip():
+    assert default_splits(rows=1) == default_splits(rows=8) == 32
+    assert default_splits(rows=64) == 4
+    assert default_splits(rows=132) == 2
+    assert default_splits(rows=512) == 1
 
 
 @pytest.mark.parametrize("summary", SUMMARY_VECTORS)
@@ -204,9 +244,13 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
     pools = [jnp.asarray(pool, jnp.bfloat16) for pool in (state.k_pages, state.v_pages)]
     with pytest.raises(NotImplementedError, match="of one dtype, not float32 and bfloat16"):
         kernels.paged_decode(state.q, *pools, state.page_table, state.lengths, **force)
-    wide = np.full((1, 8193), -1, np.int32)
-    with pytest.raises(NotImplementedError, match="at most 8192 pages, not 8193"):
+    wide = np.full((1, 16385), -1, np.int32)
+    with pytest.raises(NotImplementedError, match="at most 16384 pages, not 16385"):
         kernels.select_pages(state.q, state.summaries, wide, state.lengths, page_size=4, pages=4, **force)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 16), (8, 2**24, 16, 16), (1, 4), (1,))]
+    too_many = functools.partial(kernels.paged_decode, **force)
+    with pytest.raises(NotImplementedError, match=r"pools of fewer than 2 \*\* 31 tokens"):
+        jax.eval_shape(too_many, shapes[0], shapes[1], *shapes[1:])
     with pytest.raises(ValueError, match="leave no choice"):
         kernels.select_pages(state.q, state.summaries, *tables, page_size=4, pages=2, **force)
     new, pools = np.ones((1, 2, 16), np.float32), (state.k_pages, state.v_pages, state.summaries)

@@ -1,10 +1,11 @@
-"""What no Triton kernel here takes is refused in one manner."""
+"""What the Triton kernels share: their dtypes, the size of the chip, and one manner of refusing the rest."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
 INPUT_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+PROGRAMS = 264  # that fill the chip: two for each of an H100's 132 multiprocessors
 
 
 def refuse_unless(op: str, *needs: tuple[bool, str]) -> None:

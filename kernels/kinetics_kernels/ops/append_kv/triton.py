@@ -33,7 +33,8 @@ def append_kv(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
-    Raises ValueError as there, NotImplementedError for a dtype, head_dim or page size that the kernel does not take.
+    Raises ValueError as there, NotImplementedError for a dtype, head_dim, page size or size of pool that the kernel
+    does not take.
     """
     if summary not in SUMMARY_VECTORS:
         raise ValueError(f"append_kv: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
@@ -49,6 +50,7 @@ def append_kv(
         (k_pages.dtype in INPUT_DTYPES, f"pools in float32, bfloat16 or float16, not {k_pages.dtype}"),
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
         (page_size & (page_size - 1) == 0, f"a page size that is a power of two, not {page_size}"),
+        (k_pages.size // head_dim < 2**31, "pools of fewer than 2 ** 31 tokens, counted for each KV head"),
     )
     pools = [k_pages, v_pages] if summaries is None else [k_pages, v_pages, summaries]
     rows = [pool.reshape(-1, head_dim) for pool in pools]

@@ -2,7 +2,8 @@
 
 One program attends for one sequence, one KV head and one part of its tokens: the whole query group in one tile of 16
 rows, so K and V are read once. Tokens are addressed one by one (`page * page_size + slot`), which makes any page size
-a gather of rows of head_dim. Parts write float32 partials, and a second kernel merges them by their log-sum-exps.
+a gather of rows of head_dim. Parts write float32 partials, and a second kernel merges them by their log-sum-exps. A
+part beyond a row's tokens writes a log-sum-exp of -inf alone: splits cost bytes only where there are tokens to split.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
 
 GROUP_TILE = 16  # the least rows of a tensor-core product
 TILE_BYTES = 16_384  # of K, and of V, in flight per pipeline stage: 64 tokens of 128 bfloat16
-PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
 MOST_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
 
@@ -37,9 +37,10 @@ def paged_decode(
 ) -> tuple[jax.Array, jax.Array]:
     """As `reference.paged_decode`; weights are rounded to V's dtype before the second product.
 
-    `splits`: parts that the tokens of a row are cut into, a power of two; by default as many as fill the chip. A row's
-    arithmetic depends on its own tokens and on `splits`, on nothing else: equal splits, equal bits.
-    Raises NotImplementedError for a dtype, head_dim or group that the kernel does not take.
+    `splits`: parts that the tokens of a row are cut into, a power of two; by default as many as fill the chip, whatever
+    the table's width. A row's arithmetic depends on its own tokens and on `splits`, on nothing else: a selection that
+    keeps everything equals dense attention to the bit. Raises NotImplementedError for a dtype, head_dim, group or size
+    of pool that the kernel does not take.
     """
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages, page_size, _ = k_pages.shape
@@ -50,10 +51,11 @@ def paged_decode(
         (q.dtype == k_pages.dtype == v_pages.dtype, f"q and pools of one dtype, not {q.dtype} and {k_pages.dtype}"),
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
         (group <= GROUP_TILE, f"at most {GROUP_TILE} query heads per KV head, not {group}"),
+        (kv_heads * num_pages * page_size < 2**31, "pools of fewer than 2 ** 31 tokens, counted for each KV head"),
     )
     rows = batch * kv_heads
     tokens = min(64, TILE_BYTES // (head_dim * q.dtype.itemsize))
-    splits = default_splits(rows, table_pages * page_size // tokens) if splits is None else splits
+    splits = default_splits(rows) if splits is None else splits
     attend = functools.partial(
         _attend,
         scale=(head_dim**-0.5 if scale is None else scale) * LOG2_E,
@@ -96,10 +98,9 @@ def paged_decode(
     return out.reshape(q.shape), lse.reshape(batch, q_heads)
 
 
-def default_splits(rows: int, tiles: int) -> int:
-    """The power of two of parts that gives the chip its programs, but leaves each part a tile of tokens."""
-    wanted = min(PROGRAMS // rows, tiles, MOST_SPLITS)
-    return 1 << max(0, wanted.bit_length() - 1)
+def default_splits(rows: int) -> int:
+    """The power of two of parts that gives the chip its programs; shards of up to 8 rows keep their bits, at 32."""
+    return 1 << max(0, min(PROGRAMS // rows, MOST_SPLITS).bit_length() - 1)
 
 
 def _attend(
@@ -162,7 +163,8 @@ def _attend(
     lse = jnp.where(total > 0, top / LOG2_E + jnp.log(divisor), -jnp.inf)
     where = part * (pl.num_programs(0) * group) + heads
     out = (out / divisor[:, None]).astype(out_ref.dtype)
-    plt.store(out_ref.at[where[:, None], dims], out, mask=(member < group)[:, None])
+    written = (member < group) & ((first < tiles) | (splits == 1))  # the merge reads no other part
+    plt.store(out_ref.at[where[:, None], dims], out, mask=written[:, None])
     plt.store(lse_ref.at[where], lse, mask=member < group)
 
 
@@ -177,12 +179,13 @@ def _merge(outs_ref, lses_ref, out_ref, lse_ref, *, heads: int, splits: int) -> 
     """One query head: `outs [splits * heads, head_dim]`, `lses [splits * heads]` → `[heads, head_dim]`, `[heads]`."""
     head = pl.program_id(0)
     parts = jnp.arange(splits) * heads + head
-    lses = lses_ref[parts]
+    lses, dims = lses_ref[parts], jnp.arange(outs_ref.shape[1])
     top = jnp.max(lses)
     anchor = jnp.where(top > -jnp.inf, top, 0.0)
     weights = jnp.exp(lses - anchor)
     total = jnp.sum(weights)
     divisor = jnp.where(total > 0, total, 1.0)
-    out = jnp.sum(outs_ref[parts, :] * weights[:, None], axis=0) / divisor
+    outs = plt.load(outs_ref.at[parts[:, None], dims[None, :]], mask=(lses > -jnp.inf)[:, None], other=0.0)
+    out = jnp.sum(outs * weights[:, None], axis=0) / divisor
     out_ref[head, :] = out.astype(out_ref.dtype)
     lse_ref[head] = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)

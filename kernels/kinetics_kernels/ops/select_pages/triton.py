@@ -1,12 +1,18 @@
-"""select_pages on NVIDIA GPUs (Ampere and newer) by Pallas-Triton: scores and exact choice in one kernel.
+"""select_pages on NVIDIA GPUs (Ampere and newer) by Pallas-Triton: page scores and the exact choice.
 
-One program serves one sequence and one KV head. It gathers the summaries through the page table and keeps their scores
-in registers as integers of the same order, finds the k-th largest by bisection, two bits a pass, and writes the pages
-above it, and the lowest of those equal to it, in their logical order. No score reaches memory.
+Summaries are gathered through the page table, a tile of pages at a time, and scored as integers of the same order. One
+program chooses for one sequence and KV head: it holds every key in registers, finds the k-th largest by bisection, two
+bits a pass, and writes the pages above it, and the lowest of those equal to it, in their logical order. Fused, the same
+program scores, and no score reaches memory. Apart, a kernel of one program for each tile scores, so that few rows fill
+the chip too, and 4 bytes a page go through memory. Both score the same tiles by the same code: their bits are equal.
+
+By bytes, batch 1 x 8 KV heads, 32K tokens at page 16, bfloat16: 4.2 MB of summaries are 1.4 us at 3 TB/s, and 46 us for
+8 of the 264 programs that draw it; apart, 256 programs, 0.07 MB of keys and one more launch. Batch 64: 512 either way.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -14,11 +20,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
-MOST_PAGES = 8192  # one program holds the scores of every page in registers: 128 of them a thread at this width
+MOST_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
 TILE_BYTES = 16_384  # of summaries in registers at a time: 64 pages of 128 bfloat16
+LAUNCH_BYTES = 6_000_000  # what an H100 reads, at 3 TB/s, in the 2 us that one more launch is put at
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 
@@ -34,12 +41,14 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    fused: bool | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
-    Raises ValueError as there, NotImplementedError for a dtype, head_dim or width of table that the kernel does not
-    take.
+    `fused`: one kernel that scores and chooses, or one for each, with the same result to the bit; by default whichever
+    the bytes favour. Raises ValueError as the reference, NotImplementedError for a dtype, head_dim or width of table
+    that the kernels do not take.
     """
     if summary not in SUMMARY_VECTORS:
         raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
@@ -57,10 +66,9 @@ def select_pages(
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
         (max_pages <= MOST_PAGES, f"page tables of at most {MOST_PAGES} pages, not {max_pages}"),
     )
-    rows = batch * kv_heads
-    width = pl.next_power_of_2(max_pages)
-    kernel = functools.partial(
-        _select,
+    page_bytes = SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize
+    rows, width = batch * kv_heads, pl.next_power_of_2(max_pages)
+    setting = _Setting(
         group=q_heads // kv_heads,
         kv_heads=kv_heads,
         num_pages=num_pages,
@@ -71,90 +79,148 @@ def select_pages(
         summary=summary,
         scale=head_dim**-0.5 if scale is None else scale,
         width=width,
-        tile=min(width, TILE_BYTES // (SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize)),
+        tile=min(width, TILE_BYTES // page_bytes),
     )
-    selected, covered = pl.pallas_call(
-        kernel,
-        grid=(rows,),
-        out_shape=(jax.ShapeDtypeStruct((rows, pages), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)),
-        compiler_params=plt.CompilerParams(num_warps=4 if width <= 2048 else 8, num_stages=2),
-        interpret=interpret,
-        name="select_pages",
-    )(q.reshape(-1, head_dim), summaries.reshape(-1, head_dim), page_table, lengths)
+
+    def call(kernel, name, *arrays, grid, out_shape):
+        return pl.pallas_call(
+            functools.partial(kernel, of=setting),
+            grid=grid,
+            out_shape=out_shape,
+            compiler_params=plt.CompilerParams(num_warps=4 if width <= 4096 else 8, num_stages=2),
+            interpret=interpret,
+            name=name,
+        )(*arrays)
+
+    chosen = (jax.ShapeDtypeStruct((rows, pages), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32))
+    choosing = {"grid": (rows,), "out_shape": chosen}
+    arrays = (q.reshape(-1, head_dim), summaries.reshape(-1, head_dim), page_table, lengths)
+    if default_fused(rows, max_pages * page_bytes) if fused is None else fused:
+        selected, covered = call(_score_and_choose, "select_pages", *arrays, **choosing)
+    else:
+        grid, keys = (rows, pl.cdiv(max_pages, setting.tile)), jax.ShapeDtypeStruct((rows, width), jnp.int32)
+        keys = call(_score, "score_pages", *arrays, grid=grid, out_shape=keys)
+        selected, covered = call(_choose, "choose_pages", keys, page_table, lengths, **choosing)
     return selected.reshape(batch, kv_heads, pages), covered.reshape(batch, kv_heads)
 
 
-def _select(
-    q_ref,  # [batch * q_heads, head_dim]
-    summaries_ref,  # [kv_heads * num_pages * vectors, head_dim]
-    table_ref,  # [batch, max_pages]
-    lengths_ref,  # [batch]
-    selected_ref,  # [batch * kv_heads, pages]
-    covered_ref,  # [batch * kv_heads]
-    *,
-    group: int,
-    kv_heads: int,
-    num_pages: int,
-    page_size: int,
-    pages: int,
-    sink_pages: int,
-    recent_pages: int,
-    summary: str,
-    scale: float,
-    width: int,
-    tile: int,
-) -> None:
+def default_fused(rows: int, row_bytes: int) -> bool:
+    """Whether one kernel is faster: what the programs that lack a row would read takes less than a launch."""
+    return (PROGRAMS - rows) * row_bytes <= LAUNCH_BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What the kernels are compiled for."""
+
+    group: int
+    kv_heads: int
+    num_pages: int
+    page_size: int
+    pages: int
+    sink_pages: int
+    recent_pages: int
+    summary: str
+    scale: float
+    width: int  # of the table, up to a power of two
+    tile: int  # pages scored at a time
+
+
+# Their arrays: `q_ref [batch * q_heads, head_dim]`, `summaries_ref [kv_heads * num_pages * vectors, head_dim]`,
+# `table_ref [batch, max_pages]`, `lengths_ref [batch]`, and by row, which is a sequence and a KV head, `keys_ref [rows,
+# width]`, `selected_ref [rows, pages]` and `covered_ref [rows]`.
+
+
+def _score_and_choose(q_ref, summaries_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, of: _Setting) -> None:
     row = pl.program_id(0)
-    sequence = jax.lax.div(row, kv_heads)
-    first_page = jax.lax.rem(row, kv_heads) * num_pages
-    length = lengths_ref[sequence]
-    count = jax.lax.div(length + (page_size - 1), page_size)  # pages in use; the last one is the current page
-    there = jnp.minimum(count, table_ref.shape[1])
+    there, query = _pages_there(table_ref, lengths_ref, row, of), _mean_query(q_ref, row, of)
 
-    member, dims = jnp.arange(pl.next_power_of_2(group))[:, None], jnp.arange(q_ref.shape[1])[None, :]
-    queries = plt.load(q_ref.at[row * group + member, dims], mask=member < group, other=0.0)
-    query = jnp.sum(queries.astype(jnp.float32), axis=0, keepdims=True) / group
+    def put(index, keys):
+        found = _keys_of_tile(query, summaries_ref, table_ref, row, index, there, of)
+        return jnp.where(jnp.arange(of.width // of.tile)[:, None] == index, found[None, :], keys)
 
-    def vector(page: jax.Array, which: int, mask: jax.Array) -> jax.Array:
-        where = (first_page + page) * SUMMARY_VECTORS[summary] + which
+    keys = jnp.zeros((of.width // of.tile, of.tile), jnp.int32)
+    keys = jax.lax.fori_loop(0, jax.lax.div(there + (of.tile - 1), of.tile), put, keys)
+    _write_best(keys.reshape(of.width), there, row, table_ref, lengths_ref, selected_ref, covered_ref, of)
+
+
+def _score(q_ref, summaries_ref, table_ref, lengths_ref, keys_ref, *, of: _Setting) -> None:
+    row, index = pl.program_id(0), pl.program_id(1)
+    there = _pages_there(table_ref, lengths_ref, row, of)
+
+    @pl.when(index * of.tile < there)
+    def _():
+        keys = _keys_of_tile(_mean_query(q_ref, row, of), summaries_ref, table_ref, row, index, there, of)
+        keys_ref[row, index * of.tile + jnp.arange(of.tile)] = keys
+
+
+def _choose(keys_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, of: _Setting) -> None:
+    row, logical = pl.program_id(0), jnp.arange(of.width)
+    there = _pages_there(table_ref, lengths_ref, row, of)
+    keys = plt.load(keys_ref.at[row, logical], mask=logical < there, other=LOWEST_KEY)
+    _write_best(keys, there, row, table_ref, lengths_ref, selected_ref, covered_ref, of)
+
+
+def _pages_there(table_ref, lengths_ref, row, of: _Setting) -> jax.Array:
+    """The pages that a row's length uses and its table has room for."""
+    length = lengths_ref[jax.lax.div(row, of.kv_heads)]
+    return jnp.minimum(jax.lax.div(length + (of.page_size - 1), of.page_size), table_ref.shape[1])
+
+
+def _mean_query(q_ref, row, of: _Setting) -> jax.Array:
+    """The mean query of a row's group, `[1, head_dim]` float32."""
+    member, dims = jnp.arange(pl.next_power_of_2(of.group))[:, None], jnp.arange(q_ref.shape[1])[None, :]
+    queries = plt.load(q_ref.at[row * of.group + member, dims], mask=member < of.group, other=0.0)
+    return jnp.sum(queries.astype(jnp.float32), axis=0, keepdims=True) / of.group
+
+
+def _keys_of_tile(query, summaries_ref, table_ref, row, index, there, of: _Setting) -> jax.Array:
+    """The pages from `index * tile`: integers `[tile]` in the order of their scores."""
+    dims, logical = jnp.arange(query.shape[1])[None, :], index * of.tile + jnp.arange(of.tile)
+    mask = logical < there
+    page = plt.load(table_ref.at[jax.lax.div(row, of.kv_heads), logical], mask=mask, other=0)
+    page = jax.lax.rem(row, of.kv_heads) * of.num_pages + jnp.clip(page, 0, of.num_pages - 1)
+
+    def vector(which: int) -> jax.Array:
+        where = page * SUMMARY_VECTORS[of.summary] + which
         return plt.load(summaries_ref.at[where[:, None], dims], mask=mask[:, None], other=0.0).astype(jnp.float32)
 
-    def score_tile(index, scores):
-        logical = index * tile + jnp.arange(tile)
-        mask = logical < there
-        page = plt.load(table_ref.at[sequence, logical], mask=mask, other=0)
-        page = jnp.clip(page, 0, num_pages - 1)
-        if summary == "mean":
-            terms = query * vector(page, 0, mask)
-        elif summary == "min_max":
-            terms = jnp.minimum(query, 0.0) * vector(page, 0, mask) + jnp.maximum(query, 0.0) * vector(page, 1, mask)
-        else:
-            scaled, spread = query * scale, vector(page, 1, mask)
-            terms = scaled * vector(page, 0, mask) + 0.5 * (scaled * scaled) * (spread * spread)
-        found = jnp.sum(terms, axis=1)
-        return jnp.where(jnp.arange(width // tile)[:, None] == index, found[None, :], scores)
+    if of.summary == "mean":
+        terms = query * vector(0)
+    elif of.summary == "min_max":
+        terms = jnp.minimum(query, 0.0) * vector(0) + jnp.maximum(query, 0.0) * vector(1)
+    else:
+        scaled, spread = query * of.scale, vector(1)
+        terms = scaled * vector(0) + 0.5 * (scaled * scaled) * (spread * spread)
+    return _ordered(jnp.sum(terms, axis=1))
 
-    scores = jnp.zeros((width // tile, tile), jnp.float32)
-    scores = jax.lax.fori_loop(0, jax.lax.div(there + (tile - 1), tile), score_tile, scores).reshape(width)
 
-    logical = jnp.arange(width)
-    forced = (logical < sink_pages) | (logical >= count - recent_pages)
-    keys = jnp.where(forced, HIGHEST_KEY, _ordered(scores))
+def _write_best(keys, there, row, table_ref, lengths_ref, selected_ref, covered_ref, of: _Setting) -> None:
+    """The forced pages and the best of the rest by `keys [width]`, of which the first `there` count."""
+    sequence, logical = jax.lax.div(row, of.kv_heads), jnp.arange(of.width)
+    length = lengths_ref[sequence]
+    count = jax.lax.div(length + (of.page_size - 1), of.page_size)  # pages in use; the last one is the current page
+    forced = (logical < of.sink_pages) | (logical >= count - of.recent_pages)
+    keys = jnp.where(forced, HIGHEST_KEY, keys)
     keys = jnp.where(logical < there, keys, LOWEST_KEY)
-    wanted = jnp.minimum(pages, there)
+    wanted = jnp.minimum(of.pages, there)
     threshold = _kth_largest(keys, wanted)
     above, equal = keys > threshold, (keys == threshold) & (logical < there)
     spare = wanted - jnp.sum(above.astype(jnp.int32))
-    taken = above | (equal & (jnp.cumsum(equal.astype(jnp.int32)) <= spare))
-    rank = jnp.cumsum(taken.astype(jnp.int32)) - 1
+    # Both are counted in one pass over the row, those above in the upper half: neither is more than MOST_PAGES.
+    so_far = jnp.cumsum((above.astype(jnp.int32) << 16) + equal.astype(jnp.int32))
+    equals = so_far & 0xFFFF
+    taken = above | (equal & (equals <= spare))
+    rank = (so_far >> 16) + jnp.minimum(equals, spare) - 1
 
     # Masked lanes point beyond the row: the interpreter lets every lane write, and drops those out of bounds.
     ids = plt.load(table_ref.at[sequence, logical], mask=logical < there, other=-1)
-    plt.store(selected_ref.at[row, jnp.where(taken, rank, pages)], ids, mask=taken)
-    slot = jnp.arange(pl.next_power_of_2(pages))
-    unused = (slot >= wanted) & (slot < pages)
-    plt.store(selected_ref.at[row, jnp.where(unused, slot, pages)], jnp.full(slot.shape, -1, jnp.int32), mask=unused)
-    covered_ref[row] = length - (count - jnp.minimum(count, pages)) * page_size
+    plt.store(selected_ref.at[row, jnp.where(taken, rank, of.pages)], ids, mask=taken)
+    slot = jnp.arange(pl.next_power_of_2(of.pages))
+    unused = (slot >= wanted) & (slot < of.pages)
+    slot = jnp.where(unused, slot, of.pages)
+    plt.store(selected_ref.at[row, slot], jnp.full(slot.shape, -1, jnp.int32), mask=unused)
+    covered_ref[row] = length - (count - jnp.minimum(count, of.pages)) * of.page_size
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
