@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import kinetics_kernels as kernels
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from kinetics_kernels import targets
 from kinetics_kernels.ops.select_pages import triton as select_pages_triton
-from kinetics_kernels.targets import description
 
 # Query heads and KV heads; head_dim is 128 in all of them.
 MODELS = {"0.6B": (16, 8), "8B": (32, 8), "14B": (40, 8), "32B": (64, 8), "30B-A3B": (32, 4)}
@@ -155,22 +154,21 @@ def test_scores_apart_take_the_same_sums_as_fused(h100_target, tmp_path, summary
     assert "fma.rn.f32" not in found[0]
 
 
-def over_four(op, inputs, outputs, *args, mesh, target, donate=()):
+def over_four(op, inputs, outputs, *args, mesh, donate=()):
     """An op under `shard_map`, compiled for four neighbours that each hold some KV heads."""
-    topology = topologies.get_topology_desc(platform="cuda", target_config=description("h100"), topology="1x4x1")
-    mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(mesh), ("data", "tensor"))
+    target = targets.gpu("h100", count=4)
+    mesh = jax.sharding.Mesh(np.array(target.devices).reshape(mesh), ("data", "tensor"))
     sharded = jax.shard_map(op, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     placed = [
         jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=NamedSharding(mesh, spec))
         for arg, spec in zip(args, inputs, strict=True)
     ]
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=target.abstract)):
-        lowered = jax.jit(sharded, donate_argnums=donate, compiler_options=NO_SPILLS).trace(*placed)
-        return lowered.lower(lowering_platforms=("cuda",)).compile()
+    return target.compile(jax.jit(sharded, donate_argnums=donate, compiler_options=NO_SPILLS), *placed)
 
 
 @pytest.mark.parametrize("mesh", [(1, 4), (4, 1), (2, 2)])
-def test_sharded_over_heads_and_sequences_nothing_is_exchanged(h100_target, mesh):
+@pytest.mark.usefixtures("h100_target")
+def test_sharded_over_heads_and_sequences_nothing_is_exchanged(mesh):
     """Each row of devices holds the pages of its sequences, each column some KV heads."""
     q, k, v, *rest = abstract("8B", 16, 64)
     new = jax.ShapeDtypeStruct((64, 8, 128), q.dtype)
@@ -179,10 +177,10 @@ def test_sharded_over_heads_and_sequences_nothing_is_exchanged(h100_target, mesh
     block_topk = functools.partial(kernels.block_topk_decode, backend="triton", pages=64)
     append = functools.partial(kernels.append_kv, backend="triton")
     for program in (
-        over_four(block_topk, (heads, *pools, *tables), (heads, heads), q, k, v, *rest, mesh=mesh, target=h100_target),
+        over_four(block_topk, (heads, *pools, *tables), (heads, heads), q, k, v, *rest, mesh=mesh),
         over_four(
             append, (*pools, heads, heads, *tables), pools, k, v, rest[0], new, new, *rest[1:],
-            mesh=mesh, target=h100_target, donate=(0, 1, 2),
+            mesh=mesh, donate=(0, 1, 2),
         ),
     ):  # fmt: skip
         text = program.as_text()
