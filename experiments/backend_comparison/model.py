@@ -1,0 +1,176 @@
+"""Decodes problems with a checkpoint: first-step logits by three ways, token ids, and by how much each token won.
+
+The only part that needs kinetics_jax.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from kinetics_kernels.backends import chosen_backend
+
+from kinetics_jax.attention import decode_attend, empty_cache
+from kinetics_jax.cache import PagedCache
+from kinetics_jax.language_model import LanguageModel, load
+from kinetics_jax.policies import Dense, Policy, Sampling, parse_policy
+from kinetics_jax.sampling import filter_logits, problem_hash, sample_keys, seed_key
+from kinetics_jax.steps import prefill
+from kinetics_jax.tasks.problems import BUILTIN, load_problems
+from kinetics_jax.tasks.prompts import render_prompts
+
+from .recording import digest
+
+OPS = ("append_kv", "select_pages", "paged_decode")
+
+
+def record_model(
+    name: str,
+    *,
+    problems: int,
+    samples: int,
+    attention: str,
+    dtype: str,
+    max_tokens: int,
+    seed: int,
+    backend: str | None,
+    said: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What goes into a recording's index under `model`, and its arrays.
+
+    The built-in problems, one greedy sample and `samples` drawn at temperature 1 of each, densely and under
+    `attention`. `logits/full`, `logits/<policy> [problems, vocab]` after the prompt; per policy `tokens/<policy>
+    [problems, 1 + samples, max_tokens]` int32, the greedy one first, -1 after the end, and `margins/<policy>`, the
+    lead of each token over the next best (logits; with their Gumbel noise where drawn), float32. What the backend
+    cannot do gives status `refused` with the reason and no arrays.
+    """
+    lm = load(name, dtype=dtype, backend=backend)
+    chosen = load_problems(BUILTIN, limit=problems)
+    texts = render_prompts(chosen, lm.directory, task=BUILTIN)
+    prompts = [lm.encode(texts[problem.id]) for problem in chosen]
+    policies = list(dict.fromkeys([Dense(), parse_policy(attention)]))
+    drawn = Sampling(temperature=1.0, max_tokens=max_tokens, seed=seed)
+    index: dict[str, Any] = {
+        "name": name,
+        "fingerprint": lm.fingerprint,
+        "dtype": dtype,
+        "attention": [str(policy) for policy in policies],
+        "samples": samples,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "prompts_sha256": digest({str(i): np.array(prompt, np.int32) for i, prompt in enumerate(prompts)}),
+        "backends": {
+            op: dict(zip(("backend", "why"), chosen_backend(op) if backend is None else (backend, "forced"), strict=True))
+            for op in OPS
+        },
+        "status": "ok",
+        "reason": "",
+    }
+    arrays = {"model/logits/full": _full_logits(lm, prompts)}
+    try:
+        for policy in policies:
+            greedy = lm.generate(prompts, n=1, sampling=Sampling(temperature=0.0, max_tokens=max_tokens), attention=policy)
+            random = lm.generate(prompts, n=samples, sampling=drawn, attention=policy) if samples else []
+            tokens = np.full((len(prompts), 1 + samples, max_tokens), -1, np.int32)
+            for column, sample in [*((0, sample) for sample in greedy), *((1 + sample.sample, sample) for sample in random)]:
+                tokens[sample.problem, column, : len(sample.output_tokens)] = sample.output_tokens
+            said(f"{name} {policy}: {len(prompts)} problems, {int((tokens >= 0).sum())} tokens")
+            logits, margins = replay(lm, prompts, tokens, policy, drawn)
+            arrays[f"model/logits/{policy}"] = logits
+            arrays[f"model/tokens/{policy}"] = tokens
+            arrays[f"model/margins/{policy}"] = margins
+    except NotImplementedError as error:
+        return index | {"status": "refused", "reason": str(error)}, {}
+    return index, arrays
+
+
+def _full_logits(lm: LanguageModel, prompts: list[list[int]]) -> np.ndarray:
+    """Logits after each prompt, `[problems, vocab]` float32, by the forward without a cache: all of one length."""
+    longest = max(map(len, prompts))
+    padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
+    return np.stack([lm.logits([row])[0, len(prompt) - 1] for row, prompt in zip(padded, prompts, strict=True)])
+
+
+def replay(
+    lm: LanguageModel, prompts: list[list[int]], tokens: np.ndarray, policy: Policy, drawn: Sampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """Feeds samples through the cache token by token, all side by side.
+
+    `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, whose last token is a
+    decode step, and each token's margin, shaped like `tokens`, NaN where there is no token.
+    """
+    size = policy.page_size
+    problems, columns, steps = tokens.shape
+    rows = problems * columns
+    before = -(-max(len(prompt) - 1 for prompt in prompts) // size)  # pages that prefill is given
+    pages = -(-(max(map(len, prompts)) + steps) // size)
+    table = np.arange(rows * pages, dtype=np.int32).reshape(rows, pages)
+    cache = empty_cache(policy, lm.config, num_pages=rows * pages, dtype=lm.dtype)
+    for row in range(rows):
+        prompt = prompts[row // columns][:-1]
+        padded = np.zeros((1, max(before, 1) * size), np.int32)
+        padded[0, : len(prompt)] = prompt
+        own = np.where(np.arange(padded.shape[1] // size) * size < len(prompt), table[row, : padded.shape[1] // size], -1)
+        cache, _ = prefill(lm.graph, lm.weights, cache, padded, jnp.int32(len(prompt)), jnp.asarray(own, jnp.int32))
+    keys = [
+        sample_keys(seed_key(drawn.seed), jnp.uint32(problem_hash(str(problem))), jnp.arange(columns) - 1)
+        for problem in range(problems)
+    ]
+    keys, flat = jnp.concatenate(keys), tokens.reshape(rows, steps)
+    greedy = jnp.arange(rows) % columns == 0
+    token = np.array([prompts[row // columns][-1] for row in range(rows)], np.int32)
+    stored = np.array([len(prompts[row // columns]) - 1 for row in range(rows)], np.int32)
+    first, margins = None, np.full(flat.shape, np.nan, np.float32)
+    for step in range(int((flat >= 0).sum(axis=1).max())):
+        there = flat[:, step] >= 0
+        cache, logits, margin = _step(
+            lm.graph, lm.weights, cache, jnp.asarray(token), jnp.asarray(stored), jnp.asarray(there), keys,
+            jnp.int32(step), jnp.asarray(flat[:, step]), greedy, jnp.asarray(table),
+            policy=policy, sampling=drawn, backend=lm.backend,
+        )  # fmt: skip
+        first = np.asarray(logits)[::columns] if first is None else first
+        margins[there, step] = np.asarray(margin)[there]
+        token, stored = np.where(there, flat[:, step], 0), stored + there
+    assert first is not None
+    return first, margins.reshape(tokens.shape)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "backend"), donate_argnames=("cache",))
+def _step(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    token: jax.Array,
+    stored: jax.Array,
+    there: jax.Array,
+    keys: jax.Array,
+    position: jax.Array,
+    chosen: jax.Array,
+    greedy: jax.Array,
+    table: jax.Array,
+    *,
+    policy: Policy,
+    sampling: Sampling,
+    backend: str | None,
+) -> tuple[PagedCache, jax.Array, jax.Array]:
+    """One decode step of `rows` samples: cache, logits `[rows, vocab]`, and the lead of the token `chosen [rows]`.
+
+    `keys [rows]` are the samples', `position` the output position of `chosen`; the first ones, `greedy [rows]`, are
+    judged without noise.
+    """
+    model = nnx.merge(graph, weights)
+    lengths = jnp.where(there, stored + 1, 0)
+    token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+    attend = decode_attend(policy, table, lengths, token_keys, backend=backend)
+    hidden, cache = model(token[:, None], stored[:, None], attend, cache)
+    logits = model.logits(hidden[:, 0])
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(token_keys)
+    scores = jnp.where(greedy[:, None], logits, filter_logits(logits, sampling) + noise)
+    own = jnp.arange(logits.shape[1]) == chosen[:, None]
+    lead = jnp.max(jnp.where(own, scores, -jnp.inf), axis=1) - jnp.max(jnp.where(own, -jnp.inf, scores), axis=1)
+    return cache, logits, lead
