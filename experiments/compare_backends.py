@@ -43,6 +43,10 @@ def record(arguments: argparse.Namespace) -> int:
     with_model = arguments.model != "none"
     if arguments.interpret and with_model:
         raise ComparisonError("an interpreter is for the op cases: add --model none")
+    if with_model:
+        from backend_comparison.model import check_model
+
+        check_model(arguments.model, arguments.attention)
     states = [state for state in all_states() if arguments.only in state.name]
     if not states:
         raise ComparisonError(f"no state's name contains {arguments.only!r}: {', '.join(s.name for s in all_states())}")
@@ -66,7 +70,7 @@ def record(arguments: argparse.Namespace) -> int:
     write_recording(arguments.out, index, arrays)
     counts = {status: sum(case["status"] == status for case in ops["cases"]) for status in ("ok", "refused", "failed")}
     print(f"{arguments.out}: " + ", ".join(f"{count} cases {status}" for status, count in counts.items()))
-    return 1 if counts["failed"] else 0
+    return 1 if counts["failed"] or index.get("model", {}).get("status") == "failed" else 0
 
 
 def circumstances() -> dict[str, Any]:
@@ -139,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--model", default="chase-171k", help="what kinetics_jax.load takes, or none")
     one.add_argument("--problems", type=int, default=8, help="built-in problems that the model decodes")
     one.add_argument("--samples", type=int, default=2, help="of each problem at temperature 1, beside the greedy one")
-    one.add_argument("--attention", default="block_topk:pages=8,page_size=16", help="decoded with beside dense")
+    one.add_argument("--attention", default="block_topk:pages=6,page_size=8", help="decoded with beside dense")
     one.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model")
     one.add_argument("--max-tokens", type=int, default=72)
     one.add_argument("--seed", type=int, default=0)

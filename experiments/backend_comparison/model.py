@@ -5,6 +5,7 @@ The only part that needs kinetics_jax.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from kinetics_kernels.backends import chosen_backend
 
 from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.cache import PagedCache
+from kinetics_jax.checkpoints.resolve import resolve
+from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.policies import Dense, Policy, Sampling, parse_policy
 from kinetics_jax.sampling import filter_logits, problem_hash, sample_keys, seed_key
@@ -24,9 +26,7 @@ from kinetics_jax.steps import prefill
 from kinetics_jax.tasks.problems import BUILTIN, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
 
-from .recording import digest
-
-OPS = ("append_kv", "select_pages", "paged_decode")
+from .recording import ComparisonError, digest, failure
 
 
 def record_model(
@@ -45,16 +45,16 @@ def record_model(
 
     The built-in problems, one greedy sample and `samples` drawn at temperature 1 of each, densely and under
     `attention`. `logits/full`, `logits/<policy> [problems, vocab]` after the prompt; per policy `tokens/<policy>
-    [problems, 1 + samples, max_tokens]` int32, the greedy one first, -1 after the end, and `margins/<policy>`, the
-    lead of each token over the next best (logits; with their Gumbel noise where drawn), float32. What the backend
-    cannot do gives status `refused` with the reason and no arrays.
+    [problems, 1 + samples, max_tokens]` int32, the greedy one first, -1 after the end, and `leads/<policy>`, by how
+    much each token leads the next best (logits; with their Gumbel noise where drawn), float32. What the backend cannot
+    do gives status `refused` with the reason, another failure `failed`, and no arrays. Raises ComparisonError for a
+    user's mistake.
     """
     lm = load(name, dtype=dtype, backend=backend)
     chosen = load_problems(BUILTIN, limit=problems)
     texts = render_prompts(chosen, lm.directory, task=BUILTIN)
     prompts = [lm.encode(texts[problem.id]) for problem in chosen]
     policies = list(dict.fromkeys([Dense(), parse_policy(attention)]))
-    drawn = Sampling(temperature=1.0, max_tokens=max_tokens, seed=seed)
     index: dict[str, Any] = {
         "name": name,
         "fingerprint": lm.fingerprint,
@@ -64,29 +64,52 @@ def record_model(
         "max_tokens": max_tokens,
         "seed": seed,
         "prompts_sha256": digest({str(i): np.array(prompt, np.int32) for i, prompt in enumerate(prompts)}),
-        "backends": {
-            op: dict(zip(("backend", "why"), chosen_backend(op) if backend is None else (backend, "forced"), strict=True))
-            for op in OPS
-        },
+        "backend": backend or "default",
         "status": "ok",
         "reason": "",
     }
-    arrays = {"model/logits/full": _full_logits(lm, prompts)}
+    drawn = Sampling(temperature=1.0, max_tokens=max_tokens, seed=seed)
     try:
+        arrays = {"model/logits/full": _full_logits(lm, prompts)}
         for policy in policies:
-            greedy = lm.generate(prompts, n=1, sampling=Sampling(temperature=0.0, max_tokens=max_tokens), attention=policy)
-            random = lm.generate(prompts, n=samples, sampling=drawn, attention=policy) if samples else []
-            tokens = np.full((len(prompts), 1 + samples, max_tokens), -1, np.int32)
-            for column, sample in [*((0, sample) for sample in greedy), *((1 + sample.sample, sample) for sample in random)]:
-                tokens[sample.problem, column, : len(sample.output_tokens)] = sample.output_tokens
+            tokens = _generate(lm, prompts, samples, policy, drawn)
+            logits, leads = replay(lm, prompts, tokens, policy, drawn)
+            arrays |= {
+                f"model/logits/{policy}": logits,
+                f"model/tokens/{policy}": tokens,
+                f"model/leads/{policy}": leads,
+            }
             said(f"{name} {policy}: {len(prompts)} problems, {int((tokens >= 0).sum())} tokens")
-            logits, margins = replay(lm, prompts, tokens, policy, drawn)
-            arrays[f"model/logits/{policy}"] = logits
-            arrays[f"model/tokens/{policy}"] = tokens
-            arrays[f"model/margins/{policy}"] = margins
-    except NotImplementedError as error:
-        return index | {"status": "refused", "reason": str(error)}, {}
+    except Exception as error:  # what was recorded of the ops is kept
+        refused = isinstance(error, NotImplementedError) or isinstance(error.__cause__, NotImplementedError)
+        if isinstance(error, UserError) and not refused:
+            raise ComparisonError(str(error)) from error
+        reason = str(error) if refused else failure(error)
+        said(f"{name} {'refused' if refused else 'failed'}: {reason}")
+        return index | {"status": "refused" if refused else "failed", "reason": reason}, {}
     return index, arrays
+
+
+def check_model(name: str, attention: str) -> None:
+    """Raises ComparisonError for a model that is not there, or an attention policy that is none."""
+    try:
+        resolve(name)
+        parse_policy(attention)
+    except UserError as error:
+        raise ComparisonError(str(error)) from error
+
+
+def _generate(lm: LanguageModel, prompts: list[list[int]], samples: int, policy: Policy, drawn: Sampling) -> np.ndarray:
+    """`[problems, 1 + samples, max_tokens]` int32: the engine's greedy sample and those drawn, -1 after the end."""
+    greedy = dataclasses.replace(drawn, temperature=0.0)
+    found = [(0, sample) for sample in lm.generate(prompts, n=1, sampling=greedy, attention=policy)]
+    if samples:
+        drawn_ones = lm.generate(prompts, n=samples, sampling=drawn, attention=policy)
+        found += [(1 + sample.sample, sample) for sample in drawn_ones]
+    tokens = np.full((len(prompts), 1 + samples, drawn.max_tokens), -1, np.int32)
+    for column, sample in found:
+        tokens[sample.problem, column, : len(sample.output_tokens)] = sample.output_tokens
+    return tokens
 
 
 def _full_logits(lm: LanguageModel, prompts: list[list[int]]) -> np.ndarray:
@@ -102,7 +125,7 @@ def replay(
     """Feeds samples through the cache token by token, all side by side.
 
     `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, whose last token is a
-    decode step, and each token's margin, shaped like `tokens`, NaN where there is no token.
+    decode step, and each token's lead, shaped like `tokens`, NaN where there is no token.
     """
     size = policy.page_size
     problems, columns, steps = tokens.shape
@@ -115,7 +138,9 @@ def replay(
         prompt = prompts[row // columns][:-1]
         padded = np.zeros((1, max(before, 1) * size), np.int32)
         padded[0, : len(prompt)] = prompt
-        own = np.where(np.arange(padded.shape[1] // size) * size < len(prompt), table[row, : padded.shape[1] // size], -1)
+        own = np.where(
+            np.arange(padded.shape[1] // size) * size < len(prompt), table[row, : padded.shape[1] // size], -1
+        )
         cache, _ = prefill(lm.graph, lm.weights, cache, padded, jnp.int32(len(prompt)), jnp.asarray(own, jnp.int32))
     keys = [
         sample_keys(seed_key(drawn.seed), jnp.uint32(problem_hash(str(problem))), jnp.arange(columns) - 1)
@@ -125,19 +150,19 @@ def replay(
     greedy = jnp.arange(rows) % columns == 0
     token = np.array([prompts[row // columns][-1] for row in range(rows)], np.int32)
     stored = np.array([len(prompts[row // columns]) - 1 for row in range(rows)], np.int32)
-    first, margins = None, np.full(flat.shape, np.nan, np.float32)
+    first, leads = None, np.full(flat.shape, np.nan, np.float32)
     for step in range(int((flat >= 0).sum(axis=1).max())):
         there = flat[:, step] >= 0
-        cache, logits, margin = _step(
+        cache, logits, lead = _step(
             lm.graph, lm.weights, cache, jnp.asarray(token), jnp.asarray(stored), jnp.asarray(there), keys,
             jnp.int32(step), jnp.asarray(flat[:, step]), greedy, jnp.asarray(table),
             policy=policy, sampling=drawn, backend=lm.backend,
         )  # fmt: skip
         first = np.asarray(logits)[::columns] if first is None else first
-        margins[there, step] = np.asarray(margin)[there]
+        leads[there, step] = np.asarray(lead)[there]
         token, stored = np.where(there, flat[:, step], 0), stored + there
     assert first is not None
-    return first, margins.reshape(tokens.shape)
+    return first, leads.reshape(tokens.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "backend"), donate_argnames=("cache",))

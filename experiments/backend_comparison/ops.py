@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
 import numpy as np
-from kinetics_kernels.backends import BACKENDS, OF_PLATFORM, chosen_backend, implementation
+from kinetics_kernels.backends import BACKENDS, PARTS, backend_error, chosen_backend, implementation
 
 from .cases import Case, State, cases_of, inputs_of
-from .recording import ComparisonError, digest
+from .recording import ComparisonError, digest, failure
 
 OUTPUTS = {
     "append_kv": ("k_pages", "v_pages", "summaries"),
@@ -30,52 +30,60 @@ def check_backend(backend: str | None, interpret: bool) -> None:
         raise ComparisonError(f"backend {backend!r} is not known (known: default, {', '.join(BACKENDS)})")
     if interpret and backend in (None, "xla"):
         raise ComparisonError("--interpret is for a kernel: name it with --backend")
-    here = jax.default_backend()
-    if not interpret and backend not in (None, "xla", *OF_PLATFORM.get(here, ())):
-        raise ComparisonError(f"backend {backend} does not run on a {here}; --interpret simulates it")
+    if not interpret and backend is not None and (wrong := backend_error(backend)):
+        raise ComparisonError(f"{wrong}; --interpret simulates it")
 
 
-def interpreter(backend: str) -> Any:
-    """What a backend's `interpret` argument takes. Raises ComparisonError where this jax has no interpreter for it."""
+def interpreter(backend: str, op: str, dtype: str) -> tuple[str, Any]:
+    """The interpreter of a backend's kernel: its name, and what the kernel's `interpret` argument takes.
+
+    Raises ComparisonError where this jax has none.
+    """
     if backend == "triton":
-        return True
+        return "Pallas' interpreter", True
     if backend == "mosaic_tpu":
+        if (op, dtype) == ("select_pages", "bfloat16"):
+            return "Pallas' interpreter: the TPU one has no ref.bitcast", True
         from jax.experimental.pallas import tpu
 
-        return tpu.InterpretParams()
+        return "the TPU interpreter", tpu.InterpretParams()
     from jax.experimental.pallas import mosaic_gpu
 
     params = getattr(mosaic_gpu, "InterpretGPUParams", None)
     if params is None:
         raise ComparisonError(f"jax {jax.__version__} has no interpreter for {backend}")
-    return params()
+    return "the Mosaic GPU interpreter", params()
 
 
-def op_function(op: str, backend: str | None, interpret: bool) -> Callable[..., Any]:
-    """An op on a backend, compiled or interpreted. Raises NotImplementedError where the backend does not have it."""
-    if not interpret:
-        return functools.partial(getattr(kernels, op), backend=backend)
-    assert backend is not None
+def interpreted(op: str, backend: str, dtype: str) -> tuple[str, Callable[..., Any]]:
+    """What interprets an op, and the op. Raises NotImplementedError where the backend does not have it."""
     if op == "block_topk_decode":
-        return functools.partial(_select_and_decode, backend=backend)
+        (first, select), (second, decode) = (interpreted(part, backend, dtype) for part in PARTS[op])
+
+        def both(q, k_pages, v_pages, summaries, page_table, lengths, **choice):
+            chosen = select(q, summaries, page_table, lengths, page_size=k_pages.shape[2], **choice)
+            return decode(q, k_pages, v_pages, *chosen)
+
+        return first if first == second else f"{first}; {second}", both
     function = implementation(op, backend)
     if "interpret" not in inspect.signature(function).parameters:
         raise NotImplementedError(f"{op}: the {backend} kernel cannot be interpreted")
-    return functools.partial(function, interpret=interpreter(backend))
+    how, value = interpreter(backend, op, dtype)
+    return how, functools.partial(function, interpret=value)
 
 
-def _select_and_decode(q, k_pages, v_pages, summaries, page_table, lengths, *, backend: str, **choice):
-    """As kernels.block_topk_decode, which has no way to ask for an interpreter."""
-    select, decode = (op_function(op, backend, interpret=True) for op in ("select_pages", "paged_decode"))
-    chosen = select(q, summaries, page_table, lengths, page_size=k_pages.shape[2], **choice)
-    return decode(q, k_pages, v_pages, *chosen)
-
-
-def run_case(case: Case, inputs: dict[str, np.ndarray], backend: str | None, interpret: bool) -> dict[str, np.ndarray]:
-    """The outputs of one case, by name."""
-    function = functools.partial(op_function(case.op, backend, interpret), **case.options)
-    results = jax.jit(function)(*[jnp.asarray(inputs[name]) for name in case.arrays])
-    return dict(zip(OUTPUTS[case.op], map(np.asarray, jax.device_get(results)), strict=True))
+def run_case(
+    case: Case, inputs: dict[str, np.ndarray], backend: str | None, interpret: bool
+) -> tuple[str, dict[str, np.ndarray]]:
+    """How one case was run, and its outputs by name."""
+    if interpret:
+        assert backend is not None
+        how, function = interpreted(case.op, backend, case.state.dtype)
+    else:
+        how, function = "compiled", functools.partial(getattr(kernels, case.op), backend=backend)
+    compiled = jax.jit(functools.partial(function, **case.options))
+    results = jax.device_get(compiled(*[jnp.asarray(inputs[name]) for name in case.arrays]))
+    return how, dict(zip(OUTPUTS[case.op], map(np.asarray, results), strict=True))
 
 
 def record_ops(
@@ -93,17 +101,17 @@ def record_ops(
         inputs = inputs_of(state, seed)
         arrays |= {f"inputs/{state.name}/{name}": array for name, array in inputs.items()}
         for case in cases_of(state):
-            status, reason = "ok", ""
+            status, reason, how = "ok", "", ""
             try:
-                outputs = run_case(case, inputs, backend, interpret)
+                how, outputs = run_case(case, inputs, backend, interpret)
                 arrays |= {f"outputs/{case.name}/{name}": array for name, array in outputs.items()}
             except NotImplementedError as error:
                 status, reason = "refused", str(error)
             except ComparisonError:
                 raise
             except Exception as error:  # a compiler's, a driver's: hours on a device are not lost to one case
-                status, reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            found.append({"case": case.name, "status": status, "reason": reason})
+                status, reason = "failed", failure(error)
+            found.append({"case": case.name, "status": status, "reason": reason, "how": how})
             if status != "ok":
                 said(f"{case.name} {status}: {reason}")
         said(f"{state.name}: done")

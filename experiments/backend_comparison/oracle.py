@@ -80,7 +80,7 @@ def score_gap(case: Case, inputs: Arrays, summary: str, row: int, head: int, pag
 def paged_decode(inputs: Arrays, table: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`(out [batch, q_heads, head_dim], lse [batch, q_heads])` over `table [batch, kv_heads, pages]`."""
     q = inputs["q"].astype(np.float64)
-    kv_heads, group = table.shape[1], q.shape[1] // table.shape[1]
+    group = q.shape[1] // table.shape[1]
     out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
     for row, head in np.ndindex(*table.shape[:2]):
         length = int(lengths[row, head])
@@ -103,7 +103,7 @@ def paged_decode(inputs: Arrays, table: np.ndarray, lengths: np.ndarray) -> tupl
 def per_head(inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """The table of sequences as one for each KV head, and its lengths."""
     heads = inputs["k_pages"].shape[0]
-    return (np.repeat(inputs[name][:, None], heads, axis=1) for name in ("page_table", "lengths"))  # type: ignore[return-value]
+    return np.repeat(inputs["page_table"][:, None], heads, 1), np.repeat(inputs["lengths"][:, None], heads, 1)
 
 
 def append_kv(case: Case, inputs: Arrays) -> dict[str, np.ndarray]:

@@ -46,6 +46,12 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
+def failure(error: Exception) -> str:
+    """A failure in one line: a compiler's or a callback's message names its cause last."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
 def check_free(path: Path) -> None:
     """Raises ComparisonError where something is already."""
     if (path / "index.json").exists():

@@ -16,10 +16,27 @@ COLUMNS = {
     "paged_decode": ATTENTION,
     "block_topk_decode": (*ATTENTION, "undecided_rows"),
 }
-MODEL = ("difference", "largest", "from_full_a", "from_full_b", "identical", "samples", "least_lead", "bound")
+MODEL = (
+    "difference",
+    "largest",
+    "from_full_a",
+    "from_full_b",
+    "identical",
+    "samples",
+    "least_lead_a",
+    "least_lead_b",
+    "bound",
+)
+LEGEND = """
+max_ulp, mean_ulp: elements of A from B, in their own ulps. row_ulp: in ulps of the row's largest element; error_a,
+error_b: from float64, likewise (bound of the three: {rows}). lse_ulp: float32, of max(1, |lse|) (bound {lse}, also from
+float64). K and V pools after append: equal to the bit. Selections: equal, or the scores of the pages that differ lie
+within score_gap_bound, which is what rounding can move."""
 
 
-def print_tables(a: Recording, b: Recording, ops: list[dict[str, Any]], model: list[dict[str, Any]], file: TextIO) -> None:
+def print_tables(
+    a: Recording, b: Recording, ops: list[dict[str, Any]], model: list[dict[str, Any]], file: TextIO
+) -> None:
     """A table for every op and one for the model, the refused cases by reason, and the verdict."""
     for side, recording in (("A", a), ("B", b)):
         index = recording.index
@@ -27,14 +44,8 @@ def print_tables(a: Recording, b: Recording, ops: list[dict[str, Any]], model: l
         print(f"{side}: {recording.path}: {index['device']['kind']}, {versions}", file=file)
         for op, chosen in index["ops"]["backends"].items():
             print(f"   {op}: {chosen['backend']} ({chosen['why']})", file=file)
-    rows = ", ".join(f"{dtype} {bound}" for dtype, bound in ROW_ULPS.items())
-    print(
-        "\nmax_ulp, mean_ulp: elements of A from B, in their own ulps. row_ulp: in ulps of the row's largest element\n"
-        f"(bound: {rows}). error: of each side from float64, likewise. lse_ulp: float32, of max(1, |lse|) (bound "
-        f"{LSE_ULPS}).\nK and V pools after append: equal to the bit. Selections: equal, or the scores of the pages that "
-        "differ lie within\nscore_gap_bound, which rounding can move.",
-        file=file,
-    )
+    rows = ", ".join(f"{bound} in {dtype}" for dtype, bound in ROW_ULPS.items())
+    print(LEGEND.format(rows=rows, lse=LSE_ULPS), file=file)
     for op, columns in COLUMNS.items():
         of_op = [row for row in ops if row["op"] == op and row["status"] == "compared"]
         if of_op:
