@@ -12,8 +12,8 @@ from .recording import ComparisonError, Recording
 from .ulps import row_ulps, same_bits, ulp_distance
 
 # Between two backends, and of each from float64. Outputs and summaries: ulps of the row's largest element, in the
-# output's dtype. Float32 differs by the order of its sums; bfloat16 by its rounding, of the weights too in some kernels.
-# lse is float32 everywhere.
+# output's dtype. Float32 differs by the order of its sums, bfloat16 by its rounding (in some kernels, of the weights
+# too). lse is float32 everywhere.
 ROW_ULPS = {"float32": 64, "bfloat16": 2}
 LSE_ULPS = 64
 

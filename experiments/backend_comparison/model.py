@@ -124,48 +124,71 @@ def replay(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Feeds samples through the cache token by token, all side by side.
 
-    `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, whose last token is a
-    decode step, and each token's lead, shaped like `tokens`, NaN where there is no token.
+    `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, all of it prefilled but
+    the last token, which is a decode step; and each token's lead, shaped like `tokens`, NaN where there is no token:
+    for these the whole prompt is prefilled, as the engine does.
     """
-    size = policy.page_size
     problems, columns, steps = tokens.shape
-    rows = problems * columns
-    before = -(-max(len(prompt) - 1 for prompt in prompts) // size)  # pages that prefill is given
-    pages = -(-(max(map(len, prompts)) + steps) // size)
-    table = np.arange(rows * pages, dtype=np.int32).reshape(rows, pages)
-    cache = empty_cache(policy, lm.config, num_pages=rows * pages, dtype=lm.dtype)
-    for row in range(rows):
-        prompt = prompts[row // columns][:-1]
-        padded = np.zeros((1, max(before, 1) * size), np.int32)
-        padded[0, : len(prompt)] = prompt
-        own = np.where(
-            np.arange(padded.shape[1] // size) * size < len(prompt), table[row, : padded.shape[1] // size], -1
+    rows, flat = problems * columns, tokens.reshape(problems * columns, steps)
+    of_row = [prompt for prompt in prompts for _ in range(columns)]
+    length = np.array([len(prompt) for prompt in of_row], np.int32)
+    width = -(-(int(length.max()) + steps) // policy.page_size)
+    table = np.arange(rows * width, dtype=np.int32).reshape(rows, width)
+    samples = jnp.arange(columns) - 1
+    hashes = [jnp.uint32(problem_hash(str(problem))) for problem in range(problems)]
+    keys = jnp.concatenate([sample_keys(seed_key(drawn.seed), problem, samples) for problem in hashes])
+
+    def step(cache: PagedCache, token: np.ndarray, stored: np.ndarray, there: np.ndarray, position: int):
+        return _step(
+            lm.graph,
+            lm.weights,
+            cache,
+            jnp.asarray(token),
+            jnp.asarray(stored),
+            jnp.asarray(there),
+            jax.vmap(jax.random.fold_in, (0, None))(keys, position),
+            jnp.asarray(table),
+            policy=policy,
+            backend=lm.backend,
         )
-        cache, _ = prefill(lm.graph, lm.weights, cache, padded, jnp.int32(len(prompt)), jnp.asarray(own, jnp.int32))
-    keys = [
-        sample_keys(seed_key(drawn.seed), jnp.uint32(problem_hash(str(problem))), jnp.arange(columns) - 1)
-        for problem in range(problems)
-    ]
-    keys, flat = jnp.concatenate(keys), tokens.reshape(rows, steps)
+
+    cache, _ = _prefilled(lm, [prompt[:-1] for prompt in of_row], policy, table)
+    last = np.array([prompt[-1] for prompt in of_row], np.int32)
+    cache, first = step(cache, last, length - 1, np.ones(rows, bool), 0)
+    del cache
+    cache, logits = _prefilled(lm, of_row, policy, table)
     greedy = jnp.arange(rows) % columns == 0
-    token = np.array([prompts[row // columns][-1] for row in range(rows)], np.int32)
-    stored = np.array([len(prompts[row // columns]) - 1 for row in range(rows)], np.int32)
-    first, leads = None, np.full(flat.shape, np.nan, np.float32)
-    for step in range(int((flat >= 0).sum(axis=1).max())):
-        there = flat[:, step] >= 0
-        cache, logits, lead = _step(
-            lm.graph, lm.weights, cache, jnp.asarray(token), jnp.asarray(stored), jnp.asarray(there), keys,
-            jnp.int32(step), jnp.asarray(flat[:, step]), greedy, jnp.asarray(table),
-            policy=policy, sampling=drawn, backend=lm.backend,
-        )  # fmt: skip
-        first = np.asarray(logits)[::columns] if first is None else first
-        leads[there, step] = np.asarray(lead)[there]
-        token, stored = np.where(there, flat[:, step], 0), stored + there
-    assert first is not None
-    return first, leads.reshape(tokens.shape)
+    leads = np.full(flat.shape, np.nan, np.float32)
+    for position in range(int((flat >= 0).sum(axis=1).max())):
+        there = flat[:, position] >= 0
+        if position:
+            before = np.maximum(flat[:, position - 1], 0)
+            cache, logits = step(cache, before, length + position - 1, there, position)
+        found = _leads(logits, keys, jnp.int32(position), jnp.asarray(flat[:, position]), greedy, sampling=drawn)
+        leads[there, position] = np.asarray(found)[there]
+    return np.asarray(first)[::columns], leads.reshape(tokens.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "policy", "sampling", "backend"), donate_argnames=("cache",))
+def _prefilled(
+    lm: LanguageModel, prompts: list[list[int]], policy: Policy, table: np.ndarray
+) -> tuple[PagedCache, jax.Array]:
+    """A cache that holds `prompts`, each in its row of `table [rows, width]`, and the logits after them."""
+    size = policy.page_size
+    pages = -(-max(map(len, prompts)) // size)
+    cache = empty_cache(policy, lm.config, num_pages=table.size, dtype=lm.dtype)
+    logits = []
+    for row, prompt in zip(table, prompts, strict=True):
+        padded = np.zeros((1, pages * size), np.int32)
+        padded[0, : len(prompt)] = prompt
+        own = np.where(np.arange(pages) * size < len(prompt), row[:pages], -1).astype(np.int32)
+        cache, found = prefill(
+            lm.graph, lm.weights, cache, jnp.asarray(padded), jnp.int32(len(prompt)), jnp.asarray(own)
+        )
+        logits.append(found)
+    return cache, jnp.concatenate(logits)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "policy", "backend"), donate_argnames=("cache",))
 def _step(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -174,28 +197,28 @@ def _step(
     stored: jax.Array,
     there: jax.Array,
     keys: jax.Array,
-    position: jax.Array,
-    chosen: jax.Array,
-    greedy: jax.Array,
     table: jax.Array,
     *,
     policy: Policy,
-    sampling: Sampling,
     backend: str | None,
-) -> tuple[PagedCache, jax.Array, jax.Array]:
-    """One decode step of `rows` samples: cache, logits `[rows, vocab]`, and the lead of the token `chosen [rows]`.
-
-    `keys [rows]` are the samples', `position` the output position of `chosen`; the first ones, `greedy [rows]`, are
-    judged without noise.
-    """
+) -> tuple[PagedCache, jax.Array]:
+    """One decode step of `rows` sequences, idle where not `there`: the cache and logits `[rows, vocab]`."""
     model = nnx.merge(graph, weights)
-    lengths = jnp.where(there, stored + 1, 0)
-    token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-    attend = decode_attend(policy, table, lengths, token_keys, backend=backend)
+    attend = decode_attend(policy, table, jnp.where(there, stored + 1, 0), keys, backend=backend)
     hidden, cache = model(token[:, None], stored[:, None], attend, cache)
-    logits = model.logits(hidden[:, 0])
+    return cache, model.logits(hidden[:, 0])
+
+
+@functools.partial(jax.jit, static_argnames=("sampling",))
+def _leads(
+    logits: jax.Array, keys: jax.Array, position: jax.Array, chosen: jax.Array, greedy: jax.Array, *, sampling: Sampling
+) -> jax.Array:
+    """By how much the tokens `chosen [rows]` lead the next best of `logits [rows, vocab]`; negative where they do not.
+
+    `keys [rows]` are the samples', `position` the output position; rows that are `greedy` are judged without noise.
+    """
+    token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(token_keys)
     scores = jnp.where(greedy[:, None], logits, filter_logits(logits, sampling) + noise)
     own = jnp.arange(logits.shape[1]) == chosen[:, None]
-    lead = jnp.max(jnp.where(own, scores, -jnp.inf), axis=1) - jnp.max(jnp.where(own, -jnp.inf, scores), axis=1)
-    return cache, logits, lead
+    return jnp.max(jnp.where(own, scores, -jnp.inf), axis=1) - jnp.max(jnp.where(own, -jnp.inf, scores), axis=1)

@@ -27,7 +27,7 @@ def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def ulp_size(magnitude: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Spacing of a dtype at finite magnitudes, float64: 2 ** -23 for float32 in [1, 2)."""
     info = jnp.finfo(dtype)
-    exponent = np.frexp(np.abs(magnitude))[1] - 1
+    exponent = np.where(magnitude == 0, info.minexp, np.frexp(magnitude)[1] - 1)
     return np.ldexp(1.0, np.maximum(exponent, info.minexp) - info.nmant)
 
 
