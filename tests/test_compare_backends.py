@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_config, write_checkpoint
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
@@ -25,18 +26,31 @@ from backend_comparison.ulps import ordered, row_ulps, same_bits, ulp_distance, 
 
 SMALL = ["--only", "float32-page8-group4"]
 STATE = "ragged-float32-page8-group4-dim128"
-MODEL = ["--model", "chase-131k", "--problems", "2", "--samples", "1", "--max-tokens", "12"]
+BUILTIN = Path(__file__).parents[1] / "kinetics_jax" / "assets" / "chase-131k"
+SPARSE = "block_topk:budget=32,page_size=8"
 TIES = ["--model", "none", "--only", "ties"]
 floats = st.floats(width=32)
 bfloat16 = DTYPES["bfloat16"]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Path:
-    """One state's cases and a little decoding, by the reference."""
+def command(tmp_path_factory) -> list[str]:
+    """One state's cases and a little decoding by one random layer, which reads the built-in problems."""
+    config = tiny_config(
+        num_hidden_layers=1, vocab_size=json.loads((BUILTIN / "config.json").read_text())["vocab_size"]
+    )
+    model = write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", config)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUILTIN / name, model / name)
+    decoding = ["--model", str(model), "--problems", "2", "--samples", "1", "--max-tokens", "12"]
+    return ["--backend", "xla", *SMALL, *decoding, "--attention", f"{SPARSE},dense_layers=none"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, command) -> Path:
+    """What the reference gives."""
     out = tmp_path_factory.mktemp("recordings") / "xla"
-    policy = ["--attention", "block_topk:pages=4,page_size=8"]
-    assert compare_backends.main(["record", str(out), "--backend", "xla", *SMALL, *MODEL, *policy]) == 0
+    assert compare_backends.main(["record", str(out), *command]) == 0
     return out
 
 
@@ -66,10 +80,9 @@ def compared(capsys, a: Path, b: Path) -> tuple[int, dict, str]:
     return code, json.loads(said.out) if said.out else {}, said.err
 
 
-def test_a_backend_equals_itself(recorded, tmp_path, capsys):
+def test_a_backend_equals_itself(recorded, command, tmp_path, capsys):
     out = tmp_path / "again"
-    policy = ["--attention", "block_topk:pages=4,page_size=8"]
-    assert compare_backends.main(["record", str(out), "--backend", "xla", *SMALL, *MODEL, *policy]) == 0
+    assert compare_backends.main(["record", str(out), *command]) == 0
     code, found, table = compared(capsys, recorded, out)
     assert code == 0
     assert found["within"]
@@ -86,7 +99,7 @@ def test_a_backend_equals_itself(recorded, tmp_path, capsys):
     rows = {row["what"]: row for row in found["model"]}
     assert rows["logits dense"]["difference"] == 0
     assert 0 < rows["logits dense"]["from_full_a"] < 1e-4
-    for policy in ("dense", "block_topk:budget=32,page_size=8"):
+    for policy in ("dense", f"{SPARSE},dense_layers=none"):
         for what, samples in (("greedy", 2), ("sampled", 2)):
             row = rows[f"{what} tokens {policy}"]
             assert (row["identical"], row["samples"], row["diverged"]) == (1, samples, [])
@@ -121,8 +134,8 @@ SPOILT = [
     (f"outputs/{STATE}/append_kv-mean_std/v_pages", write_elsewhere, "append_kv mean_std"),
     (f"outputs/{STATE}/select_pages-min_max/selected", choose_other, "select_pages min_max"),
     (f"outputs/{STATE}/block_topk_decode-mean/out", change_out, "block_topk_decode mean"),
-    ("model/logits/full", lambda logits: logits.__setitem__((0, 0), 0.5 + logits[0, 0]), "chase-131k logits full"),
-    ("model/tokens/dense", draw_other, "chase-131k greedy tokens dense"),
+    ("model/logits/full", lambda logits: logits.__setitem__((0, 0), 0.5 + logits[0, 0]), "tiny logits full"),
+    ("model/tokens/dense", draw_other, "tiny greedy tokens dense"),
 ]
 
 

@@ -11,7 +11,7 @@ from .recording import ComparisonError, Recording
 # Logits: largest difference over the largest logit. A token may differ where its lead over the next best is at most
 # twice that on either side: there, rounding decides.
 LOGITS = {"float32": 1e-4, "bfloat16": 2.0**-5, "float16": 2.0**-7}
-SETTINGS = ("name", "fingerprint", "dtype", "attention", "samples", "max_tokens", "seed", "prompts_sha256")
+SETTINGS = ("fingerprint", "dtype", "attention", "samples", "max_tokens", "seed", "prompts_sha256")
 
 
 def compare_model(a: Recording, b: Recording) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def record_model(
     prompts = [lm.encode(texts[problem.id]) for problem in chosen]
     policies = list(dict.fromkeys([Dense(), parse_policy(attention)]))
     index: dict[str, Any] = {
-        "name": name,
+        "name": lm.config.name,
         "fingerprint": lm.fingerprint,
         "dtype": dtype,
         "attention": [str(policy) for policy in policies],
