@@ -272,17 +272,22 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, options, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_exits_with_the_verdict_and_needs_no_more_than_the_kernels(recorded, tmp_path):
+def test_the_command_exits_with_the_verdict_and_needs_no_more_than_the_kernels(recorded, ties, tmp_path):
     """The op part imports neither kinetics_jax nor what it depends on."""
     code = (
         "import sys, compare_backends; code = compare_backends.main(sys.argv[1:]); "
         "assert not {'kinetics_jax', 'flax', 'transformers', 'tyro'} & set(sys.modules); sys.exit(code)"
     )
-    run = [sys.executable, "-c", code, "compare", str(recorded), str(recorded)]
-    found = subprocess.run(run, cwd=EXPERIMENTS, capture_output=True, text=True)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, cwd=EXPERIMENTS, capture_output=True, text=True)
+
+    found = run("record", str(tmp_path / "ties"), *TIES)
     assert found.returncode == 0, found.stderr
-    other = spoilt(recorded, tmp_path, *SPOILT[0][:2])
-    assert subprocess.run([*run[:-1], str(other)], cwd=EXPERIMENTS, capture_output=True).returncode == 1
+    assert compare_backends.main(["compare", str(ties), str(tmp_path / "ties")]) == 0
+    found = run("compare", str(recorded), str(spoilt(recorded, tmp_path, *SPOILT[0][:2])))
+    assert found.returncode == 1, found.stderr
 
 
 def test_triton_interpreted_stays_within_the_bounds(ties, tmp_path, capsys):

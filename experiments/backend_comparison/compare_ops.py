@@ -43,7 +43,9 @@ def _case_row(case: Case, inputs: dict[str, np.ndarray], a: Recording, b: Record
     row: dict[str, Any] = {"op": case.op, "variant": case.variant, "state": state.name, "dtype": state.dtype}
     row |= {"status": "compared", "beyond": []}
     for side, status in zip("AB", pair, strict=True):
-        if status["status"] != "ok":
+        if status["status"] == "ok":
+            row[f"how_{side.lower()}"] = status["how"]
+        else:
             row["status"] = status["status"] if row["status"] != "failed" else "failed"
             row[f"reason_{side.lower()}"] = status["reason"]
             if status["status"] == "failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, TextIO
 
 from .compare_model import LOGITS
@@ -16,17 +17,7 @@ COLUMNS = {
     "paged_decode": ATTENTION,
     "block_topk_decode": (*ATTENTION, "undecided_rows"),
 }
-MODEL = (
-    "difference",
-    "largest",
-    "from_full_a",
-    "from_full_b",
-    "identical",
-    "samples",
-    "least_lead_a",
-    "least_lead_b",
-    "bound",
-)
+LOGIT, TOKEN = ("difference", "largest", "from_full_a", "from_full_b"), ("identical", "least_lead_a", "least_lead_b")
 LEGEND = """
 max_ulp, mean_ulp: elements of A from B, in their own ulps. row_ulp: in ulps of the row's largest element; error_a,
 error_b: from float64, likewise (bound of the three: {rows}). lse_ulp: float32, of
@@ -44,6 +35,8 @@ def print_tables(
         print(f"{side}: {recording.path}: {index['device']['kind']}, {versions}", file=file)
         for op, chosen in index["ops"]["backends"].items():
             print(f"   {op}: {chosen['backend']} ({chosen['why']})", file=file)
+        for how, count in Counter(case["how"] for case in index["ops"]["cases"] if case["how"]).items():
+            print(f"   {count} cases: {how}", file=file)
     rows = ", ".join(f"{bound} in {dtype}" for dtype, bound in ROW_ULPS.items())
     print(LEGEND.format(rows=rows, lse=LSE_ULPS), file=file)
     for op, columns in COLUMNS.items():
@@ -55,19 +48,17 @@ def print_tables(
         bounds = ", ".join(f"{dtype} {bound:.2g}" for dtype, bound in LOGITS.items())
         print(f"\n{model[0]['model']}, {model[0]['dtype']}. Bound of logits, over the largest: {bounds}; a token may "
               "differ where it leads by at most twice that.", file=file)  # fmt: skip
-        _print_rows(model, ("what", *MODEL), file)
+        _print_rows(model, ("what", *LOGIT, "samples", *TOKEN, "bound"), file)
         for row in model:
             for each in row.get("diverged", []):
                 print(f"  {row['what']}: problem {each['problem']} sample {each['sample']} from token "
                       f"{each['position']}, which leads by {each['lead']:.3g}", file=file)  # fmt: skip
     elif not model:
         print("\nno model: one recording or both were made without", file=file)
-    refused: dict[str, int] = {}
-    for row in (*ops, *model):
-        for side in "ab" if row["status"] == "refused" else "":
-            if reason := row.get(f"reason_{side}"):
-                refused[f"{side.upper()}: {reason}"] = refused.get(f"{side.upper()}: {reason}", 0) + 1
-    for reason, count in refused.items():
+    refused = [row for row in (*ops, *model) if row["status"] == "refused"]
+    named = [(f"reason_{side}", side.upper(), row) for side in "ab" for row in refused]
+    reasons = [f"{side}: {row[name]}" for name, side, row in named if name in row]
+    for reason, count in Counter(reasons).items():
         print(f"refused in {count} cases by {reason}", file=file)
     beyond = [(row, reason) for row in (*ops, *model) for reason in row["beyond"]]
     print(file=file)
