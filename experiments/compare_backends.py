@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ def record(arguments: argparse.Namespace) -> int:
     states = [state for state in all_states() if arguments.only in state.name]
     if not states:
         raise ComparisonError(f"no state's name contains {arguments.only!r}: {', '.join(s.name for s in all_states())}")
+    command = [arguments.out.name if word == str(arguments.out) else word for word in arguments.typed]
     ops, arrays = record_ops(states, seed=arguments.seed, backend=backend, interpret=arguments.interpret, said=say)
-    index: dict[str, Any] = {"ops": ops, **circumstances()}
+    index: dict[str, Any] = {"ops": ops, **circumstances(command)}
     if with_model:
         from backend_comparison.model import record_model
 
@@ -73,8 +75,8 @@ def record(arguments: argparse.Namespace) -> int:
     return 1 if counts["failed"] or index.get("model", {}).get("status") == "failed" else 0
 
 
-def circumstances() -> dict[str, Any]:
-    """Where this is."""
+def circumstances(command: list[str]) -> dict[str, Any]:
+    """Where this is, and what was typed."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -85,7 +87,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "device": {"platform": device.platform, "kind": device.device_kind, "machine": platform.machine()},
         "versions": versions,
-        "command": " ".join(["compare_backends.py", *sys.argv[1:]]),
+        "command": shlex.join(["compare_backends.py", *command]),
     }
 
 
@@ -152,7 +154,9 @@ def main(argv: list[str] | None = None) -> int:
     two.add_argument("a", type=Path)
     two.add_argument("b", type=Path)
     two.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON too, into FILE or to standard output")
-    arguments = parser.parse_args(argv)
+    typed = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(typed)
+    arguments.typed = typed
     try:
         return arguments.run(arguments)
     except ComparisonError as error:

@@ -296,6 +296,7 @@ def test_triton_interpreted_stays_within_the_bounds(ties, tmp_path, capsys):
     code, found, table = compared(capsys, ties, tmp_path / "triton")
     assert code == 0, table
     assert {row["status"] for row in found["ops"]} == {"compared"}
+    assert found["a"]["command"] == "compare_backends.py record ties --model none --only ties"
     assert found["a"]["ops"]["backends"]["select_pages"]["backend"] == "xla"  # the default, which says why
     assert found["a"]["ops"]["backends"]["select_pages"]["why"] != "forced"
     assert found["b"]["ops"]["backends"]["select_pages"] == {"backend": "triton", "why": "forced, interpreted"}
