@@ -1,0 +1,107 @@
+"""A recording: a folder of `index.json` and `arrays.npz`, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+SCHEMA = 1
+
+
+class ComparisonError(Exception):
+    """A mistake of the user's, or a recording that cannot be used; one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """`index` says what was run where; `arrays` are by name, bfloat16 as ml_dtypes has it."""
+
+    path: Path
+    index: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin with `prefix/`, by the rest of the name."""
+        start = f"{prefix}/"
+        return {name.removeprefix(start): array for name, array in self.arrays.items() if name.startswith(start)}
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and bits."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def failure(error: Exception) -> str:
+    """A failure in one line: a compiler's or a callback's message names its cause last."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def check_free(path: Path) -> None:
+    """Raises ComparisonError where something is already."""
+    if (path / "index.json").exists():
+        raise ComparisonError(f"{path} already holds a recording; name another folder, or remove it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ComparisonError(f"{path} is not an empty folder; name another")
+
+
+def write_recording(path: Path, index: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a recording beside its place and renames it. Raises ComparisonError where something is already."""
+    check_free(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        dtypes = {name: array.dtype.name for name, array in arrays.items()}
+        stored = {name: x.view(np.uint16) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
+        with open(partial / "arrays.npz", "wb") as file:
+            np.savez(file, **stored)  # type: ignore[arg-type]
+        whole = {"schema": SCHEMA, **index, "arrays": dtypes, "arrays_sha256": _of_file(partial / "arrays.npz")}
+        (partial / "index.json").write_text(json.dumps(whole, indent=1) + "\n")
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def read_recording(path: Path) -> Recording:
+    """Reads a whole recording back. Raises ComparisonError for one that is torn, absent or of another schema."""
+    try:
+        index = json.loads((path / "index.json").read_text())
+    except FileNotFoundError:
+        raise ComparisonError(f"{path} holds no recording: there is no index.json") from None
+    except ValueError as error:
+        raise ComparisonError(f"{path / 'index.json'} is torn: {error}") from None
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+        found = index.get("schema") if isinstance(index, dict) else None
+        raise ComparisonError(f"{path} has schema {found}, this is {SCHEMA}: record it again")
+    file = path / "arrays.npz"
+    if not file.exists():
+        raise ComparisonError(f"{path} is incomplete: there is no arrays.npz")
+    if _of_file(file) != index.get("arrays_sha256"):
+        raise ComparisonError(f"{file} is torn: its SHA-256 is not the one in index.json")
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name].view(jnp.dtype(dtype)) for name, dtype in index["arrays"].items()}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ComparisonError(f"{path}: arrays.npz and index.json do not agree ({error})") from None
+    return Recording(path, index, arrays)
+
+
+def _of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
