@@ -83,9 +83,8 @@ def check(op: str, shape: Shape, choice: Choice) -> dict:
     """Runs one case: the row with `status` ok or wrong, the error and, where wrong, why. Refusals are raised."""
     state = shape.state()
     function = choice.function(kernel_of(op))
-    row = {"op": op, "choice": str(choice), **dataclasses.asdict(shape)}
     error, why = _run(op, state, shape, function)
-    return row | {"status": "wrong" if why else "ok", "error": error} | ({"why": why} if why else {})
+    return {"status": "wrong", "error": error, "why": why} if why else {"status": "ok", "error": error}
 
 
 def _run(op: str, state: Paged, shape: Shape, function) -> tuple[float, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import platform
 import shutil
 import subprocess
+import sys
+from typing import Any
 
 import jax
 
@@ -35,13 +36,15 @@ def facts() -> dict:
         "platform": device.platform,
         "platform_version": device.client.platform_version,
         "memory_bytes": memory_bytes(device),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin", "libtpu", "numpy", "torch")},
+        "python": sys.version.split()[0],
+        "versions": {
+            name: _version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin", "libtpu", "numpy", "torch")
+        },
         "nvidia_smi": _nvidia_smi(),
     }
 
 
-def memory_bytes(device: jax.Device) -> int | None:
+def memory_bytes(device: Any) -> int | None:
     """What the allocator may give; None where the platform does not say."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")

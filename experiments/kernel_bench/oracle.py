@@ -1,4 +1,4 @@
-"""The ops in float64 NumPy over whole rows, random states full of NaN, and comparisons that give an error or a reason."""
+"""The ops in float64 NumPy over whole rows, random states full of NaN, comparisons that give an error or a reason."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ def check_selection(
                 relative = lost / max(sizes[row, head, high], sizes[row, head, low])
                 worst = max(worst, float(relative))
                 if relative > 2e-6:
-                    return float(relative), here + f"page {high} scores {lost:.2e} more than page {low}, and is left out"
+                    return float(
+                        relative
+                    ), here + f"page {high} scores {lost:.2e} more than page {low}, and is left out"
     return worst, ""
 
 
@@ -180,18 +182,15 @@ def check_append(state: Paged, dtype: str, found, k_new: np.ndarray, v_new: np.n
     position = np.maximum(state.lengths - 1, 0)
     page = state.page_table[np.arange(batch), position // page_size]
     live = state.lengths > 0
-    summaries = state.summaries.copy()
-    for name, stored, new, pool in (
-        ("K", state.k_pages, k_new, found[0]),
-        ("V", state.v_pages, v_new, found[1]),
-    ):
-        expected = stored.copy()
-        expected[:, page[live], position[live] % page_size] = new[live].swapaxes(0, 1)
-        if not np.array_equal(np.asarray(pool, np.float32), expected, equal_nan=True):
+    pools = {}
+    for name, stored, new, pool in (("K", state.k_pages, k_new, found[0]), ("V", state.v_pages, v_new, found[1])):
+        pools[name] = stored.copy()
+        pools[name][:, page[live], position[live] % page_size] = new[live].swapaxes(0, 1)
+        if not np.array_equal(np.asarray(pool, np.float32), pools[name], equal_nan=True):
             return np.inf, f"{name}: not the stored values and the new row"
-        if name == "K":
-            closed = page[live & (state.lengths % page_size == 0)]
-            summaries[:, closed] = summary_of(expected[:, closed], state.summary)
+    closed = page[live & (state.lengths % page_size == 0)]
+    summaries = state.summaries.copy()
+    summaries[:, closed] = summary_of(pools["K"][:, closed], state.summary)
     actual = np.asarray(found[2], np.float64)
     written = np.zeros(state.k_pages.shape[1], bool)
     written[closed] = True

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernel_bench.byte_model import Workload, floor_bytes
-from kernel_bench.measure import CHECKED, Bench, _attended, against_floor
+from kernel_bench.measure import CHECKED, Bench, against_floor, attended
 from kernel_bench.oracle import close
 from kernel_bench.states import DeviceState, contiguous, paged
 from kernel_bench.timing import time_calls
@@ -32,10 +32,8 @@ def peers(platform: str) -> dict[str, tuple[str, Callable[[DeviceState], tuple[S
         "jax.nn.dot_product_attention xla": ("dense", functools.partial(_dot_product_attention, implementation="xla")),
     }
     if platform == "gpu":
-        found["jax.nn.dot_product_attention cudnn"] = (
-            "dense",
-            functools.partial(_dot_product_attention, implementation="cudnn"),
-        )
+        make = functools.partial(_dot_product_attention, implementation="cudnn")
+        found["jax.nn.dot_product_attention cudnn"] = "dense", make
         for splits, block in ((16, 128), (16, 64), (1, 128), (1, 64)):
             make = functools.partial(_gpu_decode_attention, k_splits=splits, block_k=block)
             found[f"pallas.ops.gpu.decode_attention splits={splits} block={block}"] = "dense", make
@@ -54,20 +52,20 @@ def measure_peer(bench: Bench, name: str, load: Workload, platform: str) -> dict
     op, make = peers(platform)[name]
     state = bench.state(op, load)
     step, arguments, tables = make(state)
-    row = {"op": op, "peer": name, "load": str(load)}
+    row: dict[str, Any] = {"status": "ok", "sets": len(tables)}
     if op == "dense":
         run = jax.jit(lambda q, table, *arguments: step(q, table, *arguments)[:CHECKED])
         error, why = check_dense(bench, state, run(state.q, tables[0], *arguments))
         row["error"] = error
         if why:
-            return row | {"status": "wrong", "why": why}
-    timing, _ = time_calls(step, state.q, arguments, tables, seconds=bench.seconds)
-    return row | {"status": "ok", "sets": len(tables)} | against_floor(floor_bytes(op, load), timing, bench.bandwidth)
+            return {"status": "wrong", "error": error, "why": why}
+    timing, _ = time_calls(step, state.q, arguments, tables, seconds=bench.seconds, most_calls=min(bench.most_calls, 4))
+    return row | against_floor(floor_bytes(op, load), timing, bench.bandwidth)
 
 
 def check_dense(bench: Bench, state: DeviceState, out: Any) -> tuple[float, str]:
     """Compares a peer's `out` of the first sequences with the float32 reference."""
-    expected = bench.once(("dense", state.load), lambda: _attended(state, state.tables[0], state.lengths))
+    expected = bench.once(("dense", state.load), lambda: attended(state, state.tables[0], state.lengths))
     return close(np.asarray(out, np.float64), expected[0], state.load.dtype)
 
 
@@ -117,7 +115,7 @@ def _by_position(state: DeviceState) -> list[tuple[jax.Array, jax.Array]]:
     return [(moved(state.keys, table), moved(state.values, table)) for table in state.tables]
 
 
-def _dot_product_attention(state: DeviceState, *, implementation: str) -> tuple:
+def _dot_product_attention(state: DeviceState, *, implementation: Literal["xla", "cudnn"]) -> tuple:
     def step(q, pools):
         return jax.nn.dot_product_attention(q[:, None], *pools, implementation=implementation)[:, 0]
 

@@ -24,10 +24,11 @@ MOST_STARTS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row to be: a name that no other case of the section has, and what gives the row."""
+    """One row to be: a name that no other case of the section has, what gives the row, and what every outcome tells."""
 
     name: str
     run: Callable[[], dict]
+    about: dict = dataclasses.field(default_factory=dict)
 
 
 class SectionFile:
@@ -42,12 +43,13 @@ class SectionFile:
     def done(self) -> set[str]:
         return {row["case"] for row in self.content["rows"]}
 
-    def begin(self, case: str) -> None:
-        self.content["running"] = case
+    def begin(self, case: Case) -> None:
+        self.content["running"] = {"case": case.name, **case.about}
         self.write()
 
-    def add(self, case: str, row: dict) -> None:
-        self.content["rows"].append({"case": case, **row})
+    def end(self, row: dict) -> None:
+        """The row of the case that runs."""
+        self.content["rows"].append(self.content["running"] | row)
         self.content["running"] = None
         self.write()
 
@@ -76,6 +78,10 @@ def run_case(case: Case) -> dict:
         row = case.run()
     except NotImplementedError as refusal:
         row = {"status": "refused", "why": _line(refusal)}
+    except ImportError as error:
+        row = {"status": "absent", "why": _line(error)}
+    except MemoryError as error:  # numpy's or a state's of this suite; the device's own is a failure
+        row = {"status": "too large", "why": _line(error)}
     except Exception as error:  # any failure of one kernel or peer is a result; the others still run
         row = {"status": "failed", "why": f"{type(error).__name__}: {_line(error)}"}
     return {**row, "seconds": round(time.perf_counter() - began, 2)}
@@ -93,9 +99,9 @@ def run_section(file: SectionFile, cases: Sequence[Case], until: float, healthy:
             continue
         if time.time() > until:
             break
-        file.begin(case.name)
+        file.begin(case)
         row = run_case(case)
-        file.add(case.name, row)
+        file.end(row)
         print(f"{case.name}: {told(row)}", flush=True)
         if row["status"] == "failed" and not healthy():
             sys.exit(POISONED)
@@ -160,14 +166,14 @@ def _note_running(folder: pathlib.Path, prefix: str, ended: str, why: str) -> st
     """Gives the case that ran when the worker ended its row, or its place among those left; its name."""
     for path in folder.glob(f"{prefix}*.json"):
         file = SectionFile(path, {})
-        case = file.content["running"]
-        if case is None:
+        running = file.content["running"]
+        if running is None:
             continue
         if ended == "out of time":
             file.content["running"] = None
-            file.content["left"].append(case)
+            file.content["left"].append(running["case"])
             file.write()
         else:
-            file.add(case, {"status": "crashed" if ended == "done" else "hung", "why": why})
-        return case
+            file.end({"status": "crashed" if ended == "done" else "hung", "why": why})
+        return running["case"]
     return None

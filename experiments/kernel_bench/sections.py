@@ -33,6 +33,7 @@ class Plan:
     bandwidth_bytes: int
     seconds: float  # of a timing's repeat
     rotate_bytes: int
+    most_calls: int  # of one timed program
     interpreted: Sequence[Choice] = ()  # checked beside the platform's own backends
 
 
@@ -47,19 +48,21 @@ FULL = Plan(
     bandwidth_bytes=2 << 30,
     seconds=0.08,
     rotate_bytes=256 << 20,
+    most_calls=16,
 )
 # The same code at sizes that a CPU goes through in seconds: a rehearsal, whose times mean nothing.
 TINY = Plan(
     headline=Workload(batch=2, context=256, page_size=16, budget=64, kv_heads=2, group=2, head_dim=16, dtype="float32"),
-    batches=(1, 2),
+    batches=(1,),
     contexts=(256,),
-    page_sizes=(8, 16),
+    page_sizes=(16,),
     budgets=(64,),
     groups=(1,),
     shapes=correctness.TINY_SHAPES,
     bandwidth_bytes=1 << 20,
     seconds=0.002,
     rotate_bytes=1 << 16,
+    most_calls=2,
     interpreted=(Choice("triton", (("interpret", True),)),),
 )
 
@@ -85,9 +88,9 @@ def correctness_cases(plan: Plan, platform: str) -> list[Case]:
             names = backends(correctness.kernel_of(op), platform)
             choices = [Choice(name) for name in names if name != "xla" or shape == plan.shapes[0]]
             for choice in (*choices, *(plan.interpreted if shape == plan.shapes[0] else ())):
-                found.append(
-                    Case(f"{op} {choice} {shape}", functools.partial(correctness.check, op, shape, choice))
-                )
+                run = functools.partial(correctness.check, op, shape, choice)
+                about = {"op": op, "choice": str(choice), **dataclasses.asdict(shape)}
+                found.append(Case(f"{op} {choice} {shape}", run, about))
     return found
 
 
@@ -168,32 +171,40 @@ def ablations(plan: Plan, platform: str) -> list[Timing]:
 
 
 def _cases(bench: Bench, rows: Sequence[Timing]) -> list[Case]:
-    return [
-        Case(f"{op} {' + '.join(map(str, choices))} {load}", functools.partial(measure, bench, op, load, choices))
-        for op, load, choices in rows
-    ]
+    found = []
+    for op, load, choices in rows:
+        about = _about(op, load, choices)
+        run = functools.partial(measure, bench, op, load, choices)
+        found.append(Case(f"{op} {about['choice']} {load}", run, about))
+    return found
+
+
+def _about(op: str, load: Workload, choices: Sequence[Choice]) -> dict:
+    return {"op": op, "choice": " + ".join(map(str, choices)), **dataclasses.asdict(load)}
 
 
 def two_program_cases(plan: Plan, bench: Bench, platform: str) -> list[Case]:
     """Selection and attention as two programs, against one program of both in the timings."""
-    loads = [dataclasses.replace(plan.headline, batch=batch) for batch in (plan.headline.batch, 1)]
-    return [
-        Case(f"two programs {' + '.join(map(str, pair))} {load}", functools.partial(measure_two_programs, bench, load, pair))
-        for load in loads
-        for pair in pairs(platform)
-    ]
+    found = []
+    for load in (plan.headline, dataclasses.replace(plan.headline, batch=1)):
+        for pair in pairs(platform):
+            about = _about("block_topk", load, pair) | {"programs": 2}
+            run = functools.partial(measure_two_programs, bench, load, pair)
+            found.append(Case(f"two programs {about['choice']} {load}", run, about))
+    return found
 
 
 def peer_cases(plan: Plan, bench: Bench, platform: str) -> list[Case]:
     """Every peer at the headline, then with a single sequence."""
     found = []
     for load in (plan.headline, dataclasses.replace(plan.headline, batch=1)):
-        for name in peers(platform):
-            found.append(Case(f"{name}: {load}", functools.partial(measure_peer, bench, name, load, platform)))
+        runs = {name: functools.partial(measure_peer, bench, name, load, platform) for name in peers(platform)}
         if platform != "tpu":
             from kernel_bench import torch_peers
 
             for name in torch_peers.NAMES:
-                run = functools.partial(torch_peers.measure_torch_peer, bench, name, load)
-                found.append(Case(f"{name}: {load}", run))
+                runs[name] = functools.partial(torch_peers.measure_torch_peer, bench, name, load)
+        for name, run in runs.items():
+            about = {"op": "block_topk" if "top_k" in name else "dense", "peer": name, **dataclasses.asdict(load)}
+            found.append(Case(f"{name}: {load}", run, about))
     return found

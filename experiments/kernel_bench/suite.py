@@ -19,7 +19,7 @@ from kernel_bench.sections import FULL, SHARES, TINY
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 STALL_SECONDS = 150  # of one case: compiling, checking and timing the slowest of them
-STATE_SHARE = 0.5  # of the memory that a state may take: peers lay K and V out once more
+STATE_SHARE = 0.62  # of the memory that a state may take: peers lay K and V out once more
 # Asked in a process of its own, as a process that has seen the device holds its memory.
 PROBE = "import jax; d = jax.devices()[0]; print('probed:', d.platform, d.device_kind, sep='|')"
 
@@ -94,7 +94,13 @@ def work(name: str, arguments: argparse.Namespace) -> None:
     chip, platform = jax.devices()[0], jax.default_backend()
     memory = device.memory_bytes(chip) or 16 << 30
     header = {"device": chip.device_kind, "jax": jax.__version__, "tiny": arguments.tiny, "method": timing.METHOD}
-    bench = Bench(int(STATE_SHARE * memory), bandwidth=1.0, seconds=plan.seconds, rotate_bytes=plan.rotate_bytes)
+    bench = Bench(
+        memory=int(STATE_SHARE * memory),
+        bandwidth=1.0,  # until it is measured
+        seconds=plan.seconds,
+        rotate_bytes=plan.rotate_bytes,
+        most_calls=plan.most_calls,
+    )
     made = sections(plan, bench, platform)
     began, until = time.time(), arguments.worker
     shares = sum(SHARES[section] for section in arguments.only)
@@ -123,7 +129,7 @@ def sum_up(name: str, folder: pathlib.Path, tiny: bool) -> None:
         if (path := path_of(folder, name, section)).exists()
     }
     head = (TINY if tiny else FULL).headline
-    found = summary.aims([*rows.get("timings", []), *rows.get("peers", [])], head)
+    found = summary.aims([*rows.get("timings", []), *rows.get("peers", [])], rows.get("correctness", []), head)
     counts = {section: summary.failures(of) for section, of in rows.items() if section != "device"}
     file = SectionFile(path_of(folder, name, "summary"), {})
     file.content = {"headline": str(head), "tiny": tiny, "aims": found, "outcomes": counts}

@@ -1,10 +1,10 @@
 """Device time by the host's clock: many calls in one program, many programs in the queue.
 
-A program holds up to 16 calls, each fed by the last one's result, so that none can be left out, merged or run beside
-another; programs are enqueued without waiting and the last one is waited for. The launch of a program is thus hidden
-behind the one before it while the program takes longer than its launch, which every row says. Each call of a program
-reads through another page table, and programs take turns over sets of tables, so that what a call reads has left the
-cache since it was last read. Medians over repeats; nothing is subtracted.
+A program holds several calls, 16 of the short ones, each fed by the last one's result, so that none can be left out,
+merged or run beside another; programs are enqueued without waiting and the last one is waited for. The launch of a
+program is thus hidden behind the one before it while the program takes longer than its launch, which every row says.
+Each call of a program reads through another page table, and programs take turns over sets of tables, so that what a
+call reads has left the cache since it was last read. Medians over repeats; nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-METHOD = " ".join(__doc__.split())
+METHOD = " ".join((__doc__ or "").split())
 ROTATE_BYTES = 256 << 20  # read between two reads of the same bytes: several times any cache
 
 
@@ -30,11 +30,13 @@ def time_calls(
     *,
     seconds: float = 0.08,
     repeats: int = 5,
+    most_calls: int = 16,
     donate: bool = False,
 ) -> tuple[dict, Any]:
     """Microseconds of `state = step(state, table, *arguments)`, and the last state.
 
-    `step` is traced; `state` and what it returns have the same shapes and dtypes. `seconds`: what a repeat should take.
+    `step` is traced; `state` and what it returns have the same shapes and dtypes. `seconds`: what a repeat should take;
+    `most_calls`: of one program, for steps that take long to compile.
     """
     tables = list(tables)
     began = time.perf_counter()
@@ -47,7 +49,7 @@ def time_calls(
         state = _wait(one(state, arguments, tables[:1]))
         alone.append(time.perf_counter() - began)
     once = min(alone)
-    calls = 1 if once > 2e-3 else 4 if once > 300e-6 else 16
+    calls = min(1 if once > 2e-3 else 4 if once > 300e-6 else 16, most_calls)
     tables *= -(-calls // len(tables))
     blocks = [tables[start : start + calls] for start in range(0, len(tables) - calls + 1, calls)]
     program = one if calls == 1 else _program(step, calls, donate)

@@ -36,15 +36,14 @@ def measure_torch_peer(bench: Bench, name: str, load: Workload) -> dict:
         call = _sdpa(torch, state, name.removeprefix("torch SDPA "))
     else:
         call = _flashinfer(torch, state, tensor_cores=name.endswith("tensor cores"))
-    row = {"op": "dense", "peer": name, "load": str(load)}
     out = call()[:CHECKED].reshape(-1, load.q_heads, load.head_dim).float().cpu().numpy()
     error, why = check_dense(bench, state, np.asarray(out))
     if why:
-        return row | {"status": "wrong", "error": error, "why": why}
+        return {"status": "wrong", "error": error, "why": why}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     with torch.no_grad():
         timing = time_queue(call, wait, seconds=bench.seconds)
-    row |= {"status": "ok", "error": error, "sets": 1, "version": torch.__version__}
+    row = {"status": "ok", "error": error, "sets": 1, "version": torch.__version__}
     return row | against_floor(floor_bytes("dense", load), timing, bench.bandwidth)
 
 

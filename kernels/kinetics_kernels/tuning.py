@@ -114,8 +114,9 @@ def _read(path: pathlib.Path) -> Table | None:
 def _entry(stored: dict[str, Any]) -> Entry:
     key = Key(**stored["key"])
     for field in dataclasses.fields(Key):
-        value, wanted = getattr(key, field.name), str if field.type == "str" else int
-        if type(value) is not wanted or (wanted is int and value < 1):
+        value = stored["key"][field.name]
+        good = isinstance(value, str) if field.type == "str" else type(value) is int and value > 0
+        if not good:
             raise ValueError(f"{field.name} is {value!r}")
     if not isinstance(stored["options"], dict):
         raise TypeError(f"options are {stored['options']!r}")
