@@ -41,16 +41,16 @@ def loads(op: str, tiny: bool) -> list[Workload]:
         return [TINY, dataclasses.replace(TINY, batch=1)]
     pages, groups, batches = (64, 16, 32), (4, 2, 5, 8), (64, 8, 1, 256)
     if op == DECODE:
-        grid = itertools.product(pages, groups, batches, (32_768, 4096), (1024,), ("mean",))
+        grid = itertools.product(groups, ("mean",), pages, batches, (32_768, 4096), (1024,))
     elif op == SPARSE:
-        grid = itertools.product(pages, groups, batches, (4096,), (1024, 2048), ("mean",))
+        grid = itertools.product(groups, ("mean",), pages, batches, (4096,), (1024, 2048))
     elif op == SELECT:
-        grid = itertools.product(pages, (4,), batches, (32_768, 4096, 131_072), (1024,), ("mean", "min_max"))
+        grid = itertools.product((4,), ("mean", "min_max"), pages, batches, (32_768, 4096, 131_072), (1024,))
     else:
-        grid = itertools.product(pages, (1,), (64, 1), (4096,), (1024,), ("mean",))
+        grid = itertools.product((1,), ("mean",), pages, (64, 1), (4096,), (1024,))
     return [
         Workload(batch, context, page_size, budget, group=group, summary=summary)
-        for page_size, group, batch, context, budget, summary in grid
+        for group, summary, page_size, batch, context, budget in grid
     ]
 
 
@@ -96,7 +96,7 @@ def work(arguments: argparse.Namespace) -> None:
 
     memory = device.memory_bytes(jax.devices()[0]) or 16 << 30
     read = bandwidths(1 << 20 if arguments.tiny else 1 << 30)["read_best"]
-    bench = Bench(memory=int(STATE_SHARE * memory), bandwidth=read)
+    bench = Bench(memory=int(STATE_SHARE * memory), bandwidth=read, seconds=0.03)
     if arguments.tiny:
         bench.seconds, bench.rotate_bytes, bench.most_calls = 0.002, 1 << 16, 1
     platform, began, until = jax.default_backend(), time.time(), arguments.worker
