@@ -38,12 +38,10 @@ class Bench:
         """A state with enough sets for this op; the last one where it serves. Raises MemoryError if none fits."""
         sets = sets_needed(op, load, self.rotate_bytes, self.memory)
         held = self.held
-        if held is not None and dataclasses.replace(held.load, budget=load.budget) == load and len(held.tables) >= sets:
-            held.load = load
-            return held
-        self.drop(keep_pools=held is not None and held.keys.shape[1] == sets * load.batch * load.context)
-        self.held = make_state(load, sets, like=self.held)
-        return self.held
+        if held is None or dataclasses.replace(held.load, budget=load.budget) != load or len(held.tables) < sets:
+            self.drop(keep_pools=held is not None and held.keys.shape[1] == sets * load.batch * load.context)
+            self.held = held = make_state(load, sets, like=self.held)
+        return dataclasses.replace(held, load=load, tables=held.tables[:sets])
 
     def drop(self, *, keep_pools: bool = False) -> None:
         """Frees what is held: before another state is made, or after a failure that may have used it up."""
@@ -163,13 +161,13 @@ def _append(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tu
     append, load = choices[-1].function("append_kv"), state.load
     new = state.q[:, :: load.group]
 
-    def step(pools, table, new, lengths):
+    def step(pools, table, k_new, v_new, lengths):
         keys, values, summaries = pools
         pages = paged(keys, load.page_size), paged(values, load.page_size)
-        *written, summaries = append(*pages, summaries, new, new, table, lengths, summary=load.summary)
+        *written, summaries = append(*pages, summaries, k_new, v_new, table, lengths, summary=load.summary)
         return (*(pool.reshape(keys.shape) for pool in written), summaries)
 
-    return step, (state.keys, state.values, state.summaries), (new, state.lengths - 1), state.tables
+    return step, (state.keys, state.values, state.summaries), (new, -new, state.lengths - 1), state.tables
 
 
 STEPS = {"dense": _dense, "select": _select, "attend": _attend, "block_topk": _block_topk, "append": _append}
@@ -186,7 +184,7 @@ def _chosen(bench: Bench, state: DeviceState) -> list[tuple[jax.Array, jax.Array
         select = jax.jit(lambda *arrays: reference.select_pages(*arrays, **_selection(state.load)))
         return [select(state.q, state.summaries, table, state.lengths) for table in state.tables]
 
-    return bench.once(("chosen", state.load), find)
+    return bench.once(("chosen", state.load, len(state.tables)), find)
 
 
 def _check_dense(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple[float, str]:
@@ -219,15 +217,15 @@ def _check_block_topk(bench: Bench, state: DeviceState, choices: tuple[Choice, .
 
 
 def _check_append(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple[float, str]:
-    load, (step, _, (new, lengths), tables) = state.load, _append(bench, state, choices)
+    load, (step, pools, new, tables) = state.load, _append(bench, state, choices)
 
-    def written(pools, table, new, lengths):
-        keys, values, _ = step(pools, table, new, lengths)
+    def written(pools, table, k_new, v_new, lengths):
+        keys, values, _ = step(pools, table, k_new, v_new, lengths)
         page = jnp.take_along_axis(table, ((lengths - 1) // load.page_size)[:, None], axis=1)[:, 0]
         rows = page * load.page_size + (lengths - 1) % load.page_size
-        return jnp.all(keys[:, rows] == new.swapaxes(0, 1)) & jnp.all(values[:, rows] == new.swapaxes(0, 1))
+        return jnp.all(keys[:, rows] == k_new.swapaxes(0, 1)) & jnp.all(values[:, rows] == v_new.swapaxes(0, 1))
 
-    good = bool(jax.jit(written)((state.keys, state.values, state.summaries), tables[0], new, lengths))
+    good = bool(jax.jit(written)(pools, tables[0], *new))
     return 0.0, "" if good else "the new rows are not in the pools"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -71,21 +72,19 @@ def paged(pool: jax.Array, page_size: int) -> jax.Array:
     return pool.reshape(pool.shape[0], -1, page_size, pool.shape[-1])
 
 
+@functools.partial(jax.jit, static_argnames=("page_size", "summary"))
 def _summaries(keys: jax.Array, page_size: int, summary: str) -> jax.Array:
     """Summaries of all pages, one KV head at a time: their float32 temporaries stay small."""
 
     def of_head(pool: jax.Array) -> jax.Array:
         return page_summary(pool.reshape(-1, page_size, pool.shape[-1]), summary)
 
-    return jax.jit(lambda keys: jax.lax.map(of_head, keys))(keys)
+    return jax.lax.map(of_head, keys)
 
 
-def contiguous(pool: jax.Array, table: jax.Array, page_size: int, *, heads_first: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("page_size", "heads_first"))
+def contiguous(pool: jax.Array, table: jax.Array, *, page_size: int, heads_first: bool) -> jax.Array:
     """One set's tokens without pages: `[batch, kv_heads, context, head_dim]`, or `[batch, context, kv_heads, ...]`."""
-
-    def gather(pool: jax.Array, table: jax.Array) -> jax.Array:
-        kv_heads, head_dim = pool.shape[0], pool.shape[-1]
-        found = paged(pool, page_size)[:, table].reshape(kv_heads, table.shape[0], -1, head_dim)
-        return found.transpose(1, 0, 2, 3) if heads_first else found.transpose(1, 2, 0, 3)
-
-    return jax.jit(gather)(pool, table)
+    kv_heads, head_dim = pool.shape[0], pool.shape[-1]
+    found = paged(pool, page_size)[:, table].reshape(kv_heads, table.shape[0], -1, head_dim)
+    return found.transpose(1, 0, 2, 3) if heads_first else found.transpose(1, 2, 0, 3)

@@ -9,6 +9,7 @@ call reads has left the cache since it was last read. Medians over repeats; noth
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -119,18 +120,19 @@ def time_queue(call: Callable[[], Any], wait: Callable[[], Any], *, seconds: flo
 
 def bandwidths(num_bytes: int, *, seconds: float = 0.2) -> dict:
     """Bytes per second that this device reads (the best of three reductions) and copies (bytes read plus written)."""
-    numbers = [random_array(jax.random.key(index), (num_bytes // 4,), jnp.float32) for index in range(2)]
-    halves = [jax.jit(lambda x: jax.lax.bitcast_convert_type(x, jnp.bfloat16).reshape(-1, 1024))(x) for x in numbers]
     reductions = {
-        "sum float32": (jax.jit(jnp.sum), numbers),
-        "max of rows of 1024 bfloat16": (jax.jit(lambda x: jnp.max(x, axis=1)), halves),
-        "sum of rows of 1024 float32": (jax.jit(lambda x: jnp.sum(x.reshape(-1, 1024), axis=1)), numbers),
+        "sum of float32": (jnp.float32, jnp.sum),
+        "sums of rows of float32": (jnp.float32, functools.partial(jnp.sum, axis=1)),
+        "maxima of rows of bfloat16": (jnp.bfloat16, functools.partial(jnp.max, axis=1)),
     }
-    read = {}
-    for name, (reduce, arrays) in reductions.items():
-        read[name] = num_bytes / (1e-6 * _over(reduce, arrays, seconds)["us"])
-    del halves
-    copied = _over(jax.jit(lambda x: x + 1), numbers, seconds)
+    read, arrays = {}, []
+    for name, (dtype, reduce) in reductions.items():
+        if not arrays or arrays[0].dtype != dtype:
+            shape = (num_bytes // (1024 * jnp.dtype(dtype).itemsize), 1024)
+            arrays.clear()  # before others are made
+            arrays += [random_array(jax.random.key(index), shape, dtype) for index in range(2)]
+        read[name] = num_bytes / (1e-6 * _over(jax.jit(reduce), arrays, seconds)["us"])
+    copied = _over(jax.jit(lambda x: x + 1), arrays, seconds)
     return {"read": read, "read_best": max(read.values()), "copy": 2 * num_bytes / (1e-6 * copied["us"])}
 
 

@@ -50,7 +50,9 @@ def measure_torch_peer(bench: Bench, name: str, load: Workload) -> dict:
 def _sdpa(torch: Any, state: DeviceState, backend: str) -> Callable[[], Any]:
     load = state.load
     pools = [
-        torch.from_dlpack(contiguous(pool, state.tables[0], load.page_size, heads_first=True).block_until_ready())
+        torch.from_dlpack(
+            contiguous(pool, state.tables[0], page_size=load.page_size, heads_first=True).block_until_ready()
+        )
         for pool in (state.keys, state.values)
     ]
     q = torch.from_dlpack(state.q.block_until_ready())[:, :, None]
@@ -71,7 +73,7 @@ def _flashinfer(torch: Any, state: DeviceState, *, tensor_cores: bool) -> Callab
     # Its pages are [pages, kv_heads, page_size, head_dim]; the batch's tokens are laid out so, in their order.
     pools = []
     for pool in (state.keys, state.values):
-        dense = contiguous(pool, state.tables[0], load.page_size, heads_first=False).block_until_ready()
+        dense = contiguous(pool, state.tables[0], page_size=load.page_size, heads_first=False).block_until_ready()
         shape = (-1, load.page_size, load.kv_heads, load.head_dim)
         pools.append(torch.from_dlpack(dense).reshape(shape))
     q = torch.from_dlpack(state.q.block_until_ready())
