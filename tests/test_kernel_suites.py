@@ -62,15 +62,6 @@ def test_a_rehearsal_writes_every_section_it_was_asked_for(tmp_path):
     assert "not measured" in found.stdout
 
 
-def test_time_that_runs_out_leaves_what_was_measured(tmp_path):
-    found = run_script("tpu_suite.py", "--tiny", "--out", str(tmp_path), "--only", "ablations", "--seconds", "12")
-    assert found.returncode == 0, found.stdout + found.stderr
-    path = tmp_path / "tpu_suite_ablations.json"
-    left = json.loads(path.read_text())["left"] if path.exists() else None
-    assert left != []
-    assert (tmp_path / "tpu_suite_summary.json").exists()
-
-
 @pytest.fixture(scope="module")
 def bench() -> measure.Bench:
     """One for all tests: its state and what the reference gives for it are made once."""
@@ -204,34 +195,57 @@ def test_every_call_of_a_timed_program_runs_in_turn():
     assert total == 4 * 1 + (calls - 4) / 2 * 101
 
 
-def crash() -> dict:
-    os._exit(9)
+WORKER = """
+import os, pathlib, sys, time
+sys.path.insert(0, {experiments!r})
+from kernel_bench.runner import Case, SectionFile, run_section
+
+cases = [
+    Case("one", lambda: {{"status": "ok"}}, {{"choice": "a"}}),
+    Case("two", lambda: {two}, {{"choice": "b"}}),
+    Case("three", lambda: 1 / 0),
+    Case("four", lambda: {{"status": "ok", "error": float("inf")}}),
+]
+run_section(SectionFile(pathlib.Path({folder!r}) / "suite_part.json", {{}}), cases, time.time() + 60, lambda: True)
+"""
 
 
-def worker(folder: pathlib.Path, kind: str) -> None:
-    """What the supervised worker of the tests below runs, by command line."""
-    cases = [
-        runner.Case("one", lambda: {"status": "ok"}, {"choice": "a"}),
-        runner.Case("two", {"crash": crash, "hang": lambda: time.sleep(60)}[kind], {"choice": "b"}),
-        runner.Case("three", lambda: 1 / 0),
-        runner.Case("four", lambda: {"status": "ok", "error": float("inf")}),
-    ]
-    file = runner.SectionFile(folder / "suite_part.json", {"section": "part"})
-    runner.run_section(file, cases, time.time() + 60, lambda: True)
+def supervised(folder: pathlib.Path, two: str, **limits: float) -> tuple[int, dict]:
+    """Exit code and file of a worker of four cases, the second of which does `two`."""
+    code = WORKER.format(experiments=str(ROOT / "experiments"), folder=str(folder), two=two)
+    found = runner.supervise([sys.executable, "-c", code], folder, "suite", **limits)
+    return found, json.loads((folder / "suite_part.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "status"), [("crash", "crashed"), ("hang", "hung")])
-def test_a_case_that_takes_its_process_along_costs_one_row(kind, status, tmp_path):
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]\n"
-    code += "from tests.test_kernel_suites import worker, pathlib\n"
-    code += f"worker(pathlib.Path({str(tmp_path)!r}), {kind!r})"
-    stall = 60 if kind == "crash" else 8
-    assert runner.supervise([sys.executable, "-c", code], tmp_path, "suite", seconds=90, stall=stall) == 0
-    rows = {row["case"]: row for row in json.loads((tmp_path / "suite_part.json").read_text())["rows"]}
+@pytest.mark.parametrize(("two", "status"), [("os._exit(9)", "crashed"), ("time.sleep(60)", "hung")])
+def test_a_case_that_takes_its_process_along_costs_one_row(two, status, tmp_path):
+    code, stored = supervised(tmp_path, two, seconds=90, stall=4)
+    rows = {row["case"]: row for row in stored["rows"]}
+    assert code == 0
     assert [row["status"] for row in rows.values()] == ["ok", status, "failed", "ok"]
     assert rows["two"]["choice"] == "b"
+    assert ("exit code 9" if status == "crashed" else "nothing written for 4 s") in rows["two"]["why"]
     assert "ZeroDivisionError" in rows["three"]["why"]
     assert rows["four"]["error"] == "inf"
+
+
+def test_time_that_runs_out_leaves_what_was_measured(tmp_path):
+    code, stored = supervised(tmp_path, "time.sleep(60)", seconds=4, stall=60)
+    assert code == 0
+    assert [row["case"] for row in stored["rows"]] == ["one"]
+    assert stored["left"] == ["two"]
+    assert stored["running"] is None
+    file = runner.SectionFile(tmp_path / "late.json", {})
+    late = [runner.Case("one", lambda: {"status": "ok"})]
+    assert not runner.run_section(file, late, time.time() - 1, lambda: True)
+    assert json.loads(file.path.read_text())["left"] == ["one"]
+    assert runner.run_section(file, late, time.time() + 60, lambda: True)
+
+
+def test_a_worker_that_fails_before_any_case_is_told(tmp_path, capsys):
+    command = [sys.executable, "-c", "raise SystemExit('no device, no suite')"]
+    assert runner.supervise(command, tmp_path, "suite", seconds=30, stall=30) == 1
+    assert "no device, no suite" in capsys.readouterr().err
 
 
 def test_a_device_that_is_gone_ends_the_worker(tmp_path):
@@ -326,6 +340,8 @@ def test_aims_are_judged_by_the_best_right_rows():
         (11.0, False),
         ("not measured", None),
     ]
+    blind = [row | {"fraction": "nan", "floor_us": "nan"} for row in rows]
+    assert [aim["met"] for aim in summary.aims(blind, [], Workload())] == [None, False, False, None, None]
     assert found["block top-k: times own dense"]["by"] == "triton + triton / triton (WRONG in 1 cases)"
 
 

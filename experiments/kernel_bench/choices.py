@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +56,6 @@ def options_of(op: str, backend: str) -> list[str]:
 
 
 def candidates(op: str, backend: str) -> list[Choice]:
-    """The backend with its own defaults, then every combination of the values worth trying."""
+    """The backend with its own defaults, then one option at a time at every value worth trying."""
     names = [name for name in options_of(op, backend) if name in VALUES]
-    combinations = itertools.product(*(VALUES[name] for name in names))
-    tried = [Choice(backend, tuple(zip(names, values, strict=True))) for values in combinations]
-    return [Choice(backend), *tried] if names else [Choice(backend)]
+    return [Choice(backend), *(Choice(backend, ((name, value),)) for name in names for value in VALUES[name])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -32,13 +33,13 @@ def aims(rows: Iterable[dict], checked: Iterable[dict], head: Workload) -> list[
         default=None,
     )
     found = [
-        _aim("dense paged decode: fraction of read bandwidth", ">=", 0.85, lambda one: one["fraction"], dense),
+        _aim("dense paged decode: fraction of read bandwidth", ">=", 0.85, lambda one: float(one["fraction"]), dense),
         _aim("block top-k: times own dense", ">=", 12, lambda one, other: other["us"] / one["us"], sparse, dense),
         _aim(
             "block top-k: times the best dense peer", ">=", 10, lambda one, other: other["us"] / one["us"], sparse, peer
         ),
-        _aim("selection: us beyond its bytes", "<=", SLACK_US, lambda one: one["us"] - one["floor_us"], select),
-        _aim("dense at page 16: fraction of read bandwidth", ">=", 0.7, lambda one: one["fraction"], fine),
+        _aim("selection: us beyond its bytes", "<=", SLACK_US, lambda one: one["us"] - float(one["floor_us"]), select),
+        _aim("dense at page 16: fraction of read bandwidth", ">=", 0.7, lambda one: float(one["fraction"]), fine),
     ]
     for row in found:
         wrong = sum(bad.get(name, 0) for name in {*re.findall(r"[^ +/]+", row["by"])})
@@ -48,9 +49,9 @@ def aims(rows: Iterable[dict], checked: Iterable[dict], head: Workload) -> list[
 
 def _aim(name: str, sign: str, wanted: float, value: Callable[..., float], *needed: dict | None) -> dict:
     rows = [row for row in needed if row is not None]
-    if len(rows) < len(needed):
+    found = value(*rows) if len(rows) == len(needed) else math.nan  # NaN too where the bandwidth is not known
+    if math.isnan(found):
         return {"aim": name, "wanted": f"{sign} {wanted}", "measured": "not measured", "by": "", "met": None}
-    found = value(*rows)
     by = " / ".join(row.get("choice") or row["peer"] for row in rows)
     met = found >= wanted if sign == ">=" else found <= wanted
     return {"aim": name, "wanted": f"{sign} {wanted}", "measured": round(found, 3), "by": by, "met": met}
