@@ -87,9 +87,11 @@ def time_calls(
 
 
 def _program(step: Callable[..., Any], calls: int, donate: bool) -> Callable[..., Any]:
+    one = jax.jit(step)  # traced and lowered once, whatever the calls
+
     def run(state, arguments, tables):
         for index in range(calls):
-            state = step(state, tables[index], *arguments)
+            state = one(state, tables[index], *arguments)
         return state
 
     return jax.jit(run, donate_argnums=(0,) if donate else ())
