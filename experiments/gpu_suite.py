@@ -1,0 +1,13 @@
+"""Measures the kernels on an NVIDIA GPU: limits of the device, correctness, times, peers, ablations, aims.
+
+    python experiments/gpu_suite.py [--out FOLDER] [--seconds LIMIT] [--only SECTION ...]
+
+Writes gpu_suite_<section>.json, row by row, so that a run that is cut off loses one row at most; a kernel that crashes
+or hangs costs its row. Without a GPU it prints the byte model and ends; `--tiny` rehearses every section at tiny shapes
+on whatever there is. Needs jax, numpy and kinetics_kernels (`PYTHONPATH=kernels` where that is not installed).
+"""
+
+from kernel_bench.suite import main
+
+if __name__ == "__main__":
+    main("gpu_suite", "gpu", ("h100", "h200"), __doc__ or "")

@@ -1,0 +1,1 @@
+"""What the kernel measurements share: byte floors, states, checks, timing, peers. On jax, numpy, kinetics_kernels."""

@@ -1,0 +1,61 @@
+"""What can be measured on this device: backends of an op, and the options each kernel takes beyond the reference's."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from kinetics_kernels import reference
+from kinetics_kernels.backends import OF_PLATFORM, implementation, kernel_backends
+
+# Values worth trying of the options that kernels have, by name.
+VALUES = {
+    "splits": (1, 2, 4, 8, 16, 32),
+    "block_tokens": (128, 256, 512, 1024, 2048),
+    "block_pages": (128, 256, 512, 1024),
+    "tokens": (64, 128, 256),
+    "stages": (2, 3, 4),
+    "num_stages": (2, 3, 4),
+    "num_warps": (4, 8),
+}
+NOT_TUNED = {"interpret"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A backend and the options it is called with."""
+
+    backend: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        told = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.backend}({told})" if told else self.backend
+
+    def function(self, op: str) -> Callable[..., Any]:
+        """The op of kinetics_kernels with these options. Raises NotImplementedError where the backend lacks it."""
+        found = implementation(op, self.backend)
+        options = dict(self.options)
+        return lambda *arguments, **keywords: found(*arguments, **keywords, **options)
+
+
+def backends(op: str, platform: str | None = None) -> list[str]:
+    """The backends made for a platform, by default the one this runs on, that have an op; the reference last."""
+    made = OF_PLATFORM.get(platform or jax.default_backend(), ())
+    return [*(name for name in kernel_backends(op) if name in made), "xla"]
+
+
+def options_of(op: str, backend: str) -> list[str]:
+    """Names of the options that a kernel takes beyond the reference's arguments."""
+    specified = inspect.signature(getattr(reference, op)).parameters
+    own = inspect.signature(implementation(op, backend)).parameters
+    return [name for name in own if name not in specified and name not in NOT_TUNED]
+
+
+def candidates(op: str, backend: str) -> list[Choice]:
+    """The backend with its own defaults, then one option at a time at every value worth trying."""
+    names = [name for name in options_of(op, backend) if name in VALUES]
+    return [Choice(backend), *(Choice(backend, ((name, value),)) for name in names for value in VALUES[name])]

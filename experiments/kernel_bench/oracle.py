@@ -1,0 +1,200 @@
+"""The ops in float64 NumPy over whole rows, random states full of NaN, comparisons that give an error or a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+# Of outputs and log-sum-exps, relative and absolute: a rounding of the result and one of the weights.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-7, "float16": 2**-10}
+
+
+@dataclasses.dataclass
+class Paged:
+    """A paged state, float32 arrays of values that its dtype holds; NaN in free pages and beyond every length."""
+
+    q: np.ndarray  # [batch, q_heads, head_dim]
+    k_pages: np.ndarray  # [kv_heads, num_pages, page_size, head_dim]
+    v_pages: np.ndarray
+    summaries: np.ndarray  # [kv_heads, num_pages, (2,) head_dim]
+    page_table: np.ndarray  # [batch, max_pages]
+    lengths: np.ndarray  # [batch]
+    summary: str
+
+    def arrays(self, dtype: str) -> tuple:
+        """`(q, k_pages, v_pages, summaries, page_table, lengths)` on the device, the floating ones in `dtype`."""
+        floating = (self.q, self.k_pages, self.v_pages, self.summaries)
+        cast = [jnp.asarray(array.astype(jnp.dtype(dtype))) for array in floating]
+        return (*cast, jnp.asarray(self.page_table), jnp.asarray(self.lengths))
+
+
+def random_state(
+    rng: np.random.Generator,
+    lengths: list[int],
+    *,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    page_size: int,
+    max_pages: int,
+    dtype: str = "float32",
+    summary: str = "mean",
+) -> Paged:
+    """Sequences of the given lengths, their pages scattered over a pool that has a few free ones."""
+    counts = [-(-length // page_size) for length in lengths]
+    num_pages = sum(counts) + 4 + sum(counts) % 2  # an even number: what TPU kernels read in pairs
+    order = rng.permutation(num_pages)
+    pool = (kv_heads, num_pages, page_size, head_dim)
+
+    def held(array: np.ndarray) -> np.ndarray:
+        return array.astype(jnp.dtype(dtype)).astype(np.float32)
+
+    keys, values = held(rng.standard_normal(pool, np.float32)), held(rng.standard_normal(pool, np.float32))
+    table = np.full((len(lengths), max_pages), -1, np.int32)
+    written = np.zeros(pool[1:3], bool)
+    taken = 0
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        table[row, :count] = order[taken : taken + count]
+        written[table[row, :count]] = np.arange(count * page_size).reshape(count, page_size) < length
+        taken += count
+    summaries = held(summary_of(keys, summary))
+    summaries[:, ~written.all(axis=1)] = np.nan
+    keys[:, ~written], values[:, ~written] = np.nan, np.nan
+    q = held(rng.standard_normal((len(lengths), kv_heads * group, head_dim), np.float32))
+    return Paged(q, keys, values, summaries, table, np.array(lengths, np.int32), summary)
+
+
+def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
+    """Float64 summary of whole pages: `[..., page_size, head_dim]` → `[..., (2,) head_dim]`."""
+    keys = pages.astype(np.float64)
+    if summary == "mean":
+        return keys.mean(axis=-2)
+    if summary == "min_max":
+        return np.stack([keys.min(axis=-2), keys.max(axis=-2)], axis=-2)
+    return np.stack([keys.mean(axis=-2), keys.std(axis=-2)], axis=-2)
+
+
+def page_scores(state: Paged) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 scores `[batch, kv_heads, max_pages]` by logical page, and the sum of the terms' sizes in each."""
+    batch, q_heads, head_dim = state.q.shape
+    kv_heads = state.k_pages.shape[0]
+    query = state.q.astype(np.float64).reshape(batch, kv_heads, q_heads // kv_heads, head_dim).mean(axis=2)
+    stored = state.summaries.astype(np.float64)[:, state.page_table].swapaxes(0, 1)  # [batch, kv_heads, pages, ...]
+    query = query[:, :, None]
+    if state.summary == "mean":
+        terms = query * stored
+    elif state.summary == "min_max":
+        terms = np.maximum(query * stored[..., 0, :], query * stored[..., 1, :])
+    else:
+        query = query * head_dim**-0.5
+        terms = query * stored[..., 0, :] + (query * stored[..., 1, :]) ** 2 / 2
+    return terms.sum(axis=-1), np.abs(terms).sum(axis=-1)
+
+
+def decode(state: Paged, table: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 `(out, lse)` over the first `lengths [batch, kv_heads]` tokens of `table [batch, kv_heads, pages]`."""
+    batch, q_heads, head_dim = state.q.shape
+    kv_heads = state.k_pages.shape[0]
+    group = q_heads // kv_heads
+    out, lse = np.zeros(state.q.shape), np.full((batch, q_heads), -np.inf)
+    for row in range(batch):
+        for head in range(kv_heads):
+            ids, length = table[row, head], lengths[row, head]
+            keys = state.k_pages[head, ids].reshape(-1, head_dim)
+            inside = (np.arange(len(keys)) < length) & np.repeat(ids >= 0, state.k_pages.shape[2])
+            if not inside.any():
+                continue
+            members = slice(head * group, (head + 1) * group)
+            scores = state.q[row, members].astype(np.float64) @ keys[inside].astype(np.float64).T * head_dim**-0.5
+            top = scores.max(axis=1, keepdims=True)
+            weights = np.exp(scores - top)
+            total = weights.sum(axis=1, keepdims=True)
+            values = state.v_pages[head, ids].reshape(-1, head_dim)[inside].astype(np.float64)
+            out[row, members], lse[row, members] = weights @ values / total, (top + np.log(total))[:, 0]
+    return out, lse
+
+
+def close(found, expected, dtype: str) -> tuple[float, str]:
+    """The largest error in units of 1 + |expected|, and why it is too much ("" where it is not). NaN is too much."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(found - expected) / (1 + np.abs(expected))
+    error = np.where(found == expected, 0, error)  # both -inf
+    largest = float(np.max(error, initial=0))
+    bad = int(np.sum(~(error <= TOLERANCE[dtype])))
+    return largest, f"{bad} of {error.size} values off, by up to {largest:.2e}" if bad else ""
+
+
+def check_decode(state: Paged, dtype: str, found, table: np.ndarray, lengths: np.ndarray) -> tuple[float, str]:
+    """Compares `found = (out, lse)` with float64."""
+    expected = decode(state, table, lengths)
+    errors = [close(a, b, dtype) for a, b in zip(found, expected, strict=True)]
+    why = "; ".join(f"{name}: {why}" for name, (_, why) in zip(("out", "lse"), errors, strict=True) if why)
+    return max(largest for largest, _ in errors), why
+
+
+def check_selection(
+    state: Paged, found, *, pages: int, sink_pages: int = 1, recent_pages: int = 1
+) -> tuple[float, str]:
+    """Compares `found = (selected, covered)` with the exact choice.
+
+    Ids must be those of one choice in logical order, forced pages among them, padded with -1, with their tokens. Two
+    pages may be swapped only where their scores are within a float32 sum's error; the number given is the largest
+    such difference, relative to the sum of the sizes of the terms.
+    """
+    selected, covered = (np.asarray(array) for array in found)
+    scores, sizes = page_scores(state)
+    page_size, worst = state.k_pages.shape[2], 0.0
+    for row, length in enumerate(state.lengths):
+        count = -(-int(length) // page_size)
+        logical = {int(page): place for place, page in enumerate(state.page_table[row, :count])}
+        for head in range(scores.shape[1]):
+            here = f"row {row}, head {head}: "
+            ids = selected[row, head]
+            kept = [logical.get(int(page), -1) for page in ids[: min(count, pages)]]
+            if -1 in kept or kept != sorted(set(kept)) or np.any(ids[len(kept) :] != -1):
+                return np.inf, here + f"ids {ids.tolist()} are not distinct pages of the row in logical order"
+            tokens = int(length) - (count - len(kept)) * page_size
+            if covered[row, head] != tokens:
+                return np.inf, here + f"{covered[row, head]} tokens covered, not {tokens}"
+            forced = {*range(min(sink_pages, count)), *range(max(count - recent_pages, 0), count)}
+            if not forced <= {*kept}:
+                return np.inf, here + f"a forced page is missing in {kept}"
+            chosen, left = sorted({*kept} - forced), sorted({*range(count)} - {*kept} - forced)
+            if chosen and left:
+                low = min(chosen, key=lambda page: scores[row, head, page])
+                high = max(left, key=lambda page: scores[row, head, page])
+                lost = scores[row, head, high] - scores[row, head, low]
+                relative = lost / max(sizes[row, head, high], sizes[row, head, low])
+                worst = max(worst, float(relative))
+                if relative > 2e-6:
+                    return float(
+                        relative
+                    ), here + f"page {high} scores {lost:.2e} more than page {low}, and is left out"
+    return worst, ""
+
+
+def check_append(state: Paged, dtype: str, found, k_new: np.ndarray, v_new: np.ndarray) -> tuple[float, str]:
+    """Compares the three pools: new rows to the bit, summaries of closed pages to rounding, the rest untouched."""
+    page_size, batch = state.k_pages.shape[2], len(state.lengths)
+    position = np.maximum(state.lengths - 1, 0)
+    page = state.page_table[np.arange(batch), position // page_size]
+    live = state.lengths > 0
+    pools = {}
+    for name, stored, new, pool in (("K", state.k_pages, k_new, found[0]), ("V", state.v_pages, v_new, found[1])):
+        pools[name] = stored.copy()
+        pools[name][:, page[live], position[live] % page_size] = new[live].swapaxes(0, 1)
+        if not np.array_equal(np.asarray(pool, np.float32), pools[name], equal_nan=True):
+            return np.inf, f"{name}: not the stored values and the new row"
+    closed = page[live & (state.lengths % page_size == 0)]
+    summaries = state.summaries.copy()
+    summaries[:, closed] = summary_of(pools["K"][:, closed], state.summary)
+    actual = np.asarray(found[2], np.float64)
+    written = np.zeros(state.k_pages.shape[1], bool)
+    written[closed] = True
+    if not np.array_equal(actual[:, ~written], summaries[:, ~written], equal_nan=True):
+        return np.inf, "summaries: a page that did not fill was touched"
+    largest, why = close(actual[:, written], summaries[:, written], dtype)
+    return largest, why and f"summaries: {why}"

@@ -1,0 +1,212 @@
+"""The sections of a suite: which cases, in which order. The most important first, as a run may end before the last."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from kernel_bench import correctness, device
+from kernel_bench.byte_model import Workload
+from kernel_bench.choices import Choice, backends, candidates
+from kernel_bench.measure import Bench, measure, measure_two_programs
+from kernel_bench.peers import measure_peer, peers
+from kernel_bench.runner import Case
+
+# Share of the time that a section may take before the others have had theirs; what is left is given round once more.
+SHARES = {"device": 0.1, "correctness": 0.3, "timings": 0.3, "peers": 0.15, "ablations": 0.15}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a suite measures: around `headline`, over the product of the lists."""
+
+    headline: Workload
+    batches: Sequence[int]
+    contexts: Sequence[int]
+    page_sizes: Sequence[int]
+    budgets: Sequence[int]
+    groups: Sequence[int]
+    shapes: Sequence[correctness.Shape]
+    bandwidth_bytes: int
+    seconds: float  # of a timing's repeat
+    rotate_bytes: int
+    most_calls: int  # of one timed program
+    interpreted: Sequence[Choice] = ()  # checked beside the platform's own backends
+
+
+FULL = Plan(
+    headline=Workload(),
+    batches=(1, 8, 64, 256),
+    contexts=(4096, 32_768, 131_072),
+    page_sizes=(16, 32, 64),
+    budgets=(512, 1024, 2048),
+    groups=(1, 2, 5, 8, 16),
+    shapes=correctness.SHAPES,
+    bandwidth_bytes=2 << 30,
+    seconds=0.08,
+    rotate_bytes=256 << 20,
+    most_calls=16,
+)
+# The same code at sizes that a CPU goes through in seconds: a rehearsal, whose times mean nothing.
+TINY = Plan(
+    headline=Workload(batch=2, context=256, page_size=16, budget=64, kv_heads=2, group=2, head_dim=16, dtype="float32"),
+    batches=(1,),
+    contexts=(256,),
+    page_sizes=(16,),
+    budgets=(64,),
+    groups=(1,),
+    shapes=correctness.TINY_SHAPES,
+    bandwidth_bytes=1 << 20,
+    seconds=0.002,
+    rotate_bytes=1 << 16,
+    most_calls=2,
+    interpreted=(Choice("triton", (("interpret", True),)),),
+)
+
+
+def sections(plan: Plan, bench: Bench, platform: str) -> dict[str, Callable[[], list[Case]]]:
+    """What makes the cases of each section, by name, in order."""
+    return {
+        "device": lambda: device.cases(plan.bandwidth_bytes),
+        "correctness": lambda: correctness_cases(plan, platform),
+        "timings": lambda: _cases(bench, timings(plan, platform)),
+        "peers": lambda: peer_cases(plan, bench, platform),
+        "ablations": lambda: [*two_program_cases(plan, bench, platform), *_cases(bench, ablations(plan, platform))],
+    }
+
+
+def correctness_cases(plan: Plan, platform: str) -> list[Case]:
+    """Every op by every backend at the first shape, then at the next; the reference at the first alone."""
+    found = []
+    for shape in plan.shapes:
+        for op in correctness.OPS:
+            if shape.summary != "mean" and op in ("paged_decode", "sparse_decode") and shape.group == 4:
+                continue  # attention reads no summary: it has had this shape
+            names = backends(correctness.kernel_of(op), platform)
+            choices = [Choice(name) for name in names if name != "xla" or shape == plan.shapes[0]]
+            for choice in (*choices, *(plan.interpreted if shape == plan.shapes[0] else ())):
+                run = functools.partial(correctness.check, op, shape, choice)
+                about = {"op": op, "choice": str(choice), **dataclasses.asdict(shape)}
+                found.append(Case(f"{op} {choice} {shape}", run, about))
+    return found
+
+
+def kernels(op: str, platform: str) -> list[Choice]:
+    """The kernels of an op for a platform, with their own defaults; the reference where there is none."""
+    found = [Choice(name) for name in backends(op, platform) if name != "xla"]
+    return found or [Choice("xla")]
+
+
+def pairs(platform: str) -> list[tuple[Choice, Choice]]:
+    """Selection and attention: every kernel of the one with every kernel of the other."""
+    return list(itertools.product(kernels("select_pages", platform), kernels("paged_decode", platform)))
+
+
+Timing = tuple[str, Workload, tuple[Choice, ...]]
+
+
+def timings(plan: Plan, platform: str) -> list[Timing]:
+    """The headline by every backend, its other page sizes and single sequence, then the product, nearest first."""
+    head = plan.headline
+    found: list[Timing] = []
+    for name in backends("paged_decode", platform):
+        found.append(("dense", head, (Choice(name),)))
+    found += [("block_topk", head, pair) for pair in pairs(platform)]
+    found += [("select", head, (Choice(name),)) for name in backends("select_pages", platform)]
+    found += [("attend", head, (Choice(name),)) for name in backends("paged_decode", platform)]
+    found += [("block_topk", head, (Choice("xla"), Choice("xla")))]
+    found.sort(key=lambda timing: Choice("xla") in timing[2])  # the reference compiles and runs long: after the others
+    for load in (
+        *(dataclasses.replace(head, page_size=size) for size in plan.page_sizes),
+        *(dataclasses.replace(head, batch=batch) for batch in plan.batches),
+    ):
+        found += _by_kernels(load, head, platform)
+    short = dataclasses.replace(head, context=min(plan.contexts))  # an append does not read the context
+    found += [("append", short, (Choice(name),)) for name in backends("append_kv", platform)]
+    grid = [
+        dataclasses.replace(head, batch=batch, context=context, page_size=page_size, budget=budget)
+        for batch, context, page_size, budget in itertools.product(
+            plan.batches, plan.contexts, plan.page_sizes, plan.budgets
+        )
+    ]
+    for load in sorted(grid, key=lambda load: _distance(load, head)):
+        found += _by_kernels(load, head, platform)
+    return list(dict.fromkeys(found))
+
+
+def _by_kernels(load: Workload, head: Workload, platform: str) -> list[Timing]:
+    """All four ops; the dense one at the headline's budget, as it has none."""
+    dense = dataclasses.replace(load, budget=head.budget)
+    return [
+        *(("dense", dense, (choice,)) for choice in kernels("paged_decode", platform)),
+        *(("block_topk", load, pair) for pair in pairs(platform)),
+        *(("select", load, (choice,)) for choice in kernels("select_pages", platform)),
+        *(("attend", load, (choice,)) for choice in kernels("paged_decode", platform)),
+    ]
+
+
+def _distance(load: Workload, head: Workload) -> float:
+    names = ("batch", "context", "page_size", "budget")
+    return sum(abs(math.log2(getattr(load, name) / getattr(head, name))) for name in names)
+
+
+def ablations(plan: Plan, platform: str) -> list[Timing]:
+    """Kinds of summary, options of the kernels at three batches, and query heads per KV head."""
+    head = plan.headline
+    found: list[Timing] = []
+    for summary in ("mean", "min_max", "mean_std"):
+        load = dataclasses.replace(head, summary=summary)
+        found += [("select", load, (choice,)) for choice in kernels("select_pages", platform)]
+        found += [("block_topk", load, pair) for pair in pairs(platform)]
+    for batch in (plan.batches[0], head.batch, *plan.batches[1:2]):
+        load = dataclasses.replace(head, batch=batch)
+        for op, kernel in (("dense", "paged_decode"), ("attend", "paged_decode"), ("select", "select_pages")):
+            for choice in kernels(kernel, platform):
+                found += [(op, load, (tried,)) for tried in candidates(kernel, choice.backend)]
+    for group in plan.groups:
+        load = dataclasses.replace(head, group=group)
+        found += [("dense", load, (choice,)) for choice in kernels("paged_decode", platform)]
+    return list(dict.fromkeys(found))
+
+
+def _cases(bench: Bench, rows: Sequence[Timing]) -> list[Case]:
+    found = []
+    for op, load, choices in rows:
+        about = _about(op, load, choices)
+        run = functools.partial(measure, bench, op, load, choices)
+        found.append(Case(f"{op} {about['choice']} {load}", run, about))
+    return found
+
+
+def _about(op: str, load: Workload, choices: Sequence[Choice]) -> dict:
+    return {"op": op, "choice": " + ".join(map(str, choices)), **dataclasses.asdict(load)}
+
+
+def two_program_cases(plan: Plan, bench: Bench, platform: str) -> list[Case]:
+    """Selection and attention as two programs, against one program of both in the timings."""
+    found = []
+    for load in (plan.headline, dataclasses.replace(plan.headline, batch=1)):
+        for pair in pairs(platform):
+            about = _about("block_topk", load, pair) | {"programs": 2}
+            run = functools.partial(measure_two_programs, bench, load, pair)
+            found.append(Case(f"two programs {about['choice']} {load}", run, about))
+    return found
+
+
+def peer_cases(plan: Plan, bench: Bench, platform: str) -> list[Case]:
+    """Every peer at the headline, then with a single sequence."""
+    found = []
+    for load in (plan.headline, dataclasses.replace(plan.headline, batch=1)):
+        runs = {name: functools.partial(measure_peer, bench, name, load, platform) for name in peers(platform)}
+        if platform != "tpu":
+            from kernel_bench import torch_peers
+
+            for name in torch_peers.NAMES:
+                runs[name] = functools.partial(torch_peers.measure_torch_peer, bench, name, load)
+        for name, run in runs.items():
+            about = {"op": "block_topk" if "top_k" in name else "dense", "peer": name, **dataclasses.asdict(load)}
+            found.append(Case(f"{name}: {load}", run, about))
+    return found

@@ -1,0 +1,90 @@
+"""Paged states on the device, large enough to time: random K and V, their summaries, pages in random order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from kinetics_kernels.reference import page_summary
+
+from kernel_bench.byte_model import SUMMARY_VECTORS, Workload, floor_bytes
+from kernel_bench.timing import random_array
+
+
+@dataclasses.dataclass
+class DeviceState:
+    """`sets` times the sequences of a workload in one pair of pools, which are kept by token for any page size."""
+
+    load: Workload
+    q: jax.Array  # [batch, q_heads, head_dim]
+    keys: jax.Array  # [kv_heads, tokens, head_dim]
+    values: jax.Array
+    summaries: jax.Array  # [kv_heads, num_pages, (2,) head_dim]
+    tables: list[jax.Array]  # `sets` of [batch, table_pages]
+    lengths: jax.Array  # [batch]
+
+
+def sets_needed(op: str, load: Workload, rotate_bytes: int, most_bytes: int) -> int:
+    """Sets of sequences, a power of two, that make a round over them read `rotate_bytes`, if they fit in `most_bytes`.
+
+    Raises MemoryError for a workload of which not even one set fits.
+    """
+    if state_bytes(load, 1) > most_bytes:
+        raise MemoryError(f"K, V and summaries take {state_bytes(load, 1) / 1e9:.1f} GB of {most_bytes / 1e9:.1f} GB")
+    sets = 1
+    while sets * floor_bytes(op, load) < rotate_bytes and state_bytes(load, 2 * sets) <= most_bytes and sets < 256:
+        sets *= 2
+    return sets
+
+
+def state_bytes(load: Workload, sets: int) -> int:
+    tokens = sets * load.batch * load.context * load.token_bytes
+    return tokens + tokens * SUMMARY_VECTORS[load.summary] // (2 * load.page_size)
+
+
+def make_state(load: Workload, sets: int, like: DeviceState | None = None) -> DeviceState:
+    """A random state; `like`, one of equal tokens and another page size, group or summary, gives K and V anew."""
+    tokens = sets * load.batch * load.context
+    dtype = jnp.dtype(load.dtype)
+    shape = (load.kv_heads, tokens, load.head_dim)
+    if like is not None and like.keys.shape == shape and like.keys.dtype == dtype:
+        keys, values = like.keys, like.values
+    else:
+        keys, values = (random_array(jax.random.key(seed), shape, dtype) for seed in (1, 2))
+    order = np.random.default_rng(0).permutation(tokens // load.page_size).astype(np.int32)
+    tables = order.reshape(sets, load.batch, load.table_pages)
+    return DeviceState(
+        load,
+        random_array(jax.random.key(3), (load.batch, load.q_heads, load.head_dim), dtype),
+        keys,
+        values,
+        _summaries(keys, load.page_size, load.summary),
+        [jnp.asarray(table) for table in tables],
+        jnp.full(load.batch, load.context, jnp.int32),
+    )
+
+
+def paged(pool: jax.Array, page_size: int) -> jax.Array:
+    """`[kv_heads, tokens, head_dim]` as pages; inside jit a view."""
+    return pool.reshape(pool.shape[0], -1, page_size, pool.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("page_size", "summary"))
+def _summaries(keys: jax.Array, page_size: int, summary: str) -> jax.Array:
+    """Summaries of all pages, one KV head at a time: their float32 temporaries stay small."""
+
+    def of_head(pool: jax.Array) -> jax.Array:
+        return page_summary(pool.reshape(-1, page_size, pool.shape[-1]), summary)
+
+    return jax.lax.map(of_head, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("page_size", "heads_first"))
+def contiguous(pool: jax.Array, table: jax.Array, *, page_size: int, heads_first: bool) -> jax.Array:
+    """One set's tokens without pages: `[batch, kv_heads, context, head_dim]`, or `[batch, context, kv_heads, ...]`."""
+    kv_heads, head_dim = pool.shape[0], pool.shape[-1]
+    found = paged(pool, page_size)[:, table].reshape(kv_heads, table.shape[0], -1, head_dim)
+    return found.transpose(1, 0, 2, 3) if heads_first else found.transpose(1, 2, 0, 3)
