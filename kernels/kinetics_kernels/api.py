@@ -1,8 +1,8 @@
 """The ops that have kernels, as users call them: the reference's functions with a choice of backend.
 
-`backend=None` takes what `chosen_backend` names; a name forces it: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`.
-Beyond what is said here every op raises ValueError for an unknown backend, and NotImplementedError, naming the reason,
-for what a backend cannot do. Shapes and meanings: reference.py.
+`backend=None` takes what the device's tuning table names for the call's shape, else the reference; a name forces it:
+`xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an unknown
+backend, and NotImplementedError, naming the reason, for what a backend cannot do. Shapes and meanings: reference.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 
 from kinetics_kernels.backends import implementation
+from kinetics_kernels.tuning import append_key, decode_key, select_key
 
 
 def append_kv(
@@ -30,7 +31,7 @@ def append_kv(
     None, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]`, `lengths [batch]`. Returns the
     three pools; donate them to update in place. Raises ValueError for an unknown kind, or another kind's summaries.
     """
-    op = implementation("append_kv", backend)
+    op = implementation("append_kv", backend, append_key(k_pages, summaries, page_table, summary=summary))
     return op(k_pages, v_pages, summaries, k_new, v_new, page_table, lengths, summary=summary)
 
 
@@ -55,7 +56,8 @@ def select_pages(
     -1, and `covered [batch, kv_heads]` int32. Raises ValueError for an unknown summary, or when nothing is left to
     choose.
     """
-    op = implementation("select_pages", backend)
+    key = select_key(q, summaries, page_table, page_size=page_size, summary=summary)
+    op = implementation("select_pages", backend, key)
     return op(
         q,
         summaries,
@@ -86,7 +88,8 @@ def paged_decode(
     max_pages]` with `lengths [batch]`, or `[batch, kv_heads, pages]` with `[batch, kv_heads]`. Returns `out [batch,
     q_heads, head_dim]` in q's dtype and the log-sum-exp `[batch, q_heads]` float32; an empty row gives 0 and -inf.
     """
-    return implementation("paged_decode", backend)(q, k_pages, v_pages, page_table, lengths, scale=scale)
+    op = implementation("paged_decode", backend, decode_key(q, k_pages, page_table))
+    return op(q, k_pages, v_pages, page_table, lengths, scale=scale)
 
 
 def block_topk_decode(

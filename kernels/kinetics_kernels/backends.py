@@ -1,7 +1,12 @@
-"""Which backend an op runs on: `xla` is the jnp reference, the others are the modules of `ops/<op>/`."""
+"""Which backend an op runs on: `xla` is the jnp reference, the others are the modules of `ops/<op>/`.
+
+By default an op runs on what a tuning table of the device names as the fastest for its shape, else on the reference: a
+kernel that no measurement speaks for is not chosen, only forced.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -9,10 +14,11 @@ from typing import Any
 
 import jax
 
-from kinetics_kernels import reference
+from kinetics_kernels import reference, tuning
 
 BACKENDS = ("xla", "triton", "mosaic_gpu", "mosaic_tpu")
 OF_PLATFORM = {"gpu": ("triton", "mosaic_gpu"), "cuda": ("triton", "mosaic_gpu"), "tpu": ("mosaic_tpu",)}
+PLATFORM_NAMES = {"cuda": "gpu"}  # as jax.default_backend spells them
 KERNEL_OPS = ("append_kv", "select_pages", "paged_decode")
 PARTS = {"block_topk_decode": ("select_pages", "paged_decode")}  # ops made of others
 
@@ -20,15 +26,28 @@ PARTS = {"block_topk_decode": ("select_pages", "paged_decode")}  # ops made of o
 def chosen_backend(op: str, platform: str | None = None) -> tuple[str, str]:
     """The backend that `backend=None` gives an op of this package, and why.
 
-    `platform` is `cpu`, `gpu` (or `cuda`) or `tpu`, by default that of the default device.
+    `platform` is `cpu`, `gpu` (or `cuda`) or `tpu`, by default that of the default device. Where the device has a
+    tuning table, the backend it names most often.
     """
+    here = platform is None or PLATFORM_NAMES.get(platform, platform) == jax.default_backend()
     platform = platform or jax.default_backend()
     if not kernel_backends(op):
         return "xla", "no backend but the jnp reference has it"
     compiled = [name for name in OF_PLATFORM.get(platform, ()) if name in kernel_backends(op)]
-    if compiled:
-        return "xla", f"{' and '.join(compiled)} compiled for {platform} but not yet run on one; backend= forces it"
-    return "xla", f"the jnp reference; no kernel is made for {platform}"
+    if not compiled:
+        return "xla", f"the jnp reference; no kernel is made for {platform}"
+    table = _table_of_default_device() if here else None
+    if table and (counts := tuning.chosen_backends(table, PARTS.get(op, (op,)))):
+        spelled = ", ".join(f"{name} at {count}" for name, count in counts.items())
+        return next(iter(counts)), f"the fastest on {table.device} by shape, of those measured: {spelled}"
+    unmeasured = (
+        f"{' and '.join(compiled)} compiled for {platform} but not measured on {'this' if here else 'a'} device"
+    )
+    return "xla", f"{unmeasured}: run experiments/tune_kernels.py there, or force one with backend="
+
+
+def _table_of_default_device() -> tuning.Table | None:
+    return tuning.load_table(tuning.device_slug(jax.devices()[0].device_kind))
 
 
 def backend_error(backend: str, platform: str | None = None) -> str | None:
@@ -47,10 +66,16 @@ def kernel_backends(op: str) -> list[str]:
     return [name for name in BACKENDS[1:] if all(_has_kernel(part, name) for part in PARTS.get(op, (op,)))]
 
 
-def implementation(op: str, backend: str | None) -> Callable[..., Any]:
-    """The function behind an op. Raises ValueError for an unknown backend, NotImplementedError for one without it."""
+def implementation(op: str, backend: str | None, key: tuning.Key | None = None) -> Callable[..., Any]:
+    """The function behind an op; for None the fastest of those measured at shapes like `key`, with its options.
+
+    Raises ValueError for an unknown backend, NotImplementedError for one without the op.
+    """
     if backend is None:
-        backend, _ = chosen_backend(op)
+        table = _table_of_default_device()
+        found = tuning.lookup(table, op, key) if table and key else None
+        backend, options = found or ("xla", {})
+        return functools.partial(implementation(op, backend), **options)
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend {backend!r} is not known (known: {', '.join(BACKENDS)})")
     if backend == "xla":

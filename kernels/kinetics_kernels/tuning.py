@@ -12,6 +12,8 @@ import json
 import math
 import pathlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,9 +26,9 @@ CURE = "delete it, or write it anew with experiments/tune_kernels.py"
 class Key:
     """What a kernel's best options depend on. All fields but the last two must be equal to share an entry.
 
-    `dtype` of the pools or summaries; `kind` tells calls of one op apart: `per_sequence` or `per_head` tables of
-    paged_decode, the summary of select_pages and of append_kv (`none` without); `rows` is batch x KV heads, `pages` the
-    width of the page table.
+    `dtype` of the pools or summaries (and of q, where that of paged_decode is another); `kind` tells calls of one op
+    apart: `per_sequence` or `per_head` tables of paged_decode, the summary of select_pages and of append_kv (`none`
+    without); `rows` is batch x KV heads, `pages` the width of the page table.
     """
 
     dtype: str
@@ -65,7 +67,8 @@ def decode_key(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> Key:
     kv_heads, _, page_size, head_dim = k_pages.shape
     kind = "per_sequence" if page_table.ndim == 2 else "per_head"
     rows, group = q.shape[0] * kv_heads, q.shape[1] // kv_heads
-    return Key(k_pages.dtype.name, page_size, head_dim, group, kind, rows, page_table.shape[-1])
+    dtype = k_pages.dtype.name if q.dtype == k_pages.dtype else f"{q.dtype.name} and {k_pages.dtype.name}"
+    return Key(dtype, page_size, head_dim, group, kind, rows, page_table.shape[-1])
 
 
 def select_key(q: jax.Array, summaries: jax.Array, page_table: jax.Array, *, page_size: int, summary: str) -> Key:
@@ -138,6 +141,11 @@ def lookup(table: Table, op: str, key: Key) -> tuple[str, dict[str, Any]] | None
         return None
     nearest = min(same, key=lambda entry: (_distance(entry.key, key), entry.seconds))
     return nearest.backend, dict(nearest.options)
+
+
+def chosen_backends(table: Table, ops: Sequence[str]) -> dict[str, int]:
+    """How many of a table's entries of some ops name each backend, the most frequent first."""
+    return dict(Counter(entry.backend for entry in table.entries if entry.op in ops).most_common())
 
 
 def _distance(one: Key, other: Key) -> float:

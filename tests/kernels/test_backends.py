@@ -1,11 +1,14 @@
 """The choice of a backend: by default, by name, and refused."""
 
+import dataclasses
 import inspect
+import json
 
+import jax
 import kinetics_kernels as kernels
 import numpy as np
 import pytest
-from kinetics_kernels import reference
+from kinetics_kernels import reference, tuning
 from kinetics_kernels.backends import BACKENDS, chosen_backend, implementation, kernel_backends
 
 from . import oracle
@@ -61,3 +64,30 @@ def test_backends_that_are_not_there_are_refused():
     assert absent == [*BACKENDS[1:]]
     with pytest.raises(NotImplementedError, match="masked_decode: no triton kernel is written; it has: xla"):
         implementation("masked_decode", "triton")
+
+
+def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeypatch):
+    """A table of this device sends one shape to an (interpreted) kernel, with its options, and the others nowhere."""
+    state = oracle.random_state(np.random.default_rng(0), [30, 7, 0])
+    pools = (state.k_pages, state.v_pages)
+    key = tuning.decode_key(state.q, state.k_pages, state.page_table)
+    entry = tuning.Entry("paged_decode", key, "triton", {"splits": 2, "interpret": True}, 1e-6)
+    slug = tuning.device_slug(jax.devices()[0].device_kind)
+    content = {"device": "this one", "entries": [tuning.entry_json(entry)]}
+    (tmp_path / f"{slug}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
+    forced = implementation("paged_decode", "triton")(state.q, *pools, state.page_table, state.lengths, **entry.options)
+    chosen = kernels.paged_decode(state.q, *pools, state.page_table, state.lengths)
+    reference_gives = reference.paged_decode(state.q, *pools, state.page_table, state.lengths)
+    np.testing.assert_array_equal(chosen[1], forced[1])
+    assert (np.asarray(chosen[0]) != np.asarray(reference_gives[0])).any()  # another order of sums
+    other = dataclasses.replace(key, page_size=2 * key.page_size)
+    assert implementation("paged_decode", None, other).func is reference.paged_decode
+    assert implementation("select_pages", None, key).func is reference.select_pages
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chosen_backend("paged_decode") == (
+        "triton",
+        "the fastest on this one by shape, of those measured: triton at 1",
+    )
+    assert "not measured on this device" in chosen_backend("select_pages", "cuda")[1]
+    assert "not measured on a device" in chosen_backend("paged_decode", "tpu")[1]
