@@ -23,7 +23,10 @@ TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 def interpreted(dma="on_wait", cores=1, **options):
     """The kernel interpreted: what was never written is NaN, and two accesses without an order are a race."""
-    params = pltpu.InterpretParams(detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores)
+    # The clock's size is how many copies can be told apart: by default all are one, and never race each other.
+    params = pltpu.InterpretParams(
+        detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores, vector_clock_size=64
+    )
     return jax.jit(functools.partial(decode.paged_decode, interpret=params, **options))
 
 

@@ -54,7 +54,7 @@ def append_kv(
             "head_dim for each KV head and page"
         )
     pools = (k_pages, v_pages) if summaries is None else (k_pages, v_pages, summaries)
-    _refuse(pools, k_new, v_new)
+    _refuse(pools)
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
     batch = page_table.shape[0]
 
@@ -92,16 +92,15 @@ def append_kv(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="append_kv",
-    )(token, holder, k_new, v_new, *pools)
+    )(token, holder, k_new.astype(k_pages.dtype), v_new.astype(v_pages.dtype), *pools)
     return written[0], written[1], None if summaries is None else written[2]
 
 
-def _refuse(pools: tuple[jax.Array, ...], k_new: jax.Array, v_new: jax.Array) -> None:
+def _refuse(pools: tuple[jax.Array, ...]) -> None:
     num_pages, page_size, head_dim = pools[0].shape[1:]
-    names = ("k_new", "v_new", "k_pages", "v_pages", "summaries")
-    for name, array in zip(names, (k_new, v_new, *pools), strict=False):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"append_kv on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
+    for name, pool in zip(("k_pages", "v_pages", "summaries"), pools, strict=False):
+        if pool.dtype not in (jnp.bfloat16, jnp.float32):
+            raise NotImplementedError(f"append_kv on mosaic_tpu: {name} is {pool.dtype}, not bfloat16 or float32")
     if head_dim % 128:
         raise NotImplementedError(
             f"append_kv on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes: XLA would copy the pools"
