@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from kinetics_kernels import append_kv, block_topk_decode
-from kinetics_kernels import paged_decode as any_paged_decode
 from kinetics_kernels.ops.append_kv import mosaic_tpu as append
 from kinetics_kernels.ops.paged_decode.mosaic_tpu import paged_decode
 from kinetics_kernels.ops.select_pages.mosaic_tpu import page_scores
 
 HEADS = {"0.6B": (8, 2), "8B": (8, 4), "14B": (8, 5), "32B": (8, 8), "30B-A3B": (4, 8)}  # KV heads, query heads of each
-BATCH, CONTEXT, BUDGET = 16, 32768, 1024
+BATCH, CONTEXT, BUDGET = 64, 32768, 1024
 RESULT = re.compile(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(")  # of an HLO line: the type that it makes, and how
 
 
@@ -53,43 +52,54 @@ def assert_pools_stay(compiled, pools, kernels: int, temp: int) -> None:
     assert memory.temp_size_in_bytes < temp
 
 
-def layer_step(pools, new, q, table, lengths, *, summary, pages):
-    """What a layer does with its cache in a decode step, dense without `pages`."""
-    tpu = {"backend": "mosaic_tpu"}
-    pools = append_kv(*pools, *new, table, lengths, summary=summary or "mean", **tpu)
-    if pages is None:
-        return pools, any_paged_decode(q, *pools[:2], table, lengths, **tpu)
-    return pools, block_topk_decode(q, *pools, table, lengths, pages=pages, summary=summary, **tpu)
-
-
-def step_arguments(kv_heads, group, page_size, summary, batch=BATCH):
+def layer_arguments(kv_heads, group, page_size, summary="mean"):
+    """Pools, new K and V, queries, page table and lengths of one layer's step over a context of 32K."""
     pages = CONTEXT // page_size
-    pools = layer_pools(kv_heads, batch * pages, page_size, summary=summary)
-    new = struct("bfloat16", batch, kv_heads, 128)
-    q = struct("bfloat16", batch, kv_heads * group, 128)
-    return pools, (new, new), q, struct("int32", batch, pages), struct("int32", batch)
+    pools = layer_pools(kv_heads, BATCH * pages, page_size, summary=summary)
+    new, q = struct("bfloat16", BATCH, kv_heads, 128), struct("bfloat16", BATCH, kv_heads * group, 128)
+    return pools, (new, new), q, struct("int32", BATCH, pages), struct("int32", BATCH)
+
+
+def layer_step(pools, new, q, table, lengths, *, pages, summary):
+    """What a layer that selects pages does with its cache in a decode step."""
+    tpu = {"summary": summary, "backend": "mosaic_tpu"}
+    pools = append_kv(*pools, *new, table, lengths, **tpu)
+    return pools, block_topk_decode(q, *pools, table, lengths, pages=pages, **tpu)
 
 
 @pytest.mark.parametrize("page_size", [16, 64])
-@pytest.mark.parametrize(
-    ("model", "summary"),
-    [*((model, summary) for model in HEADS for summary in (None, "mean")), ("8B", "min_max"), ("8B", "mean_std")],
-    ids=lambda value: value or "dense",
-)
-def test_layer_step_of_qwen3(tpu_target, model, summary, page_size):
-    """A step over a context of 32K, dense or through 1024 tokens a KV head: temporaries are tables, queries,
-    log-sum-exps and a few times the scores, far below the cache."""
-    (kv_heads, group), pages = HEADS[model], CONTEXT // page_size
-    args = step_arguments(kv_heads, group, page_size, summary)
-    step = functools.partial(layer_step, summary=summary, pages=BUDGET // page_size if summary else None)
+@pytest.mark.parametrize("model", HEADS)
+def test_kernels_of_qwen3(tpu_target, model, page_size):
+    """Every kernel of a step, dense and sparse, over a context of 32K and through tables of 1024 tokens a KV head, in
+    one program: temporaries are tables, queries and log-sum-exps, padded to tiles."""
+    (kv_heads, group), pages = HEADS[model], BUDGET // page_size
+    selection = struct("int32", BATCH, kv_heads, pages), struct("int32", BATCH, kv_heads)
+
+    def kernels(pools, new, q, table, lengths, selected, covered):
+        pools = append.append_kv(*pools, *new, table, lengths)
+        dense = paged_decode(q, *pools[:2], table, lengths)
+        sparse = paged_decode(q, *pools[:2], selected, covered)
+        return pools, dense, sparse, page_scores(q, pools[2], table, lengths // page_size)
+
+    args = layer_arguments(kv_heads, group, page_size)
+    compiled = tpu_target.compile(jax.jit(kernels, donate_argnums=0), *args, *selection)
+    pools, _, q, table, _ = args
+    print(f"{tpu_target.name} {model} page {page_size}: temp {compiled.memory_analysis().temp_size_in_bytes / 1e6} MB")
+    bound = 64 * q.size + 16 * (table.size + selection[0].size) + 2**20
+    assert_pools_stay(compiled, pools, kernels=4, temp=bound)
+
+
+@pytest.mark.parametrize(("page_size", "summary"), [(16, "mean"), (64, "mean"), (16, "min_max"), (64, "mean_std")])
+def test_layer_step(tpu_target, page_size, summary):
+    """A step of Qwen3-8B with the choice of pages: temporaries are as above and a few times the scores."""
+    args = layer_arguments(*HEADS["8B"], page_size, summary)
+    step = functools.partial(layer_step, pages=BUDGET // page_size, summary=summary)
     compiled = tpu_target.compile(jax.jit(step, donate_argnums=0), *args)
-    pools, q, table = [pool for pool in args[0] if pool is not None], args[2], args[3]
-    temp = compiled.memory_analysis().temp_size_in_bytes
-    print(f"{tpu_target.name} {model} page {page_size}: temp {temp / 1e6:.2f} MB, cache {size(*pools) / 1e6:.0f} MB")
-    scores = BATCH * kv_heads * pages * 4 if summary else 0
-    bound = 32 * q.size + 16 * table.size + 2 * scores + 2**20
-    assert bound < 0.005 * size(*pools)
-    assert_pools_stay(compiled, pools, kernels=3 if summary else 2, temp=bound)
+    pools, _, q, table, _ = args
+    temp, scores = compiled.memory_analysis().temp_size_in_bytes, 4 * 8 * table.size
+    print(f"{tpu_target.name} page {page_size}: temp {temp / 1e6:.2f} MB, cache {size(*pools) / 1e6:.0f} MB")
+    assert temp < 0.002 * size(*pools)
+    assert_pools_stay(compiled, pools, kernels=3, temp=3 * scores + 32 * q.size)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +188,7 @@ def test_under_shard_map_over_kv_heads(tpu_target):
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec)), part
         ),
         specs,
-        step_arguments(8, 4, 64, "mean"),
+        layer_arguments(8, 4, 64),
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=tpu_target.abstract)):

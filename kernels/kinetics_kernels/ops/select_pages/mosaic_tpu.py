@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
 from kinetics_kernels.reference import SUMMARY_VECTORS, choose_pages
 
 # Pages that one copy brings if their ids ascend by one; of bfloat16 summaries, one tile.
@@ -118,7 +119,7 @@ def page_scores(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="page_scores",
-    )(used, table, table, q, summaries)
+    )(used, table, table, q, kept_in_hbm(summaries))
     return scores[:, :, :max_pages]
 
 
