@@ -93,7 +93,13 @@ def append_kv(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="append_kv",
-    )(token, holder, k_new.astype(k_pages.dtype), v_new.astype(v_pages.dtype), *map(kept_in_hbm, pools))
+    )(
+        token,
+        holder,
+        k_new.astype(k_pages.dtype),
+        v_new.astype(v_pages.dtype),
+        *[kept_in_hbm(pool, interpret) for pool in pools],
+    )
     return written[0], written[1], None if summaries is None else written[2]
 
 

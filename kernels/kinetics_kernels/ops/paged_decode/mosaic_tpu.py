@@ -100,8 +100,8 @@ def paged_decode(
         jnp.minimum(lengths, page_table.shape[-1] * page_size).reshape(-1).astype(jnp.int32),
         *[page_table.reshape(-1, 1, page_table.shape[-1]).astype(jnp.int32)] * 2,
         q.reshape(batch, kv_heads, group, head_dim),
-        kept_in_hbm(k_pages),
-        kept_in_hbm(v_pages),
+        kept_in_hbm(k_pages, interpret),
+        kept_in_hbm(v_pages, interpret),
     )
     return out.reshape(q.shape), lse.reshape(batch, q_heads)
 

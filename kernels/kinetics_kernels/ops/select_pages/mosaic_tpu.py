@@ -119,7 +119,7 @@ def page_scores(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="page_scores",
-    )(used, table, table, q, kept_in_hbm(summaries))
+    )(used, table, table, q, kept_in_hbm(summaries, interpret))
     return scores[:, :, :max_pages]
 
 
