@@ -14,7 +14,7 @@ def kept_in_hbm(pool: jax.Array, interpret: Any) -> jax.Array:
 
     Without it XLA may bring a whole pool that fits into VMEM before the kernel that gathers from it: 67 MB of summaries
     on a v6e. A call outside jit has nothing to hide that behind, and knows no such constraint; an interpreter has no
-    memories to choose from.
+    memories to choose from. XLA refuses it for a pool that a kernel writes in place, and moves none.
     """
     if interpret or not isinstance(pool, Tracer):
         return pool

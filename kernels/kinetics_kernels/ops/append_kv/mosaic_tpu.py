@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
 # Rows of head_dim that lie together in HBM, for bfloat16 and float32 alike.
@@ -93,13 +92,7 @@ def append_kv(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="append_kv",
-    )(
-        token,
-        holder,
-        k_new.astype(k_pages.dtype),
-        v_new.astype(v_pages.dtype),
-        *[kept_in_hbm(pool, interpret) for pool in pools],
-    )
+    )(token, holder, k_new.astype(k_pages.dtype), v_new.astype(v_pages.dtype), *pools)
     return written[0], written[1], None if summaries is None else written[2]
 
 
