@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import kinetics_kernels as kernels
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -201,3 +202,24 @@ def test_what_the_kernel_cannot_do_is_named(shape, dtype, options, reason):
     arrays = [jnp.asarray(a, dtype) for a in pools(state)]
     with pytest.raises(NotImplementedError, match=reason):
         decode.paged_decode(*arrays, jnp.asarray(state.page_table), jnp.asarray(state.lengths), **options)
+
+
+@pytest.mark.parametrize("summary", ["mean", "min_max", "mean_std"])
+def test_every_kernel_lowers_through_the_public_ops(summary):
+    def struct(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def step(pools, new, q, table, lengths):
+        tpu = {"summary": summary, "backend": "mosaic_tpu"}
+        pools = kernels.append_kv(*pools, new, new, table, lengths, **tpu)
+        return pools, kernels.block_topk_decode(q, *pools, table, lengths, pages=8, **tpu)
+
+    vectors = [] if summary == "mean" else [2]
+    pools = struct(8, 64, 16, 128), struct(8, 64, 16, 128), struct(8, 64, *vectors, 128)
+    tables = struct(4, 32, dtype=jnp.int32), struct(4, dtype=jnp.int32)
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(step, donate_argnums=0).trace(pools, struct(4, 8, 128), struct(4, 40, 128), *tables)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
+    assert all(name in text for name in ("append_kv", "page_scores", "paged_decode"))
