@@ -40,8 +40,8 @@ def append_kv(
 
     Per sequence a tile of K and one of V come and go, 32 * kv_heads * head_dim elements; a page that fills is read
     once, and its summary goes (two vectors) or its tile comes and goes (one vector). A step of the grid waits for two
-    copies, one in and one out, whatever the number of sequences in it: 128 of them at 8 KV heads of 128 bfloat16
-    without summaries, 64 with them at page 16, 36 at page 64. A page that is written to belongs to one sequence.
+    copies, one in and one out, whatever the number of sequences in it: at 8 KV heads of 128 bfloat16 256 of them
+    without summaries, 102 with them at page 16, 47 at page 64. A page that is written to belongs to one sequence.
     `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what the kernel cannot do: dtypes
     but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size that is none of 8, nor, with summaries
     of one vector, the number of pages.
