@@ -1,6 +1,13 @@
-"""The TPU kernels in the interpreter, with its race detector, against float64 and the reference."""
+"""The TPU decode kernel in the interpreter, with its race detector, against float64 and the reference.
 
+An interpreted program takes a second to compile and a fraction of it to run: states of one shape share one.
+"""
+
+import functools
+
+import jax
 import jax.numpy as jnp
+import kinetics_kernels as kernels
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,16 +22,33 @@ from . import oracle
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 
-def paged_decode(*arrays, dma="on_wait", cores=1, **options):
+def interpreted(dma="on_wait", cores=1, **options):
     """The kernel interpreted: what was never written is NaN, and two accesses without an order are a race."""
-    params = pltpu.InterpretParams(detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores)
-    out, lse = decode.paged_decode(*map(jnp.asarray, arrays), interpret=params, **options)
+    # The clock's size is how many copies can be told apart: by default all are one, and never race each other.
+    params = pltpu.InterpretParams(
+        detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores, vector_clock_size=64
+    )
+    return jax.jit(functools.partial(decode.paged_decode, interpret=params, **options))
+
+
+programs = functools.cache(interpreted)
+
+
+def paged_decode(*arrays, program=None, **options):
+    out, lse = (program or programs(**options))(*map(jnp.asarray, arrays))
     return np.asarray(out, np.float64), np.asarray(lse, np.float64)
 
 
 def races_found() -> bool:
     assert interpreter.races is not None
     return interpreter.races.races_found
+
+
+def padded_state(rng, lengths, max_pages=12, **shape) -> oracle.Paged:
+    """A state whose shape does not depend on how long its rows are."""
+    shape = {"page_size": 8, "head_dim": 128, "max_pages": max_pages, **shape}
+    taken = sum(-(-length // shape["page_size"]) for length in lengths)
+    return oracle.random_state(rng, lengths, spare_pages=len(lengths) * max_pages + 1 - taken, **shape)
 
 
 def pools(state: oracle.Paged) -> tuple[np.ndarray, ...]:
@@ -40,19 +64,16 @@ def assert_dense(state: oracle.Paged, **options) -> tuple[np.ndarray, np.ndarray
     return out, lse
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 100), min_size=1, max_size=4),
-    kv_heads=st.sampled_from([1, 2, 3]),
-    group=st.sampled_from([1, 2, 5]),
-    page_size=st.sampled_from([8, 16]),
-    blocks=st.sampled_from([32, 64]),
+    lengths=st.lists(st.integers(0, 96), min_size=4, max_size=4),
+    shape=st.sampled_from([(1, 5, 16, 32, 4), (2, 2, 8, 32, 4), (3, 1, 8, 64, 3)]),
     seed=st.integers(0, 2**16),
 )
-def test_dense_matches_float64(lengths, kv_heads, group, page_size, blocks, seed):
-    rng = np.random.default_rng(seed)
-    shape = {"kv_heads": kv_heads, "group": group, "page_size": page_size, "head_dim": 128}
-    assert_dense(oracle.random_state(rng, lengths, **shape), block_tokens=blocks)
+def test_dense_matches_float64(lengths, shape, seed):
+    kv_heads, group, page_size, block, batch = shape
+    shape = {"kv_heads": kv_heads, "group": group, "page_size": page_size, "max_pages": 96 // page_size}
+    assert_dense(padded_state(np.random.default_rng(seed), lengths[:batch], **shape), block_tokens=block)
 
 
 @pytest.mark.parametrize(("group", "page_size", "head_dim"), [(4, 32, 128), (8, 64, 256), (16, 128, 128), (1, 16, 256)])
@@ -62,22 +83,23 @@ def test_groups_page_sizes_and_head_dims(group, page_size, head_dim):
     assert_dense(oracle.random_state(rng, lengths, group=group, page_size=page_size, head_dim=head_dim))
 
 
-@pytest.mark.parametrize("lengths", [[0], [0, 0, 40, 0], [33, 0, 0, 1], [32, 64, 96]])
 @pytest.mark.parametrize("fitting", [1, 2])
-def test_empty_rows_and_block_borders(lengths, fitting, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_empty_rows_and_block_borders(batch, fitting, monkeypatch):
     """The prefetch crosses rows without a page, full blocks and short ones, with one head a step and with two."""
     monkeypatch.setattr(decode, "BUFFER_BYTES", fitting * 4 * 32 * 128 * 4)
     assert decode._heads_of_a_step(2, 32 * 128 * 4) == fitting
-    state = oracle.random_state(np.random.default_rng(1), lengths, page_size=8, head_dim=128)
-    out, lse = assert_dense(state, block_tokens=32)
-    idle = np.array(lengths) == 0
-    assert (out[idle] == 0).all()
-    assert (lse[idle] == -np.inf).all()
+    program = interpreted(block_tokens=32)
+    for lengths in ([0, 0, 0], [0, 40, 0], [33, 0, 1], [32, 64, 96]):
+        out, lse = assert_dense(padded_state(np.random.default_rng(1), lengths[:batch]), program=program)
+        idle = np.array(lengths[:batch]) == 0
+        assert (out[idle] == 0).all()
+        assert (lse[idle] == -np.inf).all()
 
 
 def test_two_cores_share_the_rows():
     """Each core of a v5p takes half of the steps, with its own buffers; neither touches what the other writes."""
-    state = oracle.random_state(np.random.default_rng(8), [40, 0, 17, 64], page_size=8, head_dim=128)
+    state = padded_state(np.random.default_rng(8), [40, 0, 17, 64])
     assert_dense(state, block_tokens=32, cores=2)
 
 
@@ -89,6 +111,7 @@ def test_tables_per_head_match_float64_and_dense_to_the_bit():
         selected, covered = reference.select_pages(
             state.q, state.summaries, state.page_table, state.lengths, page_size=8, pages=pages
         )
+        selected = np.pad(selected, ((0, 0), (0, 0), (0, 20 - pages)), constant_values=-1)
         out, lse = paged_decode(*pools(state), selected, covered, block_tokens=32)
         assert not races_found()
         expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=1, recent=1)
@@ -136,32 +159,30 @@ def test_weights_keep_16_bits_beside_bfloat16_values():
     assert error < 2**-16
 
 
-def canary_state(lengths=(40, 24)) -> oracle.Paged:
-    return oracle.random_state(np.random.default_rng(6), list(lengths), page_size=8, head_dim=128, poison=0.0)
-
-
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     """Without the wait, copies that run late leave NaN, and copies that run early race."""
-    state = canary_state()
+    state = padded_state(np.random.default_rng(6), [40, 24, 0, 0], poison=0.0)
     out, _ = paged_decode(*pools(state), state.page_table, state.lengths, block_tokens=32)
     assert np.isfinite(out).all()
     monkeypatch.setattr(decode, "_await", lambda *_: None)
     try:
-        out, _ = paged_decode(*pools(state), state.page_table, state.lengths, block_tokens=16)
+        program = interpreted(block_tokens=16)
+        out, _ = paged_decode(*pools(state), state.page_table, state.lengths, program=program)
         assert np.isnan(out).any()
-        paged_decode(*pools(state), state.page_table, state.lengths, block_tokens=16, dma="eager")
+        program = interpreted(block_tokens=16, dma="eager")
+        paged_decode(*pools(state), state.page_table, state.lengths, program=program)
         assert races_found()
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
 
 def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
-    state = canary_state((40, 16))
+    state = padded_state(np.random.default_rng(6), [40, 16], poison=0.0)
     state.page_table[0, 2] = state.k_pages.shape[1]
     monkeypatch.setattr(decode, "_page_in_pool", lambda page, pool: page)
     try:
         with pytest.raises(Exception, match="IndexError"):
-            paged_decode(*pools(state), state.page_table, state.lengths, block_tokens=32)
+            paged_decode(*pools(state), state.page_table, state.lengths, program=interpreted(block_tokens=32))
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
@@ -180,4 +201,25 @@ def test_what_the_kernel_cannot_do_is_named(shape, dtype, options, reason):
     state = oracle.random_state(np.random.default_rng(7), [9], **shape)
     arrays = [jnp.asarray(a, dtype) for a in pools(state)]
     with pytest.raises(NotImplementedError, match=reason):
-        paged_decode(*arrays, state.page_table, state.lengths, **options)
+        decode.paged_decode(*arrays, jnp.asarray(state.page_table), jnp.asarray(state.lengths), **options)
+
+
+@pytest.mark.parametrize("summary", ["mean", "min_max", "mean_std"])
+def test_every_kernel_lowers_through_the_public_ops(summary):
+    def struct(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def step(pools, new, q, table, lengths):
+        tpu = {"summary": summary, "backend": "mosaic_tpu"}
+        pools = kernels.append_kv(*pools, new, new, table, lengths, **tpu)
+        return pools, kernels.block_topk_decode(q, *pools, table, lengths, pages=8, **tpu)
+
+    vectors = [] if summary == "mean" else [2]
+    pools = struct(8, 64, 16, 128), struct(8, 64, 16, 128), struct(8, 64, *vectors, 128)
+    tables = struct(4, 32, dtype=jnp.int32), struct(4, dtype=jnp.int32)
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(step, donate_argnums=0).trace(pools, struct(4, 8, 128), struct(4, 40, 128), *tables)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
+    assert all(name in text for name in ("append_kv", "page_scores", "paged_decode"))

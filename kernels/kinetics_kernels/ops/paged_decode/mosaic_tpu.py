@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
+
 # Tokens of a block, whatever the table: a short table and a long one do the same arithmetic on the tokens they share.
 BLOCK_TOKENS = 512
 # K and V, two buffers each, of all heads of a step. v5e gives a kernel 16 MB of VMEM by default.
@@ -98,8 +100,8 @@ def paged_decode(
         jnp.minimum(lengths, page_table.shape[-1] * page_size).reshape(-1).astype(jnp.int32),
         *[page_table.reshape(-1, 1, page_table.shape[-1]).astype(jnp.int32)] * 2,
         q.reshape(batch, kv_heads, group, head_dim),
-        k_pages,
-        v_pages,
+        kept_in_hbm(k_pages, interpret),
+        kept_in_hbm(v_pages, interpret),
     )
     return out.reshape(q.shape), lse.reshape(batch, q_heads)
 

@@ -1,7 +1,8 @@
 """Page selection on TPUs: summaries gathered by DMA and scored in one kernel, the best chosen by XLA's top-k.
 
-One grid step is one sequence with all its KV heads; a page's summaries are one strided copy. While a block of them is
-scored, the next is on its way. No summary is gathered in HBM; the scores, 4 bytes for each page and head, are.
+One grid step is one sequence with all its KV heads. Where the page table names RUN pages in a row, one strided copy
+brings them all; else a page is a copy of its own. While a block of pages is scored, the next is on its way. No summary
+is gathered in HBM; the scores, 4 bytes for each page and head, are.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.reference import choose_pages
+from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
+from kinetics_kernels.reference import SUMMARY_VECTORS, choose_pages
 
-# Pages of a block; the double buffer holds them for all heads.
-BLOCK_PAGES = 512
+# Pages that one copy brings if their ids ascend by one; of bfloat16 summaries, one tile.
+RUN = 16
+# Pages of a block, the most that fit: the double buffer holds them for all heads.
+BLOCK_PAGES = (512, 256, 128)
 BUFFER_BYTES = 8 << 20
 # Two tables, this step's and the next one's, two buffers each, in 1 MB of SMEM.
 MAX_TABLE = 48 << 10
@@ -35,18 +39,19 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-    block_pages: int = BLOCK_PAGES,
+    block_pages: int | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`reference.select_pages` with scores from a TPU kernel; shapes, dtypes and meanings are given there.
+    """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
-    `block_pages`, a multiple of 128, are scored at a time; `interpret` is pallas_call's. `scale` orders nothing for
-    the `mean` key. Raises NotImplementedError for other kinds of summary and for what `page_scores` cannot do.
+    Any table is served; one whose entries 16 i … 16 i + 15 are consecutive ids, the first of them even, costs a
+    sixteenth of the copies. `block_pages`, a multiple of 128, are scored at a time, by default as many as fit;
+    `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what `page_scores` cannot do.
     """
-    if summary != "mean":
-        raise NotImplementedError(f"select_pages on mosaic_tpu: summary {summary!r} is not scored here, only 'mean'")
     used = -(-lengths // page_size)
-    scores = page_scores(q, summaries, page_table, used, block_pages=block_pages, interpret=interpret)
+    scores = page_scores(
+        q, summaries, page_table, used, summary=summary, scale=scale, block_pages=block_pages, interpret=interpret
+    )
     return choose_pages(
         scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
     )
@@ -58,22 +63,33 @@ def page_scores(
     page_table: jax.Array,
     used: jax.Array,
     *,
-    block_pages: int = BLOCK_PAGES,
+    summary: str = "mean",
+    scale: float | None = None,
+    block_pages: int | None = None,
     interpret: Any = False,
 ) -> jax.Array:
-    """q̄·μ of every page in use: `[batch, kv_heads, max_pages]` float32, q̄ the mean query of a group.
+    """The score of every page in use, as `reference.select_pages` has it: `[batch, kv_heads, max_pages]` float32.
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]`, `page_table [batch, max_pages]`,
+    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
     `used [batch]` pages of each row; beyond them the scores are undefined and may be NaN. Raises NotImplementedError
-    for dtypes but bfloat16 and float32, a head_dim that is no multiple of 128, an odd number of bfloat16 pages, heads
-    whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
+    for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple of 128), an odd
+    number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
     """
+    if summary not in SUMMARY_VECTORS:
+        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
+    if summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
+        raise ValueError(f"select_pages: summaries of shape {summaries.shape} are not of kind {summary}")
     batch, q_heads, head_dim = q.shape
-    kv_heads = summaries.shape[0]
+    kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
-    _refuse(q, summaries, max_pages, block_pages)
+    packed = summaries.dtype == jnp.bfloat16  # two in a word of 32 bits, the least that a copy moves
+    vectors = 1 if packed else SUMMARY_VECTORS[summary]  # buffers of words
+    block_pages = block_pages or _pages_of_a_block(max_pages, vectors * kv_heads * head_dim * 4)
+    _refuse(q, summaries, max_pages, block_pages, vectors)
     padded = -(-max_pages // block_pages) * block_pages
-    table = jnp.pad(page_table.astype(jnp.int32), ((0, 0), (0, padded - max_pages)), constant_values=-1)[:, None]
+    table = jnp.pad(page_table.astype(jnp.int32), ((0, 0), (0, padded - max_pages)), constant_values=-1)
+    used = jnp.clip(used, 0, max_pages).astype(jnp.int32)
+    table = _with_runs(table, used, num_pages, pairs=packed and summary == "mean")[:, None]
     parts = 2 if batch % 2 == 0 else 1  # a chip of two cores takes one half on each
     steps = batch // parts
 
@@ -81,22 +97,20 @@ def page_scores(
         index_map = lambda part, step, _: (part * steps + jnp.minimum(step + ahead, steps - 1), 0, 0)  # noqa: E731
         return pl.BlockSpec((1, *block), index_map, memory_space=memory_space)
 
-    stored = jnp.int32 if summaries.dtype == jnp.bfloat16 else jnp.float32
     scores = pl.pallas_call(
-        functools.partial(_kernel, steps=steps),
+        functools.partial(_kernel, steps=steps, summary=summary, scale=head_dim**-0.5 if scale is None else scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(parts, steps),
             in_specs=[
                 rows(1, padded, memory_space=pltpu.SMEM),
                 rows(1, padded, ahead=1, memory_space=pltpu.SMEM),
-                rows(1, padded),
                 rows(q_heads, head_dim),
                 pl.BlockSpec(memory_space=pl.ANY),
             ],
             out_specs=rows(kv_heads, padded),
             scratch_shapes=[
-                pltpu.VMEM((2, kv_heads, block_pages, head_dim), stored),
+                pltpu.VMEM((2, vectors, kv_heads, block_pages, head_dim), jnp.int32 if packed else jnp.float32),
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.SMEM((1,), jnp.int32),
             ],
@@ -105,20 +119,29 @@ def page_scores(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="page_scores",
-    )(jnp.clip(used, 0, max_pages).astype(jnp.int32), table, table, table, q, summaries)
+    )(used, table, table, q, kept_in_hbm(summaries, interpret))
     return scores[:, :, :max_pages]
 
 
-def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int) -> None:
-    kv_heads, num_pages, head_dim = summaries.shape
+def _pages_of_a_block(max_pages: int, page_bytes: int) -> int:
+    fitting = [pages for pages in BLOCK_PAGES if 2 * pages * page_bytes <= BUFFER_BYTES]
+    return min(max(fitting, default=BLOCK_PAGES[-1]), -(-max_pages // 128) * 128)
+
+
+def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int, vectors: int) -> None:
+    kv_heads, num_pages, *_, head_dim = summaries.shape
     for name, array in (("q", q), ("summaries", summaries)):
         if array.dtype not in (jnp.bfloat16, jnp.float32):
             raise NotImplementedError(f"select_pages on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
     if head_dim % 128:
         raise NotImplementedError(f"select_pages on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes")
-    if summaries.dtype == jnp.bfloat16 and num_pages % 2:
+    if head_dim > 128 and summaries.ndim == 3:
+        raise NotImplementedError(
+            f"select_pages on mosaic_tpu: one vector of {head_dim} to a page shares tiles of 128 lanes with other pages"
+        )
+    if summaries.dtype == jnp.bfloat16 and summaries.ndim == 3 and num_pages % 2:
         raise NotImplementedError(f"select_pages on mosaic_tpu: {num_pages} bfloat16 summaries; an even number is read")
-    if block_pages % 128 or 2 * kv_heads * block_pages * head_dim * 4 > BUFFER_BYTES:
+    if block_pages % 128 or 2 * vectors * kv_heads * block_pages * head_dim * 4 > BUFFER_BYTES:
         raise NotImplementedError(
             f"select_pages on mosaic_tpu: blocks of {block_pages} pages are no multiple of 128 or, for {kv_heads} KV "
             f"heads, more than {BUFFER_BYTES >> 20} MB"
@@ -129,84 +152,161 @@ def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int
         )
 
 
+def _with_runs(table: jax.Array, used: jax.Array, num_pages: int, pairs: bool) -> jax.Array:
+    """`table [batch, padded]` with ~id for an id that starts a run at a multiple of RUN, all other ids in the pool.
+
+    What lies beyond `used [batch]` ends no run: those pages are copied and never scored. With `pairs` a run starts at
+    an even id.
+    """
+    place = jnp.arange(table.shape[1])
+    follows = (jnp.roll(table, -1, axis=1) == table + 1) | (place + 1 >= used[:, None])
+    reach = 1  # how many entries `follows` speaks for
+    while reach < RUN - 1:
+        step = min(reach, RUN - 1 - reach)
+        follows &= jnp.roll(follows, -step, axis=1)
+        reach += step
+    starts = follows & (place % RUN == 0) & (table >= 0) & (table <= num_pages - RUN)
+    if pairs:
+        starts &= table % 2 == 0
+    return jnp.where(starts, ~table, jnp.clip(table, 0, num_pages - 1))
+
+
 def _kernel(
     used,  # [batch] int32, SMEM
-    table,  # [1, 1, padded] int32, SMEM: this step's pages
+    table,  # [1, 1, padded] int32, SMEM: this step's pages, `_with_runs`
     next_table,  # the next step's
-    table_lanes,  # this step's once more, as a vector
     q_ref,  # [1, q_heads, head_dim]
-    summaries,  # [kv_heads, num_pages, head_dim] in HBM
+    summaries,  # [kv_heads, num_pages, (2,) head_dim] in HBM
     scores_ref,  # [1, kv_heads, padded]
-    buffer,  # [2, kv_heads, block_pages, head_dim]: float32, or pairs of bfloat16 rows as int32
+    buffer,  # [2, vectors, kv_heads, block_pages, head_dim]: float32, or pairs of bfloat16 as int32
     arrived,  # DMA semaphores [2]
     first,  # int32 [1], SMEM: the buffer of this step's first block
     *,
     steps,
+    summary,
+    scale,
 ):
     part, step = pl.program_id(0), pl.program_id(1)
-    _, kv_heads, block_pages, head_dim = buffer.shape
-    paired = summaries.dtype == jnp.bfloat16
-    # Copies move rows of 32 bits: a row of bfloat16 comes with the one it shares them with.
-    rows = summaries.bitcast(jnp.int32) if paired else summaries
+    _, vectors, kv_heads, block_pages, head_dim = buffer.shape
+    packed, paired = summaries.dtype == jnp.bfloat16, summaries.dtype == jnp.bfloat16 and summary == "mean"
+    words = summaries.bitcast(jnp.int32) if packed else summaries
 
     def pages_of(step, block):
         return jnp.clip(used[part * steps + step] - block * block_pages, 0, block_pages)
 
-    def copy(row, slot, index):
-        return pltpu.make_async_copy(rows.at[:, pl.ds(row, 1)], buffer.at[slot, :, pl.ds(index, 1)], arrived.at[slot])
+    def each_group(table, block, pages, in_run, alone):
+        """Calls `in_run(place, page)` for a run, else `alone(place, page of a place)`, for every RUN pages in use."""
 
-    def fetch(step, table, block, slot):
         def one(index, _):
-            page = jnp.clip(table[0, 0, block * block_pages + index], 0, summaries.shape[1] - 1)
-            copy(page // 2 if paired else page, slot, index).start()
+            place = index * RUN
+            entry = table[0, 0, block * block_pages + place]
+            pl.when(entry < 0)(lambda: in_run(place, ~entry))
+            pl.when(entry >= 0)(lambda: alone(place, lambda at: table[0, 0, block * block_pages + at]))
 
-        jax.lax.fori_loop(0, pages_of(step, block), one, None)
+        jax.lax.fori_loop(0, pl.cdiv(pages, RUN), one, None)
+
+    def each_copy(act, step, table, block, slot):
+        """Applies `act` to the copies of one block of a step.
+
+        Two pages of one bfloat16 vector share a row of words: a page alone brings the other, a run fills half its rows.
+        """
+        pages = pages_of(step, block)
+
+        def copies(place, page, count):
+            row, rows = (page // 2, pl.cdiv(count, 2)) if paired else (page, count)
+            for which in range(vectors):
+                there = (slice(None), pl.ds(row, rows), *([which] if summaries.ndim == 4 else []))
+                here = buffer.at[slot, which, :, pl.ds(place, rows)]
+                act(pltpu.make_async_copy(words.at[there], here, arrived.at[slot]))
+
+        def alone(place, page_at):
+            places = place, jnp.minimum(place + RUN, pages)
+            jax.lax.fori_loop(*places, lambda at, _: copies(at, page_at(at), 1), None)
+
+        each_group(table, block, pages, lambda place, page: copies(place, page, RUN), alone)
+
+    start = functools.partial(each_copy, lambda copy: copy.start())
 
     @pl.when(step == 0)
     def _():
         first[0] = 0
-        fetch(step, table, 0, 0)
+        start(step, table, 0, 0)
 
     blocks = jnp.maximum(pl.cdiv(used[part * steps + step], block_pages), 1)
     first_slot = first[0]
     group = q_ref.shape[1] // kv_heads
     query = jnp.mean(q_ref[0].astype(jnp.float32).reshape(kv_heads, group, head_dim), axis=1, keepdims=True)
 
-    def score(keys):
-        precision = jax.lax.Precision.HIGHEST
-        found = jnp.einsum("hgd,hpd->hgp", query, keys, precision=precision, preferred_element_type=jnp.float32)
-        return found[:, 0]
+    def gather_pair_halves(slot, block):
+        """Gives pages that came alone the layout of a run: RUN rows of bfloat16 in RUN // 2 rows of words."""
+
+        def alone(place, page_at):
+            row = jax.lax.broadcasted_iota(jnp.int32, (kv_heads, RUN, head_dim), 1)
+            odd = jnp.zeros_like(row)
+            for at in range(RUN):
+                odd = jnp.where(row == at, page_at(place + at) % 2, odd)
+            place = pl.multiple_of(place, RUN)
+            even_half, odd_half = _halves(buffer[slot, 0, :, pl.ds(place, RUN)])
+            chosen = jnp.where(odd == 1, odd_half, even_half).astype(jnp.bfloat16)
+            buffer[slot, 0, :, pl.ds(place, RUN // 2)] = pltpu.bitcast(chosen, jnp.int32)
+
+        each_group(table, block, pages_of(step, block), lambda place, page: None, alone)
 
     def one_block(block, _):
         slot = (first_slot + block) % 2
 
         @pl.when(block + 1 < blocks)
         def _():
-            fetch(step, table, block + 1, 1 - slot)
+            start(step, table, block + 1, 1 - slot)
 
         @pl.when((block + 1 == blocks) & (step + 1 < steps))
         def _():
-            fetch(step + 1, next_table, 0, 1 - slot)
+            start(step + 1, next_table, 0, 1 - slot)
 
-        _await(copy, pages_of(step, block), slot)
-        lanes = pl.ds(pl.multiple_of(block * block_pages, block_pages), block_pages)
-        stored = buffer[slot]
+        each_copy(_await, step, table, block, slot)
         if paired:
-            even = pltpu.bitcast(stored << 16, jnp.float32)
-            odd = pltpu.bitcast(stored & jnp.int32(-65536), jnp.float32)
-            page = jnp.maximum(table_lanes[0, :, lanes], 0)
-            scores_ref[0, :, lanes] = jnp.where(page % 2 == 0, score(even), score(odd))
+            gather_pair_halves(slot, block)
+            runs = buffer[slot, 0].reshape(kv_heads, block_pages // RUN, RUN, head_dim)[:, :, : RUN // 2]
+            stored = (pltpu.bitcast(runs, jnp.bfloat16).reshape(kv_heads, block_pages, head_dim),)
+        elif packed:
+            stored = tuple(half.astype(jnp.bfloat16) for half in _halves(buffer[slot, 0]))
         else:
-            scores_ref[0, :, lanes] = score(stored)
+            stored = tuple(buffer[slot, which] for which in range(vectors))
+        lanes = pl.ds(pl.multiple_of(block * block_pages, block_pages), block_pages)
+        scores_ref[0, :, lanes] = _score(query, stored, summary, scale)
 
     jax.lax.fori_loop(0, blocks, one_block, None)
     first[0] = (first_slot + blocks) % 2
 
 
-def _await(copy, pages, slot):
-    """Waits for the copies of a block; a wait counts bytes, so any row stands for any other."""
+def _await(copy) -> None:
+    copy.wait()
 
-    def one(index, _):
-        copy(0, slot, index).wait()
 
-    jax.lax.fori_loop(0, pages, one, None)
+def _halves(words: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two bfloat16 of every word, as float32: of the even row and of the odd one."""
+    return pltpu.bitcast(words << 16, jnp.float32), pltpu.bitcast(words & jnp.int32(-65536), jnp.float32)
+
+
+def _score(query: jax.Array, stored: tuple[jax.Array, ...], summary: str, scale: float) -> jax.Array:
+    """`query [kv_heads, 1, head_dim]` float32 by vectors `[kv_heads, pages, head_dim]` → `[kv_heads, pages]`."""
+    if summary == "mean":
+        return _dot(query, stored[0])
+    if summary == "min_max":
+        return _dot(jnp.minimum(query, 0), stored[0]) + _dot(jnp.maximum(query, 0), stored[1])
+    scaled = query * scale
+    return _dot(scaled, stored[0]) + _dot(0.5 * jnp.square(scaled), jnp.square(stored[1].astype(jnp.float32)))
+
+
+def _dot(query: jax.Array, vectors: jax.Array) -> jax.Array:
+    """In float32. bfloat16 vectors meet the query as the sum of three bfloat16: one pass through the matrix unit."""
+    equation, exact = "hgd,hpd->hgp", jax.lax.Precision.HIGHEST
+    if vectors.dtype == jnp.float32:
+        return jnp.einsum(equation, query, vectors, precision=exact, preferred_element_type=jnp.float32)[:, 0]
+    parts, rest = [], query
+    for _ in range(3):
+        parts.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
+        rest = rest - parts[-1]
+    query = jnp.concatenate(parts, axis=1).astype(jnp.bfloat16)
+    found = jnp.einsum(equation, query, vectors, preferred_element_type=jnp.float32)
+    return found[:, 0] + (found[:, 1] + found[:, 2])
