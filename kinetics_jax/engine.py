@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from kinetics_jax.attention import empty_cache
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
-from kinetics_jax.pages import PageAllocator
+from kinetics_jax.pages import RUN, PageAllocator
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.repetition import RepetitionWatch
 from kinetics_jax.sampling import problem_hash, seed_key
@@ -286,7 +286,8 @@ class Engine:
         """Pages that the longest request can have, and pages in the pool."""
         longest = max(len(request.prompt) for request in requests)
         max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
-        return max_pages, self.settings.num_pages or self.settings.slots * (max_pages + 2)
+        enough = self.settings.slots * (max_pages + 2)
+        return max_pages, self.settings.num_pages or -(-enough // RUN) * RUN  # some kernels take whole eights alone
 
     def _pool_bytes(self, num_pages: int) -> int:
         """Bytes of K and V, summaries left out."""
