@@ -291,7 +291,8 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
         weights = [jnp.exp(lse - anchor) for lse in parts]
         total = sum(weights)
         divisor = jnp.where(total > 0, total, 1.0)
-        layout = plgpu.Layout.WGMMA.reduce(0)  # takes rows of 64, fewer than the threads are
+        # One element a thread; 64 are fewer than the threads, which then hold copies.
+        layout = plgpu.Layout.WG_STRIDED((128,), vec_size=1) if head_dim == 128 else plgpu.Layout.WGMMA.reduce(0)
         rows = [_load(outs_ref.at[part, head], layout) for part in range(splits)]
         out = sum(row * weight for row, weight in zip(rows, weights, strict=True)) / divisor
         out_ref[head] = out.astype(out_ref.dtype)
