@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the Mosa
 TOLERANCE = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2e-5}
 
 
-def params() -> plgpu.InterpretGPUParams:
+def params():
     return plgpu.InterpretGPUParams(detect_races=True)
 
 
