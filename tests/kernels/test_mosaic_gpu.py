@@ -206,23 +206,28 @@ def test_append_writes_what_the_reference_writes(summary, page_size):
             np.testing.assert_allclose(actual[2], expected[2], rtol=2e-6, atol=1e-6)
 
 
-def canary() -> None:
+def canary_races() -> bool:
+    """Decodes two tiles; jax 0.12 raises where 0.11 takes a note."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
     state = oracle.random_state(np.random.default_rng(7), [70], kv_heads=1, page_size=16, head_dim=64, poison=0.0)
-    paged_decode(*rounded(state, "bfloat16"), state.page_table, state.lengths, splits=1, interpret=params())
+    try:
+        paged_decode(*rounded(state, "bfloat16"), state.page_table, state.lengths, splits=1, interpret=params())
+    except Exception as error:
+        gpu_callbacks.reset_gpu_interpret_mode_state()
+        return "RACE DETECTED" in str(error)
+    return races_found()
 
 
 def test_the_interpreter_sees_an_output_copied_before_it_is_committed(monkeypatch):
-    canary()
-    assert not races_found()
+    assert not canary_races()
     monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
-    canary()
-    assert races_found()
+    assert canary_races()
 
 
 def test_the_interpreter_sees_a_query_read_before_it_arrived(monkeypatch):
     monkeypatch.setattr(plgpu, "barrier_wait", lambda barrier: None)
-    canary()
-    assert races_found()
+    assert canary_races()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """append_kv on NVIDIA GPUs (Hopper and newer) by Pallas Mosaic GPU: rows of head_dim written in place.
 
 One program serves one sequence and one KV head. The kernel writes to the pools themselves, so nothing else of them
-moves. A page that its token fills comes back once, by TMA, in tiles of 64 tokens, and its summary is written.
+moves. Rows come and go by TMA; a page that its token fills comes back in tiles of 64 tokens, and its summary is
+written.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def append_kv(
     refuse_unless(
         "append_kv",
         (k_pages.dtype in INPUT_DTYPES, f"pools in float32, bfloat16 or float16, not {k_pages.dtype}"),
+        (k_pages.dtype == v_pages.dtype, f"pools of one dtype, not {k_pages.dtype} and {v_pages.dtype}"),
         (head_dim in (64, 128), f"a head_dim of 64 or 128, not {head_dim}"),
         (
             page_size < WARPGROUP_ROWS or page_size % WARPGROUP_ROWS == 0,
@@ -65,13 +67,16 @@ def append_kv(
         out_type=(),
         scratch_types={
             "page_rows": plgpu.SMEM((WARPGROUP_ROWS, head_dim), k_pages.dtype),
+            "new_rows": plgpu.SMEM((2, head_dim), k_pages.dtype),
+            "summary_rows": plgpu.SMEM((vectors, head_dim), k_pages.dtype if summaries is None else summaries.dtype),
             "arrived": plgpu.Barrier(),
+            "new_arrived": plgpu.Barrier(num_arrivals=2),
         },
         grid=(page_table.shape[0], kv_heads),
         grid_names=("sequence", "head"),
         kernel_name="append_kv",
         interpret=interpret,
-    )(k_new, v_new, page_table, lengths, *refs)
+    )(k_new.astype(k_pages.dtype), v_new.astype(k_pages.dtype), page_table, lengths, *refs)
     written = [jax.freeze(ref) for ref in refs]
     return written[0], written[1], None if summaries is None else written[2].reshape(summaries.shape)
 
@@ -85,7 +90,10 @@ def _append(
     v_ref,
     *summaries_refs,  # none, or one [kv_heads, num_pages, vectors, head_dim]
     page_rows,  # [64, head_dim]
+    new_rows,  # [2, head_dim]: the token's key and value
+    summary_rows,  # [vectors, head_dim]
     arrived,
+    new_arrived,
     summary: str,
 ) -> None:
     sequence, head = lax.axis_index("sequence"), lax.axis_index("head")
@@ -95,14 +103,15 @@ def _append(
     logical, slot = position // page_size, position % page_size
     page = table_ref[sequence, jnp.minimum(logical, max_pages - 1)]
     named = (length > 0) & (logical < max_pages) & (page >= 0) & (page < num_pages)
-    layout = plgpu.Layout.WGMMA.reduce(0)  # takes rows of 64, fewer than the threads are
-    k_new = _load(k_new_ref.at[sequence, head], layout).astype(k_ref.dtype)
-    v_new = _load(v_new_ref.at[sequence, head], layout).astype(v_ref.dtype)
 
     @pl.when(named)
     def _():
-        k_ref[head, page, slot] = k_new
-        v_ref[head, page, slot] = v_new
+        plgpu.copy_gmem_to_smem(k_new_ref.at[sequence, head], new_rows.at[0], new_arrived)
+        plgpu.copy_gmem_to_smem(v_new_ref.at[sequence, head], new_rows.at[1], new_arrived)
+        plgpu.barrier_wait(new_arrived)
+        plgpu.copy_smem_to_gmem(new_rows.at[0], k_ref.at[head, page, slot])
+        plgpu.copy_smem_to_gmem(new_rows.at[1], v_ref.at[head, page, slot])
+        plgpu.wait_smem_to_gmem(0)
 
     def over_page(reduce, combine, unused, value=lambda keys: keys):
         """A reduction of `value` of the page's keys over its tokens: `[head_dim]` float32."""
@@ -114,7 +123,8 @@ def _append(
             stored = _load(page_rows, plgpu.Layout.WGMMA).astype(jnp.float32)
             plgpu.commit_smem()  # read before another copy overwrites it
             token = plgpu.broadcasted_iota(jnp.int32, stored.shape, 0, layout=plgpu.Layout.WGMMA)
-            new = _on_rows(k_new.astype(jnp.float32))  # from registers: memory just written is not read by a copy
+            # From shared memory, whatever came back of a row that was only just written.
+            new = _on_rows(_load(new_rows.at[0], plgpu.Layout.WGMMA.reduce(0)).astype(jnp.float32))
             keys = jnp.where(first + token == slot, new, stored)
             parts.append(reduce(jnp.where(token < tile, value(keys), unused), axis=0))
         return functools.reduce(combine, parts)
@@ -129,7 +139,10 @@ def _append(
                 square = over_page(jnp.sum, jnp.add, 0.0, lambda keys: jnp.square(keys - _on_rows(mean)))
                 vectors = mean, jnp.sqrt(square / page_size)
         for which, vector in enumerate(vectors):
-            summaries_ref[head, page, which] = vector.astype(summaries_ref.dtype)
+            summary_rows[which] = vector.astype(summary_rows.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(summary_rows, summaries_ref.at[head, page])
+        plgpu.wait_smem_to_gmem(0)
 
     for summaries_ref in summaries_refs:
         pl.when(named & (slot == page_size - 1))(functools.partial(close_page, summaries_ref))
