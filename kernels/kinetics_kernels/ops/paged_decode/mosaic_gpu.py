@@ -283,7 +283,7 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
     """`reference.merge_partials` of `outs [splits, heads, head_dim]` and `lses [splits, heads]`, a program a head."""
     splits, heads, head_dim = outs.shape
 
-    def merge_partials(outs_ref, lses_ref, out_ref, lse_ref):
+    def merge_partials(outs_ref, lses_ref, out_ref, lse_ref, out_row):
         head = lax.axis_index("head")
         parts = [lses_ref[part, head] for part in range(splits)]  # scalars
         top = functools.reduce(jnp.maximum, parts)
@@ -295,12 +295,16 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
         layout = plgpu.Layout.WG_STRIDED((128,), vec_size=1) if head_dim == 128 else plgpu.Layout.WGMMA.reduce(0)
         rows = [_load(outs_ref.at[part, head], layout) for part in range(splits)]
         out = sum(row * weight for row, weight in zip(rows, weights, strict=True)) / divisor
-        out_ref[head] = out.astype(out_ref.dtype)
+        out_row[...] = out.astype(out_row.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(out_row, out_ref.at[head])
         lse_ref[head] = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+        plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
         merge_partials,
         out_type=(jax.ShapeDtypeStruct((heads, head_dim), dtype), jax.ShapeDtypeStruct((heads,), jnp.float32)),
+        scratch_types=[plgpu.SMEM((head_dim,), dtype)],
         grid=(heads,),
         grid_names=("head",),
         interpret=interpret,
