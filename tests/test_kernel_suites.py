@@ -190,9 +190,9 @@ def test_every_call_of_a_timed_program_runs_in_turn():
         step, (jnp.float32(0), jnp.float32(0)), (), tables, seconds=0.001, repeats=3
     )
     assert row["calls"] == 16
-    warm = 4 + 2 * row["calls"]  # once to compile and three times alone, then two programs
-    assert calls == warm + row["repeats"] * row["programs"] * row["calls"]
-    assert total == 4 * 1 + (calls - 4) / 2 * 101
+    alone = int(calls) - (2 + row["repeats"] * row["programs"]) * row["calls"]
+    assert alone in (2, 4)  # compiled, then up to three times
+    assert total == alone * 1 + (calls - alone) / 2 * 101
 
 
 WORKER = """

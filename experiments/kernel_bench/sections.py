@@ -115,8 +115,8 @@ def timings(plan: Plan, platform: str) -> list[Timing]:
     for name in backends("paged_decode", platform):
         found.append(("dense", head, (Choice(name),)))
     found += [("block_topk", head, pair) for pair in pairs(platform)]
-    found += [("select", head, (Choice(name),)) for name in backends("select_pages", platform)]
     found += [("attend", head, (Choice(name),)) for name in backends("paged_decode", platform)]
+    found += [("select", head, (Choice(name),)) for name in backends("select_pages", platform)]
     found += [("block_topk", head, (Choice("xla"), Choice("xla")))]
     found.sort(key=lambda timing: Choice("xla") in timing[2])  # the reference compiles and runs long: after the others
     for load in (
