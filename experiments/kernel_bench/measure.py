@@ -37,11 +37,18 @@ class Bench:
     def state(self, op: str, load: Workload) -> DeviceState:
         """A state with enough sets for this op; the last one where it serves. Raises MemoryError if none fits."""
         sets = sets_needed(op, load, self.rotate_bytes, self.memory)
+        if not self._serves(load, sets):
+            held_tokens = 0 if self.held is None else self.held.keys.shape[1]
+            self.drop(keep_pools=held_tokens == sets * load.batch * load.context)  # before the new one takes memory
+            self.held = make_state(load, sets, like=self.held)
+        assert self.held is not None
+        return dataclasses.replace(self.held, load=load, tables=self.held.tables[:sets])
+
+    def _serves(self, load: Workload, sets: int) -> bool:
         held = self.held
-        if held is None or dataclasses.replace(held.load, budget=load.budget) != load or len(held.tables) < sets:
-            self.drop(keep_pools=held is not None and held.keys.shape[1] == sets * load.batch * load.context)
-            self.held = held = make_state(load, sets, like=self.held)
-        return dataclasses.replace(held, load=load, tables=held.tables[:sets])
+        return (
+            held is not None and dataclasses.replace(held.load, budget=load.budget) == load and len(held.tables) >= sets
+        )
 
     def drop(self, *, keep_pools: bool = False) -> None:
         """Frees what is held: before another state is made, or after a failure that may have used it up."""

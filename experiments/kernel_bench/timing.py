@@ -49,6 +49,8 @@ def time_calls(
         began = time.perf_counter()
         state = _wait(one(state, arguments, tables[:1]))
         alone.append(time.perf_counter() - began)
+        if alone[0] > seconds:
+            break
     once = min(alone)
     calls = min(1 if once > 2e-3 else 4 if once > 300e-6 else 16, most_calls)
     tables *= -(-calls // len(tables))
