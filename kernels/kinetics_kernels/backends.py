@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -74,8 +75,7 @@ def implementation(op: str, backend: str | None, key: tuning.Key | None = None) 
     if backend is None:
         table = _table_of_default_device()
         found = tuning.lookup(table, op, key) if table and key else None
-        backend, options = found or ("xla", {})
-        return functools.partial(implementation(op, backend), **options)
+        return functools.partial(_tuned, op, *found) if found else getattr(reference, op)
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend {backend!r} is not known (known: {', '.join(BACKENDS)})")
     if backend == "xla":
@@ -84,6 +84,15 @@ def implementation(op: str, backend: str | None, key: tuning.Key | None = None) 
         has = ", ".join(["xla", *kernel_backends(op)])
         raise NotImplementedError(f"{op}: no {backend} kernel is written; it has: {has}")
     return getattr(importlib.import_module(_module(op, backend)), op)
+
+
+def _tuned(op: str, backend: str, options: dict[str, Any], *args: Any, **settings: Any) -> Any:
+    """A call as the nearest measurement advises; shapes far from it can be beyond a kernel, which a warning tells."""
+    try:
+        return implementation(op, backend)(*args, **settings, **options)
+    except NotImplementedError as refusal:
+        warnings.warn(f"{refusal}; this call, which no measurement is near, runs on the reference", stacklevel=3)
+        return getattr(reference, op)(*args, **settings)
 
 
 def _has_kernel(op: str, backend: str) -> bool:

@@ -66,15 +66,21 @@ def test_backends_that_are_not_there_are_refused():
         implementation("masked_decode", "triton")
 
 
+def write_table(folder, entries) -> None:
+    """A tuning table of this device."""
+    folder.mkdir(exist_ok=True)
+    slug = tuning.device_slug(jax.devices()[0].device_kind)
+    content = {"device": "this one", "entries": [tuning.entry_json(entry) for entry in entries]}
+    (folder / f"{slug}.json").write_text(json.dumps(content))
+
+
 def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeypatch):
     """A table of this device sends one shape to an (interpreted) kernel, with its options, and the others nowhere."""
     state = oracle.random_state(np.random.default_rng(0), [30, 7, 0])
     pools = (state.k_pages, state.v_pages)
     key = tuning.decode_key(state.q, state.k_pages, state.page_table)
     entry = tuning.Entry("paged_decode", key, "triton", {"splits": 2, "interpret": True}, 1e-6)
-    slug = tuning.device_slug(jax.devices()[0].device_kind)
-    content = {"device": "this one", "entries": [tuning.entry_json(entry)]}
-    (tmp_path / f"{slug}.json").write_text(json.dumps(content))
+    write_table(tmp_path, [entry])
     monkeypatch.setattr(tuning, "TUNED", tmp_path)
     forced = implementation("paged_decode", "triton")(state.q, *pools, state.page_table, state.lengths, **entry.options)
     chosen = kernels.paged_decode(state.q, *pools, state.page_table, state.lengths)
@@ -82,8 +88,17 @@ def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeyp
     np.testing.assert_array_equal(chosen[1], forced[1])
     assert (np.asarray(chosen[0]) != np.asarray(reference_gives[0])).any()  # another order of sums
     other = dataclasses.replace(key, page_size=2 * key.page_size)
-    assert implementation("paged_decode", None, other).func is reference.paged_decode
-    assert implementation("select_pages", None, key).func is reference.select_pages
+    assert implementation("paged_decode", None, other) is reference.paged_decode
+    assert implementation("select_pages", None, key) is reference.select_pages
+    far = oracle.random_state(np.random.default_rng(1), [30], group=32)  # more query heads than the kernel takes
+    beyond = dataclasses.replace(entry, key=tuning.decode_key(far.q, far.k_pages, far.page_table))
+    write_table(tmp_path / "far", [beyond])
+    monkeypatch.setattr(tuning, "TUNED", tmp_path / "far")
+    call = far.q, far.k_pages, far.v_pages, far.page_table, far.lengths
+    with pytest.warns(UserWarning, match="at most 16 query heads per KV head, not 32.*runs on the reference"):
+        given = kernels.paged_decode(*call)
+    np.testing.assert_array_equal(given[0], reference.paged_decode(*call)[0])
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen_backend("paged_decode") == (
         "triton",
