@@ -5,8 +5,8 @@
 Writes <device>.json, by default into kernels/kinetics_kernels/tuned, where `kinetics_kernels.tuning` reads it, and
 tune_kernels_<op>.json with every combination tried, into results/<device>; with --out, both into that folder. A kernel
 that gives a wrong result at a key is named and left out there; keys that were not reached are missing. Without an
-accelerator it says so and ends; `--tiny` rehearses on any device, the reference alone on a CPU, into --out. Needs jax,
-numpy and kinetics_kernels.
+accelerator it says so and ends; `--tiny` rehearses on any device, the reference alone on a CPU, into --out. Needs jax
+and numpy; the kernels are those of this checkout.
 """
 
 from __future__ import annotations
