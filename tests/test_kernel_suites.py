@@ -154,9 +154,46 @@ def test_selections_are_judged_to_the_last_page():
 
 
 def test_nan_and_unwritten_rows_are_errors():
-    assert oracle.close([np.nan], [1.0], "bfloat16")[1]
-    assert oracle.close([1.0], [-np.inf], "bfloat16")[1]
-    assert oracle.close([-np.inf], [-np.inf], "float32") == (0.0, "")
+    assert oracle.close([np.nan, 0.0], [1.0, 0.0], "bfloat16")[1]
+    assert oracle.close([1e-9, 0.0], [0.0, 0.0], "bfloat16")[1]  # an idle row is 0
+    assert oracle.close([0.0, 0.0], [0.0, 0.0], "bfloat16") == (0.0, "")
+    assert oracle.close_lse([1.0], [-np.inf])[1]
+    assert oracle.close_lse([-np.inf], [-np.inf]) == (0.0, "")
+
+
+@pytest.mark.parametrize("missing", ["a page", "a 64th"])
+def test_a_kernel_that_skips_tokens_of_a_long_context_is_not_timed(missing, bench, monkeypatch):
+    """Where outputs are small and log-sum-exps large."""
+    load = dataclasses.replace(TINY, batch=1, context=16_384, dtype="bfloat16")
+
+    def skips(q, k, v, table, lengths):
+        out, lse = kinetics_kernels.paged_decode(q, k, v, table, lengths)
+        fewer = lengths - (load.page_size if missing == "a page" else load.context // 64)
+        short_out, short_lse = kinetics_kernels.paged_decode(q, k, v, table, fewer)
+        return (out, short_lse) if missing == "a page" else (short_out, lse)
+
+    assert measure.measure(bench, "dense", load, (XLA,))["status"] == "ok"
+    monkeypatch.setattr(Choice, "function", lambda self, name: skips)
+    row = measure.measure(bench, "dense", load, (XLA,))
+    assert row["status"] == "wrong"
+    assert "us" not in row
+
+
+def test_an_append_is_checked_on_pools_that_it_may_overwrite(bench):
+    """At full size the device has no room for a copy of them."""
+    state = bench.state("append", TINY)
+    given = state.keys
+    assert measure.CHECKS["append"](bench, state, (XLA,)) == (0.0, "")
+    assert given.is_deleted()
+    assert bench.held is None
+    assert jnp.isfinite(state.keys).all()
+
+
+def test_states_of_the_cases_are_what_every_kernel_takes():
+    """Pools of a multiple of 8 pages: a TPU's append would refuse every case of another."""
+    rng, shape = np.random.default_rng(0), {"kv_heads": 1, "group": 1, "head_dim": 1, "page_size": 8}
+    states = [oracle.random_state(rng, [8 * pages], max_pages=9, **shape) for pages in range(1, 10)]
+    assert {state.k_pages.shape[1] for state in states} == {8, 16}
 
 
 @pytest.mark.parametrize("name", [*peers.peers("cpu")])
