@@ -16,9 +16,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import tune_kernels  # noqa: E402
 from kernel_bench import byte_model, correctness, measure, oracle, peers, runner, sections, summary, timing  # noqa: E402
 from kernel_bench.byte_model import Workload, floor_bytes  # noqa: E402
 from kernel_bench.choices import Choice, backends, candidates, options_of  # noqa: E402
+from kernel_bench.states import make_state  # noqa: E402
 
 TINY = sections.TINY.headline
 XLA = Choice("xla")
@@ -332,6 +334,41 @@ def test_every_kernel_is_a_choice_on_its_platform():
     assert tried[0] == Choice("triton")
     assert Choice("triton", (("splits", 8),)) in tried
     assert candidates("paged_decode", "xla") == [XLA]
+    assert Choice("triton", (("fused", False),)) in candidates("select_pages", "triton")
+
+
+def test_every_option_of_a_kernel_is_tuned():
+    for op in ("append_kv", "select_pages", "paged_decode"):
+        for backend in {*backends(op, "gpu"), *backends(op, "tpu")}:
+            tried = {name for choice in candidates(op, backend) for name, _ in choice.options}
+            assert tried == {*options_of(op, backend)}
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_pages_of_a_state_come_in_runs_and_once(run):
+    load = dataclasses.replace(TINY, run=run)
+    tables = np.stack(make_state(load, 2).tables)
+    assert sorted(tables.flat) == [*range(tables.size)]
+    runs = tables.reshape(-1, run)
+    np.testing.assert_array_equal(runs, runs[:, :1] + np.arange(run))
+    assert not runs[:, 0].max() % run
+    assert (runs[1:, 0] != runs[:-1, -1] + 1).any()
+
+
+def test_keys_that_were_tried_in_part_are_not_in_a_tuning_table():
+    key = dataclasses.asdict(tune_kernels.key_of("dense", TINY))
+    long = dataclasses.replace(TINY, context=4096)
+    far = dataclasses.asdict(tune_kernels.key_of("dense", long))
+
+    def row(load: Workload, key: dict, backend: str, us: float) -> dict:
+        about = {"kernel": "paged_decode", "key": key, "backend": backend, "options": {}}
+        return {"status": "ok", "case": f"dense {backend} {load}", "us": us, "impossible": False, **about}
+
+    rows = [row(TINY, key, "triton", 9), row(TINY, key, "xla", 8), row(long, far, "triton", 7)]
+    entries, wrong = tune_kernels.best(rows, [f"dense xla {long}"])
+    assert [(entry["key"], entry["backend"]) for entry in entries] == [(key, "xla")]
+    assert not wrong
+    assert len(tune_kernels.best(rows)[0]) == 2
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
