@@ -7,7 +7,7 @@
 A recording holds seed, inputs and outputs of a fixed set of op cases (backend_comparison/cases.py), refused cases with
 their reason, a checkpoint's logits and token ids, device, versions, and the backend of every op and why. `compare`
 prints a row for every case. Exit code 0: within the bounds it states. 1: beyond them, or a case failed. 2: the two
-cannot be compared. The op cases need only jax, NumPy and kinetics_kernels; `--model none` leaves the rest out.
+cannot be compared. The op cases need only jax and NumPy; `--model none` leaves the rest out.
 """
 
 from __future__ import annotations

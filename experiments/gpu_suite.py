@@ -4,7 +4,7 @@
 
 Writes gpu_suite_<section>.json, row by row, so that a run that is cut off loses one row at most; a kernel that crashes
 or hangs costs its row. Without a GPU it prints the byte model and ends; `--tiny` rehearses every section at tiny shapes
-on whatever there is. Needs jax, numpy and kinetics_kernels (`PYTHONPATH=kernels` where that is not installed).
+on whatever there is. Needs jax and numpy; the kernels are those of this checkout.
 """
 
 from kernel_bench.suite import main

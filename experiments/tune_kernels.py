@@ -4,9 +4,9 @@
 
 Writes <device>.json, by default into kernels/kinetics_kernels/tuned, where `kinetics_kernels.tuning` reads it, and
 tune_kernels_<op>.json with every combination tried, into results/<device>; with --out, both into that folder. A kernel
-that gives a wrong result at a key is named and left out there; keys that were not reached are missing. Without an
-accelerator it says so and ends; `--tiny` rehearses on any device, the reference alone on a CPU, into --out. Needs jax,
-numpy and kinetics_kernels.
+that gives a wrong result at a key is named and left out there; keys whose cases were not all reached are missing.
+Without an accelerator it says so and ends; `--tiny` rehearses on any device, the reference alone on a CPU, into --out.
+Needs jax and numpy; the kernels are those of this checkout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 from kernel_bench.byte_model import Workload
 from kernel_bench.choices import backends, candidates, options_of
@@ -110,14 +111,17 @@ def work(arguments: argparse.Namespace) -> None:
             run_section(file, cases(op, arguments.tiny, platform, bench), min(until, end), device.healthy)
 
 
-def best(rows: list[dict]) -> tuple[list[dict], list[str]]:
-    """The fastest right row of every key, as entries of a table, and what was wrong anywhere."""
+def best(rows: list[dict], left: Sequence[str] = ()) -> tuple[list[dict], list[str]]:
+    """The fastest right row of every key, as entries of a table, and what was wrong anywhere.
+
+    A key that has a case among those `left` has no entry: what was not tried there may be faster, the reference too.
+    """
     fastest: dict[str, dict] = {}
-    wrong = []
+    wrong, cut = [], {_call(case) for case in left}
     for row in rows:
         if row["status"] in ("wrong", "crashed", "hung"):
             wrong.append(f"{row['case']}: {row['status']}: {row['why']}")
-        if row["status"] != "ok" or row["impossible"]:
+        if row["status"] != "ok" or row["impossible"] or _call(row["case"]) in cut:
             continue
         held = fastest.setdefault(json.dumps([row["kernel"], row["key"]]), row)
         if row["us"] < held["us"]:
@@ -127,6 +131,12 @@ def best(rows: list[dict]) -> tuple[list[dict], list[str]]:
         for row in fastest.values()
     ]
     return [tuning.entry_json(entry) for entry in entries], wrong
+
+
+def _call(case: str) -> tuple[str, str]:
+    """Op and workload of a case's name, which has the choice between them."""
+    op, _, load = case.split(" ", 2)
+    return op, load
 
 
 def main() -> None:
@@ -154,7 +164,7 @@ def main() -> None:
     command += ["--tiny"] if arguments.tiny else []
     code = supervise(command, folder, NAME, seconds=until - time.time(), stall=STALL_SECONDS)
     files = [json.loads(path.read_text()) for op in SHARES if (path := path_of(folder, NAME, op)).exists()]
-    entries, wrong = best([row for file in files for row in file["rows"]])
+    entries, wrong = best(*([row for file in files for row in file[part]] for part in ("rows", "left")))
     if not entries:
         sys.exit(code or "tune_kernels: nothing was measured; see the files beside the table")
     table = SectionFile((arguments.out or tuning.TUNED) / f"{slug}.json", {})

@@ -16,20 +16,19 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import tune_kernels  # noqa: E402
 from kernel_bench import byte_model, correctness, measure, oracle, peers, runner, sections, summary, timing  # noqa: E402
 from kernel_bench.byte_model import Workload, floor_bytes  # noqa: E402
 from kernel_bench.choices import Choice, backends, candidates, options_of  # noqa: E402
+from kernel_bench.states import make_state  # noqa: E402
 
 TINY = sections.TINY.headline
 XLA = Choice("xla")
 
 
 def run_script(name: str, *arguments: str, timeout: int = 120) -> subprocess.CompletedProcess:
-    # the kernels of this checkout, whatever is installed
-    environment = os.environ | {
-        "PYTHONPATH": str(pathlib.Path(kinetics_kernels.__file__).parent.parent),
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, str(ROOT / "experiments" / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
 
@@ -45,11 +44,12 @@ def test_without_an_accelerator_the_scripts_say_so_and_end_well(name, tmp_path):
         assert "8591122432" in found.stdout.split()  # a dense step of 64 sequences of 32K tokens at page 64
 
 
-def test_the_suites_need_nothing_but_jax_and_the_kernels():
+def test_the_suites_need_nothing_but_jax_and_the_kernels_of_their_checkout(tmp_path):
     names = [path.stem for path in (ROOT / "experiments" / "kernel_bench").glob("[!_]*.py")]
     code = "import sys; import " + ", ".join(f"kernel_bench.{name}" for name in names) + ", tune_kernels\n"
     code += "print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    paths = str(ROOT / "experiments"), str(ROOT / "kernels")
+    (tmp_path / "kinetics_kernels.py").write_text("raise ImportError('the kernels of somewhere else')")
+    paths = str(ROOT / "experiments"), str(tmp_path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     loaded = {*found.stdout.split()}
@@ -156,9 +156,46 @@ def test_selections_are_judged_to_the_last_page():
 
 
 def test_nan_and_unwritten_rows_are_errors():
-    assert oracle.close([np.nan], [1.0], "bfloat16")[1]
-    assert oracle.close([1.0], [-np.inf], "bfloat16")[1]
-    assert oracle.close([-np.inf], [-np.inf], "float32") == (0.0, "")
+    assert oracle.close([np.nan, 0.0], [1.0, 0.0], "bfloat16")[1]
+    assert oracle.close([1e-9, 0.0], [0.0, 0.0], "bfloat16")[1]  # an idle row is 0
+    assert oracle.close([0.0, 0.0], [0.0, 0.0], "bfloat16") == (0.0, "")
+    assert oracle.close_lse([1.0], [-np.inf])[1]
+    assert oracle.close_lse([-np.inf], [-np.inf]) == (0.0, "")
+
+
+@pytest.mark.parametrize("missing", ["a page", "a 64th"])
+def test_a_kernel_that_skips_tokens_of_a_long_context_is_not_timed(missing, bench, monkeypatch):
+    """Where outputs are small and log-sum-exps large."""
+    load = dataclasses.replace(TINY, batch=1, context=16_384, dtype="bfloat16")
+
+    def skips(q, k, v, table, lengths):
+        out, lse = kinetics_kernels.paged_decode(q, k, v, table, lengths)
+        fewer = lengths - (load.page_size if missing == "a page" else load.context // 64)
+        short_out, short_lse = kinetics_kernels.paged_decode(q, k, v, table, fewer)
+        return (out, short_lse) if missing == "a page" else (short_out, lse)
+
+    assert measure.measure(bench, "dense", load, (XLA,))["status"] == "ok"
+    monkeypatch.setattr(Choice, "function", lambda self, name: skips)
+    row = measure.measure(bench, "dense", load, (XLA,))
+    assert row["status"] == "wrong"
+    assert "us" not in row
+
+
+def test_an_append_is_checked_on_pools_that_it_may_overwrite(bench):
+    """At full size the device has no room for a copy of them."""
+    state = bench.state("append", TINY)
+    given = state.keys
+    assert measure.CHECKS["append"](bench, state, (XLA,)) == (0.0, "")
+    assert given.is_deleted()
+    assert bench.held is None
+    assert jnp.isfinite(state.keys).all()
+
+
+def test_states_of_the_cases_are_what_every_kernel_takes():
+    """Pools of a multiple of 8 pages: a TPU's append would refuse every case of another."""
+    rng, shape = np.random.default_rng(0), {"kv_heads": 1, "group": 1, "head_dim": 1, "page_size": 8}
+    states = [oracle.random_state(rng, [8 * pages], max_pages=9, **shape) for pages in range(1, 10)]
+    assert {state.k_pages.shape[1] for state in states} == {8, 16}
 
 
 @pytest.mark.parametrize("name", [*peers.peers("cpu")])
@@ -297,6 +334,41 @@ def test_every_kernel_is_a_choice_on_its_platform():
     assert tried[0] == Choice("triton")
     assert Choice("triton", (("splits", 8),)) in tried
     assert candidates("paged_decode", "xla") == [XLA]
+    assert Choice("triton", (("fused", False),)) in candidates("select_pages", "triton")
+
+
+def test_every_option_of_a_kernel_is_tuned():
+    for op in ("append_kv", "select_pages", "paged_decode"):
+        for backend in {*backends(op, "gpu"), *backends(op, "tpu")}:
+            tried = {name for choice in candidates(op, backend) for name, _ in choice.options}
+            assert tried == {*options_of(op, backend)}
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_pages_of_a_state_come_in_runs_and_once(run):
+    load = dataclasses.replace(TINY, run=run)
+    tables = np.stack(make_state(load, 2).tables)
+    assert sorted(tables.flat) == [*range(tables.size)]
+    runs = tables.reshape(-1, run)
+    np.testing.assert_array_equal(runs, runs[:, :1] + np.arange(run))
+    assert not runs[:, 0].max() % run
+    assert (runs[1:, 0] != runs[:-1, -1] + 1).any()
+
+
+def test_keys_that_were_tried_in_part_are_not_in_a_tuning_table():
+    key = dataclasses.asdict(tune_kernels.key_of("dense", TINY))
+    long = dataclasses.replace(TINY, context=4096)
+    far = dataclasses.asdict(tune_kernels.key_of("dense", long))
+
+    def row(load: Workload, key: dict, backend: str, us: float) -> dict:
+        about = {"kernel": "paged_decode", "key": key, "backend": backend, "options": {}}
+        return {"status": "ok", "case": f"dense {backend} {load}", "us": us, "impossible": False, **about}
+
+    rows = [row(TINY, key, "triton", 9), row(TINY, key, "xla", 8), row(long, far, "triton", 7)]
+    entries, wrong = tune_kernels.best(rows, [f"dense xla {long}"])
+    assert [(entry["key"], entry["backend"]) for entry in entries] == [(key, "xla")]
+    assert not wrong
+    assert len(tune_kernels.best(rows)[0]) == 2
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

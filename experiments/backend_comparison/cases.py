@@ -122,8 +122,7 @@ def inputs_of(state: State, seed: int) -> dict[str, np.ndarray]:
     draws, dtype, size = _Draws(seed, state.name), DTYPES[state.dtype], state.page_size
     batch, dims = len(state.lengths), state.head_dim
     counts = [-(-length // size) for length in state.lengths]
-    num_pages = sum(counts) + SPARE_PAGES
-    num_pages += num_pages % 2
+    num_pages = -(-(sum(counts) + SPARE_PAGES) // 8) * 8  # TPU kernels write summaries in tiles of 8
     order = draws.order(num_pages)
     table = np.full((batch, max(counts) + 3), -1, np.int32)
     head_table = np.full((batch, KV_HEADS, PAGES), -1, np.int32)

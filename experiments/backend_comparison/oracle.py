@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import float64_ops
 import numpy as np
 
 from .cases import PAGES, RECENT_PAGES, SINK_PAGES, Case, summary_of
@@ -18,20 +19,18 @@ def page_scores(inputs: Arrays, summary: str) -> tuple[np.ndarray, np.ndarray]:
 
     Both `[batch, kv_heads, max_pages]` float64; meaningless beyond a length.
     """
-    q, stored = inputs["q"].astype(np.float64), inputs[f"{summary}_summaries"].astype(np.float64)
-    batch, q_heads, dims = q.shape
-    kv_heads, group = stored.shape[0], q_heads // stored.shape[0]
-    members = q.reshape(batch, kv_heads, group, dims)
-    query, largest = members.mean(axis=2)[:, :, None], np.abs(members).mean(axis=2)[:, :, None]
-    pages = stored[:, inputs["page_table"]].swapaxes(0, 1)  # [batch, kv_heads, max_pages, (2,) dims]
+    stored, table = inputs[f"{summary}_summaries"].astype(np.float64), inputs["page_table"]
+    terms = float64_ops.score_terms(inputs["q"], stored, table, summary)
+    batch, kv_heads, _, dims = terms.shape
+    group = inputs["q"].shape[1] // kv_heads
+    members = np.abs(inputs["q"].astype(np.float64)).reshape(batch, kv_heads, group, dims)
+    largest, pages = members.mean(axis=2)[:, :, None], stored[:, table].swapaxes(0, 1)
     if summary == "mean":
-        terms, size = query * pages, largest * np.abs(pages)
+        size = largest * np.abs(pages)
     elif summary == "min_max":
-        terms = np.minimum(query, 0) * pages[..., 0, :] + np.maximum(query, 0) * pages[..., 1, :]
         size = largest * np.abs(pages).max(axis=-2)
     else:
         mean, std, scale = pages[..., 0, :], pages[..., 1, :], dims**-0.5
-        terms = query * scale * mean + 0.5 * (query * scale * std) ** 2
         size = largest * scale * np.abs(mean) + 0.5 * (largest * scale * std) ** 2
     # Every term goes through at most 2 dims additions, the mean over the group and a handful of products.
     return terms.sum(axis=-1), (2 * dims + group + 8) * UNIT * size.sum(axis=-1)
@@ -79,25 +78,7 @@ def score_gap(case: Case, inputs: Arrays, summary: str, row: int, head: int, pag
 
 def paged_decode(inputs: Arrays, table: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`(out [batch, q_heads, head_dim], lse [batch, q_heads])` over `table [batch, kv_heads, pages]`."""
-    q = inputs["q"].astype(np.float64)
-    group = q.shape[1] // table.shape[1]
-    out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
-    for row, head in np.ndindex(*table.shape[:2]):
-        length = int(lengths[row, head])
-        if not length:
-            continue
-        pages = table[row, head][table[row, head] >= 0]
-        keys, values = (
-            inputs[name][head, pages].astype(np.float64).reshape(-1, q.shape[2])[:length]
-            for name in ("k_pages", "v_pages")
-        )
-        heads = slice(head * group, (head + 1) * group)
-        scores = q[row, heads] @ keys.T * q.shape[2] ** -0.5
-        top = scores.max(axis=1, keepdims=True)
-        weights = np.exp(scores - top)
-        total = weights.sum(axis=1, keepdims=True)
-        out[row, heads], lse[row, heads] = weights @ values / total, (top + np.log(total))[:, 0]
-    return out, lse
+    return float64_ops.paged_decode(inputs["q"], inputs["k_pages"], inputs["v_pages"], table, lengths)
 
 
 def per_head(inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ class Workload:
     head_dim: int = 128
     dtype: str = "bfloat16"
     summary: str = "mean"
+    run: int = 16  # pages of consecutive ids in the tables; as many as the engine's allocator gives
 
     @property
     def pages(self) -> int:
@@ -46,7 +47,7 @@ class Workload:
 
     def __str__(self) -> str:
         shape = f"B{self.batch} S{self.context} page{self.page_size} budget{self.budget} "
-        return shape + f"{self.kv_heads}x{self.group}x{self.head_dim} {self.dtype} {self.summary}"
+        return shape + f"{self.kv_heads}x{self.group}x{self.head_dim} {self.dtype} {self.summary} run{self.run}"
 
 
 def floor_bytes(op: str, load: Workload) -> int:

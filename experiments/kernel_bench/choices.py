@@ -14,12 +14,10 @@ from kinetics_kernels.backends import OF_PLATFORM, implementation, kernel_backen
 # Values worth trying of the options that kernels have, by name.
 VALUES = {
     "splits": (1, 2, 4, 8, 16, 32),
+    "stages": (2, 3, 4),
+    "fused": (True, False),
     "block_tokens": (128, 256, 512, 1024, 2048),
     "block_pages": (128, 256, 512, 1024),
-    "tokens": (64, 128, 256),
-    "stages": (2, 3, 4),
-    "num_stages": (2, 3, 4),
-    "num_warps": (4, 8),
 }
 NOT_TUNED = {"interpret"}
 

@@ -160,13 +160,15 @@ def _distance(load: Workload, head: Workload) -> float:
 
 
 def ablations(plan: Plan, platform: str) -> list[Timing]:
-    """Kinds of summary, options of the kernels at three batches, and query heads per KV head."""
+    """Kinds of summary, pages one by one, options of the kernels at three batches, query heads per KV head."""
     head = plan.headline
     found: list[Timing] = []
     for summary in ("mean", "min_max", "mean_std"):
         load = dataclasses.replace(head, summary=summary)
         found += [("select", load, (choice,)) for choice in kernels("select_pages", platform)]
         found += [("block_topk", load, pair) for pair in matched(platform)]
+    for page_size in dict.fromkeys((head.page_size, plan.page_sizes[0])):
+        found += _by_kernels(dataclasses.replace(head, page_size=page_size, run=1), head, platform)
     for batch in (plan.batches[0], head.batch, *plan.batches[1:2]):
         load = dataclasses.replace(head, batch=batch)
         for op, kernel in (("dense", "paged_decode"), ("attend", "paged_decode"), ("select", "select_pages")):

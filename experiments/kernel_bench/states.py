@@ -1,9 +1,10 @@
-"""Paged states on the device, large enough to time: random K and V, their summaries, pages in random order."""
+"""Paged states on the device, large enough to time: random K and V, their summaries, runs of pages in random order."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def state_bytes(load: Workload, sets: int) -> int:
 
 
 def make_state(load: Workload, sets: int, like: DeviceState | None = None) -> DeviceState:
-    """A random state; `like`, one of equal tokens and another page size, group or summary, gives K and V anew."""
+    """A random state; `like`, one of equal tokens and another page size, group, summary or run, gives K and V anew."""
     tokens = sets * load.batch * load.context
     dtype = jnp.dtype(load.dtype)
     shape = (load.kv_heads, tokens, load.head_dim)
@@ -54,8 +55,9 @@ def make_state(load: Workload, sets: int, like: DeviceState | None = None) -> De
         keys, values = like.keys, like.values
     else:
         keys, values = (random_array(jax.random.key(seed), shape, dtype) for seed in (1, 2))
-    order = np.random.default_rng(0).permutation(tokens // load.page_size).astype(np.int32)
-    tables = order.reshape(sets, load.batch, load.table_pages)
+    run = math.gcd(load.run, load.table_pages)
+    first = np.random.default_rng(0).permutation(tokens // load.page_size // run).astype(np.int32) * run
+    tables = (first[:, None] + np.arange(run, dtype=np.int32)).reshape(sets, load.batch, load.table_pages)
     return DeviceState(
         load,
         random_array(jax.random.key(3), (load.batch, load.q_heads, load.head_dim), dtype),

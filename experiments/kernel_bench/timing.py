@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -173,14 +174,16 @@ def launch_overhead() -> dict:
 
 
 def random_array(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Standard normal numbers, drawn in parts, so that the bits they are made from never take the array's size."""
-    count = 1
-    for size in shape:
-        count *= size
-    parts = next(parts for parts in (64, 32, 16, 8, 4, 2, 1) if count % parts == 0)
+    """Standard normal numbers, drawn in parts, so that the bits they are made from never take the array's size.
+
+    A part is whole rows: of numbers in a line a TPU would make the array by a copy.
+    """
+    *_, columns = shape
+    rows = math.prod(shape) // columns
+    parts = next(parts for parts in (64, 32, 16, 8, 4, 2, 1) if rows % parts == 0)
 
     def draw(key: jax.Array) -> jax.Array:
-        one_part = lambda key: jax.random.normal(key, (count // parts,), dtype)  # noqa: E731
+        one_part = lambda key: jax.random.normal(key, (rows // parts, columns), dtype)  # noqa: E731
         return jax.lax.map(one_part, jax.random.split(key, parts)).reshape(shape)
 
     return jax.jit(draw)(key)
