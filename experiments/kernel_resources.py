@@ -104,6 +104,7 @@ def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_emitter_re=ptx"
         os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        import kernel_bench  # noqa: F401, finds the kernels of this checkout
         from kinetics_kernels import targets
 
         target = targets.gpu(arguments.gpu)

@@ -48,7 +48,9 @@ def chosen_backend(op: str, platform: str | None = None) -> tuple[str, str]:
 
 
 def _table_of_default_device() -> tuning.Table | None:
-    return tuning.load_table(tuning.device_slug(jax.devices()[0].device_kind))
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    device = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+    return tuning.load_table(tuning.device_slug(device.device_kind))
 
 
 def backend_error(backend: str, platform: str | None = None) -> str | None:

@@ -149,7 +149,10 @@ def chosen_backends(table: Table, ops: Sequence[str]) -> dict[str, int]:
 
 
 def _distance(one: Key, other: Key) -> float:
-    return abs(math.log(one.rows / other.rows)) + abs(math.log(one.pages / other.pages))
+    def apart(count: int, others: int) -> float:
+        return abs(math.log(max(count, 1) / max(others, 1)))  # an empty batch is as near as a lone row
+
+    return apart(one.rows, other.rows) + apart(one.pages, other.pages)
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:

@@ -106,3 +106,15 @@ def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeyp
     )
     assert "not measured on this device" in chosen_backend("select_pages", "cuda")[1]
     assert "not measured on a device" in chosen_backend("paged_decode", "tpu")[1]
+
+
+@pytest.mark.parametrize("name", [True, False])
+def test_the_table_is_that_of_the_default_device(tmp_path, monkeypatch, name):
+    """`jax.default_device`, as a name or a device, and not the first device of the process."""
+    cpu = jax.devices("cpu")[0]
+    key = tuning.decode_key(*(np.zeros(shape, np.float32) for shape in ((1, 2, 16), (2, 4, 8, 16), (1, 4))))
+    write_table(tmp_path, [tuning.Entry("paged_decode", key, "triton", {}, 1e-6)])
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [cpu] if platform == "cpu" else ["a gpu"])
+    with jax.default_device("cpu" if name else cpu):
+        assert implementation("paged_decode", None, key) is not reference.paged_decode

@@ -85,6 +85,12 @@ def test_near_is_meant_by_ratio():
     assert tuning.lookup(table, "select_pages", KEY) is None
 
 
+def test_an_empty_batch_finds_the_fewest_rows():
+    entries = [Entry("paged_decode", dataclasses.replace(KEY, rows=rows), name, {}, 1e-6) for rows, name in
+               ((8, "triton"), (512, "xla"))]  # fmt: skip
+    assert tuning.lookup(Table("d", tuple(entries)), "paged_decode", dataclasses.replace(KEY, rows=0)) == ("triton", {})
+
+
 def test_keys_are_those_of_the_shapes():
     def shape(*sizes, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(sizes, dtype)
