@@ -212,7 +212,7 @@ def frontier(
         as_json: Print the table as JSON.
     """
     from kinetics_jax.economics.frontier import frontier as frontier_table
-    from kinetics_jax.economics.frontier import run_data
+    from kinetics_jax.economics.samples import run_data
     from kinetics_jax.traces import read_run, write_whole
 
     if not runs:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.attention_names import attention_names
 from kinetics_jax.economics.ablations import budget_ablation, length_ablation
-from kinetics_jax.economics.frontier import frontier, run_data
+from kinetics_jax.economics.frontier import frontier
 from kinetics_jax.economics.hardware import Hardware
+from kinetics_jax.economics.samples import run_data
 from kinetics_jax.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.traces import Run, write_whole
 

@@ -9,7 +9,7 @@ import pytest
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.ablations import budget_ablation, length_ablation
-from kinetics_jax.economics.frontier import run_data
+from kinetics_jax.economics.samples import run_data
 from kinetics_jax.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.report import pick_samples, tables_of, write_report

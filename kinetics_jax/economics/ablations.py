@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.economics.estimators import cluster_bootstrap
-from kinetics_jax.economics.frontier import Pool, Problem, RunData, pooled
+from kinetics_jax.economics.samples import Pool, Problem, RunData, pooled
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Policy
 
@@ -38,7 +38,7 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
 
     `caps` defaults to sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
     measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
-    FrontierError as `frontier.pooled` does.
+    SamplesError as `samples.pooled` does.
     """
     import pandas as pd
 
@@ -81,7 +81,7 @@ def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
     or one with other settings, of which a warning tells); `mean_output_tokens` of a sample, mean over problems.
     Intervals are NaN for one problem.
 
-    Raises FrontierError as `frontier.pooled` does, AblationError for a policy without a budget.
+    Raises SamplesError as `samples.pooled` does, AblationError for a policy without a budget.
     """
     import pandas as pd
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.ablations import AblationError, attention_budget, budget_ablation, length_ablation
 from kinetics_jax.economics.estimators import cluster_bootstrap
-from kinetics_jax.economics.frontier import FrontierError, RunData, frontier
+from kinetics_jax.economics.frontier import frontier
+from kinetics_jax.economics.samples import RunData, SamplesError
 from kinetics_jax.policies import BlockTopK, Dense, parse_policy
 
 SMALL = ModelConfig.named("0.6B")
@@ -146,7 +147,7 @@ def test_what_has_no_budget_is_refused():
     with pytest.raises(AblationError, match="dense has no budget"):
         attention_budget(Dense())
     for ablation in (length_ablation, budget_ablation):
-        with pytest.raises(FrontierError, match="no runs"):
+        with pytest.raises(SamplesError, match="no runs"):
             ablation([])
 
 
@@ -168,6 +169,6 @@ def test_other_settings_than_dense_are_not_compared():
 def test_other_words_for_the_same_problem_are_refused():
     dense, sparse = make_run([[True]], [[5]]), make_run([[True]], [[5]], attention=HALF)
     dense, sparse = (dataclasses.replace(run, prompts={"p0": text}) for run, text in ((dense, "a"), (sparse, "b")))
-    with pytest.raises(FrontierError, match="different words"):
+    with pytest.raises(SamplesError, match="different words"):
         frontier([dense, sparse])
     frontier([dense, dataclasses.replace(sparse, model="other")])  # another model has another template

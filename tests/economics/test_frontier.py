@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.economics.estimators import EstimateError, cluster_bootstrap, pass_at_k
-from kinetics_jax.economics.frontier import FrontierError, RunData, frontier, pareto, run_data
+from kinetics_jax.economics.frontier import frontier, pareto
+from kinetics_jax.economics.samples import RunData, SamplesError, run_data
 from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.traces import Run
 
@@ -111,10 +112,10 @@ def test_runs_of_one_model_and_attention_are_pooled():
     first, second = [[True, False]], [[False, False]]
     pooled = frontier([make_run(first), make_run(second, first=2, lengths=[[300, 400]])])
     assert pooled.equals(frontier([make_run([[True, False, False, False]])]))
-    with pytest.raises(FrontierError, match="'p0' sample 0 is there twice"):
+    with pytest.raises(SamplesError, match="'p0' sample 0 is there twice"):
         frontier([make_run(first), make_run(second)])
     other = dataclasses.replace(make_run(second, first=2), prompt_tokens=[9, 9])
-    with pytest.raises(FrontierError, match="50 and 9 tokens"):
+    with pytest.raises(SamplesError, match="50 and 9 tokens"):
         frontier([make_run(first), other])
 
 
@@ -137,7 +138,7 @@ def test_ungraded_samples_cost_but_do_not_count():
     np.testing.assert_allclose(table["accuracy"], [(1 / 2 + 2 / 3) / 2, 1])
     whole = frontier([make_run([[True, True, False], [False, True, True]])])
     np.testing.assert_allclose(table["cost"], whole["cost"][:2])
-    with pytest.raises(FrontierError, match=r"'p1' has no graded sample .*; grade the run again"):
+    with pytest.raises(SamplesError, match=r"'p1' has no graded sample .*; grade the run again"):
         frontier([make_run([[True, None], [None, None]])])
     with pytest.warns(UserWarning, match="N ends at 1, since problem 'p0' has 1 of 4 graded"):
         assert list(frontier([make_run([[True, None, None, None], [False, True, True, True]])])["N"]) == [1]
@@ -156,25 +157,23 @@ def test_trials_can_be_chosen():
 
 
 def test_what_does_not_compare_is_refused():
-    with pytest.raises(FrontierError, match="no runs"):
+    with pytest.raises(SamplesError, match="no runs"):
         frontier([])
-    with pytest.raises(FrontierError, match="no samples yet"):
+    with pytest.raises(SamplesError, match="no samples yet"):
         frontier([make_run([])])
-    with pytest.raises(FrontierError, match="dense has 2 problems, other dense has 1"):
+    with pytest.raises(SamplesError, match="dense has 2 problems, other dense has 1"):
         frontier([make_run([[True], [True]]), make_run([[True]], model="other")])
-    with pytest.raises(FrontierError, match="different lengths"):
+    with pytest.raises(SamplesError, match="different lengths"):
         dataclasses.replace(make_run([[True]]), correct=[])
 
 
 def test_runs_of_several_tasks_are_told_apart():
     small = dataclasses.replace(make_run([[True]]), task="aime24")
     other = dataclasses.replace(make_run([[True], [False]], model="other"), task="gsm8k")
-    with pytest.raises(
-        FrontierError, match=r"several tasks \(aime24, gsm8k\): .*; give the runs of one task at a time"
-    ):
+    with pytest.raises(SamplesError, match=r"several tasks \(aime24, gsm8k\): .*; give the runs of one task at a time"):
         frontier([small, other])
     again = dataclasses.replace(make_run([[True], [False]], first=1), task="gsm8k")
-    with pytest.raises(FrontierError, match="several tasks"):  # never pooled into one
+    with pytest.raises(SamplesError, match="several tasks"):  # never pooled into one
         frontier([small, again])
     # one set of problems by two names, say relative and absolute paths
     assert len(frontier([small, dataclasses.replace(make_run([[True]], model="other"), task="./aime24")])) == 2
@@ -186,7 +185,7 @@ def test_problems_of_one_id_must_be_one():
     assert len(frontier([mine, same])) == 2
     other = dataclasses.replace(same, asked={"p0": ("1 + 2?", "3")})
     message = r"problem 'p0' is not the same in small dense \(task a\) and other dense \(task b\)"
-    with pytest.raises(FrontierError, match=message):
+    with pytest.raises(SamplesError, match=message):
         frontier([mine, other])
 
 
@@ -219,11 +218,11 @@ def test_a_run_folder_becomes_run_data():
     assert (data.problem, data.sample, data.correct) == (["a"], [(1, 3)], [None])
     assert (data.prompt_tokens, data.output_tokens) == ([7], [3])
     assert (data.task, data.asked) == ("t", {"a": ("?", "1")})
-    with pytest.raises(FrontierError, match=r"run\.json: missing config"):
+    with pytest.raises(SamplesError, match=r"run\.json: missing config"):
         run_data(Run(Path("run"), {**run, "config": None}, {}, []))
-    with pytest.raises(FrontierError, match=r"run\.json: config or policy cannot be read .*colour"):
+    with pytest.raises(SamplesError, match=r"run\.json: config or policy cannot be read .*colour"):
         run_data(Run(Path("run"), {**run, "config": {"colour": 1}}, {}, []))
-    with pytest.raises(FrontierError, match="'sparse' is not known"):
+    with pytest.raises(SamplesError, match="'sparse' is not known"):
         run_data(Run(Path("run"), {**run, "policy": "sparse"}, {}, []))
 
 
@@ -242,5 +241,5 @@ def test_runs_of_two_seeds_pool_and_of_two_temperatures_do_not():
         return run_data(Run(Path("run"), run, {"a": {}}, [record]))
 
     assert list(frontier([part(0, 1.0), part(1, 1.0)])["N"]) == [1, 2]
-    with pytest.raises(FrontierError, match="differ in temperature cannot be pooled"):
+    with pytest.raises(SamplesError, match="differ in temperature cannot be pooled"):
         frontier([part(0, 1.0), part(1, 0.6)])
