@@ -48,7 +48,8 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     assert {tuple(platforms) for platforms in found["ops"].values()} == {("cpu", "cuda", "tpu")}
     text = kinetics("doctor").stdout
     assert SMALLEST in text
-    assert "paged_decode on cuda: xla (triton" in text
+    assert "paged_decode on cuda: triton (by heuristic for NVIDIA GPUs of compute capability 8.0 and newer" in text
+    assert "paged_decode on tpu: mosaic_tpu (by heuristic for TPU v5e, v5p and v6e, not measured on such a" in text
     assert "masked_decode everywhere: xla" in text
 
 
