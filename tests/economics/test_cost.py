@@ -12,7 +12,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.conventions import UPSTREAM_PARAMETERS, CostError
 from kinetics_jax.economics.cost import best_of_n_cost, generation_cost, phi
 from kinetics_jax.economics.estimators import EstimateError
-from kinetics_jax.economics.hardware import HARDWARE, Hardware, HardwareError, hardware
+from kinetics_jax.economics.hardware import HARDWARE
 from kinetics_jax.policies import (
     SUMMARY_VECTORS,
     BlockPolicy,
@@ -434,19 +434,6 @@ def test_best_of_n_wants_one_prompt_and_some_lengths():
     for prompt, drawn in ((4, []), (4, 7), ([4, 5], [7])):
         with pytest.raises(CostError, match="a list of output lengths"):
             best_of_n_cost(TINY, prompt_tokens=prompt, output_lengths=drawn, trials=1)
-
-
-def test_hardware_by_name():
-    assert hardware(" TPU v5e").name == "tpu-v5e"
-    assert hardware("b200-fp8").intensity == B200_FP8
-    assert [round(hardware(name).intensity) for name in ("h100", "h200", "b200")] == [295, 206, 281]
-    assert all(chip.source and chip.name == name for name, chip in HARDWARE.items())
-    with pytest.raises(HardwareError, match="did you mean h200"):
-        hardware("h20")
-    with pytest.raises(HardwareError, match="bandwidth must be positive"):
-        Hardware("x", 1.0, 0.0, 1.0)
-    with pytest.raises(HardwareError, match="price_per_hour is negative"):
-        Hardware("x", 1.0, 1.0, 1.0, price_per_hour=-1.0)
 
 
 def test_seconds_are_those_of_the_hardware():
