@@ -222,7 +222,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
     print(
         f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"
-        f"{longest} tokens ({sequence:.3g} GB a chip) fit beside the weights ({weights:.3g} GB a chip) with {RESERVE:.0%} "
-        f"in reserve;\nthe fewest chips, a power of two, that hold one.\n"
+        f"{longest} tokens ({sequence:.3g} GB a chip) fit beside the weights ({weights:.3g} GB a chip),\n"
+        f"{RESERVE:.0%} in reserve; the fewest chips, a power of two, that hold one.\n"
     )
     print_table(table, False)
