@@ -71,6 +71,13 @@ class RunData:
             )
 
 
+def agree(source: object, what: str, there: Any, given: Any) -> Any:
+    """What a source says or, where it says nothing, what was given. Raises SamplesError where the two differ."""
+    if there is not None and given is not None and there != given:
+        raise SamplesError(f"{source}: its {what} is {there}, not {given} as given; leave {what} out")
+    return given if there is None else there
+
+
 def run_data(run: Run) -> RunData:
     """A run folder as read, for `frontier`. Raises SamplesError naming the folder and what run.json lacks."""
     missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
