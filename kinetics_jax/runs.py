@@ -147,6 +147,7 @@ def describe(
         "n": n,
         "slots": settings.slots,
         "chunk": settings.chunk,
+        "prefill_chunk": settings.prefill_chunk,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": jax.devices()[0].device_kind,
         "backends": {op: lm.backend or chosen_backend(op)[0] for op in KERNEL_OPS},

@@ -31,6 +31,7 @@ SCHEMA = 1
 CIRCUMSTANCES = ("versions", "device", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
 LATER_SETTINGS = {"repetition_window": 0}
+LATER_FIELDS = {"prefill_chunk": 2048}  # of run.json; earlier runs prefilled whole, as prompts up to this still are
 RECORD_TYPES: dict[str, Any] = {
     "problem": str,
     "sample": int,
@@ -84,6 +85,7 @@ def read_run(path: str | Path) -> Run:
 def _up_to_date(run: dict[str, Any]) -> dict[str, Any]:
     """run.json with the settings that it was written without."""
     sampling = run.get("sampling")
+    run = {**LATER_FIELDS, **run}
     return {**run, "sampling": {**LATER_SETTINGS, **sampling}} if isinstance(sampling, dict) else run
 
 
