@@ -84,7 +84,7 @@ def read_all(
 def _sources(path: Path) -> list[Path]:
     """A run folder, or a file; of another directory, those directly in it."""
     if not path.exists():
-        raise SamplesError(f"{path}: no such run folder or file")
+        raise SamplesError(f"{path}: not a run folder, nor a file of samples: there is nothing of that name")
     if not path.is_dir() or (path / "run.json").exists():
         return [path]
     inside = sorted(path.iterdir())

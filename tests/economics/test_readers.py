@@ -220,7 +220,7 @@ def test_bad_rows_are_told_by_file_and_line(tmp_path, ending, change, message):
 
 
 def test_what_is_no_table_is_told(tmp_path):
-    with pytest.raises(SamplesError, match="no such run folder or file"):
+    with pytest.raises(SamplesError, match="not a run folder, nor a file of samples"):
         read_samples(tmp_path / "none.csv")
     with pytest.raises(
         SamplesError, match="no column correct; a table of samples has problem, sample, tokens, correct"
