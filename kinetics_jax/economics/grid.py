@@ -187,6 +187,7 @@ def _some(problem: Problem, chosen: np.ndarray) -> Problem:
         lengths=[problem.lengths[i] for i in chosen],
         grades=[problem.grades[i] for i in chosen],
         correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
+        answers=[problem.answers[i] for i in chosen] if problem.answers else [],
     )
 
 
