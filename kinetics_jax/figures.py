@@ -128,7 +128,7 @@ def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float =
     names = {"per_problem": "Best for each problem", "for_all": "One for all problems"}
     palette, honest = DARK_COLOURS if dark else LIGHT_COLOURS, "seen" in table
     for (choice, name), colour, dashes in zip(names.items(), palette, ("-", (0, (3, 1.2))), strict=False):
-        rows = table[table["choice"] == choice].sort_values(by="limit")
+        rows = table.loc[table["choice"] == choice].sort_values(by="limit")
         label = f"{name}, unseen samples" if honest else name
         axes.plot(rows["limit"], 100 * rows["accuracy"], color=colour, ls=dashes, lw=1.4, label=label, zorder=3)
         _band(axes, rows, "limit", colour)

@@ -1,6 +1,8 @@
 """`kinetics frontier` in this process, over plain tables; tests/test_cli.py meets it with run folders."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from kinetics_jax.economics.readers import read_all
 from kinetics_jax.economics.samples import SamplesError, pooled
 from kinetics_jax.errors import UserError
 
+SCRIPT = "from kinetics_jax.cli import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
 BASE = {"hardware": "h200", "as_json": True}
 
 
@@ -140,3 +143,13 @@ def test_mistakes_are_one_line(tables, tmp_path, arguments, says):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="at least one run folder"):
         frontier(())
+
+
+def test_the_command_line_without_jax(tables, tmp_path):
+    line = [sys.executable, "-c", SCRIPT, "frontier", tables, "--caps", "900", "9000", "--trials", "1", "4"]
+    done = subprocess.run([*map(str, line), "--json"], capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    longest = rows[2]["cap"]
+    assert [(row["cap"], row["N"]) for row in rows[:4]] == [(900, 1), (900, 4), (longest, 1), (longest, 4)]
+    refused = subprocess.run([*map(str, line[:4]), "--honest"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

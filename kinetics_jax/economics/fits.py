@@ -130,17 +130,18 @@ def _fitted(x: np.ndarray, y: np.ndarray, offset: bool) -> PowerLaw:
         raise FitError(f"a power law of {parameters} parameters needs as many different x, got {len(np.unique(x))}")
     if not (np.all(np.isfinite(x) & (x > 0) & np.isfinite(y)) and (offset or np.all(y > 0))):
         raise FitError("a power law needs positive, finite numbers" + (" for x" if offset else ""))
-    return PowerLaw(*(_with_offset if offset else _through_logarithms)(x, y))
+    return _with_offset(x, y) if offset else _through_logarithms(x, y)
 
 
-def _through_logarithms(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def _through_logarithms(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     exponent, level = np.polyfit(np.log(x), np.log(y), 1)
-    return float(np.exp(level)), float(exponent)
+    return PowerLaw(float(np.exp(level)), float(exponent))
 
 
-def _with_offset(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
     base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
+    exponent, slope, level = 0.0, 0.0, y.mean()
     low, high = -STEEPEST, STEEPEST
     for _ in range(12):
         exponents = np.linspace(low, high, 65)
@@ -154,7 +155,7 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         exponent, slope, level = exponents[best], slopes[best], y.mean() - slopes[best] * powers[best].mean()
         step = exponents[1] - exponents[0]
         low, high = exponent - step, exponent + step
-    return float(slope / base**exponent), float(exponent), float(level)
+    return PowerLaw(float(slope / base**exponent), float(exponent), float(level))
 
 
 def iso_cost(

@@ -62,8 +62,10 @@ class Grid:
     def rows(self, chosen: npt.ArrayLike) -> Grid:
         """Some of the configurations: indices, or a bool for each."""
         chosen = np.asarray(chosen)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
         return Grid(
-            self.configurations[chosen] if chosen.dtype == bool else self.configurations.iloc[chosen],
+            self.configurations.iloc[chosen],
             self.problems,
             *(array[chosen] for array in (self.accuracy, self.compute, self.memory, self.tokens)),
         )
