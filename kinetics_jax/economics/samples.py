@@ -154,7 +154,7 @@ class Problem:
     @property
     def longest(self) -> float:
         """Tokens of the longest sample, at least 1; NaN where a length is missing."""
-        return math.nan if any(map(math.isnan, self.lengths)) else float(max(1, *self.lengths))
+        return math.nan if any(map(math.isnan, self.lengths)) else float(max([1, *self.lengths]))
 
     def knows(self, cap: int) -> bool:
         """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
@@ -348,7 +348,7 @@ def _common_caps(runs: list[RunData]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
-def _counts(values: npt.ArrayLike) -> list[float]:
+def _counts(values: npt.ArrayLike | Sequence[int | None]) -> list[float]:
     """Whole numbers, NaN where one is missing."""
     return [value if math.isnan(value) else int(value) for value in np.asarray(values, np.float64).tolist()]
 
