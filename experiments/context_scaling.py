@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from random_decode import RandomDecode, random_weights, read_bandwidth
+from kinetics_jax.random_decode import RandomDecode, random_weights, read_bandwidth
 from tqdm import tqdm
 
 from kinetics_jax.config import ModelConfig
