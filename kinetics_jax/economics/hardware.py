@@ -265,7 +265,7 @@ HARDWARE: dict[str, Hardware] = {
         ),
         _chip("tpu-v4", 32 * 2**30, 1.228e12, f"{_TPU}TPU v4", bfloat16=275, int8=275),
         _chip("tpu-v5e", 16e9, 819e9, f"{_TPU}TPU v5e; int8 from its TPU v6e page", bfloat16=197, int8=393),
-        _chip("tpu-v5p", 95 * 2**30, 2.765e12, f"{_TPU}TPU v5p", bfloat16=459, float8=459, int8=918),
+        _chip("tpu-v5p", 95 * 2**30, 2.765e12, f"{_TPU}TPU v5p; int8 as announced", bfloat16=459, float8=459, int8=918),
         _chip("tpu-v6e", 32 * 2**30, 1.638e12, f"{_TPU}TPU v6e", bfloat16=918, float8=918, int8=1836),
         _chip("tpu-v7x", 192 * 2**30, 7.38e12, f"{_TPU}TPU7x (Ironwood)", bfloat16=2307, float8=4614),
     )
