@@ -84,10 +84,10 @@ class Peer:
 def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict[str, Any]:
     """One batch size: the two take turns; ratios are of the same turn."""
     import jax
-    from kinetics_jax.random_decode import RandomDecode, random_weights
 
     from kinetics_jax.config import ModelConfig
     from kinetics_jax.policies import Dense
+    from kinetics_jax.random_decode import RandomDecode, random_weights
 
     config = ModelConfig.named(arguments.model)
     weights = random_weights(config)

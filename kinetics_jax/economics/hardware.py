@@ -24,6 +24,7 @@ KINDS = (
     "linear",
     "attention",
     "search",
+    "top_k",
     "weight_reads",
     "kv_reads",
     "search_reads",
@@ -75,10 +76,11 @@ class Hardware:
             for field in ("flops", "bandwidth", "memory")
             if not _number(getattr(self, field), positive=True)
         ]
+        overheads = [field.name for field in dataclasses.fields(self) if field.name.endswith("_seconds")]
+        overheads.remove("unit_seconds")
         wrong += [
             f"{field} must be a number, at least 0, got {getattr(self, field)!r}"
-            for field in ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "prompt_seconds")
-            + ("price_per_hour",)
+            for field in (*overheads, "price_per_hour")
             if not (_number(getattr(self, field)) or (field == "price_per_hour" and self.price_per_hour is None))
         ]
         wrong += [

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import DENSE, UNIT, generation_cost
 from kinetics_jax.economics.hardware import Hardware
-from kinetics_jax.economics.conventions import touched_parameters
+from kinetics_jax.economics.traffic import touched_parameters
 from kinetics_jax.policies import LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
 
 
@@ -55,7 +55,7 @@ def step_amounts(
         amounts |= {
             name: batch * amount
             for name, amount in attended(np.broadcast_to(searched, longest.shape)).items()
-            if name in ("search", "search_reads")
+            if name in ("search", "top_k", "search_reads")
         }
     else:
         amounts = {name: amount.sum(-1) for name, amount in attended(contexts).items()}

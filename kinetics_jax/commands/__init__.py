@@ -1,0 +1,1 @@
+"""The commands of `kinetics` that have a module of their own."""
