@@ -1,1 +1,1 @@
-"""The commands of `kinetics` that have a module of their own."""
+"""Commands of `kinetics`, a file each; cli.py registers them."""

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from kinetics_jax.checkpoints.resolve import builtin_models, resolve
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.commands.cost import config_of
 from kinetics_jax.errors import UserError
 
 
@@ -43,7 +42,7 @@ def calibrate(
 
     from kinetics_jax.economics.hardware import save_hardware
 
-    shapes = {name: _shape(name) for name in model}
+    shapes = {name: config_of(name) for name in model}
     from kinetics_kernels.backends import backend_error
 
     if backend is not None and (wrong := backend_error(backend)):
@@ -75,10 +74,3 @@ def calibrate(
     print(f"error over {len(found.fitted)} fitted steps {100 * found.fitted_error:.1f} %, ", end="")
     print(f"over {len(found.held_out)} others {100 * found.error:.1f} % (mean, absolute)")
     print(f"profile: {out}")
-
-
-def _shape(model: str) -> ModelConfig:
-    """The architecture of a built-in model, a directory with config.json, or a published size."""
-    if Path(model).is_dir() or model in builtin_models():
-        return ModelConfig.from_hf(resolve(model), name=model)
-    return ModelConfig.named(model)

@@ -122,6 +122,23 @@ class Cost:
             for name, part in self.parts.items()
         }
 
+    def per_chip(self, config: ModelConfig, chips: int) -> Cost:
+        """The busiest chip's share when `chips` work on every sequence together (tensor parallel).
+
+        Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by
+        no more than the number of KV heads, beyond which chips read copies. Communication is not counted. `price` is
+        then that of one chip. Raises CostError for less than one chip.
+        """
+        if chips < 1:
+            raise CostError(f"chips must be at least 1, got {chips}")
+        heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+
+        def split(amounts: Mapping[str, Any]) -> dict[str, Any]:
+            cache = ("kv_reads", "search_reads")
+            return {name: v * (heads if name.endswith(cache) else 1 / chips) for name, v in amounts.items()}
+
+        return _sums(split(self.parts), split(self.shared), self.hardware, self.overhead_seconds)
+
     def _sum(self, name: str) -> Any:
         kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
         return sum(self.parts[kind] for kind in kinds if kind in self.parts)
@@ -283,10 +300,13 @@ def _cost(
     def priced(amounts: dict[str, Any]) -> dict[str, Any]:
         return {name: v * ((intensity if name.endswith("_reads") else 1) / UNIT) for name, v in amounts.items()}
 
-    parts = priced(amounts)
+    return _sums(priced(amounts), priced(shared), chip, overhead)
+
+
+def _sums(parts: dict[str, Any], shared: dict[str, Any], chip: Hardware | None, overhead: Any) -> Cost:
     memory = sum(value for name, value in parts.items() if name.endswith("_reads"))
     compute = sum(value for name, value in parts.items() if not name.endswith("_reads"))
-    return Cost(compute, memory, parts, priced(shared), chip, overhead)
+    return Cost(compute, memory, parts, shared, chip, overhead)
 
 
 def _components(

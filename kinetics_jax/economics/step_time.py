@@ -78,7 +78,7 @@ def step_seconds(
 ) -> Any:
     """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`.
 
-    `chips` share arithmetic and reads evenly and talk for free; overheads are those of one.
+    `chips` work on every sequence together and talk for free (`Cost.per_chip`); overheads are those of one.
     """
     contexts = np.asarray(contexts)
     amounts = step_amounts(
@@ -91,7 +91,7 @@ def step_seconds(
         padded=hardware.padded,
     )
     overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
-    return hardware.seconds(amounts) / chips + overhead
+    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
 
 
 def prefill_amounts(
@@ -125,4 +125,11 @@ def prefill_seconds(
     """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`."""
     amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     overhead = hardware.prompt_seconds + hardware.overhead_seconds(config.num_layers, config.vocab_size, 1)
-    return hardware.seconds(amounts) / chips + overhead
+    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
+
+
+def _per_chip(amounts: dict[str, Any], config: ModelConfig, chips: int) -> dict[str, Any]:
+    """The busiest chip's share, as Cost.per_chip has it: KV heads go to the chips whole."""
+    heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+    cache = ("kv_reads", "search_reads")
+    return {name: amount * (heads if name.endswith(cache) else 1 / chips) for name, amount in amounts.items()}
