@@ -16,6 +16,7 @@ import tyro
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
 from kinetics_jax.commands.calibrate import calibrate
 from kinetics_jax.commands.cost import cost
+from kinetics_jax.commands.plan import plan
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
@@ -379,7 +380,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
     commands = {
         command.__name__: command
-        for command in (demo, sample, grade, cost, frontier, calibrate, generate, convert, doctor)
+        for command in (demo, sample, grade, cost, frontier, plan, calibrate, generate, convert, doctor)
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -148,13 +148,14 @@ def _fit_steps(device: Hardware, steps: Sequence[Step], kv_bytes: float, weight_
 def _max_form(overheads: np.ndarray, work: np.ndarray, reads: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Alternates between which side of the max every step is on and the best coefficients; the best fit met.
 
-    Begins from every step on one side, on the other, and from a fit in which nothing overlaps.
+    Begins from a fit in which nothing overlaps, and from rooflines with their ridge between any two eighths of the
+    steps by FLOPs per byte.
     """
     sides = np.stack([work * ~reads, work * reads])  # [side, steps, kinds]
-    none = np.zeros(len(seconds), int)
     both = _relative_nnls(np.concatenate([overheads, work], axis=1), seconds)[overheads.shape[1] :]
+    intensity = np.argsort(np.argsort(sides[0].sum(1) / sides[1].sum(1))) / len(seconds)
     best, least = np.zeros(overheads.shape[1] + work.shape[1]), np.inf
-    for side in (none, none + 1, np.argmax(sides @ both, axis=0)):
+    for side in (np.argmax(sides @ both, axis=0), *((intensity < ridge / 8).astype(int) for ridge in range(9))):
         for _ in range(20):
             active = sides[side, np.arange(len(seconds))]
             found = _relative_nnls(np.concatenate([overheads, active], axis=1), seconds)
