@@ -27,6 +27,7 @@ STEPS = 8  # decode steps of a timed chunk
 TURNS = 5  # chunks at least, of which the median counts
 TURN_SECONDS = 0.25  # more chunks until so long was measured
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
+MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
 PREFILLS = (48, 384, 1500)  # prompt tokens
 
 
@@ -143,24 +144,38 @@ SHAPES = {
 }
 
 
-def make_plan(shapes: dict[str, ModelConfig] | None = None, *, quick: bool = False) -> Plan:
-    """Batches, contexts and policies of every shape; what is held out has another batch, context and budget."""
+def make_plan(
+    shapes: dict[str, ModelConfig] | None = None,
+    policies: Sequence[Policy] = (),
+    *,
+    batches: Sequence[int] = (),
+    quick: bool = False,
+) -> Plan:
+    """Batches, contexts and policies of every shape; what is held out has another batch, context and budget.
+
+    `policies` are measured beside dense attention, instead of block top-k at budgets that suit the contexts; then
+    what is held out has no other budget. `batches` are those fitted; held out are twice each but the last.
+    """
     shapes = shapes or (dict(itertools.islice(SHAPES.items(), 2)) if quick else SHAPES)
+    chosen = sorted(set(batches or ((4, 32) if quick else (1, 4, 16, 64))))
+    between = [batch * 2 for batch in chosen[:-1]] or [chosen[0] * 2]
     fitted: list[Point] = []
     held_out: list[Point] = []
     for name, shape in shapes.items():
         longest = min(1024 if quick else 2048, shape.max_position_embeddings - STEPS)
-        short, middle, other = longest // 16, longest // 4, longest // 2
-        for batch in (4, 32) if quick else (1, 4, 16, 64) if shape.hidden_size < 1024 else (1, 4, 16):
-            widest = longest if batch <= 32 else other
-            dense = [context for context in (short, middle, longest) if context <= widest]
-            fitted += [Point(name, Dense(), batch, context, widest) for context in dense]
-            fitted += [Point(name, _sparse(middle // 2), batch, context, context) for context in (middle, widest)]
-        for batch in (16,) if quick else (2, 8, 32) if shape.hidden_size < 1024 else (2, 8):
-            held_out += [Point(name, Dense(), batch, context, other) for context in (short * 3, other)]
-            held_out += [Point(name, _sparse(middle), batch, other, other)]
-    prefills = tuple(tokens for tokens in (PREFILLS[:2] if quick else PREFILLS))
-    return Plan(shapes, fitted, held_out, prefills)
+        short, middle, half = longest // 16, longest // 4, longest // 2
+        heavy = shape.matmul_parameters * chosen[-1] > MOST_WORK
+        for batch in chosen[:-1] if heavy else chosen:
+            widest = longest if batch <= 32 else half
+            fitted += [Point(name, Dense(), batch, context, widest) for context in (short, middle, widest)]
+            sparse = policies or [_sparse(middle // 2)]
+            fitted += [
+                Point(name, policy, batch, context, context) for policy in sparse for context in (middle, widest)
+            ]
+        for batch in between[:-1] if heavy and len(between) > 1 else between:
+            held_out += [Point(name, Dense(), batch, context, half) for context in (short * 3, half)]
+            held_out += [Point(name, policy, batch, half, half) for policy in policies or [_sparse(middle)]]
+    return Plan(shapes, fitted, held_out, PREFILLS[:2] if quick else PREFILLS)
 
 
 def _sparse(budget: int) -> BlockTopK:

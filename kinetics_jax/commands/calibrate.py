@@ -10,11 +10,13 @@ import tyro
 
 from kinetics_jax.commands.cost import config_of
 from kinetics_jax.errors import UserError
+from kinetics_jax.policies import Dense, parse_policy
 
 
 def calibrate(
     *,
     model: tuple[str, ...] = (),
+    attention: tuple[str, ...] = (),
     out: Path = Path("hardware.json"),
     name: str | None = None,
     price_per_hour: float | None = None,
@@ -27,6 +29,7 @@ def calibrate(
     Args:
         model: Measure at these models' shapes (published or built-in names, HF directories) with random weights; by
             default at three small ones. The nearer to what you run, the better the seconds.
+        attention: Policies to measure beside dense attention; by default block top-k.
         out: The profile.
         name: What to call the device.
         price_per_hour: Of the device, in any currency; makes `kinetics plan --dollars` possible.
@@ -43,6 +46,7 @@ def calibrate(
     from kinetics_jax.economics.hardware import save_hardware
 
     shapes = {name: config_of(name) for name in model}
+    policies = [policy for policy in map(parse_policy, attention) if policy != Dense()]
     from kinetics_kernels.backends import backend_error
 
     if backend is not None and (wrong := backend_error(backend)):
@@ -50,7 +54,7 @@ def calibrate(
     from kinetics_jax.calibration import calibrate as measure
     from kinetics_jax.calibration import make_plan
 
-    plan = make_plan(shapes or None, quick=quick)
+    plan = make_plan(shapes, policies, quick=quick)
     with tqdm(total=plan.parts, unit="part") as bar:
 
         def on_part(what: str) -> None:

@@ -1,4 +1,4 @@
-"""Bayesian intervals of accuracies: problems of different hardness, drawn from a Beta distribution that is not known."""
+"""Bayesian intervals of accuracies: problems of different hardness, drawn from a Beta distribution that is unknown."""
 
 from __future__ import annotations
 

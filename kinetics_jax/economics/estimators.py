@@ -49,7 +49,7 @@ def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Any:
 
 
 def _log_miss(n: np.ndarray, c: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """log C(n-c, k) / C(n, k) for c, k > FACTORS and c + k <= n, by Stirling's series, arranged so that nothing cancels.
+    """log C(n-c, k) / C(n, k) for c, k > FACTORS and c + k <= n, by Stirling's series; nothing cancels.
 
     With a = n - c, b = n - k, d = n - c - k it is log a! + log b! - log n! - log d!, and ab = nd + ck. Where d is too
     small for the series the probability is below 1e-20, and only that it is small matters.
