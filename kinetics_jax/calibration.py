@@ -25,10 +25,11 @@ from kinetics_jax.random_decode import RandomDecode, random_graph, random_weight
 
 STEPS = 8  # decode steps of a timed chunk
 TURNS = 5  # chunks at least, of which the median counts
-TURN_SECONDS = 0.25  # more chunks until so long was measured
+TURN_SECONDS = 0.1  # more chunks until so long was measured
+MOST_SECONDS = 1.0  # fewer chunks, but three, once so long was measured
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
 MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
-PREFILLS = (48, 384, 1500)  # prompt tokens
+PREFILLS = (48, 384, 1000)  # prompt tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,12 @@ def make_plan(
     what is held out has no other budget. `batches` are those fitted; held out are twice each but the last.
     """
     shapes = shapes or (dict(itertools.islice(SHAPES.items(), 2)) if quick else SHAPES)
-    chosen = sorted(set(batches or ((4, 32) if quick else (1, 4, 16, 64))))
+    chosen = sorted(set(batches or ((4, 16) if quick else (2, 8, 32))))
     between = [batch * 2 for batch in chosen[:-1]] or [chosen[0] * 2]
     fitted: list[Point] = []
     held_out: list[Point] = []
     for name, shape in shapes.items():
-        longest = min(1024 if quick else 2048, shape.max_position_embeddings - STEPS)
+        longest = min(512 if quick else 1024, shape.max_position_embeddings - STEPS)
         short, middle, half = longest // 16, longest // 4, longest // 2
         heavy = shape.matmul_parameters * chosen[-1] > MOST_WORK
         for batch in chosen[:-1] if heavy else chosen:
@@ -279,10 +280,10 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
 
 
 def _median(measure: Callable[[], float]) -> float:
-    """Median of repeated measurements: TURNS at least, and for TURN_SECONDS; the first, cold one is left out."""
+    """Median of repeated measurements, see TURNS; the first, cold one is left out."""
     measure()
     found: list[float] = []
-    while len(found) < TURNS or (math.fsum(found) < TURN_SECONDS and len(found) < 10 * TURNS):
+    while len(found) < 3 or (len(found) < TURNS and math.fsum(found) < MOST_SECONDS) or math.fsum(found) < TURN_SECONDS:
         found.append(measure())
     return statistics.median(found)
 
