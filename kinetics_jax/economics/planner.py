@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.economics.estimators import cluster_bootstrap, paired_difference, pass_at_k
+from kinetics_jax.economics.grid import longest
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.memory import fits
 from kinetics_jax.economics.samples import Pool, SamplesError
@@ -120,7 +121,8 @@ def options(
 
     `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
     fewest graded samples; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and
-    a warning says so. `caps` default to the run's max_tokens and its half. `batches` default to the powers of two up to
+    a warning says so. `caps` default to the run's max_tokens, its half, and
+    those at which cut texts were graded. `batches` default to the powers of two up to
     the samples there are. Raises SamplesError where architecture or token counts are not known, PlanError for numbers
     that cannot be.
     """
@@ -150,11 +152,10 @@ def options(
     for pool in pools:
         config = pool.priced()
         size = BYTES.get(str(pool.settings.get("dtype")), 2)
-        longest = max(problem.longest for problem in pool.problems.values())
-        limit = int(pool.settings.get("max_tokens") or longest)
+        limit = longest(pool)
         prompt = max(problem.prompt_tokens for problem in pool.problems.values())
         graded = min(problem.graded for problem in pool.problems.values())
-        for cap in sorted(set(caps or (limit, max(1, limit // 2)))):
+        for cap in sorted(set(caps or (limit, max(1, limit // 2), *pool.caps))):
             if cap > limit:
                 warnings.append(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
