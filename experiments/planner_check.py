@@ -52,7 +52,7 @@ def profile(path: Path, models: list[str], policies: list[Policy], quick: bool) 
     if not path.exists():
         measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
         with tqdm(total=measured.parts, desc="calibrate") as bar:
-            found = calibrate(measured, on_part=lambda what: bar.update() and None)
+            found = calibrate(measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())))
         save_hardware(path, found.hardware, record=found.record())
         print(
             f"calibrated: {100 * found.error:.1f} % over held-out steps, {100 * found.fitted_error:.1f} % over fitted"
@@ -122,9 +122,9 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
 
 def budgets(found: Options, count: int) -> list[float]:
     """Seconds evenly spaced in their logarithm from twice the cheapest configuration to the most accurate one."""
-    table = found.table[np.isfinite(found.table["seconds"])]
-    least = 2 * table["seconds"].min()
-    most = table.sort_values(["accuracy", "seconds"], ascending=[False, True]).iloc[0]["seconds"]
+    rows = [row for row in found.table.to_dict(orient="records") if np.isfinite(row["seconds"])]
+    least = 2 * min(row["seconds"] for row in rows)
+    most = max(rows, key=lambda row: (row["accuracy"], -row["seconds"]))["seconds"]
     return [float(f"{seconds:.2g}") for seconds in np.geomspace(least, max(1.1 * most, 2 * least), count)]
 
 
@@ -186,10 +186,10 @@ def main() -> None:
             )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    off = table["seconds off"].abs().mean()
-    advised = table[table["which"] == "advised"]
+    off = float(np.mean([abs(row["seconds off"]) for row in rows]))
+    inside = [row["inside"] for row in rows if row["which"] == "advised"]
     print(
-        f"seconds off by {100 * off:.1f} % on average; {int(advised['inside'].sum())} of {len(advised)} advised "
+        f"seconds off by {100 * off:.1f} % on average; {sum(inside)} of {len(inside)} advised "
         f"accuracies inside their interval; load average {os.getloadavg()[0]:.1f}"
     )
     if arguments.json:
@@ -200,7 +200,7 @@ def main() -> None:
             "profile": {name: record.get(name) for name in ("held_out_error", "fitted_error", "cross_validated_error")},
             "known_problems": len(known),
             "fresh_problems": len(fresh),
-            "rows": json.loads(table.to_json(orient="records")),
+            "rows": rows,
             "seconds_off": off,
             "advice": advice_given,
         }

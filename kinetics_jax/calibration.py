@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -207,10 +206,10 @@ def calibrate(
     prefills: list[Prefill] = []
     for shape_name, shape in plan.shapes.items():
         weights = random_weights(shape, dtype)
-        for program in plan.programs:
-            if program[0] != shape_name:
-                continue
-            _, batch, policy, width = program
+        programs = [program for program in plan.programs if program[0] == shape_name]
+        # In a shuffled order: what else the machine does meanwhile must not fall on the held-out ones alone.
+        for index in np.random.default_rng(0).permutation(len(programs)).tolist():
+            program = _, batch, policy, width = programs[index]
             on_part(f"{shape_name}, {batch} x {width} tokens, {policy.kind}")
             decode = RandomDecode(
                 shape,
@@ -309,9 +308,8 @@ def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend:
 
     def once() -> float:
         began = time.perf_counter()
-        with contextlib.closing(engine.run(requests)) as finished:
-            for _ in finished:
-                pass
+        drawn = sum(1 for _ in engine.run(requests))
+        assert drawn == prompts
         return (time.perf_counter() - began) / prompts
 
     once()  # compiles

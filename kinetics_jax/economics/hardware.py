@@ -137,7 +137,7 @@ class Hardware:
         work: dict[bool, Any] = {False: 0.0, True: 0.0}  # by whether it is reads
         for name, amount in amounts.items():
             reads = name.endswith("_reads")
-            kind = next((kind for kind in KINDS if name.endswith(kind)), None)
+            kind = next((kind for kind in KINDS if name.endswith(kind)), name)
             each = 1 / (self.bandwidth if reads else self.flops)
             work[reads] = work[reads] + amount * self.unit_seconds.get(kind, each)
         return work[False] + work[True] if self.form == "sum" else np.maximum(work[False], work[True])

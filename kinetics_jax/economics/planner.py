@@ -352,20 +352,20 @@ def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int)
 
 
 def _refusal(found: Options, limit: float, target: float | None) -> str:
-    table = found.table
-    able = table[np.isfinite(table["seconds"])]
-    if able.empty:
-        least = table.sort_values(["parameters", "cap"]).iloc[0]
+    rows = found.table.to_dict(orient="records")
+    able = [row for row in rows if math.isfinite(row["seconds"])]
+    if not able:
+        least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
         return (
             f"plan: nothing fits into the memory of {found.chips} x {found.hardware.name}; the smallest, "
             f"{least['model']} with {least['cap']} tokens, has room for {least['fits']} sequences; give more --chips"
         )
-    if target is not None and able["accuracy"].max() < target - SAME:
-        best = able.sort_values(["accuracy", "seconds"], ascending=[False, True]).iloc[0]
+    best = max(able, key=lambda row: (row["accuracy"], -row["seconds"]))
+    if target is not None and best["accuracy"] < target - SAME:
         return f"plan: nothing reaches an accuracy of {target}; the best is {_name(best)} with {best['accuracy']:.3f}"
-    if target is not None:
-        able = able[able["accuracy"] >= target - SAME]
-    least = able.sort_values("seconds").iloc[0]
+    least = min(
+        (row for row in able if target is None or row["accuracy"] >= target - SAME), key=lambda row: row["seconds"]
+    )
     price = f" ({least['dollars']:.3g} in money)" if not math.isnan(least["dollars"]) else ""
     reach = f" that reaches {target}" if target is not None else ""
     return (
@@ -374,5 +374,5 @@ def _refusal(found: Options, limit: float, target: float | None) -> str:
     )
 
 
-def _name(row: Any) -> str:
+def _name(row: dict[Any, Any]) -> str:
     return f"{row['model']} {row['attention']} N={row['N']} cap={row['cap']} batch={row['batch']}"

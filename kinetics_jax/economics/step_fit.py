@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -77,12 +78,12 @@ def fit(
         return _fit_steps(dataclasses.replace(device, form=form), chosen, **bytes_of)
 
     errors: dict[str, float] = {}
-    for form in ("sum", "max"):
+    for form in get_args(Form):
         left_out = np.empty(len(steps))
         for index in range(FOLDS):
             profile = fitted(form, [step for step, part in zip(steps, fold, strict=True) if part != index])
-            held = fold == index
-            left_out[held] = relative_errors(profile, [steps[i] for i in np.flatnonzero(held)], **bytes_of)
+            held = [step for step, part in zip(steps, fold, strict=True) if part == index]
+            left_out[fold == index] = relative_errors(profile, held, **bytes_of)
         errors[form] = float(np.mean(np.abs(left_out)))
     best: Form = "max" if errors["max"] < errors["sum"] else "sum"
     profile = fitted(best, steps)
