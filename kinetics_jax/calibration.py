@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,9 +24,8 @@ from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling
 from kinetics_jax.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 
 STEPS = 8  # decode steps of a timed chunk
-TURNS = 5  # chunks at least, of which the median counts
-TURN_SECONDS = 0.1  # more chunks until so long was measured
-MOST_SECONDS = 1.0  # fewer chunks, but three, once so long was measured
+ROUNDS = 7  # turns of every measurement
+VISIT_SECONDS = 0.03  # of a turn, at least
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
 MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
 PREFILLS = (48, 384, 1000)  # prompt tokens
@@ -42,7 +42,9 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        return len(self.programs) + len(self.shapes) + 2
+        """How often `calibrate` tells what it does next."""
+        measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * len(self.prefills)
+        return len(self.programs) + ROUNDS * measured + 2
 
     @property
     def programs(self) -> list[tuple[str, int, Policy, int]]:
@@ -202,15 +204,17 @@ def calibrate(
     bandwidth = read_bandwidth(256)
     on_part("matrix products")
     flops = matmul_rate(dtype)
-    seconds: dict[Point, float] = {}
-    prefills: list[Prefill] = []
+    seconds: dict[Point | tuple[str, int], float] = {}
     for shape_name, shape in plan.shapes.items():
         weights = random_weights(shape, dtype)
+        measures: dict[Any, Callable[[], float]] = {
+            (shape_name, tokens): _prefill(shape, weights, tokens, dtype, backend) for tokens in plan.prefills
+        }
+        held = 0
         programs = [program for program in plan.programs if program[0] == shape_name]
-        # In a shuffled order: what else the machine does meanwhile must not fall on the held-out ones alone.
-        for index in np.random.default_rng(0).permutation(len(programs)).tolist():
-            program = _, batch, policy, width = programs[index]
-            on_part(f"{shape_name}, {batch} x {width} tokens, {policy.kind}")
+        for program in programs:
+            _, batch, policy, width = program
+            on_part(f"{shape_name}, {batch} x {width} tokens, {policy.kind}: compile")
             decode = RandomDecode(
                 shape,
                 weights,
@@ -224,10 +228,16 @@ def calibrate(
             )
             for point in (*plan.fitted, *plan.held_out):
                 if point.program == program:
-                    seconds[point] = _median(lambda c=point.context, d=decode: d.seconds_per_step(c) * STEPS) / STEPS
-            del decode
-        on_part(f"{shape_name}, prefill")
-        prefills += [_prefill(shape, weights, tokens, dtype, backend) for tokens in plan.prefills]
+                    measures[point] = functools.partial(decode.seconds_per_step, point.context)
+            held += decode.cache_bytes
+            if program == programs[-1] or held > (device_memory() or math.inf) / 4:
+                seconds |= interleaved(measures, lambda: on_part(f"{shape_name}: time"))
+                measures, held = {}, 0
+    prefills = [
+        Prefill(shape, Dense.page_size, _within(shape, tokens), seconds[name, tokens])
+        for name, shape in plan.shapes.items()
+        for tokens in plan.prefills
+    ]
 
     def steps(points: Sequence[Point]) -> list[Step]:
         return [
@@ -275,22 +285,38 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
         product(left, right).block_until_ready()
         return time.perf_counter() - began
 
-    return 2 * size**3 / _median(once)
+    return 2 * size**3 / interleaved({"product": once})["product"]
 
 
-def _median(measure: Callable[[], float]) -> float:
-    """Median of repeated measurements, see TURNS; the first, cold one is left out."""
-    measure()
-    found: list[float] = []
-    while len(found) < 3 or (len(found) < TURNS and math.fsum(found) < MOST_SECONDS) or math.fsum(found) < TURN_SECONDS:
-        found.append(measure())
-    return statistics.median(found)
+def interleaved(
+    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None
+) -> dict[Any, float]:
+    """What each measure takes, by its own clock: all in turns, ROUNDS times over, in another order every time.
+
+    A turn is a call that warms the caches and then calls for VISIT_SECONDS, of which the median counts; of the turns
+    counts the lower quartile, since what else a machine does comes in spells and only ever adds.
+    """
+    found: dict[Any, list[float]] = {key: [] for key in measures}
+    keys, rng = list(measures), np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        for index in rng.permutation(len(keys)).tolist():
+            on_visit()
+            measures[keys[index]]()
+            turn: list[float] = []
+            began = time.perf_counter()
+            while not turn or time.perf_counter() - began < VISIT_SECONDS:
+                turn.append(measures[keys[index]]())
+            found[keys[index]].append(statistics.median(turn))
+    return {key: float(np.quantile(turns, 0.25)) for key, turns in found.items()}
 
 
-def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend: str | None) -> Prefill:
-    """Through the engine: prompts are computed, their samples started and, having their one token, taken out."""
+def _within(shape: ModelConfig, tokens: int) -> int:
+    return min(tokens, shape.max_position_embeddings - 2)
+
+
+def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend: str | None) -> Callable[[], float]:
+    """Measures a prompt through the engine: computed, its sample started and, having its one token, taken out."""
     prompts = 4
-    tokens = min(tokens, shape.max_position_embeddings - 2)
     engine = Engine(
         random_graph(shape),
         weights,
@@ -303,7 +329,8 @@ def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend:
     )
     rng = np.random.default_rng(2)
     requests = [
-        Request(str(index), rng.integers(shape.vocab_size, size=tokens).tolist(), range(1)) for index in range(prompts)
+        Request(str(index), rng.integers(shape.vocab_size, size=_within(shape, tokens)).tolist(), range(1))
+        for index in range(prompts)
     ]
 
     def once() -> float:
@@ -313,4 +340,4 @@ def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend:
         return (time.perf_counter() - began) / prompts
 
     once()  # compiles
-    return Prefill(shape, Dense.page_size, tokens, _median(once))
+    return once

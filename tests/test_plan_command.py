@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from kinetics_jax.calibration import Plan, Point, calibrate, make_plan
+from kinetics_jax.calibration import Plan, Point, calibrate, interleaved, make_plan
 from kinetics_jax.commands.calibrate import calibrate as calibrate_command
 from kinetics_jax.commands.plan import plan
 from kinetics_jax.config import ModelConfig
@@ -140,6 +141,22 @@ def test_what_is_held_out_is_not_fitted():
         point.policy for point in found.fitted
     )
     assert make_plan(quick=True).parts < found.parts
+
+
+def test_measures_take_turns_and_spells_of_other_work_do_not_count():
+    calls = []
+
+    def measure(name, seconds):
+        def once():
+            calls.append(name)
+            time.sleep(0.02)
+            return seconds * (3 if len(calls) > 24 else 1)  # the second half of the measurement is disturbed
+
+        return once
+
+    found = interleaved({"a": measure("a", 1.0), "b": measure("b", 2.0)})
+    assert found == {"a": 1.0, "b": 2.0}
+    assert {"a", "b"} <= set(calls[:8])
 
 
 def test_calibrate_measures_this_device(tmp_path):
