@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from random_decode import RandomDecode, random_weights, read_bandwidth
 from tqdm import tqdm
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.figure_style import save
 from kinetics_jax.policies import BlockTopK, Dense
+from kinetics_jax.random_decode import RandomDecode, random_weights, read_bandwidth
 
 
 def measure(

@@ -84,10 +84,10 @@ class Peer:
 def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict[str, Any]:
     """One batch size: the two take turns; ratios are of the same turn."""
     import jax
-    from random_decode import RandomDecode, random_weights
 
     from kinetics_jax.config import ModelConfig
     from kinetics_jax.policies import Dense
+    from kinetics_jax.random_decode import RandomDecode, random_weights
 
     config = ModelConfig.named(arguments.model)
     weights = random_weights(config)
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with torch and transformers")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     arguments = parser.parse_args()
-    from random_decode import read_bandwidth
+    from kinetics_jax.random_decode import read_bandwidth
 
     bandwidth = read_bandwidth()
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s")

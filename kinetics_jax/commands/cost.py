@@ -77,7 +77,7 @@ def cost(
         raise UserError("give --hardware or --intensity, not both: the hardware has an intensity of its own")
     if compute_dtype is not None and intensity is not None:
         raise UserError("--compute-dtype picks a chip's peak; --intensity has none")
-    policy, config = parse_policy(attention), _config(model)
+    policy, config = parse_policy(attention), config_of(model)
 
     def chip(named: str) -> Hardware:
         found = hardware_named(named)
@@ -137,7 +137,7 @@ def cost(
         _print(total, asked, rows)
 
 
-def _config(model: str) -> ModelConfig:
+def config_of(model: str) -> ModelConfig:
     """A configuration by published or built-in name, or from a config.json or the directory that holds one."""
     from kinetics_jax.checkpoints.resolve import ASSETS, builtin_models
     from kinetics_jax.config import ConfigError, ModelConfig

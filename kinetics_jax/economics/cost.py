@@ -80,15 +80,15 @@ class Cost:
         """
         if self.hardware is None:
             return None
-        work = self.total if self.hardware.form == "sum" else self.roofline
-        return work * UNIT / self.hardware.flops + self.overhead_seconds
+        return self.hardware.seconds(self._amounts(self.hardware)) + self.overhead_seconds
 
     @property
     def additive_seconds(self) -> Any:
         """Seconds when nothing overlaps: the paper's "B200-seconds" on `b200-fp8`. None without hardware."""
         if self.hardware is None:
             return None
-        return self.total * UNIT / self.hardware.flops + self.overhead_seconds
+        chip = dataclasses.replace(self.hardware, form="sum")
+        return chip.seconds(self._amounts(chip)) + self.overhead_seconds
 
     @property
     def price(self) -> Any:
@@ -114,6 +114,13 @@ class Cost:
             hardware=self.hardware,
             overhead_seconds=mean(np.broadcast_to(self.overhead_seconds, np.shape(self.compute))),
         )
+
+    def _amounts(self, chip: Hardware) -> dict[str, Any]:
+        """FLOPs and bytes of the parts."""
+        return {
+            name: part * (UNIT / (chip.intensity if name.endswith("_reads") else 1))
+            for name, part in self.parts.items()
+        }
 
     def per_chip(self, config: ModelConfig, chips: int) -> Cost:
         """The busiest chip's share when `chips` work on every sequence together (tensor parallel).
@@ -274,7 +281,7 @@ def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, ba
     """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
     if chip is None or batch is None:
         return 0.0
-    return np.maximum(output - 1, 0) * (chip.step_seconds + config.num_layers * chip.layer_seconds) / batch
+    return np.maximum(output - 1, 0) * chip.overhead_seconds(config.num_layers, config.vocab_size, batch) / batch
 
 
 def _counts(amount: Any) -> bool:

@@ -11,10 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from kinetics_jax.errors import UserError
 from kinetics_jax.traces import write_whole
 
 DTYPES = ("bfloat16", "float8", "int8", "tf32", "float32")
+# Kinds of work that a measured profile can price apart. A cost's component is of the first kind that its name ends in.
+KINDS = (
+    "prefill_linear",
+    "prefill_attention",
+    "linear",
+    "attention",
+    "search",
+    "top_k",
+    "weight_reads",
+    "kv_reads",
+    "search_reads",
+)
 Form = Literal["max", "sum"]
 
 
@@ -30,9 +44,14 @@ class Hardware:
     `bandwidth`: bytes/s of its memory; `memory`: bytes; `price_per_hour`: in any one currency, None when not given;
     `source`: where the numbers are from; `peaks`: peak operations/s by dtype (DTYPES), by default that of bfloat16.
 
-    A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, and
-    `layer_seconds` for each layer), and whether arithmetic and reads overlap in full ("max", the roofline) or not at
-    all ("sum"). Data-sheet chips have no overhead. Raises HardwareError, in one line, for every impossible number.
+    A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, `layer_seconds`
+    for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
+    vocabulary; `prompt_seconds` to start a prompt), and whether
+    arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`: seconds of one
+    FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`: attention takes
+    every sequence of a step to be as long as the longest, and a search takes all pages that a sequence may get, as
+    the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one line, for
+    every impossible number.
     """
 
     name: str
@@ -45,6 +64,11 @@ class Hardware:
     step_seconds: float = 0.0
     layer_seconds: float = 0.0
     form: Form = "max"
+    row_seconds: float = 0.0
+    logit_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    unit_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    padded: bool = False
 
     def __post_init__(self) -> None:
         wrong = [
@@ -52,9 +76,11 @@ class Hardware:
             for field in ("flops", "bandwidth", "memory")
             if not _number(getattr(self, field), positive=True)
         ]
+        overheads = [field.name for field in dataclasses.fields(self) if field.name.endswith("_seconds")]
+        overheads.remove("unit_seconds")
         wrong += [
             f"{field} must be a number, at least 0, got {getattr(self, field)!r}"
-            for field in ("step_seconds", "layer_seconds", "price_per_hour")
+            for field in (*overheads, "price_per_hour")
             if not (_number(getattr(self, field)) or (field == "price_per_hour" and self.price_per_hour is None))
         ]
         wrong += [
@@ -62,6 +88,16 @@ class Hardware:
             for field in ("name", "source")
             if not isinstance(getattr(self, field), str)
         ]
+        if not isinstance(self.padded, bool):
+            wrong.append(f"padded must be true or false, got {self.padded!r}")
+        if not isinstance(self.unit_seconds, Mapping):
+            wrong.append(f"unit_seconds must be an object of numbers by kind of work, got {self.unit_seconds!r}")
+        else:
+            wrong += [
+                f"unit_seconds.{kind} must be a number, at least 0, of one of {', '.join(KINDS)}, got {seconds!r}"
+                for kind, seconds in self.unit_seconds.items()
+                if kind not in KINDS or not _number(seconds)
+            ]
         if self.form not in get_args(Form):
             wrong.append(f"form must be max or sum, got {self.form!r}")
         if not isinstance(self.peaks, Mapping):
@@ -80,11 +116,36 @@ class Hardware:
         if wrong:
             raise HardwareError(f"hardware {self.name!r}: {'; '.join(wrong)}")
         object.__setattr__(self, "peaks", dict(self.peaks) or {"bfloat16": self.flops})
+        object.__setattr__(self, "unit_seconds", dict(self.unit_seconds))
 
     @property
     def intensity(self) -> float:
         """FLOPs that fit in the time of reading one byte: I in the paper's equation (3)."""
         return self.flops / self.bandwidth
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the profile was measured with a decoding engine, and is not a data sheet's."""
+        return bool(self.unit_seconds)
+
+    def seconds(self, amounts: Mapping[str, Any]) -> Any:
+        """Seconds of arithmetic and reads in the chip's form, without overheads.
+
+        `amounts`: FLOPs, or bytes where the name ends in `_reads`, by component of a cost; scalars or arrays that
+        broadcast.
+        """
+        work: dict[bool, Any] = {False: 0.0, True: 0.0}  # by whether it is reads
+        for name, amount in amounts.items():
+            reads = name.endswith("_reads")
+            kind = next((kind for kind in KINDS if name.endswith(kind)), name)
+            each = 1 / (self.bandwidth if reads else self.flops)
+            work[reads] = work[reads] + amount * self.unit_seconds.get(kind, each)
+        return work[False] + work[True] if self.form == "sum" else np.maximum(work[False], work[True])
+
+    def overhead_seconds(self, layers: int, vocab: int, batch: Any) -> Any:
+        """What a decode step of `batch` sequences takes beside arithmetic and reads."""
+        rows = batch * (layers * self.row_seconds + vocab * self.logit_seconds)
+        return self.step_seconds + layers * self.layer_seconds + rows
 
     def at(self, dtype: str) -> Hardware:
         """The chip when its matrix products are of that dtype: `flops` is that peak, the name says so.

@@ -1,0 +1,218 @@
+"""Is the planner right? Its advice on the built-in models, and what the advised runs then take and achieve.
+
+    python experiments/planner_check.py --work planner_check --json experiments/results/cpu/planner_check.json
+
+Half of the built-in problems are sampled under every (model, attention); the planner is asked what to run on the other
+half under a few budgets of seconds on this device, whose profile is measured first (or given: --hardware FILE). The
+advised configuration and its runner-up are then run on the other half with another seed, and timed: compiled before,
+the median of `--turns` runs of the engine. Predicted beside measured, in a table and as JSON. What is there already is
+not done again: the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from kinetics_jax.calibration import calibrate, make_plan
+from kinetics_jax.checkpoints.resolve import builtin_models
+from kinetics_jax.commands.cost import config_of
+from kinetics_jax.commands.plan import as_record
+from kinetics_jax.demo import MAX_TOKENS, PAGE_SIZE
+from kinetics_jax.economics.hardware import Hardware, hardware, save_hardware
+from kinetics_jax.economics.planner import Budget, Options, options, plan
+from kinetics_jax.economics.samples import pooled, run_data
+from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.language_model import LanguageModel, load
+from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, parse_policy, slug
+from kinetics_jax.runs import best_of_n
+from kinetics_jax.tasks.problems import Problem, load_problems
+from kinetics_jax.tasks.prompts import render_prompts
+from kinetics_jax.terminal import command_line
+from kinetics_jax.traces import Run, write_whole
+
+TASK = "builtin"
+SEED, FRESH_SEED = 0, 1
+CAPS = (MAX_TOKENS, 56, 44)
+BATCHES = (8, 16, 32, 64)
+
+
+def profile(path: Path, models: list[str], policies: list[Policy], quick: bool) -> Hardware:
+    """The profile at `path`, measured at the models' own shapes where there is none yet."""
+    if not path.exists():
+        measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
+        with tqdm(total=measured.parts, desc="calibrate") as bar:
+            found = calibrate(measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())))
+        save_hardware(path, found.hardware, record=found.record())
+        print(
+            f"calibrated: {100 * found.error:.1f} % over held-out steps, {100 * found.fitted_error:.1f} % over fitted"
+        )
+    return hardware(path)
+
+
+def sampled(
+    lm: LanguageModel, problems: list[Problem], policy: Policy, *, n: int, cap: int, slots: int, seed: int, out: Path
+) -> Run:
+    """A Best-of-N run, drawn where it is not there yet."""
+    return best_of_n(
+        lm,
+        problems,
+        task=TASK,
+        n=n,
+        policy=policy,
+        sampling=Sampling(temperature=1.0, max_tokens=cap, seed=seed),
+        settings=EngineSettings(slots=slots),
+        out=out,
+        command=command_line(),
+    )
+
+
+def timed(lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int) -> list[float]:
+    """Seconds of the engine for all samples of all problems, compiled before; one number a turn."""
+    prompts = render_prompts(problems, lm.directory, task=TASK)
+    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(row["N"])) for problem in problems]
+    engine = lm.engine(
+        sampling=Sampling(temperature=1.0, max_tokens=row["cap"], seed=FRESH_SEED),
+        attention=policy,
+        settings=EngineSettings(slots=row["batch"]),
+    )
+    seconds = []
+    for _ in range(1 + turns):
+        began = time.perf_counter()
+        samples = sum(1 for _ in engine.run(requests))
+        seconds.append(time.perf_counter() - began)
+        assert samples == len(problems) * row["N"]
+    return seconds[1:]
+
+
+def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int) -> dict[str, Any]:
+    """A configuration as it turned out on fresh problems: score, tokens of a sample, seconds."""
+    policy = parse_policy(row["attention"])
+    name = f"{row['model']}-{slug(policy)}-n{row['N']}-cap{row['cap']}-batch{row['batch']}"
+    path = work / "checked" / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    lm = load(row["model"])
+    sizes = {"n": row["N"], "cap": row["cap"], "slots": row["batch"], "seed": FRESH_SEED}
+    run = sampled(lm, problems, policy, **sizes, out=work / "checked" / name)
+    solved = {problem.id: False for problem in problems}
+    for record in run.samples:
+        solved[record["problem"]] |= record["correct"] is True
+    seconds = timed(lm, problems, policy, row, turns)
+    found = {
+        "accuracy": float(np.mean(list(solved.values()))),
+        "mean_output_tokens": float(np.mean([len(record["output_tokens"]) for record in run.samples])),
+        "seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "load_average": os.getloadavg()[0],
+    }
+    write_whole(path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def budgets(found: Options, count: int) -> list[float]:
+    """Seconds evenly spaced in their logarithm from twice the cheapest configuration to the most accurate one."""
+    rows = [row for row in found.table.to_dict(orient="records") if np.isfinite(row["seconds"])]
+    least = 2 * min(row["seconds"] for row in rows)
+    most = max(rows, key=lambda row: (row["accuracy"], -row["seconds"]))["seconds"]
+    return [float(f"{seconds:.2g}") for seconds in np.geomspace(least, max(1.1 * most, 2 * least), count)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("planner_check"), help="runs and what was timed")
+    parser.add_argument("--hardware", help="a profile of this device; by default it is measured into --work")
+    parser.add_argument("--models", nargs="+", default=[builtin_models()[i] for i in (0, 3, 4)])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 32], help="tokens attended by block top-k")
+    parser.add_argument("--questions", type=int, default=3, help="budgets of seconds asked about")
+    parser.add_argument("--n", type=int, default=8, help="samples of a problem that the planner knows")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="fewer problems; for trying this script out")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    arguments = parser.parse_args()
+
+    problems = load_problems(TASK)
+    half = len(problems) // 2
+    known, fresh = problems[:half], problems[half:]
+    if arguments.quick:
+        known, fresh = known[:16], fresh[:16]
+    policies: list[Policy] = [Dense()]
+    policies += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in arguments.budgets]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    chip = hardware(arguments.hardware or _measured(arguments, policies))
+
+    runs = []
+    for model in arguments.models:
+        lm = load(model)
+        for policy in tqdm(policies, desc=f"sample {model}"):
+            out = arguments.work / f"{model}-{slug(policy)}"
+            sizes = {"n": arguments.n, "cap": MAX_TOKENS, "slots": 64, "seed": SEED}
+            runs.append(sampled(lm, known, policy, **sizes, out=out))
+    found = options(pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES)
+    rows: list[dict[str, Any]] = []
+    advice_given = []
+    for seconds in budgets(found, arguments.questions):
+        advice = plan(found, Budget(seconds=seconds))
+        advice_given.append({"budget_seconds": seconds} | as_record(advice))
+        for label, index in (("advised", advice.chosen), ("neighbour", advice.runner_up)):
+            if index is None:
+                continue
+            row = advice.row(index)
+            measured = checked(row, fresh, arguments.work, arguments.turns)
+            rows.append(
+                {
+                    "budget": seconds,
+                    "which": label,
+                    **{name: row[name] for name in ("model", "attention", "N", "cap", "batch")},
+                    "accuracy predicted": row["accuracy"],
+                    "low": advice.run_low if label == "advised" else None,
+                    "high": advice.run_high if label == "advised" else None,
+                    "measured": measured["accuracy"],
+                    "inside": advice.run_low <= measured["accuracy"] <= advice.run_high if label == "advised" else None,
+                    "seconds predicted": row["seconds"],
+                    "seconds measured": measured["seconds"],
+                    "seconds off": row["seconds"] / measured["seconds"] - 1,
+                }
+            )
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    off = float(np.mean([abs(row["seconds off"]) for row in rows]))
+    inside = [row["inside"] for row in rows if row["which"] == "advised"]
+    print(
+        f"seconds off by {100 * off:.1f} % on average; {sum(inside)} of {len(inside)} advised "
+        f"accuracies inside their interval; load average {os.getloadavg()[0]:.1f}"
+    )
+    if arguments.json:
+        record = json.loads(Path(arguments.hardware or arguments.work / "hardware.json").read_text()).get("record", {})
+        written = {
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "profile": {name: record.get(name) for name in ("held_out_error", "fitted_error", "cross_validated_error")},
+            "known_problems": len(known),
+            "fresh_problems": len(fresh),
+            "rows": rows,
+            "seconds_off": off,
+            "advice": advice_given,
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.json, json.dumps(written, indent=1) + "\n")
+
+
+def _measured(arguments: argparse.Namespace, policies: list[Policy]) -> Path:
+    path = arguments.work / "hardware.json"
+    profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick)
+    return path
+
+
+if __name__ == "__main__":
+    main()
