@@ -11,6 +11,7 @@ FIGURES = Path(__file__).parents[1] / "experiments" / "figures"
 sys.path.append(str(FIGURES))
 
 import figure_3  # noqa: E402
+import figure_9  # noqa: E402
 
 from kinetics_jax.config import ModelConfig  # noqa: E402
 from kinetics_jax.economics.cost import generation_cost  # noqa: E402
@@ -54,3 +55,21 @@ def test_figure_3_affordable_lengths_are_the_last_that_fit(law, costs):
         else:
             assert here.total <= cost < beyond.total
     assert figure_3.affordable([model], [1e-9], law, **how)["output_tokens"].iloc[0] == 0
+
+
+def test_figure_9_pages_and_budgets(tmp_path):
+    figure_9.main(["--out", str(tmp_path), "--output", "4096"])
+    assert is_figure(tmp_path / "figure_9.png")
+    table = pd.read_csv(tmp_path / "figure_9_cost.csv")
+    parts = ["search", "chosen KV", "parameters"]
+    np.testing.assert_allclose(table[parts].sum(axis=1), table["total"])
+    assert (table["of_dense"] > 0).all()
+    for _, rows in table.groupby("page_size"):
+        assert (np.diff(rows["total"]) > 0).all()
+        assert rows["search"].nunique() == 1  # the paper charges it on every step, whatever the budget
+    for _, rows in table.groupby("budget"):
+        np.testing.assert_allclose(rows["search"] * rows["page_size"], (rows["search"] * rows["page_size"]).iloc[0])
+    assert table["in_paper"].sum() == 5
+    with pytest.raises(SystemExit) as stopped:
+        figure_9.main(["--out", str(tmp_path), "--budget", "100"])
+    assert stopped.value.code == 2

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from kinetics_jax.economics.samples import RunData
     from kinetics_jax.figure_style import Look
 
 DEMO = Path("demo")
@@ -28,11 +29,11 @@ QWEN3 = tuple(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B
 WIDTH = 5.0  # inches; legible down to 3.3
 
 
-def parser(doc: str | None, *, convention: str, hardware: str, runs: bool = True) -> argparse.ArgumentParser:
-    """The flags of every figure. `runs`: whether it is drawn from graded samples."""
+def parser(doc: str | None, *, convention: str, hardware: str, runs: str = "") -> argparse.ArgumentParser:
+    """The flags of every figure. `runs`: which graded samples it is drawn from when none are named; "" for none."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if runs:
-        made.add_argument("runs", nargs="*", type=Path, help=f"graded samples (default: the runs in {DEMO}/)")
+        made.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=f"graded samples (default: {runs})")
     made.add_argument("--out", type=Path, default=Path("figures"), help="folder of the PNG and the CSV (%(default)s)")
     made.add_argument("--convention", default=convention, help="traffic, paper or upstream (%(default)s)")
     made.add_argument("--hardware", default=hardware, help="whose FLOP/byte ratio prices memory (%(default)s)")
@@ -51,6 +52,17 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """Graded samples, each run's; without paths those of the demo. Raises UserError when there are none."""
+    from kinetics_jax.economics.samples import run_data
+    from kinetics_jax.traces import read_run
+
+    found = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
+    if not found:
+        raise UserError(f"no runs named and none in {DEMO}/: make them (kinetics demo --out {DEMO}), or name runs")
+    return [run_data(read_run(path)) for path in found]
 
 
 def write(
@@ -75,16 +87,20 @@ def write(
 
 
 def panels(count: int, width: float, style: Look, *, height: float = 0.86) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, in two columns where it is wide enough; `height` of a panel by its width."""
+    """A figure of `count` panels, in two columns where it is wide enough; `height` of a panel by its width.
+
+    The last of an odd number is as wide as the figure.
+    """
     from kinetics_jax.figure_style import blank
 
     columns = 2 if width >= 4.5 and count > 1 else 1
     rows = -(-count // columns)
     figure = blank(width, rows * height * width / columns, style)
-    found = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in found[count:]:
-        axes.remove()
-    return figure, found[:count]
+    grid = figure.add_gridspec(rows, columns)
+    places = [grid[i // columns, i % columns] for i in range(count)]
+    if count % columns:
+        places[-1] = grid[rows - 1, :]
+    return figure, [figure.add_subplot(place) for place in places]
 
 
 def label_ends(

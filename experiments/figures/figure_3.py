@@ -172,7 +172,7 @@ def script(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = parser(__doc__, convention="paper", hardware="b200-fp8", runs=False)
+    made = parser(__doc__, convention="paper", hardware="b200-fp8")
     made.add_argument("--models", nargs="+", default=list(QWEN3), help="published names (%(default)s)")
     made.add_argument("--prompt", type=int, default=256, help="prompt tokens (%(default)s)")
     run(script, made, argv)
