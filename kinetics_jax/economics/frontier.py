@@ -38,8 +38,9 @@ def frontier(
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. Ungraded samples count towards lengths and cost, not towards
     accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that was cut
-    off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled` does;
-    EstimateError for more trials than graded samples; CostError and HardwareError for costs that cannot be computed.
+    off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled` does, and
+    for a run without the architecture or the token counts that a cost needs; EstimateError for more trials than graded
+    samples; CostError and HardwareError for costs that cannot be computed.
     """
     import pandas as pd
 
@@ -70,7 +71,7 @@ def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
 
 
 def _rows(pool: Pool, trials: Sequence[int] | None, costs: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    problems = pool.problems.values()
+    config, problems = pool.priced(), pool.problems.values()
     graded = np.array([problem.graded for problem in problems])
     right = np.array([problem.right for problem in problems])
     if trials is None:
@@ -80,8 +81,8 @@ def _rows(pool: Pool, trials: Sequence[int] | None, costs: dict[str, Any]) -> It
     low, high = cluster_bootstrap(solved)
     spent = [
         best_of_n_cost(
-            pool.config,
-            prompt_tokens=problem.prompt_tokens,
+            config,
+            prompt_tokens=int(problem.prompt_tokens),
             output_lengths=problem.lengths,
             trials=trials,
             attention=pool.attention,
@@ -94,7 +95,7 @@ def _rows(pool: Pool, trials: Sequence[int] | None, costs: dict[str, Any]) -> It
     for i, n in enumerate(trials):
         yield {
             "model": pool.model,
-            "parameters": pool.config.active_parameters,
+            "parameters": config.active_parameters,
             "attention": str(pool.attention),
             "N": int(n),
             **pool.counts,
