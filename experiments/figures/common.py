@@ -10,18 +10,19 @@ import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kinetics_jax.economics.samples import RunData
+    from kinetics_jax.economics.samples import Pool, RunData
     from kinetics_jax.figure_style import Look
 
 DEMO = Path("demo")
@@ -140,8 +141,103 @@ def label_ends(
         )
 
 
+def look_of(pools: Sequence[Pool]) -> Look:
+    """The look of the pools' models, a colour for each in order of size."""
+    import pandas as pd
+
+    from kinetics_jax.figure_style import look
+
+    rows = [{"model": pool.model, "parameters": pool.parameters, "attention": "dense"} for pool in pools]
+    return look(pd.DataFrame(rows), dark=False)
+
+
+def model_legend(figure: Figure, style: Look) -> None:
+    """Which colour is which model, below the panels."""
+    from kinetics_jax.figure_style import SMALL, handle
+
+    figure.legend(
+        handles=[handle(lw=4, color=colour, label=name.rpartition("/")[2]) for name, colour in style.colours.items()],
+        loc="outside lower center",
+        ncols=min(len(style.colours), 3),
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1.2,
+    )
+
+
+def cost_ticks(axes: Axes, which: str = "x") -> None:
+    """A logarithmic axis with 1, 2 and 5 of every decade named within two decades, powers of ten beyond."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    plain_numbers = low > 2e-3 and high < 2e4
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 100 * low else (1,)))
+    words = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(words if plain_numbers else LogFormatterSciNotation(10, minor_thresholds=(9, 9)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **how: Any) -> None:
+    """Words at a point, `offset` in points, legible over lines."""
+    from matplotlib.patheffects import withStroke
+
+    from kinetics_jax.figure_style import SMALL
+
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    style = {"fontsize": SMALL, "path_effects": halo, "zorder": 8, **how}
+    axes.annotate(text, at, offset, textcoords="offset points", **style)
+
+
 def title(axes: Axes, text: str) -> None:
     """A panel's title: small, on the left."""
     from kinetics_jax.figure_style import SMALL
 
     axes.set_title(text, fontsize=SMALL + 0.5, loc="left", pad=4)
+
+
+def trace_parser(doc: str | None, *, convention: str = "traffic", hardware: str = "h100") -> argparse.ArgumentParser:
+    """The flags of figures drawn from graded samples."""
+    made = parser(doc, convention=convention, hardware=hardware, runs=f"those in {DEMO}/")
+    made.add_argument(
+        "--in-sample",
+        action="store_true",
+        help="choose and score on the same samples, as the paper does (optimistic); by default choose on one half of "
+        "every problem's samples, score on the other, and the reverse",
+    )
+    made.add_argument(
+        "--fixed",
+        action="store_true",
+        help="one configuration for all problems, which needs no answers to be known; by default, as in the paper, the "
+        "best one for every problem",
+    )
+    return made
+
+
+def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str, Any]]:
+    """The samples that a trace figure is drawn from, pooled by model and attention, and how to count their costs."""
+    from kinetics_jax.economics.samples import pooled
+
+    return pooled(read_runs(arguments.runs)), {"convention": arguments.convention, "hardware": arguments.hardware}
+
+
+def unit(values: npt.ArrayLike) -> tuple[float, str]:
+    """What to multiply amounts in units of 1e12 with for the axis, and its prefix: that of the median's size."""
+    import numpy as np
+
+    positive = np.asarray(values, np.float64)
+    middle = float(np.median(positive[positive > 0]))
+    for prefix, size in (("Peta-", 1e3), ("Tera-", 1.0), ("Giga-", 1e-3), ("Mega-", 1e-6)):
+        if middle >= size:
+            return 1 / size, prefix
+    return 1e6, "Mega-"
+
+
+def runs_of_equal(names: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(name, first, end) of every run of equal names."""
+    start = 0
+    for name, members in itertools.groupby(names):
+        end = start + len(list(members))
+        yield name, start, end
+        start = end
