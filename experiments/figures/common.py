@@ -166,14 +166,27 @@ def model_legend(figure: Figure, style: Look) -> None:
 
 
 def cost_ticks(axes: Axes, which: str = "x") -> None:
-    """A logarithmic axis with 1, 2 and 5 of every decade named within two decades, powers of ten beyond."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
+    """A logarithmic axis: within two decades 1, 2 and 5 of each are named, powers of ten beyond, and round numbers when
+    it spans less than a factor of 4.
+    """
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogFormatterSciNotation,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+    )
 
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     plain_numbers = low > 2e-3 and high < 2e4
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 100 * low else (1,)))
+    if high < 4 * low:
+        axis.set_major_locator(FixedLocator(list(MaxNLocator(5).tick_values(low, high))))
+        axis.set_minor_locator(FixedLocator([]))
+    else:
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 100 * low else (1,)))
     words = FuncFormatter(lambda value, _: f"{value:g}")
     axis.set_major_formatter(words if plain_numbers else LogFormatterSciNotation(10, minor_thresholds=(9, 9)))
     axis.set_minor_formatter(NullFormatter())
@@ -232,6 +245,13 @@ def unit(values: npt.ArrayLike) -> tuple[float, str]:
         if middle >= size:
             return 1 / size, prefix
     return 1e6, "Mega-"
+
+
+def spoken(kind: str) -> str:
+    """A kind of attention in words; token top-k by what it is."""
+    from kinetics_jax.attention_names import spoken_kind
+
+    return "oracle top-k" if kind == "token_topk" else spoken_kind(kind)
 
 
 def runs_of_equal(names: Sequence[str]) -> Iterator[tuple[str, int, int]]:

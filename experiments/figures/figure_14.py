@@ -35,7 +35,7 @@ def draw(table: pd.DataFrame, gains: pd.DataFrame, *, width: float) -> Figure:
         rows = table[(table["strategy"] == strategy) & (table["law"] == law)]
         scale, prefix = unit(rows["budget"])
         for (kind, (mark, dash)), colour in zip(KINDS.items(), LIGHT_COLOURS, strict=False):
-            mine = rows[(rows["kind"] == kind) & rows["chosen"]]
+            mine = rows[(rows["kind"] == kind) & rows["chosen"]].sort_values(by="budget")
             x = scale * mine["budget"]
             line = {"color": colour, "ls": dash, "marker": mark, "ms": 3.2, "mew": 0, "lw": 1.5, "markevery": 12}
             axes.plot(x, 100 * mine["accuracy"], label=kind, **line)

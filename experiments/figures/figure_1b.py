@@ -24,6 +24,7 @@ from common import (
     pools_and_costs,
     run,
     runs_of_equal,
+    spoken,
     trace_parser,
     unit,
     write,
@@ -32,7 +33,6 @@ from frontiers import Choice, best_of_n, kinds, long_cot
 from matplotlib.figure import Figure
 from sparse import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
-from kinetics_jax.attention_names import spoken_kind
 from kinetics_jax.figure_style import SMALL, Look, blank, handle, plain
 
 
@@ -70,6 +70,7 @@ def draw(
     cost_ticks(axes)
     axes.set(xlabel=f"Cost per problem ({prefix}eFLOPs)", ylabel=ylabel)
     axes.set_ylim(-2, 102)
+    axes.set_xlim(0.9 * scale * table["budget"][table["chosen"]].min(), scale * table["budget"].max())
     arrows(axes, table, gains, scale)
     plain(axes, style)
     lines = [
@@ -87,10 +88,10 @@ def script(arguments: argparse.Namespace) -> None:
     sparse = sparse_members(splits, arguments.sparse)
     table, solved = sparse_and_dense(splits, "eFLOPs", sparse)
     gains = gain(table, solved)
-    spoken = sorted({spoken_kind(kind) for kind in kinds(splits[0].select)[sparse]})
-    names = spoken[0] if len(spoken) == 1 else f"sparse ({', '.join(spoken)})"
+    names = sorted({spoken(kind) for kind in kinds(splits[0].select)[sparse]})
+    words = names[0] if len(names) == 1 else f"sparse ({', '.join(names)})"
     ylabel = "Right within the cap (%)" if arguments.long_cot else "Problems solved, pass@N (%)"
-    figure = draw(table, gains, look_of(pools), names, ylabel=ylabel, width=arguments.width)
+    figure = draw(table, gains, look_of(pools), words, ylabel=ylabel, width=arguments.width)
     write(arguments, "figure_1b", figure, {"frontier": table, "gain": pd.DataFrame([gains])})
 
 

@@ -18,11 +18,10 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import cost_ticks, pools_and_costs, run, trace_parser, unit, write
+from common import cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
 from frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
-from kinetics_jax.attention_names import spoken_kind
 from kinetics_jax.economics.samples import Pool
 from kinetics_jax.errors import UserError
 from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain
@@ -41,10 +40,9 @@ def draw(table: pd.DataFrame, *, ylabel: str, heading: str, width: float) -> Fig
         rows = table[table["kind"] == kind]
         if rows.empty:
             continue
-        name = "oracle top-k" if kind == "token_topk" else spoken_kind(kind)
         x = scale * rows["budget"]
         line = {"color": colour, "ls": dash, "lw": 1.6, "marker": mark, "ms": 3.6, "mew": 0, "markevery": 10}
-        axes.plot(x, 100 * rows["accuracy"], label=name, **line)
+        axes.plot(x, 100 * rows["accuracy"], label=spoken(kind), **line)
         axes.fill_between(x, 100 * rows["low"], 100 * rows["high"], color=colour, alpha=0.12, lw=0)
     axes.set_xlim(0.9 * scale * table["budget"][table["accuracy"] > 0].min(), scale * table["budget"].max())
     axes.set_ylim(-2, 102)

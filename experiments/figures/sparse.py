@@ -41,7 +41,7 @@ def sparse_and_dense(
             best[i] = curves[row.group].accuracy[i]
         solved[kind] = best
         tables.append(table.rename(columns={"group": "model"}).assign(kind=kind))
-    return pd.concat(tables, ignore_index=True), solved
+    return pd.concat(tables, ignore_index=True).sort_values(by=["kind", "model", "budget"]), solved
 
 
 def gain(table: pd.DataFrame, solved: Mapping[str, np.ndarray], *, seed: int = 0) -> dict[str, float]:
@@ -90,4 +90,4 @@ def arrows(axes: Axes, table: pd.DataFrame, gains: Mapping[str, float], scale: f
         y, start = 100 * gains["saving_accuracy"], scale * gains["saving_budget"]
         axes.annotate("", (start, y), (start * gains["saving"], y), arrowprops=arrow, zorder=6)
         text = f"{gains['saving']:.1f}× [{gains['saving_low']:.1f}, {gains['saving_high']:.1f}]"
-        note(axes, text, (start * gains["saving"], y), (4, 0), va="center")
+        note(axes, text, (start * gains["saving"] ** 0.5, y), (4, -3), va="top")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import cost_ticks, panels, pools_and_costs, title, unit, write
+from common import cost_ticks, panels, pools_and_costs, spoken, title, unit, write
 from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
@@ -15,7 +15,7 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
 RESAMPLES = 1000
-NAMES = {"tokens": "Generated tokens, all samples", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}
+NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}
 SATURATED = 0.98  # of the highest accuracy: beyond, more cost buys nothing and no law holds
 
 
@@ -96,7 +96,7 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     laws = power_laws(table, found, table["fitted"].to_numpy())
     shown = ("tokens", "kv_budget", "N") if best_of else ("tokens", "kv_budget")
     kept = table[table["afforded"] == 1]
-    figure = draw(kept, laws, shown, heading=f"{model}, {arguments.sparse}", width=arguments.width)
+    figure = draw(kept, laws, shown, heading=f"{model}, {spoken(arguments.sparse)}", width=arguments.width)
     tables: Mapping[str, pd.DataFrame] = {"frontier": table, "laws": laws}
     write(arguments, name, figure, tables)
 
