@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
+from kinetics_jax.commands.grade import grade, run_summary
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
@@ -22,7 +23,6 @@ from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
-    from kinetics_jax.traces import Run
 
 Positional = tyro.conf.Positional
 MOST_SAMPLES = 10**6  # of a problem
@@ -152,42 +152,7 @@ def sample(
             command=command_line(),
             on_progress=on_progress,
         )
-    print(f"{out}: {_summary(run)}")
-
-
-def grade(
-    run: Positional[Path],
-    *,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Grades the stored samples of a run folder again; the old grades stand until all new ones are there.
-
-    Args:
-        run: Run folder.
-        as_json: Print the changed grades as JSON.
-    """
-    from kinetics_jax.runs import grade_again
-
-    with sample_bar(f"grade {run}") as on_progress:
-        graded, changed = grade_again(run, on_progress=on_progress)
-    if as_json:
-        print(json.dumps([{"problem": problem, "sample": sample} for problem, sample in changed], indent=1))
-    else:
-        print(f"{run}: {_summary(graded)}; {len(changed)} grades changed")
-
-
-def _summary(run: Run) -> str:
-    """Samples, accuracy over those that have a grade, how many have none, and mean tokens."""
-    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
-    tokens = sum(len(record["output_tokens"]) for record in run.samples)
-    parts = [f"{len(run.samples)} samples"]
-    if grades:
-        parts.append(f"{sum(grades) / len(grades):.3f} correct")
-    if ungraded := len(run.samples) - len(grades):
-        parts.append(f"{ungraded} that the grader could not decide")
-    if run.samples:
-        parts.append(f"{tokens / len(run.samples):.1f} tokens each")
-    return ", ".join(parts)
+    print(f"{out}: {run_summary(run)}")
 
 
 def frontier(

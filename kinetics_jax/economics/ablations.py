@@ -39,8 +39,8 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
     interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
     ones included, mean over problems (NaN where token counts are missing).
 
-    `caps` defaults to those at which all runs were cut and graded, where there are none to sixteenths of the longest
-    sample. A cap above a run's own `max_tokens` says nothing that it
+    `caps` defaults to those at which all runs were cut and graded, and no cap at all; where there are none, to
+    sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
     measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
     SamplesError as `samples.pooled` does, and where the second rule needs a token count that is missing.
     """
@@ -49,7 +49,7 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
     pools = pooled(runs)
     most = [_max_tokens(pool) for pool in pools]
     if caps is None and (common := set.intersection(*(set(pool.caps) for pool in pools))):
-        caps = sorted(common)
+        caps = sorted({*common, max(most)})
     elif caps is None:
         longest = int(max(map(_longest, pools)))
         caps = [-(-longest * step // STEPS) for step in range(1, STEPS + 1)]

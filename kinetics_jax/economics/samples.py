@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.cut_grades import grades_within
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Policy, parse_policy
 from kinetics_jax.traces import Run
@@ -71,8 +72,18 @@ class RunData:
             )
 
 
+def agree(source: object, what: str, there: Any, given: Any) -> Any:
+    """What a source says or, where it says nothing, what was given. Raises SamplesError where the two differ."""
+    if there is not None and given is not None and there != given:
+        raise SamplesError(f"{source}: its {what} is {there}, not {given} as given; leave {what} out")
+    return given if there is None else there
+
+
 def run_data(run: Run) -> RunData:
-    """A run folder as read, for `frontier`. Raises SamplesError naming the folder and what run.json lacks."""
+    """A run folder as read, for `frontier`, with the grades of its cut samples where it has them.
+
+    Raises SamplesError naming the folder and what run.json lacks, TraceError for grades that cannot be read.
+    """
     missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
     if missing:
         raise SamplesError(f"{run.path / 'run.json'}: missing {', '.join(missing)}")
@@ -90,6 +101,7 @@ def run_data(run: Run) -> RunData:
             f"cost are off; the command that began the run finishes it",
             stacklevel=2,
         )
+    caps, correct_within = grades_within(run)
     return RunData(
         model=run.run["model"],
         attention=attention,
@@ -103,6 +115,8 @@ def run_data(run: Run) -> RunData:
         task=run.run.get("task") or "",
         asked={name: (problem.get("question"), problem.get("answer")) for name, problem in run.problems.items()},
         prompts={name: problem.get("prompt", "") for name, problem in run.problems.items()},
+        caps=caps,
+        correct_within=correct_within,
     )
 
 
