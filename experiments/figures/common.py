@@ -34,7 +34,10 @@ def parser(doc: str | None, *, convention: str, hardware: str, runs: str = "") -
     """The flags of every figure. `runs`: which graded samples it is drawn from when none are named; "" for none."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if runs:
-        made.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=f"graded samples (default: {runs})")
+        samples = "graded samples: run folders, tables (problem, sample, prompt_tokens, tokens, correct, model, "
+        samples += f"attention) or the paper's JSONL (default: {runs})"
+        made.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=samples)
+        made.add_argument("--tokenizer", type=Path, help="tokenizer.json, to count the tokens of the paper's JSONL")
     made.add_argument("--out", type=Path, default=Path("figures"), help="folder of the PNG and the CSV (%(default)s)")
     made.add_argument("--convention", default=convention, help="traffic, paper or upstream (%(default)s)")
     made.add_argument("--hardware", default=hardware, help="whose FLOP/byte ratio prices memory (%(default)s)")
@@ -55,15 +58,14 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
             sys.exit(2)
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunData]:
-    """Graded samples, each run's; without paths those of the demo. Raises UserError when there are none."""
-    from kinetics_jax.economics.samples import run_data
-    from kinetics_jax.traces import read_run
+def read_runs(paths: Sequence[Path], tokenizer: Path | None = None) -> list[RunData]:
+    """Graded samples in any format, without paths those of the demo. Raises UserError when there are none."""
+    from kinetics_jax.economics.readers import read_all
 
     found = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
     if not found:
         raise UserError(f"no runs named and none in {DEMO}/: make them (kinetics demo --out {DEMO}), or name runs")
-    return [run_data(read_run(path)) for path in found]
+    return read_all(found, tokenizer=tokenizer)
 
 
 def write(
@@ -232,7 +234,10 @@ def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str
     """The samples that a trace figure is drawn from, pooled by model and attention, and how to count their costs."""
     from kinetics_jax.economics.samples import pooled
 
-    return pooled(read_runs(arguments.runs)), {"convention": arguments.convention, "hardware": arguments.hardware}
+    return pooled(read_runs(arguments.runs, arguments.tokenizer)), {
+        "convention": arguments.convention,
+        "hardware": arguments.hardware,
+    }
 
 
 def unit(values: npt.ArrayLike) -> tuple[float, str]:
