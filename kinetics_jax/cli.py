@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
+from kinetics_jax.commands.cost import cost
 from kinetics_jax.commands.grade import grade, run_summary
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
@@ -340,7 +341,9 @@ def _load(model: str, dtype: str | None, backend: str | None) -> LanguageModel:
 def main() -> None:
     """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
-    commands = {command.__name__: command for command in (demo, sample, grade, frontier, generate, convert, doctor)}
+    commands = {
+        command.__name__: command for command in (demo, sample, grade, cost, frontier, generate, convert, doctor)
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

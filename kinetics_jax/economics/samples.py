@@ -29,6 +29,7 @@ class RunData:
     `config`: the architecture, None where it is not known: accuracy and tokens can be told, costs cannot. `problem`:
     ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`, `output_tokens`:
     counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample was not graded.
+    `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not known.
     `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what was
     asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text that
     put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been cut
@@ -50,6 +51,7 @@ class RunData:
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caps: Sequence[int] = ()
     correct_within: Sequence[Sequence[bool | None]] = ()
+    answers: Sequence[str | None] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -58,6 +60,8 @@ class RunData:
         }
         if self.caps:
             counts["correct_within"] = len(self.correct_within)
+        if len(self.answers):
+            counts["answers"] = len(self.answers)
         if len(set(counts.values())) > 1:
             raise SamplesError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
         caps = list(self.caps)
@@ -117,6 +121,7 @@ def run_data(run: Run) -> RunData:
         prompts={name: problem.get("prompt", "") for name, problem in run.problems.items()},
         caps=caps,
         correct_within=correct_within,
+        answers=[record.get("answer") for record in run.samples],
     )
 
 
@@ -125,8 +130,9 @@ class Problem:
     """The samples of one problem.
 
     `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
-    output tokens, NaN where they were not recorded; `grades`, None where the sample has none; and, where cut texts were
-    graded, `correct_within [samples][caps]` for `caps` in ascending order.
+    output tokens, NaN where they were not recorded; `grades`, None where the sample has none; where cut texts were
+    graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are known,
+    `answers`, None for a sample that gives none.
     """
 
     prompt_tokens: float
@@ -134,6 +140,7 @@ class Problem:
     grades: list[bool | None]
     caps: tuple[int, ...] = ()
     correct_within: list[tuple[bool | None, ...]] = dataclasses.field(default_factory=list)
+    answers: list[str | None] = dataclasses.field(default_factory=list)
 
     @property
     def graded(self) -> int:
@@ -290,7 +297,7 @@ def _one_task(runs: list[RunData]) -> None:
 def _pool(runs: list[RunData]) -> Pool:
     run = runs[0]
     pool = Pool(run.model, run.attention, run.config, run.settings, {})
-    caps = _common_caps(runs)
+    caps, said = _common_caps(runs), all(len(run.answers) for run in runs)
     problems, seen = pool.problems, set[tuple[str, Hashable]]()
     for run in runs:
         if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
@@ -313,6 +320,8 @@ def _pool(runs: list[RunData]) -> Pool:
                 )
             entry.lengths.append(_count(lengths[i]))
             entry.grades.append(_grade(run.correct[i]))
+            if said:
+                entry.answers.append(run.answers[i])
             if caps:
                 entry.correct_within.append(tuple(_grade(run.correct_within[i][column]) for column in columns))
     if not problems:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.economics.estimators import EstimateError
+from kinetics_jax.economics.samples import Pool
 
 EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
 EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
@@ -74,6 +75,22 @@ def weighted_vote(
         else:
             won.append(_drawn(labels, right, scores, int(size), draws, seed))
     return np.array(won).reshape(ks.shape)[()]
+
+
+def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
+    """`majority_vote` among k graded samples of each problem of a pool: float64 [problems, *k's shape].
+
+    Raises EstimateError where the samples' answers are not known, and as `majority_vote` does.
+    """
+    won = []
+    for name, problem in pool.problems.items():
+        if not problem.answers:
+            raise EstimateError(
+                f"{pool}: what the samples of problem {name!r} answered is not known, so they cannot vote"
+            )
+        graded = [i for i, grade in enumerate(problem.grades) if grade is not None]
+        won.append(majority_vote([problem.answers[i] for i in graded], [bool(problem.grades[i]) for i in graded], k))
+    return np.array(won)
 
 
 def _labels(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.ndarray, int]:

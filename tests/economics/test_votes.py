@@ -1,5 +1,6 @@
 """Votes against every draw and every tie, one by one."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from itertools import combinations
 
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.economics.estimators import EstimateError, pass_at_k
-from kinetics_jax.economics.votes import majority_vote, weighted_vote
+from kinetics_jax.economics.samples import RunData, pooled
+from kinetics_jax.economics.votes import majority_vote, pool_majority, weighted_vote
+from kinetics_jax.policies import Dense
 
 RIGHT = "42"
 
@@ -97,3 +100,22 @@ def test_weights_decide():
 def test_what_is_no_vote_is_refused(call, message):
     with pytest.raises(EstimateError, match=message):
         call()
+
+
+def test_a_pool_votes_among_its_graded_samples():
+    run = RunData(
+        model="m",
+        attention=Dense(),
+        config=None,
+        problem=["a"] * 4 + ["b"] * 2,
+        sample=[0, 1, 2, 3, 0, 1],
+        prompt_tokens=[None] * 6,
+        output_tokens=[None] * 6,
+        correct=[True, False, False, None, True, False],
+        answers=[RIGHT, "1", "1", RIGHT, RIGHT, None],
+    )
+    (pool,) = pooled([run])
+    np.testing.assert_allclose(pool_majority(pool, [1, 2]), [[1 / 3, 1 / 3], [1 / 2, 1]])
+    (silent,) = pooled([dataclasses.replace(run, answers=())])
+    with pytest.raises(EstimateError, match="'a' answered is not known"):
+        pool_majority(silent, 1)
