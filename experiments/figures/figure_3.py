@@ -6,9 +6,8 @@
 Illustrates the statements that (a) attention outweighs the parameters 10 to 1000 times from a few thousand tokens
 on (the ratio Φ, `economics.cost.phi`), since (b) KV memory grows far slower than parameters do; so that (c) at equal
 FLOPs length trades against size nearly one for one, while (d) at equal eFLOPs a small model affords hardly more tokens
-than a large one. (c, d): the longest answer that a cost buys in one trial, by bisection on
-`economics.cost.generation_cost`. The page of the paper's authors shows such curves behind measured frontiers; the
-paper's own caption was not at hand.
+than a large one. (c, d): the longest answer that a cost buys in one trial, `economics.fits.iso_cost`. The page of the
+paper's authors shows such curves behind measured frontiers; the paper's own caption was not at hand.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.economics.cost import generation_cost, phi
-from kinetics_jax.economics.hardware import hardware
+from kinetics_jax.economics.cost import phi
+from kinetics_jax.economics.fits import iso_cost
+from kinetics_jax.economics.hardware import Hardware, hardware
 from kinetics_jax.figure_style import look, plain
 
 LENGTHS = 2 ** np.arange(8, 18)  # output tokens
-LONGEST = 2**24
+NO_READS = 1e-12  # FLOP/byte: memory for nothing
 FLOPS = (10.0, 100.0, 1000.0)  # Tera-FLOPs
 EFLOPS = (100.0, 1e3, 1e4, 1e5)  # Tera-eFLOPs; 4500 are a second of a B200 in fp8
 
@@ -59,30 +59,21 @@ def kv_memory(models: Sequence[ModelConfig]) -> pd.DataFrame:
 
 
 def affordable(
-    models: Sequence[ModelConfig], costs: Sequence[float], law: str, *, prompt: int, convention: str, chip: str
+    models: Sequence[ModelConfig], costs: Sequence[float], law: str, *, prompt: int, convention: str, chip: Hardware
 ) -> pd.DataFrame:
     """The most output tokens of one trial that cost at most so much; 0 where not even the first does.
 
-    `law`: "FLOPs" counts computation, "eFLOPs" memory too. Costs rise with length, so bisection finds the last one.
+    `law`: "FLOPs" counts computation, "eFLOPs" memory too.
     """
-
-    def spent(model: ModelConfig, tokens: np.ndarray) -> np.ndarray:
-        cost = generation_cost(model, prompt_tokens=prompt, output_tokens=tokens, convention=convention, hardware=chip)
-        return np.asarray(cost.compute if law == "FLOPs" else cost.total)
-
-    rows = []
-    budgets = np.asarray(costs, np.float64)
-    for model in models:
-        low, high = np.zeros(len(budgets)), np.full(len(budgets), float(LONGEST))
-        while np.any(high - low > 1):
-            middle = np.floor((low + high) / 2)
-            fits = spent(model, middle) <= budgets
-            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-        rows += [
-            {"model": model.name, "parameters": model.active_parameters, "law": law, "cost": c, "output_tokens": int(n)}
-            for c, n in zip(costs, low, strict=True)
+    intensity = chip.intensity if law == "eFLOPs" else NO_READS
+    how = {"prompt_tokens": prompt, "convention": convention, "intensity": intensity}
+    return pd.DataFrame(
+        [
+            {"model": model.name, "parameters": model.active_parameters, "law": law, "cost": c, "output_tokens": n}
+            for model in models
+            for c, n in zip(costs, iso_cost(model, costs, **how), strict=True)
         ]
-    return pd.DataFrame(rows)
+    )
 
 
 def draw(phis: pd.DataFrame, memory: pd.DataFrame, iso: pd.DataFrame, *, width: float) -> Figure:
@@ -165,7 +156,7 @@ def script(arguments: argparse.Namespace) -> None:
     chip = hardware(arguments.hardware)
     phis = ratio(models, arguments.prompt, chip.intensity)
     memory = kv_memory(models)
-    how = {"prompt": arguments.prompt, "convention": arguments.convention, "chip": arguments.hardware}
+    how = {"prompt": arguments.prompt, "convention": arguments.convention, "chip": chip}
     iso = pd.concat([affordable(models, costs, law, **how) for law, costs in (("FLOPs", FLOPS), ("eFLOPs", EFLOPS))])
     figure = draw(phis, memory, iso, width=arguments.width)
     write(arguments, "figure_3", figure, {"ratio": phis, "kv_memory": memory, "affordable": iso})

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from kinetics_jax.economics.ablations import attention_budget
+from kinetics_jax.economics.allocation import best_for_all, best_per_problem
 from kinetics_jax.economics.estimators import cluster_bootstrap
-from kinetics_jax.economics.grid import Grid, grid, halves
+from kinetics_jax.economics.grid import Grid, grid, halves, longest
 from kinetics_jax.economics.samples import Pool
-from kinetics_jax.errors import UserError
 from kinetics_jax.policies import parse_policy
 
-LAWS = ("FLOPs", "eFLOPs", "max")
 BUDGETS = 96  # along a cost axis
 STEPS = 24  # caps of Long-CoT
+HALVINGS = 4  # of the samples, each used both ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ def best_of_n(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -
 
 def long_cot(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -> list[Split]:
     """Grids over the cap on generated tokens, one trial (Algorithm 2)."""
-    longest = max(problem.longest for pool in pools for problem in pool.problems.values())
+    most = max(map(longest, pools))
     graded = sorted({cap for pool in pools for cap in pool.caps})  # where cut texts were graded
-    caps = graded or sorted({int(-(-longest * step // STEPS)) for step in range(1, STEPS + 1)})
+    caps = graded or sorted({-(-most * step // STEPS) for step in range(1, STEPS + 1)})
     return _splits(pools, choice, lambda _: {"trials": [1], "caps": caps}, costs)
 
 
@@ -67,12 +67,15 @@ def _splits(
     if choice.in_sample:
         whole = _with_budgets(grid(pools, **axes(pools), **costs))
         return [Split(whole, whole, choice.fixed)]
-    if min(problem.graded for pool in pools for problem in pool.problems.values()) < 2:
-        raise UserError("one graded sample of a problem cannot be split in halves: sample more, or give --in-sample")
-    parts = halves(pools, 0)
-    how = axes([*parts[0], *parts[1]])
-    first, second = (_with_budgets(grid(part, **how, **costs)) for part in parts)
-    return [Split(first, second, choice.fixed), Split(second, first, choice.fixed)]
+    # A half must not end where its own longest sample does: both have the configurations of the whole.
+    pools = [dataclasses.replace(p, settings={**p.settings, "max_tokens": longest(p)}) for p in pools]
+    splits = []
+    for seed in range(HALVINGS):
+        parts = halves(pools, seed)
+        how = axes([*parts[0], *parts[1]])
+        first, second = (_with_budgets(grid(part, **how, **costs)) for part in parts)
+        splits += [Split(first, second, choice.fixed), Split(second, first, choice.fixed)]
+    return splits
 
 
 def _with_budgets(of: Grid) -> Grid:
@@ -87,34 +90,20 @@ def _powers_of_two(pools: Sequence[Pool]) -> list[int]:
     return [2**i for i in range(fewest.bit_length())]
 
 
-def spent(of: Grid, law: str) -> np.ndarray:
-    """What a law counts, [configurations, problems]."""
-    return {"FLOPs": of.compute, "eFLOPs": of.cost, "max": np.maximum(of.compute, of.memory)}[law]
-
-
-def allocate(accuracy: np.ndarray, cost: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """The most accurate configuration of every problem within each budget, the cheapest of equals; -1 for none.
-
-    `accuracy`, `cost`: [configurations, problems]. Returns indices [budgets, problems].
-    """
-    order = np.argsort(cost, axis=0, kind="stable")
-    accuracy, cost = np.take_along_axis(accuracy, order, 0), np.take_along_axis(cost, order, 0)
-    before = np.vstack([np.full(cost.shape[1], -np.inf), np.maximum.accumulate(accuracy, axis=0)[:-1]])
-    best = np.maximum.accumulate(np.where(accuracy > before, np.arange(len(cost))[:, None], 0), axis=0)
-    chosen = np.full((len(budgets), cost.shape[1]), -1)
-    for problem in range(cost.shape[1]):
-        within = np.searchsorted(cost[:, problem], budgets, side="right")
-        chosen[within > 0, problem] = order[best[within[within > 0] - 1, problem], problem]
-    return chosen
+def by_law(of: Grid, law: str) -> Grid:
+    """The grid with what a law counts for its cost."""
+    if law == "eFLOPs":
+        return of
+    counted = of.compute if law == "FLOPs" else np.maximum(of.compute, of.memory)
+    return dataclasses.replace(of, compute=counted, memory=np.zeros_like(counted))
 
 
 def budgets_of(splits: Sequence[Split], law: str, count: int = BUDGETS) -> np.ndarray:
-    """Budgets from the cheapest configuration of a problem to where every problem affords all, evenly in logarithm."""
-    amounts = np.stack([spent(split.select, law) for split in splits])  # [splits, configurations, problems]
+    """Costs from the cheapest configuration of a problem to where every problem affords all, evenly in logarithm."""
+    costs = np.stack([by_law(split.select, law).cost for split in splits])  # [splits, configurations, problems]
     if splits[0].fixed:
-        amounts = amounts.mean(axis=2)
-    low, high = amounts.min(), amounts.max()
-    return np.geomspace(low, high, count)
+        costs = costs.mean(axis=2)
+    return np.geomspace(costs.min(), costs.max() * (1 + 1e-9), count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,13 +122,9 @@ def curve(splits: Sequence[Split], law: str, budgets: np.ndarray, members: np.nd
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("accuracy", "flops", "eflops", "tokens", *columns)}
     index = np.flatnonzero(members)
     for split in splits:
-        select, score = split.select, split.score
-        accuracy, cost = select.accuracy[index], spent(select, law)[index]
-        if split.fixed:
-            one = allocate(accuracy.mean(axis=1, keepdims=True), cost.mean(axis=1, keepdims=True), budgets)
-            chosen = np.broadcast_to(one, (len(budgets), accuracy.shape[1]))
-        else:
-            chosen = allocate(accuracy, cost, budgets)
+        select, score = by_law(split.select, law).rows(index), split.score
+        choose = best_for_all if split.fixed else best_per_problem
+        chosen = choose(select, budgets).choice
         none, rows = chosen < 0, index[np.maximum(chosen, 0)]
         at = np.arange(chosen.shape[1])
         trials = score.configurations["N"].to_numpy()[rows]

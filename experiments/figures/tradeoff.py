@@ -11,10 +11,11 @@ from common import cost_ticks, panels, pools_and_costs, spoken, title, unit, wri
 from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
+from kinetics_jax.economics.fits import power_law, spread
 from kinetics_jax.errors import UserError
 from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
-RESAMPLES = 1000
+RESAMPLES = 400
 NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}
 SATURATED = 0.98  # of the highest accuracy: beyond, more cost buys nothing and no law holds
 
@@ -25,29 +26,28 @@ def growing(table: pd.DataFrame) -> np.ndarray:
     return np.asarray(table["afforded"] == 1) & (accuracy < SATURATED * accuracy.max())
 
 
-def power_laws(table: pd.DataFrame, found: Curve, where: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """quantity = factor · costᵉˣᵖᵒⁿᵉⁿᵗ by least squares in logarithms, cost in Tera-eFLOPs paid.
+def power_laws(found: Curve, where: np.ndarray, *, offset: bool = False, seed: int = 0) -> pd.DataFrame:
+    """quantity = scale · costᵉˣᵖᵒⁿᵉⁿᵗ (+ offset), cost in Tera-eFLOPs paid, both means over the problems.
 
-    Columns: `quantity`, `factor`, `exponent` and its 95 % interval `low` … `high` from redrawing problems, choices as
-    they are; NaN for fewer than three budgets. `where`: the budgets that count, bool [budgets].
+    Columns: `quantity`, `scale`, `exponent` and its 95 % interval `low` … `high` from redrawing problems, choices as
+    they are, `offset`; NaN where there are too few different costs, or the quantity does not change. `where`: the
+    budgets that count, bool [budgets].
     """
     problems = found.accuracy.shape[1]
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES) / problems
-    weights = np.vstack([np.full(problems, 1 / problems), draws])
-    cost = np.log(weights @ found.eflops[where].T) if where.any() else np.zeros((len(weights), 0))
+    draws = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)
+    weights = np.vstack([np.full(problems, 1 / problems), draws / problems])
+    costs = weights @ found.eflops[where].T  # [1 + resamples, budgets]
     rows = []
     for name in NAMES:
         values = found.tokens if name == "tokens" else found.values[name]
-        if where.sum() < 3 or len(np.unique(values[where])) < 2:
-            rows.append({"quantity": name, "factor": np.nan, "exponent": np.nan, "low": np.nan, "high": np.nan})
-            continue
-        amount = np.log(weights @ values[where].T)
-        x = cost - cost.mean(axis=1, keepdims=True)
-        slope = (x * amount).sum(axis=1) / (x**2).sum(axis=1)
-        factor = np.exp(amount[0].mean() - slope[0] * cost[0].mean())
-        low, high = np.quantile(slope[1:], [0.025, 0.975])
-        rows.append({"quantity": name, "factor": factor, "exponent": slope[0], "low": low, "high": high})
+        amounts = weights @ values[where].T
+        row = dict.fromkeys(("scale", "exponent", "low", "high", "offset"), np.nan)
+        if where.sum() > 3 and np.ptp(amounts[0]) > 1e-9 * amounts[0].max():
+            laws = [power_law(x, y, offset=offset, resamples=1) for x, y in zip(costs, amounts, strict=True)]
+            law = spread(laws[0], laws[1:])
+            low, high = law.exponent_interval
+            row = {"scale": law.scale, "exponent": law.exponent, "low": low, "high": high, "offset": law.offset}
+        rows.append({"quantity": name, **row})
     return pd.DataFrame(rows)
 
 
@@ -63,8 +63,9 @@ def draw(table: pd.DataFrame, laws: pd.DataFrame, shown: Sequence[str], *, headi
         if not np.isnan(law["exponent"]):
             x = used["eflops"].to_numpy()
             line = {"color": style.theme["ink"], "lw": 1.1, "ls": (0, (3, 2))}
-            axes.plot(scale * x, law["factor"] * x ** law["exponent"], **line)
-            text = f"∝ cost$^{{{law['exponent']:.2f}}}$  [{law['low']:.2f}, {law['high']:.2f}]"
+            axes.plot(scale * x, law["scale"] * x ** law["exponent"] + law["offset"], **line)
+            beside = f" {'−+'[law['offset'] > 0]} {abs(law['offset']):.3g}" if law["offset"] else ""
+            text = f"∝ cost$^{{{law['exponent']:.2f}}}${beside}  [{law['low']:.2f}, {law['high']:.2f}]"
             axes.text(0.04, 0.95, text, transform=axes.transAxes, fontsize=SMALL, va="top")
         axes.set(yscale="log", xlabel=f"Cost per problem ({prefix}eFLOPs)", ylabel=NAMES[name])
         cost_ticks(axes)
@@ -93,7 +94,7 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     table = table.assign(afforded=np.mean(~np.isnan(found.values["N"]), axis=1)).drop(columns="chosen")
     table = table.rename(columns={"group": "model"})
     table = table.assign(fitted=growing(table))
-    laws = power_laws(table, found, table["fitted"].to_numpy())
+    laws = power_laws(found, table["fitted"].to_numpy(), offset=arguments.offset)
     shown = ("tokens", "kv_budget", "N") if best_of else ("tokens", "kv_budget")
     kept = table[table["afforded"] == 1]
     figure = draw(kept, laws, shown, heading=f"{model}, {spoken(arguments.sparse)}", width=arguments.width)
