@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 FIGURES = Path(__file__).parents[1] / "experiments" / "figures"
-sys.path.append(str(FIGURES))
+sys.path.insert(0, str(FIGURES))  # their modules have everyday names
 
 import figure_1a  # noqa: E402
 import figure_1b  # noqa: E402
@@ -127,7 +127,8 @@ def test_figure_1a_in_sample_envelopes_are_monotone(samples, tmp_path, strategy)
     assert (kinetics["eflops"] <= kinetics["budget"] * (1 + 1e-9)).all()
     assert (table["flops"] < table["eflops"]).all()
     ratio = pd.read_csv(tmp_path / "figure_1a_ratio.csv")
-    assert list(ratio.columns) == ["accuracy", "ratio", "low", "high"]
+    assert list(ratio.columns) == ["accuracy", "ratio", "low", "high", "previous", "kinetics", "larger"]
+    assert ratio["larger"].between(0, 1).all()
     assert (ratio["low"] <= ratio["high"]).all()
     by_flops = list(table[table["law"] == "FLOPs"]["model"])
     assert by_flops[0] == "Qwen/Qwen3-0.6B"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kinetics_jax.economics.samples import Pool, RunData
     from kinetics_jax.figure_style import Look
 
+Table = Any  # a pandas DataFrame where it is drawn: its annotations do not say what indexing one returns
 DEMO = Path("demo")
 QWEN3 = tuple(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B"))
 WIDTH = 5.0  # inches; legible down to 3.3
@@ -85,7 +86,7 @@ def write(
         written.append(f"{name}{'_' if part else ''}{part}.csv")
         write_whole(arguments.out / written[-1], table.to_csv(index=False))
     if arguments.json:
-        found = {part: json.loads(table.to_json(orient="records")) for part, table in parts.items()}
+        found = {part: json.loads(table.to_json(orient="records") or "[]") for part, table in parts.items()}
         print(json.dumps(found if isinstance(tables, Mapping) else found[""], indent=1))
     else:
         print(f"{arguments.out}/: {', '.join(written)}")
@@ -214,7 +215,7 @@ def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, fl
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
     style = {"fontsize": SMALL, "path_effects": halo, "zorder": 8, **how}
-    axes.annotate(text, at, offset, textcoords="offset points", **style)
+    axes.annotate(text, at, offset, textcoords="offset points", **style).set_in_layout(False)
 
 
 def title(axes: Axes, text: str) -> None:

@@ -16,10 +16,10 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
+from common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
 from frontiers import Choice, best_of_n, long_cot
 from matplotlib.figure import Figure
-from sparse import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
 from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
@@ -27,7 +27,7 @@ STRATEGIES = {"Best-of-N": best_of_n, "Long-CoT": long_cot}
 LAWS = {"eFLOPs": "sum of both", "max": "larger of both"}
 
 
-def draw(table: pd.DataFrame, gains: pd.DataFrame, *, width: float) -> Figure:
+def draw(table: Table, gains: Table, *, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure, all_axes = panels(4, width, style, height=0.8)
     places = [(strategy, law) for strategy in STRATEGIES for law in LAWS]

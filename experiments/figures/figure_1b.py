@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from common import (
+    Table,
     cost_ticks,
     look_of,
     model_legend,
@@ -31,13 +32,13 @@ from common import (
 )
 from frontiers import Choice, best_of_n, kinds, long_cot
 from matplotlib.figure import Figure
-from sparse import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
 from kinetics_jax.figure_style import SMALL, Look, blank, handle, plain
 
 
 def draw(
-    table: pd.DataFrame,
+    table: Table,
     gains: Mapping[str, float],
     style: Look,
     names: str,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import QWEN3, label_ends, panels, parser, run, title, write
+from common import QWEN3, Table, label_ends, panels, parser, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def affordable(
     )
 
 
-def draw(phis: pd.DataFrame, memory: pd.DataFrame, iso: pd.DataFrame, *, width: float) -> Figure:
+def draw(phis: Table, memory: Table, iso: Table, *, width: float) -> Figure:
     style = look(memory.assign(attention="dense"), dark=False)
     short = {name: name.rpartition("-")[2] if name in QWEN3 else name for name in style.colours}
     figure, (a, b, c, d) = panels(4, width, style)
@@ -88,7 +88,7 @@ def draw(phis: pd.DataFrame, memory: pd.DataFrame, iso: pd.DataFrame, *, width: 
     a.axhline(1, color=style.theme["ink"], lw=0.8, ls=(0, (3, 2)))
     a.text(LENGTHS[-1], 0.85, "attention = parameters", fontsize=7, ha="right", va="top")
     a.set(xscale="log", yscale="log", xlabel="Generated tokens", ylabel="Attention ÷ parameter cost, Φ")
-    _powers_of_two(a, LENGTHS[::3])
+    _powers_of_two(a, [int(n) for n in LENGTHS[::3]])
     title(a, "(a) what an answer's cost is")
     for row, mark in zip(memory.itertuples(), "osD^vPXp*", strict=False):
         b.plot(row.parameters / 1e9, row.kv_bytes_per_token / 1024, mark, color=style.colours[row.model], ms=4.5, mew=0)
@@ -118,7 +118,7 @@ def draw(phis: pd.DataFrame, memory: pd.DataFrame, iso: pd.DataFrame, *, width: 
     return figure
 
 
-def _contours(axes: Axes, rows: pd.DataFrame) -> None:
+def _contours(axes: Axes, rows: Table) -> None:
     """Lines of equal cost over model size, darker for more, each with its cost at its left end."""
     shades = ("#56a0d3", "#2f7ebc", "#0b559f", "#08306b")
     for (cost, line), shade, dash in zip(

@@ -7,8 +7,8 @@ Within a cost every problem gets the best cap on tokens and KV budget of one mod
 against what is paid. The statement: as cost grows, generate more rather than attend to more. The fits of the paper for
 8B, x in Tera-eFLOPs: tokens 91.68 x^0.80, budget 81.77 x^0.25 - 212 (AIME24), 213.58 x^0.74 and 140.92 x^0.17 - 212
 (AIME25), 22.08 x^0.92 and 161.83 x^0.19 - 212 (LiveCodeBench). Here: power laws (--offset: and a constant), over the
-costs that every problem affords and at which accuracy still grows (full dots), exponents with 95 % intervals from redrawing
-problems. The paper's caption was not at hand.
+costs that every problem affords and at which accuracy still grows (full dots), exponents with 95 % intervals from
+redrawing problems. The paper's caption was not at hand.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
+from common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
 from frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ DASHES = ((0, (4, 1.5)), (0, (1, 1)), "-", (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1
 MARKS = "^DosPv"
 
 
-def draw(table: pd.DataFrame, *, ylabel: str, heading: str, width: float) -> Figure:
+def draw(table: Table, *, ylabel: str, heading: str, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure = blank(width, 0.7 * width, style)
     axes = figure.add_subplot()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import panels, parser, read_runs, run, title, write
+from common import Table, panels, parser, read_runs, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def cost_table(model: ModelConfig, *, prompt: int, output: int, convention: str,
     return pd.DataFrame(rows)
 
 
-def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
+def accuracy_table(table: Table) -> pd.DataFrame:
     """Dense and block top-k rows of `budget_ablation`'s table, with their `page_size`; of one model."""
     table = table[table["kind"].isin(["dense", "block_topk"])]
     sizes = [getattr(parse_policy(spelling), "page_size", np.nan) for spelling in table["attention"]]
@@ -95,7 +95,7 @@ def draw(costs: pd.DataFrame, accuracy: pd.DataFrame | None, *, budget: int, wid
     return figure
 
 
-def _accuracies(axes: Axes, table: pd.DataFrame, style: Look) -> None:
+def _accuracies(axes: Axes, table: Table, style: Look) -> None:
     dense = table[table["kind"] == "dense"]
     for row in dense.itertuples():
         axes.axhline(100 * row.accuracy, color=style.theme["ink"], lw=1, label="dense")
@@ -125,7 +125,7 @@ def script(arguments: argparse.Namespace) -> None:
         raise UserError(f"--budget {arguments.budget}: one of {', '.join(map(str, BUDGETS))}")
     how = {"prompt": arguments.prompt, "output": arguments.output, "convention": arguments.convention}
     tables = {"cost": cost_table(model, chip=arguments.hardware, **how)}
-    accuracy = None
+    accuracy: Table = None
     if arguments.runs:
         accuracy = accuracy_table(budget_ablation(read_runs(arguments.runs, arguments.tokenizer)))
         if accuracy["model"].nunique() > 1 or not (accuracy["kind"] == "block_topk").any():

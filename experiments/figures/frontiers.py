@@ -139,7 +139,8 @@ def curve(splits: Sequence[Split], law: str, budgets: np.ndarray, members: np.nd
             values = score.configurations[name].to_numpy(np.float64)[rows]
             found[name].append(np.where(none, np.nan, values))
     means = {name: np.mean(parts, axis=0) for name, parts in found.items()}
-    return Curve(*(means[name] for name in ("accuracy", "flops", "eflops", "tokens")), {n: means[n] for n in columns})
+    values = {name: means.pop(name) for name in columns}
+    return Curve(**means, values=values)
 
 
 def frontier_table(
@@ -175,7 +176,8 @@ def frontier_table(
     ranked = table.assign(paid=paid).sort_values(
         by=["budget", "accuracy", "paid"], ascending=[True, False, True], kind="stable"
     )
-    chosen = ranked[ranked["accuracy"] > 0].drop_duplicates("budget").index
+    solving: Any = ranked[ranked["accuracy"] > 0]
+    chosen = solving.drop_duplicates("budget").index
     return table.assign(chosen=table.index.isin(chosen)), curves
 
 

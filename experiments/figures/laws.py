@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import cost_ticks, look_of, model_legend, panels, pools_and_costs, runs_of_equal, title, unit, write
+from common import Table, cost_ticks, look_of, model_legend, panels, pools_and_costs, runs_of_equal, title, unit, write
 from frontiers import Choice, Split, best_of_n, budgets_of, by_model, frontier_table, is_dense, long_cot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def table_of(splits: Sequence[Split], attention: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).rename(columns={"group": "model"})
 
 
-def draw(table: pd.DataFrame, style: Look, *, asked: str, labels: tuple[str, str], width: float) -> Figure:
+def draw(table: Table, style: Look, *, asked: str, labels: tuple[str, str], width: float) -> Figure:
     """(a, c) accuracy over cost; (b, d) the column `asked` of the best model over cost. `labels`: of the ordinates."""
     figure, axes = panels(4, width, style, height=0.8)
     for i, (law, name) in enumerate(LAWS.items()):
@@ -52,7 +52,7 @@ def draw(table: pd.DataFrame, style: Look, *, asked: str, labels: tuple[str, str
     return figure
 
 
-def _accuracies(axes: Axes, rows: pd.DataFrame, scale: float, style: Look) -> None:
+def _accuracies(axes: Axes, rows: Table, scale: float, style: Look) -> None:
     """A line per model and a band of its interval; below, a bar in the colour of the best one."""
     for (model, mine), mark in zip(rows.groupby("model", sort=False), "osD^vPXp*", strict=False):
         colour = style.colours[str(model)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import cost_ticks, panels, pools_and_costs, spoken, title, unit, write
+from common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
 from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
@@ -20,7 +20,7 @@ NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budge
 SATURATED = 0.98  # of the highest accuracy: beyond, more cost buys nothing and no law holds
 
 
-def growing(table: pd.DataFrame) -> np.ndarray:
+def growing(table: Table) -> np.ndarray:
     """Which rows of a frontier fits use: every problem affords something, and accuracy still grows; bool [rows]."""
     accuracy = table["accuracy"].to_numpy()
     return np.asarray(table["afforded"] == 1) & (accuracy < SATURATED * accuracy.max())
@@ -41,7 +41,7 @@ def power_laws(found: Curve, where: np.ndarray, *, offset: bool = False, seed: i
     for name in NAMES:
         values = found.tokens if name == "tokens" else found.values[name]
         amounts = weights @ values[where].T
-        row = dict.fromkeys(("scale", "exponent", "low", "high", "offset"), np.nan)
+        row: dict[str, float] = dict.fromkeys(("scale", "exponent", "low", "high", "offset"), np.nan)
         if where.sum() > 3 and np.ptp(amounts[0]) > 1e-9 * amounts[0].max():
             laws = [power_law(x, y, offset=offset, resamples=1) for x, y in zip(costs, amounts, strict=True)]
             law = spread(laws[0], laws[1:])
@@ -51,7 +51,7 @@ def power_laws(found: Curve, where: np.ndarray, *, offset: bool = False, seed: i
     return pd.DataFrame(rows)
 
 
-def draw(table: pd.DataFrame, laws: pd.DataFrame, shown: Sequence[str], *, heading: str, width: float) -> Figure:
+def draw(table: Table, laws: Table, shown: Sequence[str], *, heading: str, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure, all_axes = panels(len(shown), width, style, height=0.8)
     scale, prefix = unit(table["eflops"])
@@ -96,7 +96,7 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     table = table.assign(fitted=growing(table))
     laws = power_laws(found, table["fitted"].to_numpy(), offset=arguments.offset)
     shown = ("tokens", "kv_budget", "N") if best_of else ("tokens", "kv_budget")
-    kept = table[table["afforded"] == 1]
+    kept: Table = table[table["afforded"] == 1]
     figure = draw(kept, laws, shown, heading=f"{model}, {spoken(arguments.sparse)}", width=arguments.width)
     tables: Mapping[str, pd.DataFrame] = {"frontier": table, "laws": laws}
     write(arguments, name, figure, tables)

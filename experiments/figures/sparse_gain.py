@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import note
+from common import Table, note
 from frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 from matplotlib.axes import Axes
 
@@ -34,6 +34,7 @@ def sparse_and_dense(
     budgets = budgets_of(splits, law)
     tables, solved = [], {}
     for kind, members in (("sparse", sparse), ("dense", is_dense(first))):
+        table: Table
         table, curves = frontier_table(splits, law, by_model(first, members), budgets=budgets)
         best = np.zeros((len(budgets), len(first.problems)))
         for row in table[table["chosen"]].itertuples():
@@ -76,7 +77,7 @@ def gain(table: pd.DataFrame, solved: Mapping[str, np.ndarray], *, seed: int = 0
     return found
 
 
-def arrows(axes: Axes, table: pd.DataFrame, gains: Mapping[str, float], scale: float) -> None:
+def arrows(axes: Axes, table: Table, gains: Mapping[str, float], scale: float) -> None:
     """Draws what `gain` found, with intervals, where they exclude nothing gained."""
     arrow = {"arrowstyle": "<->", "color": "#222222", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
     here = table[table["chosen"] & np.isclose(table["budget"], gains["gain_budget"])].set_index("kind")["accuracy"]
@@ -90,4 +91,4 @@ def arrows(axes: Axes, table: pd.DataFrame, gains: Mapping[str, float], scale: f
         y, start = 100 * gains["saving_accuracy"], scale * gains["saving_budget"]
         axes.annotate("", (start, y), (start * gains["saving"], y), arrowprops=arrow, zorder=6)
         text = f"{gains['saving']:.1f}× [{gains['saving_low']:.1f}, {gains['saving_high']:.1f}]"
-        note(axes, text, (start * gains["saving"] ** 0.5, y), (4, -3), va="top")
+        note(axes, text, (start * gains["saving"], y), (-3, -4), va="top", ha="right")
