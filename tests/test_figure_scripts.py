@@ -226,3 +226,11 @@ def test_json(samples, tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(pd.read_csv(tmp_path / "figure_5.csv"))
     assert {*FRONTIER, "model", "chosen"} <= rows[0].keys()
+
+
+def test_the_published_convention_prices_published_models(samples, tmp_path):
+    how = ["--in-sample", "--convention", "upstream", "--hardware", "b200-fp8", "--attention", "sparse"]
+    figure_5.main([str(samples), "--out", str(tmp_path), *how])
+    table = pd.read_csv(tmp_path / "figure_5.csv")
+    assert table["kv_budget"].dropna().between(256, 1024).all()
+    assert (table["eflops"] >= table["flops"]).all()

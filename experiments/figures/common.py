@@ -93,12 +93,14 @@ def write(
 
 
 def _shrink(path: Path) -> None:
-    """Rewrites a PNG with a palette, at less than half the size; a figure has few colours."""
+    """Rewrites a PNG with a palette, at less than half the size: a figure has few colours."""
     from PIL import Image
 
     partial = path.with_name(path.name + ".partial")
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128).save(partial, format="PNG", optimize=True, dpi=image.info["dpi"])
+        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(
+            partial, format="PNG", optimize=True, dpi=image.info["dpi"]
+        )
     os.replace(partial, path)
 
 

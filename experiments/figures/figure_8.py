@@ -33,7 +33,7 @@ MARKS = "^DosPv"
 
 def draw(table: Table, *, ylabel: str, heading: str, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
-    figure = blank(width, 0.7 * width, style)
+    figure = blank(width, max(0.7 * width, 2.8), style)
     axes = figure.add_subplot()
     scale, prefix = unit(table["budget"])
     for kind, dash, mark, colour in zip(ORDER, DASHES, MARKS, LIGHT_COLOURS, strict=False):
@@ -50,7 +50,9 @@ def draw(table: Table, *, ylabel: str, heading: str, width: float) -> Figure:
     cost_ticks(axes)
     plain(axes, style)
     axes.set_title(heading, fontsize=SMALL + 0.5, loc="left", pad=4)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False, handlelength=3)
+    figure.legend(
+        loc="outside lower center", ncols=3 if width >= 4 else 2, fontsize=SMALL, frameon=False, handlelength=3
+    )
     return figure
 
 
