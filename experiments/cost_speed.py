@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ POLICIES: tuple[Policy, ...] = (
 )
 
 
-def measure(configurations: int, seed: int = 0) -> list[dict[str, object]]:
+def measure(configurations: int, seed: int = 0) -> list[dict[str, Any]]:
     """A row for every convention and attention that it has a formula for."""
     draw = np.random.default_rng(seed)
     case = {

@@ -35,8 +35,8 @@ def found() -> dict[str, Any]:
 
 def as_written(row: Row) -> dict[str, Any]:
     """A row with the ratio of published to right, to eight digits; None where the right is zero."""
-    numbers = {"published": row.published, "right": row.right}
-    numbers["ratio"] = row.published / row.right if row.right else None
+    ratio = row.published / row.right if row.right else None
+    numbers = {"published": row.published, "right": row.right, "ratio": ratio}
     written = {name: None if value is None else float(f"{value:.8g}") for name, value in numbers.items()}
     return {**dataclasses.asdict(row), **written}
 

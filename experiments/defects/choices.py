@@ -28,15 +28,18 @@ ACCURACY = "accuracy, %"
 def solve_rates() -> np.ndarray:
     """[models, problems]: probability that a sample is right."""
     difficulty = 2.5 * np.array([NormalDist().inv_cdf((i + 0.5) / PROBLEMS) for i in range(PROBLEMS)])
-    rates = []
+
+    def rates(ability: float) -> np.ndarray:
+        return 1 / (1 + np.exp(difficulty - ability))
+
+    found = []
     for published in AIME24.values():
         low, high = -20.0, 20.0
         for _ in range(60):
-            ability = (low + high) / 2
-            rate = 1 / (1 + np.exp(difficulty - ability))
-            low, high = (ability, high) if 100 * rate.mean() < published else (low, ability)
-        rates.append(rate)
-    return np.array(rates)
+            middle = (low + high) / 2
+            low, high = (middle, high) if 100 * rates(middle).mean() < published else (low, middle)
+        found.append(rates((low + high) / 2))
+    return np.array(found)
 
 
 def costs() -> np.ndarray:
@@ -84,9 +87,8 @@ def envelopes() -> Iterator[Row]:
     by_name = np.argsort(names)
     first = [spent[by_name[np.argmax(tied[by_name])]] for tied in ties]
     cheapest = [spent[tied].min() for tied in ties]
-    yield Row(
-        11, "per task, no limit, ties to the first name", "Tera-eFLOPs a problem", np.mean(first), np.mean(cheapest)
-    )
+    per_problem = [float(np.mean(spent_by)) for spent_by in (first, cheapest)]
+    yield Row(11, "per task, no limit, ties to the first name", "Tera-eFLOPs a problem", *per_problem)
 
 
 def optimism(repeats: int = 400) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from kinetics_jax.economics.conventions import UPSTREAM_PARAMETERS
 from kinetics_jax.economics.cost import UNIT, Cost, best_of_n_cost, generation_cost, phi
 from kinetics_jax.economics.estimators import expected_max
 from kinetics_jax.economics.hardware import hardware
-from kinetics_jax.policies import BlockTopK, LiteSysBlockTopK, TokenTopK
+from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, TokenTopK
 
 GOLDEN: dict[str, Any] = {"prompt_tokens": 256, "output_tokens": 16_384, "intensity": B200_FP8}
 TERA = "Tera-eFLOPs"
@@ -193,10 +193,12 @@ def one_layer() -> Iterator[Row]:
     """15: attention of one layer without a search, against every byte of a whole decode step."""
     for size in ("0.6B", "8B"):
         config = MODELS[size]
-        case = {"prompt_tokens": 32_767, "output_tokens": 2, "trials": 64, "hardware": "h200", "batch": 64}
+        case: dict[str, Any] = {"prompt_tokens": 32_767, "output_tokens": 2, "trials": 64, "batch": 64}
         for page in (16, 64):
             attention = BlockTopK(budget=1024, page_size=page)
-            dense, sparse = (_step_reads(generation_cost(config, **case, **a)) for a in ({}, {"attention": attention}))
+            dense, sparse = (
+                _step_reads(generation_cost(config, **case, attention=policy)) for policy in (Dense(), attention)
+            )
             name = f"{size}, 32K context, budget 1024 of {page}, batch 64"
             yield Row(15, name, "bytes of a decode step, dense over sparse", 32_768 / 1024, dense / sparse)
 

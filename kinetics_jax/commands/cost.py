@@ -101,8 +101,8 @@ def cost(
             **by,
         )
 
-    by = {"hardware": chip(hardware or "h100")} if intensity is None else {"intensity": intensity}
-    total = priced(**by)
+    priced_on = chip(hardware or "h100") if intensity is None else None
+    total = priced(hardware=priced_on, intensity=intensity)
     known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
     rows = [
         _on(
@@ -128,8 +128,8 @@ def cost(
         "batch": batch,
         "shared_prompt": shared_prompt,
         "kv_dtype": kv_dtype,
-        "intensity": by["hardware"].intensity if intensity is None else intensity,
-        "priced_on": by["hardware"].name if intensity is None else None,
+        "intensity": priced_on.intensity if priced_on else intensity,
+        "priced_on": priced_on.name if priced_on else None,
     }
     if as_json:
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
@@ -217,7 +217,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     table = pd.DataFrame(rows).rename(columns={"name": "chip", "intensity": "I", "additive_seconds": "not overlapped"})
     sequence = table.pop("sequence_gb_per_chip").iloc[0]
     weights = table.pop("weights_gb_per_chip").iloc[0]
-    if table["price"].isna().all():
+    if all(each["price"] is None for each in rows):
         table = table.drop(columns="price")
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
     print(

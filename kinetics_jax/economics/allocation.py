@@ -9,7 +9,7 @@ lucky configurations, and `honest_allocation` says by how much.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,23 +36,23 @@ class Allocation:
     cost: np.ndarray
 
 
-def best_per_problem(cells: Grid, limits: npt.ArrayLike) -> Allocation:
+def best_per_problem(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
     """Algorithms 1 and 2: per problem, the most accurate configuration that costs at most C; the cheapest of equals.
 
-    The best is found anew for every problem (the published code kept it from one problem to the next). The paper's
-    curves are means over problems of `accuracy`.
+    The best is found anew for every problem. The paper's curves are means over problems of `accuracy`. `law` says what
+    counts as cost when choosing, `Grid.spent`; the allocation's own `cost` is eFLOPs under any.
     """
-    limits = _limits(limits)
+    limits, spent = _limits(limits), cells.spent(law)
     choice = np.full((len(limits), len(cells.problems)), -1)
     for problem in range(len(cells.problems)):
-        choice[:, problem] = _best_within(cells.cost[:, problem], cells.accuracy[:, problem], limits)
+        choice[:, problem] = _best_within(spent[:, problem], cells.accuracy[:, problem], limits)
     return scored(cells, limits, choice)
 
 
-def best_for_all(cells: Grid, limits: npt.ArrayLike) -> Allocation:
-    """One configuration for all problems: the most accurate on average that costs at most C on average."""
+def best_for_all(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
+    """One configuration for all problems: the most accurate on average that costs at most C on average, by a law."""
     limits = _limits(limits)
-    choice = _best_within(cells.cost.mean(axis=1), cells.accuracy.mean(axis=1).round(12), limits)
+    choice = _best_within(cells.spent(law).mean(axis=1), cells.accuracy.mean(axis=1).round(12), limits)
     return scored(cells, limits, np.repeat(choice[:, None], len(cells.problems), axis=1))
 
 
@@ -99,7 +99,14 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
 
 
 def honest_allocation(
-    pools: Sequence[Pool], limits: npt.ArrayLike, *, splits: int = 20, seed: int = 0, **options: Any
+    pools: Sequence[Pool],
+    limits: npt.ArrayLike,
+    *,
+    law: str = "eFLOPs",
+    splits: int = 20,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """What choosing is worth on samples that it has not seen: chosen on one half of every problem's samples, scored on
     the other; the mean over `splits` random halvings, each used both ways.
@@ -108,11 +115,14 @@ def honest_allocation(
     `choice`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing problems, `cost` spent
     there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference.
 
-    `options` are those of `grid.grid`; N goes up to half of the samples. Raises as that and `halves` do.
+    `options` are those of `grid.grid`; N goes up to half of the samples. `on_progress` is called with (halvings done,
+    all). Raises SamplesError for less than one halving, and as `grid.grid` and `halves` do.
     """
     import pandas as pd
 
     limits = _limits(limits)
+    if splits < 1:
+        raise SamplesError(f"an honest allocation needs at least one halving, got {splits}")
     rules = {"per_problem": best_per_problem, "for_all": best_for_all}
     shape = len(limits), len(pools[0].problems)
     unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
@@ -122,11 +132,13 @@ def honest_allocation(
         one, two = (grid(half, **options) for half in halves(pools, seed + split))
         for chosen_on, scored_on in ((one, two), (two, one)):
             for name, rule in rules.items():
-                there = rule(chosen_on, limits)
+                there = rule(chosen_on, limits, law=law)
                 elsewhere = scored(scored_on, limits, there.choice)
                 seen[name] += there.accuracy
                 unseen[name] += elsewhere.accuracy
                 spent[name] += elsewhere.cost
+        if on_progress:
+            on_progress(split + 1, splits)
     rows = []
     for name in rules:
         accuracy = unseen[name] / (2 * splits)
@@ -168,9 +180,10 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     return kept
 
 
-def cost_limits(cells: Grid, count: int = 32) -> np.ndarray:
-    """`count` limits, evenly spaced in the logarithm, from the cheapest cell of the grid to the dearest."""
-    return np.geomspace(cells.cost.min(), cells.cost.max() * (1 + 1e-9), count)
+def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> np.ndarray:
+    """`count` limits, evenly spaced in the logarithm, from the cheapest cell of the grid to the dearest, by a law."""
+    spent = cells.spent(law)
+    return np.geomspace(spent.min(), spent.max() * (1 + 1e-9), count)
 
 
 def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> np.ndarray:

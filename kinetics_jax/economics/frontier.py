@@ -49,12 +49,14 @@ def frontier(
 
     pools = pooled(runs)
     costs: dict[str, Any] = {"convention": convention, "hardware": hardware, "intensity": intensity}
+    cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
+    names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
     tables = []
     for pool in pools:
-        of_pool = grid([pool], trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
+        of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
         _warn_of_ungraded(pool, int(of_pool.configurations["N"].max()))
         low, high = cluster_bootstrap(of_pool.accuracy.T)
-        table = of_pool.configurations.copy()
+        table = of_pool.configurations
         if caps is None:
             table = table.drop(columns="cap")
         tables.append(

@@ -7,6 +7,7 @@ allocation, fits and the planner are made of these.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ from kinetics_jax.economics.samples import Pool, Problem, SamplesError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LAWS = ("eFLOPs", "FLOPs", "max")
+STEPS = 16  # caps in the default grid of long chains of thought
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +45,16 @@ class Grid:
     def cost(self) -> np.ndarray:
         """Equation (4): compute plus memory, Tera-eFLOPs `[configurations, problems]`."""
         return self.compute + self.memory
+
+    def spent(self, law: str) -> np.ndarray:
+        """What a scaling law counts, Tera-eFLOPs `[configurations, problems]`.
+
+        `eFLOPs`: arithmetic and memory reads (the paper's, the `cost` here). `FLOPs`: arithmetic alone (the law before
+        it). `max`: the larger of the two expectations (its roofline ablation). Raises SamplesError for another.
+        """
+        if law not in LAWS:
+            raise SamplesError(f"law {law!r} is not known (known: {', '.join(LAWS)})")
+        return {"eFLOPs": self.cost, "FLOPs": self.compute, "max": np.maximum(self.compute, self.memory)}[law]
 
     def __len__(self) -> int:
         return len(self.configurations)
@@ -74,7 +88,8 @@ def grid(
     to no cap beside the run's own `max_tokens` (the longest sample where it names none); caps at or above that are that
     one. Under a cap a sample has the grade of its cut text where the pool has it; else it is right when it is right and
     ends within the cap. Ungraded samples count for lengths and cost alone. Costs are those of `cost.best_of_n_cost`,
-    whose arguments the others are. Raises SamplesError where an architecture or a token count lacks, EstimateError for
+    whose arguments the others are. Warns where cut texts were graded for some pools and not for others, since the
+    grades then follow two rules. Raises SamplesError where an architecture or a token count lacks, EstimateError for
     more trials than graded samples, CostError and HardwareError for costs that make no sense.
     """
     import pandas as pd
@@ -93,6 +108,7 @@ def grid(
         "shared_prompt": shared_prompt,
     }
     names = tuple(pools[0].problems)
+    _warn_of_two_rules(pools, caps)
     rows: list[dict[str, Any]] = []
     parts: list[tuple[np.ndarray, ...]] = []
     for pool in pools:
@@ -124,6 +140,16 @@ def longest(pool: Pool) -> int:
     return int(max(pool.settings.get("max_tokens") or 0, *(problem.longest for problem in pool.problems.values())))
 
 
+def default_caps(pools: Sequence[Pool]) -> list[int]:
+    """Caps for long chains of thought: those at which all pools' texts were cut and graded, and none at all; where
+    there are no such, sixteenths of the longest sample.
+    """
+    if common := set.intersection(*(set(pool.caps) for pool in pools)):
+        return sorted({*common, max(map(longest, pools))})
+    most = int(max(problem.longest for pool in pools for problem in pool.problems.values()))
+    return sorted({-(-most * step // STEPS) for step in range(1, STEPS + 1)})
+
+
 def default_trials(pool: Pool) -> list[int]:
     """Powers of two up to the fewest graded samples of a problem."""
     least = min(problem.graded for problem in pool.problems.values())
@@ -133,12 +159,15 @@ def default_trials(pool: Pool) -> list[int]:
 def halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
     """Every problem's graded samples split in two at random: choose on one half, score on the other.
 
-    An odd one out goes to the first half. Ungraded samples are left out. Raises EstimateError for a problem with fewer
+    An odd one out goes to the first half. Ungraded samples are left out. Both halves keep the whole pool's longest
+    sample as their `max_tokens`, so that their grids have the same rows. Raises EstimateError for a problem with fewer
     than two graded samples.
     """
     rng = np.random.default_rng(seed)
     first, second = [], []
     for pool in pools:
+        told = not np.isnan([problem.longest for problem in pool.problems.values()]).any()
+        settings = {**pool.settings, "max_tokens": longest(pool)} if told else pool.settings
         split: tuple[dict[str, Problem], dict[str, Problem]] = {}, {}
         for name, problem in pool.problems.items():
             graded = [i for i, grade in enumerate(problem.grades) if grade is not None]
@@ -147,8 +176,8 @@ def halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
             order = rng.permutation(graded)
             middle = -(-len(order) // 2)
             split[0][name], split[1][name] = _some(problem, order[:middle]), _some(problem, order[middle:])
-        first.append(dataclasses.replace(pool, problems=split[0]))
-        second.append(dataclasses.replace(pool, problems=split[1]))
+        first.append(dataclasses.replace(pool, problems=split[0], settings=settings))
+        second.append(dataclasses.replace(pool, problems=split[1], settings=settings))
     return first, second
 
 
@@ -159,6 +188,20 @@ def _some(problem: Problem, chosen: np.ndarray) -> Problem:
         grades=[problem.grades[i] for i in chosen],
         correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
     )
+
+
+def _warn_of_two_rules(pools: Sequence[Pool], caps: Sequence[int] | None) -> None:
+    """A cap at which one pool's cut texts were graded and another's were not."""
+    for cap in caps or ():
+        cuts = [pool for pool in pools if any(problem.longest > cap for problem in pool.problems.values())]
+        lacking = [pool for pool in cuts if cap not in pool.caps]
+        if 0 < len(lacking) < len(cuts):
+            warnings.warn(
+                f"{lacking[0]}: cut texts were not graded at {cap} tokens, as those of others were, so that only its "
+                "finished answers count there; grade all runs at the same caps (kinetics grade RUN --caps …)",
+                stacklevel=3,
+            )
+            return
 
 
 def _accuracy(pool: Pool, caps: np.ndarray, trials: np.ndarray) -> np.ndarray:

@@ -147,12 +147,14 @@ def _profile(path: Path) -> Hardware:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             wrong.append(f"{name} is not a field" + (f" (did you mean {near[0]}?)" if near else ""))
-    placeholder = dict.fromkeys(needed, 1.0) | {"name": path.stem}  # so that the fields which are there are all judged
+    placeholder: dict[str, Any] = {"name": path.stem, "flops": 1.0, "bandwidth": 1.0, "memory": 1.0}
+    given = {name: value for name, value in fields.items() if name in known}
     try:
-        chip = Hardware(**(placeholder | {name: value for name, value in fields.items() if name in known}))
+        chip = Hardware(**(placeholder | given))  # so that the fields which are there are judged, whatever is missing
     except HardwareError as error:
         wrong.append(str(error).partition(": ")[2])
-    if wrong:
+        chip = None
+    if wrong or chip is None:
         raise HardwareError(f"{path}: {'; '.join(wrong)}")
     return chip
 
@@ -175,8 +177,8 @@ def _chip(name: str, memory: float, bandwidth: float, source: str, dtype: str = 
 
 # Peaks without structured sparsity: half of what NVIDIA's data sheets print where a footnote says "with sparsity".
 # Bytes as the source has them: decimal for GPUs, binary where Google's pages say GiB.
-_HOPPER = {"bfloat16": 989.5, "float8": 1979, "int8": 1979, "tf32": 494.5, "float32": 67}
-_BLACKWELL = {"bfloat16": 2250, "float8": 4500, "int8": 4500, "tf32": 1100, "float32": 75}
+_HOPPER: dict[str, Any] = {"bfloat16": 989.5, "float8": 1979, "int8": 1979, "tf32": 494.5, "float32": 67}
+_BLACKWELL: dict[str, Any] = {"bfloat16": 2250, "float8": 4500, "int8": 4500, "tf32": 1100, "float32": 75}
 _B200 = "NVIDIA HGX B200 (arithmetic) and DGX B200 (memory) data sheets, one of eight GPUs"
 _TPU = "Google Cloud documentation, "
 HARDWARE: dict[str, Hardware] = {

@@ -42,8 +42,8 @@ class RunData:
     config: ModelConfig | None
     problem: Sequence[str]
     sample: Sequence[Hashable]
-    prompt_tokens: npt.ArrayLike
-    output_tokens: npt.ArrayLike
+    prompt_tokens: npt.ArrayLike | Sequence[int | None]
+    output_tokens: npt.ArrayLike | Sequence[int | None]
     correct: Sequence[bool | None]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
@@ -169,14 +169,13 @@ class Problem:
         """
         caps = np.atleast_1d(np.asarray(caps))
         lengths = np.array(self.lengths, np.float64)[:, None]
-        grades = np.array([np.nan if grade is None else grade for grade in self.grades], np.float64)[:, None]
+        grades = _as_numbers(self.grades)[:, None]
         within = np.where(np.isnan(grades) | (lengths <= caps), grades, 0.0)
         missing = np.isnan(lengths) & ~np.isnan(grades)
         for i, cap in enumerate(caps):
             if cap in self.caps:
                 column = self.caps.index(int(cap))
-                cut = [np.nan if row[column] is None else float(row[column]) for row in self.correct_within]
-                within[:, i] = np.array(cut, np.float64)
+                within[:, i] = _as_numbers(row[column] for row in self.correct_within)
             elif np.any(missing):
                 raise SamplesError(
                     f"{int(np.sum(missing))} of {len(lengths)} samples of a problem have no token count, so it is not "
@@ -348,6 +347,10 @@ def _common_caps(runs: list[RunData]) -> tuple[int, ...]:
 
 def _count(value: float) -> float:
     return value if np.isnan(value) else int(value)
+
+
+def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:
+    return np.array([np.nan if grade is None else float(grade) for grade in grades])
 
 
 def _grade(value: bool | None) -> bool | None:
