@@ -16,12 +16,11 @@ import pandas as pd
 from kinetics_jax.economics.ablations import attention_budget
 from kinetics_jax.economics.allocation import best_for_all, best_per_problem
 from kinetics_jax.economics.estimators import cluster_bootstrap
-from kinetics_jax.economics.grid import Grid, grid, halves, longest
+from kinetics_jax.economics.grid import Grid, default_caps, grid, halves
 from kinetics_jax.economics.samples import Pool
 from kinetics_jax.policies import parse_policy
 
 BUDGETS = 96  # along a cost axis
-STEPS = 24  # caps of Long-CoT
 HALVINGS = 4  # of the samples, each used both ways
 
 
@@ -52,9 +51,7 @@ def best_of_n(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -
 
 def long_cot(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -> list[Split]:
     """Grids over the cap on generated tokens, one trial (Algorithm 2)."""
-    most = max(map(longest, pools))
-    graded = sorted({cap for pool in pools for cap in pool.caps})  # where cut texts were graded
-    caps = graded or sorted({-(-most * step // STEPS) for step in range(1, STEPS + 1)})
+    caps = default_caps(pools)
     return _splits(pools, choice, lambda _: {"trials": [1], "caps": caps}, costs)
 
 
@@ -67,8 +64,6 @@ def _splits(
     if choice.in_sample:
         whole = _with_budgets(grid(pools, **axes(pools), **costs))
         return [Split(whole, whole, choice.fixed)]
-    # A half must not end where its own longest sample does: both have the configurations of the whole.
-    pools = [dataclasses.replace(p, settings={**p.settings, "max_tokens": longest(p)}) for p in pools]
     splits = []
     for seed in range(HALVINGS):
         parts = halves(pools, seed)
@@ -90,17 +85,9 @@ def _powers_of_two(pools: Sequence[Pool]) -> list[int]:
     return [2**i for i in range(fewest.bit_length())]
 
 
-def by_law(of: Grid, law: str) -> Grid:
-    """The grid with what a law counts for its cost."""
-    if law == "eFLOPs":
-        return of
-    counted = of.compute if law == "FLOPs" else np.maximum(of.compute, of.memory)
-    return dataclasses.replace(of, compute=counted, memory=np.zeros_like(counted))
-
-
 def budgets_of(splits: Sequence[Split], law: str, count: int = BUDGETS) -> np.ndarray:
     """Costs from the cheapest configuration of a problem to where every problem affords all, evenly in logarithm."""
-    costs = np.stack([by_law(split.select, law).cost for split in splits])  # [splits, configurations, problems]
+    costs = np.stack([split.select.spent(law) for split in splits])  # [splits, configurations, problems]
     if splits[0].fixed:
         costs = costs.mean(axis=2)
     return np.geomspace(costs.min(), costs.max() * (1 + 1e-9), count)
@@ -122,9 +109,9 @@ def curve(splits: Sequence[Split], law: str, budgets: np.ndarray, members: np.nd
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("accuracy", "flops", "eflops", "tokens", *columns)}
     index = np.flatnonzero(members)
     for split in splits:
-        select, score = by_law(split.select, law).rows(index), split.score
+        select, score = split.select.rows(index), split.score
         choose = best_for_all if split.fixed else best_per_problem
-        chosen = choose(select, budgets).choice
+        chosen = choose(select, budgets, law=law).choice
         none, rows = chosen < 0, index[np.maximum(chosen, 0)]
         at = np.arange(chosen.shape[1])
         trials = score.configurations["N"].to_numpy()[rows]
