@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.terminal import command_line, print_table
+from kinetics_jax.terminal import command_line, count_bar, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kinetics_jax.economics.samples import RunData
 
 FIGURE_KINDS = (".png", ".pdf", ".svg")
+LIMITS = 24  # cost limits of an allocation, unless they are given
+Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 
 
 def frontier(
@@ -23,13 +25,19 @@ def frontier(
     *,
     hardware: str = "h100",
     convention: str = "traffic",
-    trials: tuple[int, ...] = (),
-    caps: tuple[int, ...] = (),
+    trials: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (),
+    caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
     shared_prompt: bool = False,
-    allocate: Literal["none", "best-of-n", "long-cot"] = "none",
+    allocate: Allocate = "none",
+    law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
     honest: bool = False,
-    limits: Annotated[tuple[float, ...], tyro.conf.arg(metavar="COST")] = (),
+    splits: int = 20,
+    limits: Annotated[tuple[float, ...], tyro.conf.arg(metavar="COST …")] = (),
+    wave: int = 1,
+    probe: int | None = None,
     model: str | None = None,
+    attention: str | None = None,
+    config: Path | None = None,
     tokenizer: Path | None = None,
     csv: Path | None = None,
     figure: Path | None = None,
@@ -38,8 +46,9 @@ def frontier(
 ) -> None:
     """Accuracy against cost over (model, attention, N) of one or several runs.
 
-    With --allocate, instead, the best that every cost per problem can buy: the paper's Algorithm 1 (best-of-n: N, at
-    the longest cap) or 2 (long-cot: the cap, at N = 1), each problem with the configuration that suits it.
+    With --allocate, instead, what every cost per problem can buy: the paper's Algorithm 1 (best-of-n: N, at the longest
+    cap) or 2 (long-cot: the cap, at N = 1), with the best configuration of each problem and with one for all. Or
+    (adaptive) what is saved by sampling each problem until it is solved, in waves, beside N samples for all.
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them.
@@ -48,10 +57,16 @@ def frontier(
         trials: Numbers of samples N; by default powers of two.
         caps: Most tokens of a sample, several; by default the runs' own.
         shared_prompt: Trials of a problem read its prompt's KV once for all.
-        allocate: One row per configuration (none), or one per cost limit.
+        allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
+        law: What counts as cost when choosing: eFLOPs, FLOPs (arithmetic alone), or the larger of arithmetic and reads.
         honest: Choose on one half of the samples and score on the other (with --allocate).
-        limits: Tera-eFLOPs per problem (with --allocate); by default 24 over the range of costs.
+        splits: Random halvings with --honest.
+        limits: Cost per problem, Tera, several (with --allocate); by default 24 over the range of costs.
+        wave: Samples side by side (with --allocate adaptive).
+        probe: Give a problem up after so many samples without success (with --allocate adaptive).
         model: The model of files that name none, a published Qwen3 name for a cost.
+        attention: The attention of files that name none.
+        config: A config.json, or its directory: the architecture of a model that is not known by name.
         tokenizer: A tokenizer.json that counts the tokens of the published traces.
         csv: Write the table here.
         figure: Write the figure here (.png, .pdf, .svg).
@@ -59,7 +74,6 @@ def frontier(
         as_json: Print the table as JSON.
     """
     from kinetics_jax.economics.frontier import frontier as frontier_table
-    from kinetics_jax.economics.readers import read_all
     from kinetics_jax.traces import write_whole
 
     if not runs:
@@ -68,36 +82,59 @@ def frontier(
         raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
     if report and report.suffix != ".html":
         raise UserError(f"{report}: the report must end in .html")
-    if allocate == "none" and (honest or limits):
-        raise UserError("--honest and --limits go with --allocate best-of-n or long-cot")
-    if allocate != "none" and (figure or report):
-        raise UserError("--figure and --report show every configuration; with --allocate take --csv or --json")
-    if allocate == "best-of-n" and caps:
-        raise UserError("--allocate best-of-n chooses N, not a length; --caps goes with --allocate long-cot")
-    if allocate == "long-cot" and trials:
-        raise UserError("--allocate long-cot chooses a length at N = 1; --trials goes with --allocate best-of-n")
-    if report and (caps or shared_prompt):
-        raise UserError("--caps and --shared-prompt are not in the report; leave them out, or take --csv or --figure")
-    costs: dict[str, Any] = {"convention": convention, "hardware": hardware}
-    options: dict[str, Any] = {**costs, "trials": trials or None}
+    _refuse_together(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
+    if report and allocate != "none":
+        raise UserError("--report shows every configuration; with --allocate take --csv, --figure or --json")
+    if figure and allocate == "adaptive":
+        raise UserError("--allocate adaptive draws no figure; take --csv or --json")
+    if report and (caps or shared_prompt or model or attention or config):
+        raise UserError(
+            "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config"
+        )
+    options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
     if report:
         table = _report(report, runs, options)
     else:
-        data = read_all(runs, model=model, tokenizer=tokenizer)
+        data = _read(runs, model, attention, config, tokenizer)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
-        table = (
-            frontier_table(data, **options)
-            if allocate == "none"
-            else _allocated(data, allocate, honest=honest, limits=limits, options=options)
-        )
+        if allocate == "none":
+            table = frontier_table(data, **options)
+        elif allocate == "adaptive":
+            table = _adaptive(data, wave=wave, probe=probe, options=options)
+        else:
+            table = _allocated(
+                data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
+            )
     if csv:
         write_whole(csv, table.to_csv(index=False))
     if figure:
         from kinetics_jax.figure_style import save
-        from kinetics_jax.figures import frontier_figure
+        from kinetics_jax.figures import allocation_figure, frontier_figure
 
-        save(frontier_figure(table), figure)
+        save((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
     print_table(table, as_json)
+
+
+def _refuse_together(allocate: Allocate, **given: Any) -> None:
+    """Flags that mean nothing beside one another."""
+    if allocate in ("none", "adaptive") and (given["honest"] or given["limits"] or given["law"] != "eFLOPs"):
+        raise UserError("--honest, --limits and --law go with --allocate best-of-n or long-cot")
+    if allocate != "adaptive" and (given["wave"] != 1 or given["probe"] is not None):
+        raise UserError("--wave and --probe go with --allocate adaptive")
+    if allocate in ("best-of-n", "adaptive") and given["caps"]:
+        raise UserError(f"--allocate {allocate} is about N, not a length; --caps goes with --allocate long-cot")
+    if allocate == "long-cot" and given["trials"]:
+        raise UserError("--allocate long-cot chooses a length at N = 1; --trials goes with --allocate best-of-n")
+
+
+def _read(
+    paths: tuple[Path, ...], model: str | None, attention: str | None, config: Path | None, tokenizer: Path | None
+) -> list[RunData]:
+    from kinetics_jax.config import ModelConfig
+    from kinetics_jax.economics.readers import read_all
+
+    shape = None if config is None else ModelConfig.from_hf(config)
+    return read_all(paths, model=model, attention=attention, config=shape, tokenizer=tokenizer)
 
 
 def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.DataFrame:
@@ -111,27 +148,50 @@ def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.D
 
 
 def _allocated(
-    runs: list[RunData], how: str, *, honest: bool, limits: tuple[float, ...], options: dict[str, Any]
+    runs: list[RunData],
+    how: str,
+    *,
+    law: str,
+    splits: int | None,
+    limits: tuple[float, ...],
+    options: dict[str, Any],
 ) -> pd.DataFrame:
+    """Both choices' tables, one below the other; on samples unseen when `splits` says how often they are halved."""
+    import pandas as pd
+
     from kinetics_jax.economics.allocation import (
         allocation_table,
+        best_for_all,
         best_per_problem,
         cost_limits,
         honest_allocation,
     )
-    from kinetics_jax.economics.grid import grid, longest
+    from kinetics_jax.economics.grid import default_caps, grid
     from kinetics_jax.economics.samples import pooled
 
     pools = pooled(runs)
     if how == "long-cot":
         options["trials"] = [1]
-        options["caps"] = options["caps"] or _sixteenths(max(map(longest, pools)))
+        options["caps"] = options["caps"] or default_caps(pools)
     cells = grid(pools, **options)
-    allowed = limits or cost_limits(cells, 24)
-    if honest:
-        return honest_allocation(pools, allowed, **options)
-    return allocation_table(cells, best_per_problem(cells, allowed))
+    allowed = limits or cost_limits(cells, LIMITS, law=law)
+    if splits is not None:
+        with count_bar("honest", "halving") as on_progress:
+            table = honest_allocation(pools, allowed, law=law, splits=splits, on_progress=on_progress, **options)
+    else:
+        tables = []
+        for name, rule in (("per_problem", best_per_problem), ("for_all", best_for_all)):
+            part = allocation_table(cells, rule(cells, allowed, law=law))
+            part.insert(1, "choice", name)
+            tables.append(part)
+        table = pd.concat(tables, ignore_index=True)
+    table.attrs["law"] = law
+    return table
 
 
-def _sixteenths(most: int) -> list[int]:
-    return sorted({-(-most * step // 16) for step in range(1, 17)})
+def _adaptive(runs: list[RunData], *, wave: int, probe: int | None, options: dict[str, Any]) -> pd.DataFrame:
+    from kinetics_jax.economics.replay import replay_table
+    from kinetics_jax.economics.samples import pooled
+
+    del options["caps"]  # refused beside it
+    return replay_table(pooled(runs), wave=wave, probe=probe, **options)
