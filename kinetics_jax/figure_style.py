@@ -90,6 +90,12 @@ def look(table: pd.DataFrame, *, dark: bool) -> Look:
 
 
 def panel(axes: Axes, style: Look) -> None:
+    """Colours, grid and spines of one axes whose ordinate is a percentage."""
+    plain(axes, style)
+    axes.set_ylim(-2, 102)
+
+
+def plain(axes: Axes, style: Look) -> None:
     """Colours, grid and spines of one axes."""
     theme = style.theme
     axes.set_facecolor(theme["ground"])
@@ -100,7 +106,6 @@ def panel(axes: Axes, style: Look) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme["ink"])
-    axes.set_ylim(-2, 102)
 
 
 def blank(width: float, height: float, style: Look) -> Figure:
