@@ -230,8 +230,8 @@ def calibrate(
                 if point.program == program:
                     measures[point] = functools.partial(decode.seconds_per_step, point.context)
             held += decode.cache_bytes
-            if program == programs[-1] or held > (device_memory() or math.inf) / 4:
-                seconds |= interleaved(measures, lambda: on_part(f"{shape_name}: time"))
+            if program == programs[-1] or held > memory / 4:
+                seconds |= interleaved(measures, functools.partial(on_part, f"{shape_name}: time"))
                 measures, held = {}, 0
     prefills = [
         Prefill(shape, Dense.page_size, _within(shape, tokens), seconds[name, tokens])
@@ -257,7 +257,7 @@ def calibrate(
         name=name or f"{jax.devices()[0].device_kind} {chosen}",
         flops=flops,
         bandwidth=bandwidth,
-        memory=float(device_memory() or 1),
+        memory=float(told[0] if (told := device_memory()) else 1),
         price_per_hour=price_per_hour,
         source=f"kinetics calibrate, jax {jax.__version__}, {chosen} kernels, {jnp.dtype(dtype).name}",
         peaks={jnp.dtype(dtype).name: flops},

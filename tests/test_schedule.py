@@ -86,7 +86,7 @@ def test_every_sample_ends_and_every_page_comes_back(data):
 
 
 def test_short_samples_do_not_wait_for_what_long_ones_may_need():
-    """Sixteen slots at their worst case take four times the pool: admission by that would run four samples at a time."""
+    """Sixteen slots at their worst case take four times the pool: admission by that would run four samples."""
     slots, size, most = 16, 16, 1024
     rng = np.random.default_rng(0)
     requests = [Request(f"p{i}", [5] * 20, range(8)) for i in range(16)]
