@@ -200,6 +200,8 @@ def calibrate(
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     size = jnp.dtype(dtype).itemsize
     chosen = backend or chosen_backend("paged_decode")[0]
+    told = device_memory()
+    memory = told[0] if told else math.inf
     on_part("memory bandwidth")
     bandwidth = read_bandwidth(256)
     on_part("matrix products")
@@ -257,7 +259,7 @@ def calibrate(
         name=name or f"{jax.devices()[0].device_kind} {chosen}",
         flops=flops,
         bandwidth=bandwidth,
-        memory=float(told[0] if (told := device_memory()) else 1),
+        memory=float(told[0] if told else 1),
         price_per_hour=price_per_hour,
         source=f"kinetics calibrate, jax {jax.__version__}, {chosen} kernels, {jnp.dtype(dtype).name}",
         peaks={jnp.dtype(dtype).name: flops},

@@ -383,6 +383,7 @@ class Engine:
                 self.graph, self.weights, self._cache, jnp.asarray(tokens), jnp.int32(length), jnp.asarray(table)
             )
             return logits
+        logits = None
         for start in range(0, length, chunk):
             self._cache, logits = prefill_chunk(
                 self.graph,
@@ -393,6 +394,7 @@ class Engine:
                 jnp.int32(length),
                 jnp.asarray(table),
             )
+        assert logits is not None  # a prompt holds a token
         return logits
 
     def _worst_case(self, length: int) -> int:
