@@ -23,6 +23,18 @@ def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, 
     return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
 
 
+def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """What a Hugging Face checkpoint keeps a parameter as, without its leading `model.`: names and shapes.
+
+    One tensor of the same name, or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
+    """
+    before, stacked, after = name.partition(".experts.")
+    if not stacked:
+        return [(name, shape)]
+    experts, inputs, outputs = shape
+    return [(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
+
+
 def named(weights: nnx.State) -> dict[str, jax.Array]:
     """A model's arrays by parameter name."""
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
