@@ -143,6 +143,17 @@ class Experts(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x, rows_of)) * self.up_proj(x, rows_of), rows_of)
 
 
+def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, " rows"], Int[Array, " count"]]:
+    """Where each row goes when rows are sorted by group (of `count`), equals in order; and the rows of each group.
+
+    Counted, not sorted: a sort of many rows can be compiled for a GPU only where there is one.
+    """
+    seen = jnp.cumsum(groups[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+    sizes = seen[-1]
+    before = jnp.cumsum(sizes) - sizes
+    return before[groups] + jnp.take_along_axis(seen, groups[:, None], axis=1)[:, 0] - 1, sizes
+
+
 class MixtureOfExperts(nnx.Module):
     """Each token through the experts its router likes best, weighted by the router's softmax, in float32.
 
@@ -161,10 +172,10 @@ class MixtureOfExperts(nnx.Module):
         weights, experts = jax.lax.top_k(jax.nn.softmax(router), self.chosen)
         if self.normalise:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        order = jnp.argsort(experts.reshape(-1))  # of (token, choice) pairs, by expert
-        rows_of = jnp.bincount(experts.reshape(-1), length=router.shape[1]).astype(jnp.int32)
-        rows = self.experts(tokens[order // self.chosen], rows_of)
-        back = rows[jnp.argsort(order)].reshape(-1, self.chosen, x.shape[-1])
+        place, rows_of = sorted_places(experts.reshape(-1), router.shape[1])
+        pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size))  # of token and choice, by expert
+        rows = self.experts(tokens[pairs // self.chosen], rows_of)
+        back = rows[place].reshape(-1, self.chosen, x.shape[-1])
         return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1).astype(x.dtype).reshape(x.shape)
 
 
