@@ -18,12 +18,11 @@ from safetensors.numpy import save_file
 
 from kinetics_jax.checkpoints.files import INDEX, find_shards, listed, write_companions, written_whole
 from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, parts, sharding_of
+from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, named, parts, sharding_of
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
 
 FLOAT_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 SLICE_BYTES = 16 << 20  # read, checked and cast at a time
-ALIGNMENT = 64  # bytes; jax adopts an aligned host buffer on the CPU instead of copying it
 SHARD_BYTES = 5_000_000_000
 
 
@@ -173,7 +172,7 @@ def _read(
             source = file.get_slice(key)
             kept, fault = _stored_dtype(source, stored_shape, dtype)
             if tensor is None and kept is not None:
-                tensor = _aligned(shape, kept)
+                tensor = aligned(shape, kept)
             if tensor is not None and kept is not None:
                 fault = _fill(tensor if len(stored) == 1 else tensor[index].T, source, kept)
         faults += [f"{name} {fault}"] if fault else []
@@ -206,10 +205,3 @@ def _fill(out: np.ndarray, source: Any, dtype: np.dtype) -> str:
         part = out[start:end]
         bad += part.size - int(np.count_nonzero(np.isfinite(part)))
     return f"holds {bad} values that are NaN or infinite in {dtype.name}" if bad else ""
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % ALIGNMENT
-    return raw[offset : offset + size].view(dtype).reshape(shape)
