@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
@@ -38,40 +40,89 @@ def causal_attention(
 
     Tiles above the diagonal are skipped, so the work is half of time², and memory grows with time alone.
     """
+    tile = min(TILE, q.shape[1])
+    keys, values = _tiled(k, tile), _tiled(v, tile)
+    return _attend_in_tiles(q, lambda index: (keys[index], values[index]), k.shape[2], tile)
+
+
+def paged_tile(page_size: int) -> int:
+    """Tokens of one tile of `paged_causal_attention`: whole pages."""
+    return -(-TILE // page_size) * page_size
+
+
+def paged_causal_attention(
+    q: Float[Array, "1 time heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, " pages"],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
+) -> Float[Array, "1 time heads head_dim"]:
+    """Causal attention of tokens `start … start + time` of one sequence of `length` tokens over its pages.
+
+    The pages hold the keys of these tokens too. `start` and time are multiples of `paged_tile(page_size)`.
+    """
+    kv_heads, _, page_size, head_dim = k_pages.shape
+    tile = paged_tile(page_size)
+    pages = tile // page_size
+
+    def tokens(pool: jax.Array, index: jax.Array) -> jax.Array:  # → [1, kv_heads, tile, head_dim] float32
+        ids = jax.lax.dynamic_slice_in_dim(page_table, index * pages, pages)
+        there = index * tile + jnp.arange(tile) < length  # free pages may hold NaN
+        read = pool.at[:, ids].get(mode="clip").reshape(kv_heads, tile, head_dim)
+        return jnp.where(there[:, None], read, 0).astype(jnp.float32)[None]
+
+    return _attend_in_tiles(
+        q, lambda index: (tokens(k_pages, index), tokens(v_pages, index)), kv_heads, tile, start // tile
+    )
+
+
+def _tiled(x: jax.Array, tile: int) -> jax.Array:
+    """`[batch, time, heads, head_dim]` → `[tiles, batch, heads, tile, head_dim]` float32, padded with zeros."""
+    batch, time, heads, head_dim = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -time % tile), (0, 0), (0, 0))).astype(jnp.float32)
+    return x.reshape(batch, -1, tile, heads, head_dim).transpose(1, 0, 3, 2, 4)
+
+
+def _attend_in_tiles(
+    q: jax.Array,
+    keys_and_values: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    kv_heads: int,
+    tile: int,
+    first: jax.Array | int = 0,
+) -> jax.Array:
+    """Causal attention of `q [batch, time, heads, head_dim]`, whose tile i stands at place `first + i` of the sequence.
+
+    `keys_and_values(index)` gives those of a tile of it, `[batch, kv_heads, tile, head_dim]` float32 each.
+    """
     batch, time, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
     group = heads // kv_heads
-    tile = min(TILE, time)
-    padding = ((0, 0), (0, -time % tile), (0, 0), (0, 0))
-    tiles = -(-time // tile)
-
-    def tiled(x: jax.Array, *split: int) -> jax.Array:  # → [tiles, batch, kv_heads, (group,) tile, head_dim] float32
-        x = jnp.pad(x, padding).astype(jnp.float32).reshape(batch, tiles, tile, *split, head_dim)
-        return jnp.moveaxis(jnp.moveaxis(x, 1, 0), 2, -2)
-
-    queries = tiled(q, kv_heads, group) * head_dim**-0.5
-    keys, values = tiled(k, kv_heads), tiled(v, kv_heads)
+    queries = _tiled(q, tile)  # [tiles, batch, heads, tile, head_dim]
+    queries = queries.reshape(-1, batch, kv_heads, group, tile, head_dim) * head_dim**-0.5
     row, column = jnp.arange(tile)[:, None], jnp.arange(tile)[None, :]
 
     def query_tile(index: jax.Array) -> jax.Array:
+        place = first + index
+
         def key_tile(other: jax.Array, carry):
             top, total, out = carry
-            scores = jnp.einsum("bhgqd,bhkd->bhgqk", queries[index], keys[other], precision=EXACT)
-            scores = jnp.where((other < index) | (column <= row), scores, -jnp.inf)
+            keys, values = keys_and_values(other)
+            scores = jnp.einsum("bhgqd,bhkd->bhgqk", queries[index], keys, precision=EXACT)
+            scores = jnp.where((other < place) | (column <= row), scores, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            out = out * shrink[..., None] + jnp.einsum("bhgqk,bhkd->bhgqd", weights, values[other], precision=EXACT)
+            out = out * shrink[..., None] + jnp.einsum("bhgqk,bhkd->bhgqd", weights, values, precision=EXACT)
             return new_top, total, out
 
         rows = (batch, kv_heads, group, tile)
         start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
-        _, total, out = jax.lax.fori_loop(0, index + 1, key_tile, start)
+        _, total, out = jax.lax.fori_loop(0, place + 1, key_tile, start)
         return out / total[..., None]
 
-    out = jax.lax.map(query_tile, jnp.arange(tiles))  # [tiles, batch, kv_heads, group, tile, head_dim]
-    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, tiles * tile, heads, head_dim)
+    out = jax.lax.map(query_tile, jnp.arange(queries.shape[0]))  # [tiles, batch, kv_heads, group, tile, head_dim]
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
     return out[:, :time].astype(q.dtype)
 
 
@@ -88,6 +139,22 @@ def prefill_attend(pages: Int[Array, " prompt_pages"], length: Int[Array, ""]) -
         cache = cache.write_prompt(layer, k[0], v[0], pages, length)
         # The barrier makes each layer store before the next one starts; else K and V of all layers wait for the end.
         return jax.lax.optimization_barrier((causal_attention(q, k, v), cache))
+
+    return attend
+
+
+def prefill_chunk_attend(page_table: Int[Array, " pages"], start: Int[Array, ""], length: Int[Array, ""]) -> Attend:
+    """Causal attention of a chunk of one prompt (batch 1) over the prompt's pages, after storing the chunk's K and V.
+
+    See `paged_causal_attention`; `page_table` covers the whole prompt.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        page_size = cache.k[layer].shape[2]
+        chunk = jax.lax.dynamic_slice_in_dim(page_table, start // page_size, k.shape[1] // page_size)
+        cache = cache.write_prompt(layer, k[0], v[0], chunk, length - start)
+        out = paged_causal_attention(q, cache.k[layer], cache.v[layer], page_table, start, length)
+        return jax.lax.optimization_barrier((out, cache))
 
     return attend
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
+from kinetics_jax.commands.cost import cost
+from kinetics_jax.commands.frontier import frontier
+from kinetics_jax.commands.grade import grade, run_summary
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
@@ -22,11 +25,9 @@ from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
-    from kinetics_jax.traces import Run
 
 Positional = tyro.conf.Positional
 MOST_SAMPLES = 10**6  # of a problem
-FIGURE_KINDS = (".png", ".pdf", ".svg")
 
 ModelArg = Annotated[
     str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face or Orbax directory, GGUF file, or hub id.")
@@ -152,92 +153,7 @@ def sample(
             command=command_line(),
             on_progress=on_progress,
         )
-    print(f"{out}: {_summary(run)}")
-
-
-def grade(
-    run: Positional[Path],
-    *,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Grades the stored samples of a run folder again; the old grades stand until all new ones are there.
-
-    Args:
-        run: Run folder.
-        as_json: Print the changed grades as JSON.
-    """
-    from kinetics_jax.runs import grade_again
-
-    with sample_bar(f"grade {run}") as on_progress:
-        graded, changed = grade_again(run, on_progress=on_progress)
-    if as_json:
-        print(json.dumps([{"problem": problem, "sample": sample} for problem, sample in changed], indent=1))
-    else:
-        print(f"{run}: {_summary(graded)}; {len(changed)} grades changed")
-
-
-def _summary(run: Run) -> str:
-    """Samples, accuracy over those that have a grade, how many have none, and mean tokens."""
-    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
-    tokens = sum(len(record["output_tokens"]) for record in run.samples)
-    parts = [f"{len(run.samples)} samples"]
-    if grades:
-        parts.append(f"{sum(grades) / len(grades):.3f} correct")
-    if ungraded := len(run.samples) - len(grades):
-        parts.append(f"{ungraded} that the grader could not decide")
-    if run.samples:
-        parts.append(f"{tokens / len(run.samples):.1f} tokens each")
-    return ", ".join(parts)
-
-
-def frontier(
-    runs: Positional[tuple[Path, ...]],
-    *,
-    hardware: str = "h100",
-    convention: str = "traffic",
-    csv: Path | None = None,
-    figure: Path | None = None,
-    report: Path | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Accuracy against cost over (model, attention, N) of one or several runs.
-
-    Args:
-        runs: Run folders.
-        hardware: Chip whose FLOP/byte ratio prices memory traffic.
-        convention: How costs are counted: traffic, paper or upstream.
-        csv: Write the table here.
-        figure: Write the figure here (.png, .pdf, .svg).
-        report: Write the whole report here (.html).
-        as_json: Print the table as JSON.
-    """
-    from kinetics_jax.economics.frontier import frontier as frontier_table
-    from kinetics_jax.economics.samples import run_data
-    from kinetics_jax.traces import read_run, write_whole
-
-    if not runs:
-        raise UserError("frontier: name at least one run folder")
-    if figure and figure.suffix not in FIGURE_KINDS:
-        raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
-    if report and report.suffix != ".html":
-        raise UserError(f"{report}: the report must end in .html")
-    read = [read_run(path) for path in runs]
-    if report:
-        from kinetics_jax.report import tables_of, write_report
-
-        tables = tables_of(read, convention=convention, hardware=hardware)
-        table = tables.frontier
-        write_report(report, read, tables, title="Accuracy against cost", command=command_line())
-    else:
-        table = frontier_table([run_data(run) for run in read], convention=convention, hardware=hardware)
-    if csv:
-        write_whole(csv, table.to_csv(index=False))
-    if figure:
-        from kinetics_jax.figure_style import save
-        from kinetics_jax.figures import frontier_figure
-
-        save(frontier_figure(table), figure)
-    print_table(table, as_json)
+    print(f"{out}: {run_summary(run)}")
 
 
 def convert(
@@ -379,7 +295,9 @@ def _load(model: str, dtype: str | None, backend: str | None) -> LanguageModel:
 def main() -> None:
     """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
-    commands = {command.__name__: command for command in (demo, sample, grade, frontier, generate, convert, doctor)}
+    commands = {
+        command.__name__: command for command in (demo, sample, grade, cost, frontier, generate, convert, doctor)
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -19,14 +19,23 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from kinetics_jax.attention import empty_cache
+from kinetics_jax.attention import empty_cache, paged_tile
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
-from kinetics_jax.pages import RUN, PageAllocator
+from kinetics_jax.pages import RUN
 from kinetics_jax.policies import Policy, Sampling
-from kinetics_jax.repetition import RepetitionWatch
 from kinetics_jax.sampling import problem_hash, seed_key
-from kinetics_jax.steps import Slots, decode_chunk, prefill, start_samples
+from kinetics_jax.schedule import Prompt, Request, Running, Schedule
+from kinetics_jax.steps import (
+    Slots,
+    decode_chunk,
+    load_pages,
+    prefill,
+    prefill_chunk,
+    resume_sample,
+    save_pages,
+    start_samples,
+)
 
 
 class RequestError(UserError):
@@ -34,32 +43,30 @@ class RequestError(UserError):
 
 
 SMALLER_POOL = "lower slots, max_tokens or num_pages"
-MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30}  # beyond these a setting is a slip of the hand
+# Beyond these a setting is a slip of the hand.
+MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
+PREFILL_CHUNK = 2048
+SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
     """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
-    slots has stopped while others wait. `num_pages` bounds the pool (default: enough for every slot's worst case).
+    slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
+    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. Prompts of
+    more than `prefill_chunk` tokens are prefilled so many at a time (rounded up to whole tiles of attention).
     """
 
     slots: int = 32
     chunk: int = 32
     num_pages: int | None = None
+    prefill_chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
-        for name, value in (("slots", self.slots), ("chunk", self.chunk), ("num_pages", self.num_pages)):
-            if value is not None and not 1 <= value <= MOST[name]:
-                raise RequestError(f"engine: {name} must be in 1 … {MOST[name]}, got {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One prompt and which of its samples are wanted. `problem` names it: with the seed it fixes every draw."""
-
-    problem: str
-    prompt: Sequence[int]
-    samples: Sequence[int]
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise RequestError(f"engine: {name} must be in 1 … {most}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,48 +83,41 @@ class Finished:
     seconds: float
 
 
-def device_memory() -> int | None:
-    """Bytes of memory of the default device; None where it does not tell."""
+@dataclasses.dataclass
+class Counts:
+    """What a run did: decode `steps`; `drawn` tokens; of the `offered` rows of steps taken while samples waited, those
+    that were `busy`; `prefills`, repeated ones included; how often a sample was `set_aside`.
+    """
+
+    steps: int = 0
+    drawn: int = 0
+    offered: int = 0
+    busy: int = 0
+    prefills: int = 0
+    set_aside: int = 0
+
+
+def device_memory() -> tuple[int, int] | None:
+    """Bytes of memory of the default device, all of it and what a KV pool may take; None where it does not tell.
+
+    A pool gets nine tenths of what an accelerator has left, half of a host's memory.
+    """
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    return (device.memory_stats() or {}).get("bytes_limit")
+        if not hasattr(os, "sysconf"):
+            return None
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return memory, memory // 2
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"], (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * 9 // 10
 
 
 def _rounded(pages: int) -> int:
     """At most an eighth more (or 7), so that prompts of similar length share one compiled program."""
     step = max(8, 1 << max(0, pages.bit_length() - 4))
     return -(-pages // step) * step
-
-
-@dataclasses.dataclass
-class _Prompt:
-    """A prefilled prompt: its pages, the logits after it, and how many of its samples have not started yet."""
-
-    request: Request
-    pages: list[int]
-    logits: jax.Array
-    waiting: int
-
-
-@dataclasses.dataclass
-class _Running:
-    """A sample in a slot: its pages so far, how many more it was promised, its tokens so far."""
-
-    request: Request
-    sample: int
-    pages: list[int]
-    promised: int
-    began: float
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    repetition: RepetitionWatch | None = None
-    repeats: bool = False
-
-    def add(self, tokens: list[int]) -> None:
-        """Appends new tokens; those after the point where the sample repeats were drawn in vain."""
-        kept = self.repetition.feed(tokens) if self.repetition else None
-        self.repeats = kept is not None
-        self.tokens += tokens[:kept]
 
 
 class Engine:
@@ -145,6 +145,7 @@ class Engine:
         self._static_sampling = dataclasses.replace(sampling, max_tokens=1, seed=0, repetition_window=0)
         self.page_size = policy.page_size
         self.eos = config.eos_token_ids
+        self.counts = Counts()
         self._open = False
 
     def check(self, requests: Sequence[Request]) -> None:
@@ -178,9 +179,9 @@ class Engine:
         if requests:
             _, num_pages = self._pool(requests)
             memory = device_memory()
-            if memory is not None and self._pool_bytes(num_pages) > memory:
+            if memory is not None and self._pool_bytes(num_pages) > memory[0]:
                 raise RequestError(
-                    f"{self._pool_size(num_pages)}, more than the device's {memory / 1e9:,.1f} GB; {SMALLER_POOL}"
+                    f"{self._pool_size(num_pages)}, more than the device's {memory[0] / 1e9:,.1f} GB; {SMALLER_POOL}"
                 )
             if self.backend:
                 self._check_backend(requests)
@@ -229,12 +230,14 @@ class Engine:
 
     def _run(self, requests: list[Request], on_chunk: Callable[[int], None]) -> Iterator[Finished]:
         self._prepare(requests)  # those without samples too: a continued run computes at the widths of the whole one
-        waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
-        while waiting or self._running:
-            self._refill(waiting)
-            self._reserve()
+        schedule = self._schedule
+        while schedule.unfinished:
+            self._make_room()
+            self._refill()
+            schedule.reserve(self._table)
             before = self._slots
-            patience = max(1, self.settings.slots // 8) if waiting else self.settings.slots
+            waits = bool(schedule.waiting or schedule.aside)
+            patience = max(1, self.settings.slots // 8) if waits else self.settings.slots
             self._cache, self._slots, drawn = decode_chunk(
                 self.graph,
                 self.weights,
@@ -249,16 +252,17 @@ class Engine:
                 backend=self.backend,
             )
             first, drawn, active = jax.device_get((before.token, drawn, self._slots.active))
+            self._count(drawn, waits)
             new_tokens = 0
             going = active.copy()
-            for slot, running in list(self._running.items()):
+            for slot, running in list(schedule.running.items()):
                 fresh = [int(first[slot])] if not running.tokens else []
                 fresh += drawn[slot][drawn[slot] >= 0].tolist()
                 running.add(fresh)
                 new_tokens += len(fresh)
                 going[slot] &= not running.repeats
                 if not going[slot]:
-                    yield self._finish(slot)
+                    yield self._finished(schedule.finish(slot))
             if not np.array_equal(going, active):
                 self._slots = dataclasses.replace(self._slots, active=jnp.asarray(going))
             on_chunk(new_tokens)
@@ -268,7 +272,15 @@ class Engine:
         self._max_pages, num_pages = self._pool(requests)
         slots = self.settings.slots
         self._seed = seed_key(self.sampling.seed)
-        self._allocator = PageAllocator(num_pages)
+        self._schedule = Schedule(
+            requests,
+            slots=slots,
+            num_pages=num_pages,
+            page_size=self.page_size,
+            chunk=self.settings.chunk,
+            max_tokens=self.sampling.max_tokens,
+            repetition_window=self.sampling.repetition_window,
+        )
         try:
             self._cache = empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
         except jax.errors.JaxRuntimeError as error:
@@ -279,15 +291,29 @@ class Engine:
             ) from error
         self._slots = Slots.idle(slots, self._seed)
         self._table = np.full((slots, self._max_pages), -1, np.int32)
-        self._prompts: dict[str, _Prompt] = {}
-        self._running: dict[int, _Running] = {}
+        self._longest_prompt = max(len(request.prompt) for request in requests)
+        self.counts = Counts()
+
+    def _count(self, drawn: np.ndarray, waits: bool) -> None:
+        busy = drawn >= 0
+        steps = int(np.any(busy, axis=0).sum())
+        self.counts.steps += steps
+        self.counts.drawn += int(busy.sum())
+        if waits:
+            self.counts.offered += steps * self.settings.slots
+            self.counts.busy += int(busy.sum())
 
     def _pool(self, requests: Sequence[Request]) -> tuple[int, int]:
         """Pages that the longest request can have, and pages in the pool."""
         longest = max(len(request.prompt) for request in requests)
         max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
+        if self.settings.num_pages is not None:
+            return max_pages, self.settings.num_pages
         enough = self.settings.slots * (max_pages + 2)
-        return max_pages, self.settings.num_pages or -(-enough // RUN) * RUN  # some kernels take whole eights alone
+        if memory := device_memory():
+            fits = memory[1] // self._pool_bytes(1)
+            enough = min(enough, max(fits, self._worst_case(longest)))
+        return max_pages, -(-enough // RUN) * RUN  # some kernels take whole eights alone
 
     def _pool_bytes(self, num_pages: int) -> int:
         """Bytes of K and V, summaries left out."""
@@ -301,73 +327,89 @@ class Engine:
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
-    def _refill(self, waiting: collections.deque[tuple[Request, int]]) -> None:
-        """Starts waiting samples in order while a slot is idle and the pool can promise their worst case."""
-        idle = [slot for slot in range(self.settings.slots) if slot not in self._running]
-        while waiting and idle:
-            request = waiting[0][0]
-            prompt = self._prompts.get(request.problem) or self._prefill(request)
-            if prompt is None:
-                return
-            started: dict[int, int] = {}
-            while waiting and idle and waiting[0][0] is request and self._admit(request, waiting[0][1], idle[0]):
-                started[idle.pop(0)] = waiting.popleft()[1]
-            if started:
-                self._start(prompt, started)
-            if waiting and waiting[0][0] is request:
-                return
+    def _make_room(self) -> None:
+        """Sets the youngest samples aside until the pool holds the next chunk of all others."""
+        while (slot := self._schedule.victim()) is not None:
+            running = self._schedule.running[slot]
+            pages = running.pages[: self._pages_for(running.stored)]
+            saved = [jax.device_get(save_pages(self._cache, ids)) for ids in _page_groups(pages)]
+            self._slots = dataclasses.replace(self._slots, active=self._slots.active.at[slot].set(False))
+            self._schedule.set_aside(slot, saved)
+            self.counts.set_aside += 1
 
-    def _prefill(self, request: Request) -> _Prompt | None:
-        """Prefills a prompt once for all its samples; None when its pages and one sample's do not fit yet."""
-        length = len(request.prompt)
-        if self._allocator.available < self._pages_for(length) + self._private_pages(length):
-            return None
-        pages = self._allocator.take(self._pages_for(length))
-        bucket = self.page_size  # doubling lengths: few shapes to compile
-        while bucket < length:
-            bucket *= 2
+    def _refill(self) -> None:
+        """Samples set aside go on, waiting ones start, while there are slots and pages."""
+        for slot, running, places in self._schedule.resume():
+            for ids, saved in zip(_page_groups(places), running.saved, strict=True):
+                self._cache = load_pages(self._cache, ids, saved)
+            running.saved = None
+            self._slots = resume_sample(
+                self._slots,
+                jnp.int32(slot),
+                jnp.int32(running.tokens[-1]),
+                jnp.int32(running.stored),
+                jnp.int32(len(running.tokens)),
+                jnp.int32(self.sampling.max_tokens),
+                self._seed,
+                jnp.uint32(problem_hash(running.request.problem)),
+                jnp.int32(running.sample),
+            )
+        while admitted := self._schedule.admit():
+            prompt, started = admitted
+            if prompt.logits is None:
+                prompt.logits = self._prefill(prompt)
+            self._start(prompt, started)
+            self._schedule.started(prompt)
+
+    def _prefill(self, prompt: Prompt) -> jax.Array:
+        """Computes a prompt's K and V into its pages; the logits after its last token, `[1, vocab]`."""
+        self.counts.prefills += 1
+        length = len(prompt.request.prompt)
+        tile = paged_tile(self.page_size)
+        chunk = -(-self.settings.prefill_chunk // tile) * tile
+        whole = length <= chunk
+        if whole:
+            bucket = self.page_size  # doubling lengths: few shapes to compile
+            while bucket < length:
+                bucket *= 2
+        else:
+            bucket = -(-self._longest_prompt // chunk) * chunk  # one shape for all prompts of a run
         tokens = np.zeros((1, bucket), np.int32)
-        tokens[0, :length] = request.prompt
+        tokens[0, :length] = prompt.request.prompt
         table = np.full(bucket // self.page_size, -1, np.int32)
-        table[: len(pages)] = pages
-        self._cache, logits = prefill(
-            self.graph, self.weights, self._cache, jnp.asarray(tokens), jnp.int32(length), jnp.asarray(table)
-        )
-        prompt = self._prompts[request.problem] = _Prompt(request, pages, logits, len(request.samples))
-        return prompt
+        table[: len(prompt.pages)] = prompt.pages
+        if whole:
+            self._cache, logits = prefill(
+                self.graph, self.weights, self._cache, jnp.asarray(tokens), jnp.int32(length), jnp.asarray(table)
+            )
+            return logits
+        for start in range(0, length, chunk):
+            self._cache, logits = prefill_chunk(
+                self.graph,
+                self.weights,
+                self._cache,
+                jnp.asarray(tokens[:, start : start + chunk]),
+                jnp.int32(start),
+                jnp.int32(length),
+                jnp.asarray(table),
+            )
+        return logits
 
     def _worst_case(self, length: int) -> int:
         """Pages of one sequence at full length, beside the partial page of its prompt."""
         return self._pages_for(length + self.sampling.max_tokens) + 1
 
-    def _private_pages(self, length: int) -> int:
-        """Pages a sample may need beyond the full pages of its prompt."""
-        return self._pages_for(length + self.sampling.max_tokens) - length // self.page_size
-
-    def _admit(self, request: Request, sample: int, slot: int) -> bool:
-        """Shares the prompt's full pages with a new sample and promises it the rest of its worst case."""
-        length = len(request.prompt)
-        private = self._private_pages(length)
-        if not self._allocator.promise(private):
-            return False
-        shared = self._prompts[request.problem].pages[: length // self.page_size]
-        self._allocator.share(shared)
-        self._running[slot] = running = _Running(request, sample, list(shared), private, time.perf_counter())
-        if self.sampling.repetition_window:
-            running.repetition = RepetitionWatch(self.sampling.repetition_window)
-        return True
-
-    def _start(self, prompt: _Prompt, started: dict[int, int]) -> None:
-        """Starts samples `{slot: sample}` of a prompt on the device; lets go of the prompt after its last sample."""
+    def _start(self, prompt: Prompt, started: dict[int, Running]) -> None:
+        """Starts samples of a prompt on the device, by slot."""
         length = len(prompt.request.prompt)
         partial = length % self.page_size != 0
         slots = self.settings.slots
         chosen, samples, target = np.zeros(slots, bool), np.zeros(slots, np.int32), np.full(slots, -1, np.int32)
-        for slot, sample in started.items():
-            chosen[slot], samples[slot] = True, sample
+        for slot, running in started.items():
+            chosen[slot], samples[slot] = True, running.sample
             if partial:
-                self._grow(slot, length)
-                target[slot] = self._running[slot].pages[-1]
+                self._schedule.grow(running, self._pages_for(length))
+                target[slot] = running.pages[-1]
         self._cache, self._slots = start_samples(
             self._cache,
             self._slots,
@@ -383,41 +425,23 @@ class Engine:
             sampling=self._static_sampling,
             eos=self.eos,
         )
-        prompt.waiting -= len(started)
-        if not prompt.waiting:
-            self._allocator.release(prompt.pages)
-            del self._prompts[prompt.request.problem]
 
-    def _reserve(self) -> None:
-        """Pages for the next chunk of every running slot, into the page table."""
-        self._table[:] = -1
-        for slot, running in self._running.items():
-            stored = len(running.request.prompt) + max(len(running.tokens) - 1, 0)
-            most = len(running.request.prompt) + self.sampling.max_tokens
-            self._grow(slot, min(stored + self.settings.chunk, most))
-            self._table[slot, : len(running.pages)] = running.pages
-
-    def _grow(self, slot: int, tokens: int) -> None:
-        running = self._running[slot]
-        count = self._pages_for(tokens) - len(running.pages)
-        if count > 0:
-            running.pages += self._allocator.take(count, sequence=running.pages, promised=True)
-            running.promised -= count
-
-    def _finish(self, slot: int) -> Finished:
-        running = self._running.pop(slot)
-        self._allocator.release(running.pages)
-        self._allocator.unpromise(running.promised)
+    def _finished(self, running: Running) -> Finished:
+        reason = "stop" if running.tokens[-1] in self.eos else "repetition" if running.repeats else "length"
         return Finished(
             problem=running.request.problem,
             sample=running.sample,
             prompt_tokens=len(running.request.prompt),
             output_tokens=running.tokens,
-            finish_reason=self._reason(running),
+            finish_reason=reason,
             seconds=time.perf_counter() - running.began,
         )
 
-    def _reason(self, running: _Running) -> str:
-        if running.tokens[-1] in self.eos:
-            return "stop"
-        return "repetition" if running.repeats else "length"
+
+def _page_groups(pages: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+    """Page ids `SAVED_AT_A_TIME` at a time, the last group padded with -1: one shape to compile."""
+    for start in range(0, len(pages), SAVED_AT_A_TIME):
+        group = np.full(SAVED_AT_A_TIME, -1, np.int32)
+        part = pages[start : start + SAVED_AT_A_TIME]
+        group[: len(part)] = part
+        yield group

@@ -38,55 +38,33 @@ class PageAllocator:
     """Hands out page ids 0 … num_pages - 1; a page is free again when its last holder lets go.
 
     Every RUN pages of a sequence, counted from its start, are an aligned run of ids while there are free runs. Runs
-    are given lowest first, pages that can be in none highest first. Promises let a sequence be admitted only when its
-    worst case fits, and still take its pages step by step.
+    are given lowest first, pages that can be in none highest first.
     """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
         self._holders = [0] * num_pages
         self._held = 0
-        self._promised = 0
         # Every free run and page is among these, beside some that have been taken since: they are passed over.
         self._runs = _Candidates(range(0, num_pages - RUN + 1, RUN))  # by first page
         self._lone = _Candidates(-page for page in range(num_pages))  # negative: highest first
 
     @property
     def free(self) -> int:
-        """Pages nobody holds, promised ones included."""
+        """Pages nobody holds."""
         return self.num_pages - self._held
-
-    @property
-    def available(self) -> int:
-        """Pages nobody holds and nobody was promised."""
-        return self.free - self._promised
 
     def holders(self, page: int) -> int:
         """How many sequences hold a page."""
         return self._holders[page]
 
-    def promise(self, count: int) -> bool:
-        """Sets `count` pages aside for later `take(..., promised=True)`; False, and nothing done, if they lack."""
-        if count > self.available:
-            return False
-        self._promised += count
-        return True
-
-    def unpromise(self, count: int) -> None:
-        """Gives back the part of a promise that was not needed."""
-        if not 0 <= count <= self._promised:
-            raise ValueError(f"cannot give back {count} promised pages, {self._promised} are promised")
-        self._promised -= count
-
-    def take(self, count: int, *, sequence: Sequence[int] = (), promised: bool = False) -> list[int]:
+    def take(self, count: int, *, sequence: Sequence[int] = ()) -> list[int]:
         """`count` fresh pages, each with one holder, to follow the pages that a sequence has.
 
-        Raises OutOfPages when fewer are available.
+        Raises OutOfPages when fewer are free.
         """
-        room = self._promised if promised else self.available
-        if count > room:
-            raise OutOfPages(f"{count} pages wanted, {room} of {self.num_pages} available")
-        self._promised -= count if promised else 0
+        if count > self.free:
+            raise OutOfPages(f"{count} pages wanted, {self.free} of {self.num_pages} free")
         pages: list[int] = []
         last = sequence[-1] if sequence else -1
         for place in range(len(sequence), len(sequence) + count):

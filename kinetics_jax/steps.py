@@ -1,4 +1,6 @@
-"""The engine's programs on the device: prefill of one prompt, the start of its samples, a chunk of decode steps."""
+"""The engine's programs on the device: prefill of one prompt, the start of its samples, a chunk of decode steps, and
+a sample's way to the host and back.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kinetics_jax.attention import decode_attend, prefill_attend
+from kinetics_jax.attention import decode_attend, prefill_attend, prefill_chunk_attend
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import sample_keys, sample_tokens
@@ -47,6 +49,30 @@ def prefill(
     positions = jnp.arange(tokens.shape[1])[None]
     hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
     return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
+def prefill_chunk(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    tokens: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    page_table: jax.Array,
+) -> tuple[PagedCache, jax.Array]:
+    """Runs tokens `start … start + time` of a long prompt, `tokens [1, time]`; those before are in the cache already.
+
+    `start` is a multiple of time, and time of `attention.paged_tile(page_size)`; `length` counts the whole prompt's
+    tokens, beyond which `tokens` is padding; `page_table [pages]` names the whole prompt's pages, -1 unused, and covers
+    whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32.
+    """
+    model = nnx.merge(graph, weights)
+    time = tokens.shape[1]
+    positions = start + jnp.arange(time)[None]
+    hidden, cache = model(tokens, positions, prefill_chunk_attend(page_table, start, length), cache)
+    last = jnp.minimum(length - start, time) - 1
+    return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], last, 1))
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
@@ -139,6 +165,46 @@ def decode_chunk(
     drawn = jnp.full((slots.token.shape[0], chunk), -1, jnp.int32)
     _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
     return cache, slots, drawn
+
+
+@jax.jit
+def save_pages(cache: PagedCache, pages: jax.Array) -> PagedCache:
+    """Copies of pages `[count]` int32 of every layer, with their summaries: a cache of `count` pages, for the host."""
+    return jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def load_pages(cache: PagedCache, pages: jax.Array, saved: PagedCache) -> PagedCache:
+    """Writes what `save_pages` gave into pages `[count]` int32; -1: that one is left out."""
+
+    def written(pool: jax.Array, pages_of_it: jax.Array) -> jax.Array:
+        return pool.at[:, jnp.where(pages >= 0, pages, pool.shape[1])].set(pages_of_it, mode="drop")
+
+    return jax.tree.map(written, cache, saved)
+
+
+@jax.jit
+def resume_sample(
+    slots: Slots,
+    slot: jax.Array,
+    token: jax.Array,
+    stored: jax.Array,
+    produced: jax.Array,
+    limit: jax.Array,
+    seed: jax.Array,
+    problem: jax.Array,
+    sample: jax.Array,
+) -> Slots:
+    """A sample that was set aside goes on in a slot; scalars, the row's fields and what its key is folded from."""
+    key = sample_keys(seed, problem, sample[None])[0]
+    return Slots(
+        token=slots.token.at[slot].set(token),
+        stored=slots.stored.at[slot].set(stored),
+        produced=slots.produced.at[slot].set(produced),
+        limit=slots.limit.at[slot].set(limit),
+        active=slots.active.at[slot].set(True),
+        key=slots.key.at[slot].set(key),
+    )
 
 
 def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:

@@ -42,6 +42,25 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextlib.contextmanager
+def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over (done, total) on standard error. Ctrl-C is heard when it is next called, as `sample_bar`."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as stack:
+        check = stack.enter_context(_interrupts_wait())
+        bar: Any = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=title, unit=unit, total=total))
+            bar.update(done - bar.n)
+            check()
+
+        yield on_progress
+
+
+@contextlib.contextmanager
 def tensor_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over tensors, shown when it takes longer than a second."""
     from tqdm import tqdm

@@ -4,6 +4,8 @@ run.json        what makes the samples what they are, and where they were made
 problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands)
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
                 (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds
+
+Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ def read_run(path: str | Path) -> Run:
         raise TraceError(f"{path / 'run.json'}: not valid JSON ({error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         raise TraceError(f"{path / 'run.json'}: not a run of schema {SCHEMA}, the one this version reads")
-    problems, _ = _read_lines(path / "problems.jsonl", PROBLEM_TYPES)
-    samples, _ = _read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
+    problems, _ = read_lines(path / "problems.jsonl", PROBLEM_TYPES)
+    samples, _ = read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
     by_id = {problem["id"]: problem for problem in problems}
     if strays := [record["problem"] for record in samples if record["problem"] not in by_id]:
         raise TraceError(f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl")
@@ -85,7 +87,7 @@ def _up_to_date(run: dict[str, Any]) -> dict[str, Any]:
     return {**run, "sampling": {**LATER_SETTINGS, **sampling}} if isinstance(sampling, dict) else run
 
 
-def _read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+def read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Records of a JSONL file, and how many bytes they span; what follows them is a torn last line."""
     try:
         data = path.read_bytes()
@@ -166,7 +168,7 @@ class RunWriter:
         samples = self.path / "samples.jsonl"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # read_run has warned of a torn line
-            _, whole = _read_lines(samples, RECORD_TYPES)
+            _, whole = read_lines(samples, RECORD_TYPES)
         os.truncate(samples, whole)
         for record in before.samples:
             pair = (record["problem"], record["sample"])

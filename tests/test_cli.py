@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from kinetics_jax.checkpoints.resolve import ASSETS, builtin_models
@@ -48,7 +49,8 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     assert {tuple(platforms) for platforms in found["ops"].values()} == {("cpu", "cuda", "tpu")}
     text = kinetics("doctor").stdout
     assert SMALLEST in text
-    assert "paged_decode on cuda: xla (triton" in text
+    assert "paged_decode on cuda: triton (by heuristic for NVIDIA GPUs of compute capability 8.0 and newer" in text
+    assert "paged_decode on tpu: mosaic_tpu (by heuristic for TPU v5e, v5p and v6e, not measured on such a" in text
     assert "masked_decode everywhere: xla" in text
 
 
@@ -79,6 +81,11 @@ def test_sample_then_frontier(tmp_path):
     assert (tmp_path / "dense" / "samples.jsonl").read_bytes() == before
     refused = kinetics("sample", SMALLEST, "--out", tmp_path / "dense", *options, "--seed", 1, code=2)
     assert "holds another run" in refused.stderr
+    cut = json.loads(kinetics("grade", tmp_path / "dense", "--caps", "4,72", "--json").stdout)
+    assert [row["cap"] for row in cut] == [4, 72]
+    assert cut[0]["mean_tokens"] <= 4
+    np.testing.assert_allclose(cut[1]["accuracy"], rows[0]["accuracy"])
+    assert cut[1]["mean_tokens"] == rows[0]["mean_output_tokens"]
 
 
 def test_own_problems_graded_again_and_reported(tmp_path):
@@ -151,6 +158,9 @@ def test_generate_prints_samples():
         (["sample", SMALLEST, "--out", "OUT", "--repetition-window", "5"], "repetition_window"),
         (["sample", SMALLEST, "--out", "OUT", "--problems", "/no/such.jsonl"], "/no/such.jsonl"),
         (["grade", "OUT"], "not a run folder"),
+        (["grade", "OUT", "--caps", "2k"], "whole numbers of tokens"),
+        (["grade", "OUT", "--caps", "8"], "not a run folder"),
+        (["grade", "OUT", "--workers", "2"], "go with --caps"),
         (["sample", SMALLEST, "--out", "OUT", "--num-pages", "1000000000"], "GB, more than the device's"),
         (["sample", SMALLEST, "--out", "OUT", "--chunk", "3000000000"], "chunk must be in"),
         (["sample", SMALLEST, "--out", "OUT", "--attention", "sliding_window:budget=10000000000"], "at most"),

@@ -80,6 +80,50 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     assert stream(lm, shuffled, policy, slots=8) == reference
 
 
+@pytest.mark.parametrize("policy", [*POLICIES, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
+def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
+    """Samples set aside and continued, prompts prefilled twice, pages elsewhere: the same bits."""
+    requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(6, first=9))]
+    reference = stream(lm, requests, policy, slots=6)
+    pool = 160 // policy.page_size
+    engine = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=6, chunk=6, num_pages=pool))
+    assert outputs(engine.run(requests)) == reference
+    assert engine.counts.set_aside > 3
+    assert engine.counts.drawn == sum(len(tokens) - 1 for tokens in reference.values())
+    assert engine.counts.busy <= engine.counts.offered
+    assert engine._schedule.allocator.free == pool
+    least = -(-51 // policy.page_size) + 1  # one sample behind the longest of these prompts
+    tight = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=6, chunk=6, num_pages=least))
+    some = [dataclasses.replace(request, samples=[0, 2]) for request in requests[:3]]
+    expected = {key: tokens for key, tokens in reference.items() if key[0] in ("p0", "p1", "p2") and key[1] != 1}
+    assert outputs(tight.run(some)) == expected
+
+
+@pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=300, page_size=3)], ids=str)
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 400, 511])
+def test_a_long_prompt_in_chunks_is_the_whole_one(tmp_path, policy, length):
+    """Chunks of 256 tokens (258 at a page size of 3): every place of a last token, NaN in pages nobody holds."""
+    lm = kj.load(write_checkpoint(tmp_path, tiny_config(max_position_embeddings=1024), seed=5), dtype="float32")
+    prompt = tiny_prompts(1, first=length + 256)[0]
+    greedy = kj.Sampling(temperature=0, max_tokens=8)
+    settings = EngineSettings(slots=2, prefill_chunk=100)
+    engine = lm.engine(sampling=greedy, attention=policy, settings=settings)
+    real = engine._prepare
+
+    def prepare(requests):
+        real(requests)
+        engine._cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), engine._cache)
+
+    engine._prepare = prepare
+    drawn = outputs(engine.run([Request("long", prompt, [0]), Request("short", prompt[:5], [0])]))
+    for problem, start in (("long", prompt), ("short", prompt[:5])):
+        text = start + drawn[problem, 0]
+        padded = np.zeros((1, 1024), np.int32)
+        padded[0, : len(text)] = text
+        chain = np.asarray(lm.logits(padded))[0].argmax(-1)[len(start) - 1 : len(text) - 1]
+        assert drawn[problem, 0] == chain.tolist()
+
+
 def test_seed_and_problem_change_the_draws(lm):
     prompt = tiny_prompts(1, first=9)[0]
     base = stream(lm, [Request("a", prompt, [0])], kj.Dense(), slots=4)["a", 0]
@@ -200,7 +244,7 @@ def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatc
     finished += list(running)
     assert len(calls) == 1
     assert len(finished) == 6
-    assert engine._allocator.available == engine._allocator.num_pages  # everything was given back
+    assert engine._schedule.allocator.free == engine._schedule.allocator.num_pages  # everything was given back
 
 
 @pytest.mark.parametrize(
@@ -238,7 +282,7 @@ def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
     free = {done.problem: done for done in lm.engine(sampling=greedy, settings=settings).run(requests)}
     engine = lm.engine(sampling=watched, settings=settings)
     ended = {done.problem: done for done in engine.run(requests)}
-    assert engine._allocator.available == engine._allocator.num_pages
+    assert engine._schedule.allocator.free == engine._schedule.allocator.num_pages
     for problem, done in ended.items():
         repeats = first_repetition(free[problem].output_tokens, window)
         assert done.output_tokens == free[problem].output_tokens[:repeats]

@@ -13,6 +13,7 @@ import kinetics_jax as kj
 from kinetics_jax.checkpoints.hf import load_hf
 from kinetics_jax.checkpoints.resolve import CheckpointError
 from kinetics_jax.config import Llama3Scaling, ModelConfig
+from kinetics_jax.economics.memory import total_parameters
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.models.qwen3 import MixtureOfExperts, Qwen3, rope_table
 
@@ -100,6 +101,7 @@ def test_parameters_are_counted_as_they_are(case):
     idle = config.num_experts - config.experts_per_token
     idle *= len(config.moe_layers) * 3 * config.hidden_size * config.moe_intermediate_size
     assert config.active_parameters == stored - idle
+    assert total_parameters(config) == stored
     sizes = {".".join(map(str, path)): leaf.size for path, leaf in nnx.to_flat_state(state) if len(leaf.shape) > 1}
     embedding = 0 if config.tie_word_embeddings else sizes["embed_tokens.weight"]
     assert config.matmul_parameters == sum(sizes.values()) - idle - embedding

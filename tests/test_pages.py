@@ -13,39 +13,24 @@ POOL = 2 * RUN + 5
 
 
 class Bookkeeping(RuleBasedStateMachine):
-    """Random sequences of takes, shares, promises and releases against a plain count of holders."""
+    """Random sequences of takes, shares and releases against a plain count of holders."""
 
     def __init__(self):
         super().__init__()
         self.allocator = PageAllocator(POOL)
         self.held: list[list[int]] = []
-        self.promised = 0
 
-    @rule(count=st.integers(0, POOL), promised=st.booleans(), data=st.data())
-    def take(self, count, promised, data):
+    @rule(count=st.integers(0, POOL), data=st.data())
+    def take(self, count, data):
         sequence = data.draw(st.sampled_from([[], *self.held]))
-        room = self.promised if promised else POOL - len(self.holders()) - self.promised
-        if count > room:
+        if count > POOL - len(self.holders()):
             with pytest.raises(OutOfPages):
-                self.allocator.take(count, sequence=sequence, promised=promised)
+                self.allocator.take(count, sequence=sequence)
             return
-        pages = self.allocator.take(count, sequence=sequence, promised=promised)
+        pages = self.allocator.take(count, sequence=sequence)
         assert len(set(pages)) == count
         assert not set(pages) & set(self.holders())
-        self.promised -= count if promised else 0
         self.held.append(pages)
-
-    @rule(count=st.integers(0, POOL))
-    def promise(self, count):
-        fits = count <= POOL - len(self.holders()) - self.promised
-        assert self.allocator.promise(count) is fits
-        self.promised += count if fits else 0
-
-    @precondition(lambda self: self.promised)
-    @rule()
-    def unpromise(self):
-        self.allocator.unpromise(1)
-        self.promised -= 1
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -67,7 +52,6 @@ class Bookkeeping(RuleBasedStateMachine):
     def counts_agree(self):
         holders = self.holders()
         assert self.allocator.free == POOL - len(holders)
-        assert self.allocator.available == POOL - len(holders) - self.promised >= 0
         assert [self.allocator.holders(page) for page in range(POOL)] == [holders[page] for page in range(POOL)]
 
 

@@ -1,8 +1,10 @@
 """The ops that have kernels, as users call them: the reference's functions with a choice of backend.
 
-`backend=None` takes what the device's tuning table names for the call's shape, else the reference; a name forces it:
+`backend=None` takes what the device's tuning table names for the call's shape, else the kernel made for the device,
+else the reference; a call that the kernel does not take runs on the reference with a warning. A name forces a backend:
 `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an unknown
-backend, and NotImplementedError, naming the reason, for what a backend cannot do. Shapes and meanings: reference.py.
+backend, and NotImplementedError, naming the reason, for what a forced backend cannot do. jit partitions no kernel: call
+ops on sharded arrays inside shard_map. Shapes and meanings: reference.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which backend an op runs on: `xla` is the jnp reference, the others are the modules of `ops/<op>/`.
 
-By default an op runs on what a tuning table of the device names as the fastest for its shape, else on the reference: a
-kernel that no measurement speaks for is not chosen, only forced.
+By default an op runs on what a tuning table of the device names as the fastest for its shape; where none speaks for it,
+on the kernels made for the device (devices.py), and on the reference where there are none or they do not take the call.
 """
 
 from __future__ import annotations
@@ -13,49 +13,66 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from kinetics_kernels import reference, tuning
+from kinetics_kernels import devices, reference, tuning
 
 BACKENDS = ("xla", "triton", "mosaic_gpu", "mosaic_tpu")
 OF_PLATFORM = {"gpu": ("triton", "mosaic_gpu"), "cuda": ("triton", "mosaic_gpu"), "tpu": ("mosaic_tpu",)}
 PLATFORM_NAMES = {"cuda": "gpu"}  # as jax.default_backend spells them
 KERNEL_OPS = ("append_kv", "select_pages", "paged_decode")
 PARTS = {"block_topk_decode": ("select_pages", "paged_decode")}  # ops made of others
+# Devices that kernels are made for, where a platform is asked about that is not here.
+MADE_FOR = {
+    "gpu": (devices.Device("", "gpu", devices.AMPERE), "NVIDIA GPUs of compute capability 8.0 and newer"),
+    "tpu": (devices.Device(devices.TPUS[0], "tpu"), "TPU v5e, v5p and v6e"),
+}
+# Why a kernel: the bytes that it moves, and those of the reference as XLA compiles it (tests/deviceless).
+FLOOR = "reads each attended row of K and V once, the floor of 2 x head_dim numbers a token and KV head"
+APPEND = "moves what it writes, and reads a page when it is full; the reference reads it at every token"
+BYTES = {
+    "gpu": {
+        "append_kv": APPEND,
+        "select_pages": "reads each summary once and chooses in registers; the reference sorts its scores in memory",
+        "paged_decode": f"{FLOOR}; the reference gathers a copy first, three times the bytes",
+    },
+    "tpu": {
+        "append_kv": APPEND,
+        "select_pages": "reads each summary once; the reference gathers a copy of them first, three times the bytes",
+        "paged_decode": f"{FLOOR}; the reference reads every row of a batch as far as its longest",
+    },
+}
 
 
 def chosen_backend(op: str, platform: str | None = None) -> tuple[str, str]:
     """The backend that `backend=None` gives an op of this package, and why.
 
-    `platform` is `cpu`, `gpu` (or `cuda`) or `tpu`, by default that of the default device. Where the device has a
-    tuning table, the backend it names most often.
+    `platform` is `cpu`, `gpu` (or `cuda`) or `tpu`, by default that of the device calls are for (`devices.target`).
+    Where that device has a tuning table, the backend it names most often; else a heuristic, which says so. A call that
+    a kernel does not take runs on the reference all the same.
     """
-    here = platform is None or PLATFORM_NAMES.get(platform, platform) == jax.default_backend()
-    platform = platform or jax.default_backend()
     if not kernel_backends(op):
         return "xla", "no backend but the jnp reference has it"
-    compiled = [name for name in OF_PLATFORM.get(platform, ()) if name in kernel_backends(op)]
-    if not compiled:
-        return "xla", f"the jnp reference; no kernel is made for {platform}"
-    table = _table_of_default_device() if here else None
-    if table and (counts := tuning.chosen_backends(table, PARTS.get(op, (op,)))):
-        spelled = ", ".join(f"{name} at {count}" for name, count in counts.items())
-        return next(iter(counts)), f"the fastest on {table.device} by shape, of those measured: {spelled}"
-    unmeasured = (
-        f"{' and '.join(compiled)} compiled for {platform} but not measured on {'this' if here else 'a'} device"
-    )
-    return "xla", f"{unmeasured}: run experiments/tune_kernels.py there, or force one with backend="
-
-
-def _table_of_default_device() -> tuning.Table | None:
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    device = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
-    return tuning.load_table(tuning.device_slug(device.device_kind))
+    parts, device = PARTS.get(op, (op,)), devices.target()
+    platform = PLATFORM_NAMES.get(platform or "", platform) or device.platform
+    if here := platform == device.platform:
+        table = tuning.load_table(tuning.device_slug(device.kind))
+        if table and (counts := tuning.chosen_backends(table, parts)):
+            spelled = ", ".join(f"{name} at {count}" for name, count in counts.items())
+            return next(iter(counts)), f"the fastest on {table.device} by shape, of those measured: {spelled}"
+        named = device.kind
+    else:
+        device, named = MADE_FOR.get(platform, (devices.Device(platform, platform), platform))
+    backend = devices.suited_backend(device)
+    if backend == "xla":
+        return backend, f"the jnp reference; no kernel is made for {named}"
+    measured = "not measured on this device" if here else "not measured on such a device"
+    moves = [BYTES[platform][part] for part in parts]
+    moves = "; ".join(f"{part} {moved}" for part, moved in zip(parts, moves, strict=True)) if moves[1:] else moves[0]
+    return backend, f"by heuristic for {named}, {measured}: {moves}"
 
 
 def backend_error(backend: str, platform: str | None = None) -> str | None:
     """Why a backend cannot be forced on a platform (by default the default device's); None where it can."""
-    platform = platform or jax.default_backend()
+    platform = platform or devices.target().platform
     if backend not in BACKENDS:
         return f"backend {backend!r} is not known (known: {', '.join(BACKENDS)})"
     runs = ("xla", *OF_PLATFORM.get(platform, ()))
@@ -72,12 +89,12 @@ def kernel_backends(op: str) -> list[str]:
 def implementation(op: str, backend: str | None, key: tuning.Key | None = None) -> Callable[..., Any]:
     """The function behind an op; for None the fastest of those measured at shapes like `key`, with its options.
 
-    Raises ValueError for an unknown backend, NotImplementedError for one without the op.
+    Where the device's tuning table has none, the kernel made for the device; what that, or the table's advice, does not
+    take runs on the reference with a warning. Raises ValueError for an unknown backend, NotImplementedError for one
+    without the op.
     """
     if backend is None:
-        table = _table_of_default_device()
-        found = tuning.lookup(table, op, key) if table and key else None
-        return functools.partial(_tuned, op, *found) if found else getattr(reference, op)
+        return _by_default(op, key)
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend {backend!r} is not known (known: {', '.join(BACKENDS)})")
     if backend == "xla":
@@ -88,12 +105,26 @@ def implementation(op: str, backend: str | None, key: tuning.Key | None = None) 
     return getattr(importlib.import_module(_module(op, backend)), op)
 
 
-def _tuned(op: str, backend: str, options: dict[str, Any], *args: Any, **settings: Any) -> Any:
-    """A call as the nearest measurement advises; shapes far from it can be beyond a kernel, which a warning tells."""
+def _by_default(op: str, key: tuning.Key | None) -> Callable[..., Any]:
+    device = devices.target()
+    table = tuning.load_table(tuning.device_slug(device.kind))
+    if table and key and (found := tuning.lookup(table, op, key)):
+        backend, options = found
+        unlike = "this call, which no measurement is near,"
+    else:
+        backend, options = devices.suited_backend(device), {}
+        unlike = "this call"
+    if backend == "xla":
+        return getattr(reference, op)
+    return functools.partial(_or_reference, op, backend, options, unlike)
+
+
+def _or_reference(op: str, backend: str, options: dict[str, Any], call: str, *args: Any, **settings: Any) -> Any:
+    """A call on a backend, or, with a warning, on the reference where the kernel does not take it."""
     try:
         return implementation(op, backend)(*args, **settings, **options)
     except NotImplementedError as refusal:
-        warnings.warn(f"{refusal}; this call, which no measurement is near, runs on the reference", stacklevel=3)
+        warnings.warn(f"{refusal}; {call} runs on the reference", stacklevel=3)
         return getattr(reference, op)(*args, **settings)
 
 

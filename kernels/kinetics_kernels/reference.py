@@ -177,8 +177,8 @@ def choose_pages(
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
     scores = jnp.where(forced[:, None], jnp.inf, scores)
     scores = jnp.where((logical < count)[:, None], scores, -jnp.inf)
-    kept, order = jax.lax.top_k(scores, min(pages, max_pages))  # stable: ties go to the lower page
-    order = jnp.sort(jnp.where(kept > -jnp.inf, order, max_pages), axis=-1)
+    _, order = jax.lax.top_k(scores, min(pages, max_pages))  # stable: ties go to the lower page, and to one in use
+    order = jnp.sort(jnp.where(order < count[..., None], order, max_pages), axis=-1)
     order = jnp.pad(order, ((0, 0), (0, 0), (0, pages - order.shape[-1])), constant_values=max_pages)
 
     table = jnp.broadcast_to(page_table[:, None], (batch, kv_heads, max_pages))

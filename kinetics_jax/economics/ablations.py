@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,34 +27,46 @@ class AblationError(UserError):
 def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = None) -> pd.DataFrame:
     """Accuracy had generation been capped at n tokens, from the samples as they are: a row per (model, attention, n).
 
-    An answer not finished within n tokens counts as wrong: a sample counts as right under the cap n when it is right
-    and has at most n tokens (the end token included), and it is charged min(its length, n) tokens. Right answers that
-    stand in the first n tokens of a longer sample are not looked for, so the paper's way, truncating texts and grading
-    again, can only give more.
+    Where the cut texts were graded (`RunData.caps`, as `kinetics grade --caps` leaves them), those grades count: the
+    paper's Long-CoT. Elsewhere an answer not finished within n tokens counts as wrong: a sample counts as right under
+    the cap n when it is right and has at most n tokens (the end token included). Right answers that stand in the first
+    n tokens of a longer sample are then not looked for, so cutting and grading again can only give more. A table holds
+    one rule for all its rows, the second unless all runs have grades at all its caps; `attrs["rule"]` says which:
+    "cut" or "finished". Either way a sample is charged min(its length, n) tokens.
 
     Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
     `ungraded`; `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 %
     interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
-    ones included, mean over problems.
+    ones included, mean over problems (NaN where token counts are missing).
 
-    `caps` defaults to sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
+    `caps` defaults to those at which all runs were cut and graded, and no cap at all; where there are none, to
+    sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
     measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
-    SamplesError as `samples.pooled` does.
+    SamplesError as `samples.pooled` does, and where the second rule needs a token count that is missing.
     """
     import pandas as pd
 
     pools = pooled(runs)
     most = [_max_tokens(pool) for pool in pools]
-    if caps is None:
-        longest = max(map(_longest, pools))
+    if caps is None and (common := set.intersection(*(set(pool.caps) for pool in pools))):
+        caps = sorted({*common, max(most)})
+    elif caps is None:
+        longest = int(max(map(_longest, pools)))
         caps = [-(-longest * step // STEPS) for step in range(1, STEPS + 1)]
     if not caps or any(cap < 1 or cap != int(cap) for cap in caps):
         raise AblationError(f"caps must be whole numbers of tokens, at least 1, got {list(caps)}")
+    cut = all(problem.knows(cap) for pool in pools for problem in pool.problems.values() for cap in caps)
+    if not cut and any(pool.caps for pool in pools):
+        warnings.warn(
+            "cut texts were not graded at all of these caps in all runs, so an answer counts only where it is finished "
+            "within the cap; grade all runs at the same caps (kinetics grade RUN --caps …)",
+            stacklevel=2,
+        )
     rows = []
     for pool, longest in zip(pools, most, strict=True):
         grid = np.array(sorted({min(cap, longest) for cap in caps}))
-        right = np.stack([_right_within(problem, grid) for problem in pool.problems.values()])
-        charged = np.stack([_mean_tokens(problem, grid) for problem in pool.problems.values()])
+        right = np.stack([_right_within(problem, grid, cut) for problem in pool.problems.values()])
+        charged = np.stack([np.mean(problem.tokens_within(grid), axis=0) for problem in pool.problems.values()])
         low, high = cluster_bootstrap(right)
         rows += [
             {
@@ -67,7 +80,9 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
             }
             for i, cap in enumerate(grid)
         ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["rule"] = "cut" if cut else "finished"
+    return table
 
 
 def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
@@ -133,26 +148,31 @@ def attention_budget(policy: Policy) -> int:
 
 
 def _named(pool: Pool) -> dict[str, Any]:
-    return {"model": pool.model, "parameters": pool.config.active_parameters, "attention": str(pool.attention)}
+    return {"model": pool.model, "parameters": pool.parameters, "attention": str(pool.attention)}
 
 
 def _max_tokens(pool: Pool) -> int:
-    """How long a sample could have become; where the run does not say, the longest."""
-    return max(int(pool.settings.get("max_tokens") or 0), _longest(pool))
+    """How long a sample could have become; where the run does not say, the longest, or the largest graded cap."""
+    longest = _longest(pool)
+    told = pool.settings.get("max_tokens") or max(pool.caps, default=1)
+    return int(told if np.isnan(longest) else max(told, longest))
 
 
-def _longest(pool: Pool) -> int:
-    return max(1, *(length for problem in pool.problems.values() for length in problem.lengths))
+def _longest(pool: Pool) -> float:
+    """Tokens of the longest sample; NaN where a count is missing."""
+    return float(np.max([problem.longest for problem in pool.problems.values()]))
 
 
-def _right_within(problem: Problem, caps: np.ndarray) -> np.ndarray:
-    """The share of graded samples that are right and end within each of `caps [caps]`; float64 [caps]."""
-    lengths = [n for n, grade in zip(problem.lengths, problem.grades, strict=True) if grade]
-    return np.sum(np.array(lengths, np.int64)[:, None] <= caps, axis=0) / problem.graded
+def _right_within(problem: Problem, caps: np.ndarray, cut: bool) -> np.ndarray:
+    """The share of graded samples that are right within each of `caps [caps]`; float64 [caps], NaN where none is.
 
-
-def _mean_tokens(problem: Problem, caps: np.ndarray) -> np.ndarray:
-    return np.mean(np.minimum(np.array(problem.lengths)[:, None], caps), axis=0)
+    `cut`: by the grades of the cut texts, where they were recorded.
+    """
+    if not cut:
+        problem = dataclasses.replace(problem, caps=(), correct_within=[])
+    grades = problem.grades_within(caps)
+    graded = np.sum(~np.isnan(grades), axis=0)
+    return np.divide(np.nansum(grades, axis=0), graded, out=np.full(len(caps), np.nan), where=graded > 0)
 
 
 def _other_options(policy: Policy) -> str:

@@ -5,11 +5,11 @@ eFLOPs = C_comp + I * C_mem (the paper's equation 3).
 
 `traffic` (default): what an engine really computes and reads, token by token; equal to a sum over the tokens. Left
     out: writes, norms, softmax, sampling, page tables, and what prefill's attention reads. Weight reads count when
-    `batch` is given.
-`paper`: equations (1)-(4), (8) and (9) as published, integral in length.
-`upstream`: the formulas of the paper's published code with its defects, to reproduce published numbers.
+    `batch` is given. Defined in full in traffic.py.
+`paper`: equations (1)-(4), (8) and (9) as published, integral in length. In conventions.py.
+`upstream`: the formulas of the paper's published code with its defects, to reproduce published numbers. There too.
 
-conventions.py defines each of them in full.
+docs/economics.md has the equations of all three.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kinetics_jax.economics.conventions import Components, CostError
 from kinetics_jax.economics.estimators import expected_max
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.hardware import hardware as hardware_named
+from kinetics_jax.economics.traffic import traffic
 from kinetics_jax.policies import POLICIES, Dense, Policy
 
 CONVENTIONS = ("traffic", "paper", "upstream")
@@ -38,14 +39,19 @@ DENSE = Dense()
 class Cost:
     """Cost in Tera-eFLOPs: float64 scalars, or arrays of one shape.
 
-    `parts` names every component and adds up to `total`; the names that end in `_reads` are memory, times I.
-    `flops` is the hardware's peak FLOP/s, None when only an intensity was given.
+    `parts` names every component and adds up to `total`; the names that end in `_reads` are memory, times I. In
+    `traffic` what is attended to falls into `dense_`, `forced_` and `chosen_`; `attention` and `kv_reads` are their
+    sums, in every convention. `shared` says, by the same names, what of the parts all trials of a prompt cost once.
+    `hardware` is None when only an intensity was given. `overhead_seconds` is what the decode steps take beside
+    arithmetic and reads; 0 for a data-sheet chip, and without a batch that shares it.
     """
 
     compute: Any
     memory: Any
     parts: Mapping[str, Any]
-    flops: float | None = None
+    shared: Mapping[str, Any]
+    hardware: Hardware | None = None
+    overhead_seconds: Any = 0.0
 
     @property
     def total(self) -> Any:
@@ -53,14 +59,82 @@ class Cost:
         return self.compute + self.memory
 
     @property
+    def roofline(self) -> Any:
+        """The larger of compute and memory: what is left when arithmetic and reads overlap in full."""
+        return np.maximum(self.compute, self.memory)
+
+    @property
+    def attention(self) -> Any:
+        """Decode's attention compute, of all layers, forced and chosen; the search and prefill not among it."""
+        return self._sum("attention")
+
+    @property
+    def kv_reads(self) -> Any:
+        """Decode's reads of K and V, of all layers, forced and chosen, times I; summaries not among them."""
+        return self._sum("kv_reads")
+
+    @property
     def seconds(self) -> Any:
-        """Seconds on the hardware when arithmetic and reads overlap in full (roofline); None without hardware."""
-        return None if self.flops is None else np.maximum(self.compute, self.memory) * UNIT / self.flops
+        """Seconds on the hardware in its own form, overheads included: of the roofline for every data-sheet chip, of
+        the sum for a calibrated profile that says so. None without hardware.
+        """
+        if self.hardware is None:
+            return None
+        work = self.total if self.hardware.form == "sum" else self.roofline
+        return work * UNIT / self.hardware.flops + self.overhead_seconds
 
     @property
     def additive_seconds(self) -> Any:
         """Seconds when nothing overlaps: the paper's "B200-seconds" on `b200-fp8`. None without hardware."""
-        return None if self.flops is None else self.total * UNIT / self.flops
+        if self.hardware is None:
+            return None
+        return self.total * UNIT / self.hardware.flops + self.overhead_seconds
+
+    @property
+    def price(self) -> Any:
+        """`seconds` at the hardware's price per hour, in its currency. None without either."""
+        if self.hardware is None or self.hardware.price_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.hardware.price_per_hour
+
+    def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
+        """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
+
+        Its `roofline` and `seconds` are of the mean work, as of many attempts that run side by side.
+        """
+
+        def mean(value: Any) -> Any:
+            return np.mean(value, axis=axis)
+
+        return Cost(
+            compute=mean(self.compute),
+            memory=mean(self.memory),
+            parts={name: mean(value) for name, value in self.parts.items()},
+            shared={name: mean(value) for name, value in self.shared.items()},
+            hardware=self.hardware,
+            overhead_seconds=mean(np.broadcast_to(self.overhead_seconds, np.shape(self.compute))),
+        )
+
+    def per_chip(self, config: ModelConfig, chips: int) -> Cost:
+        """The busiest chip's share when `chips` work on every sequence together (tensor parallel).
+
+        Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by
+        no more than the number of KV heads, beyond which chips read copies. Communication is not counted. `price` is
+        then that of one chip. Raises CostError for less than one chip.
+        """
+        if chips < 1:
+            raise CostError(f"chips must be at least 1, got {chips}")
+        heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+
+        def split(amounts: Mapping[str, Any]) -> dict[str, Any]:
+            cache = ("kv_reads", "search_reads")
+            return {name: v * (heads if name.endswith(cache) else 1 / chips) for name, v in amounts.items()}
+
+        return _sums(split(self.parts), split(self.shared), self.hardware, self.overhead_seconds)
+
+    def _sum(self, name: str) -> Any:
+        kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
+        return sum(self.parts[kind] for kind in kinds if kind in self.parts)
 
 
 def generation_cost(
@@ -96,13 +170,19 @@ def generation_cost(
             ("trials", trials, 1),
         )
     )
-    intensity, flops = _hardware(intensity, hardware)
+    intensity, chip = _hardware(intensity, hardware)
     components = _components(
         config, prompt, output, count, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
     )
-    amounts = {name: count * own + shared for name, (own, shared) in components.items()}
     shape = np.broadcast_shapes(prompt.shape, output.shape, count.shape)
-    return _cost({name: np.broadcast_to(amount, shape)[()] for name, amount in amounts.items()}, intensity, flops)
+
+    def whole(amount: Any) -> Any:
+        return np.broadcast_to(amount, shape)[()]
+
+    amounts = {name: whole(count * own + shared) for name, (own, shared) in components.items()}
+    shared = {name: whole(once) for name, (_, once) in components.items() if _counts(once)}
+    overhead = whole(count * _overhead(config, output, chip, batch))
+    return _cost(amounts, shared, intensity, chip, overhead)
 
 
 def best_of_n_cost(
@@ -135,20 +215,28 @@ def best_of_n_cost(
             f"best_of_n_cost: one prompt length and a list of output lengths are needed, got shapes "
             f"{prompt.shape} and {lengths.shape}"
         )
-    intensity, flops = _hardware(intensity, hardware)
+    intensity, chip = _hardware(intensity, hardware)
     flat = np.atleast_1d(count).ravel()
     components = _components(
         config, prompt, lengths[:, None], flat, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
     )
-    amounts = {}
-    for name, (own, shared) in components.items():
-        own, shared = (np.broadcast_to(part, (lengths.size, flat.size)) for part in (own, shared))
+
+    def expected(once: Any) -> np.ndarray:  # [trials]
+        if not _counts(once):
+            return np.zeros(flat.shape)
+        once = np.broadcast_to(once, (lengths.size, flat.size))
         if shared_prompt:  # everything shared grows with length: the longest trial has the largest amount
-            once = np.array([expected_max(shared[:, i], int(trial)) for i, trial in enumerate(flat)])
-        else:
-            once = np.mean(shared, axis=0)
-        amounts[name] = (flat * np.mean(own, axis=0) + once).reshape(count.shape)[()]
-    return _cost(amounts, intensity, flops)
+            return np.array([expected_max(once[:, i], int(trial)) for i, trial in enumerate(flat)])
+        return np.mean(once, axis=0)
+
+    def whole(amount: Any) -> Any:
+        return np.broadcast_to(amount, flat.shape).reshape(count.shape)[()]
+
+    once = {name: expected(shared) for name, (_, shared) in components.items()}
+    amounts = {name: whole(flat * _mean(own) + once[name]) for name, (own, _) in components.items()}
+    shared = {name: whole(once[name]) for name, (_, amount) in components.items() if _counts(amount)}
+    overhead = whole(flat * _mean(_overhead(config, lengths, chip, batch)))
+    return _cost(amounts, shared, intensity, chip, overhead)
 
 
 def phi(config: ModelConfig, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike, intensity: float) -> Any:
@@ -171,22 +259,47 @@ def _whole(name: str, value: npt.ArrayLike, least: int) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple[float, float | None]:
+def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple[float, Hardware | None]:
     if intensity is not None and hardware is not None:
         raise CostError("give intensity= or hardware=, not both: the hardware has an intensity of its own")
     if intensity is not None:
-        if not intensity > 0:
+        if not 0 < intensity < np.inf:
             raise CostError(f"intensity must be positive (FLOP/byte), got {intensity}")
         return float(intensity), None
     chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
-    return chip.intensity, chip.flops
+    return chip.intensity, chip
 
 
-def _cost(amounts: dict[str, Any], intensity: float, flops: float | None) -> Cost:
-    parts = {name: v * (intensity if name.endswith("_reads") else 1) / UNIT for name, v in amounts.items()}
+def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, batch: int | None) -> Any:
+    """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
+    if chip is None or batch is None:
+        return 0.0
+    return np.maximum(output - 1, 0) * (chip.step_seconds + config.num_layers * chip.layer_seconds) / batch
+
+
+def _counts(amount: Any) -> bool:
+    """Whether an amount is more than the literal 0 of a component that has no such share."""
+    return not (isinstance(amount, int) and amount == 0)
+
+
+def _mean(own: Any) -> Any:
+    """Over lengths, the first axis, where an amount depends on them; otherwise it is its own mean."""
+    return np.mean(own, axis=0) if np.ndim(own) else own
+
+
+def _cost(
+    amounts: dict[str, Any], shared: dict[str, Any], intensity: float, chip: Hardware | None, overhead: Any
+) -> Cost:
+    def priced(amounts: dict[str, Any]) -> dict[str, Any]:
+        return {name: v * ((intensity if name.endswith("_reads") else 1) / UNIT) for name, v in amounts.items()}
+
+    return _sums(priced(amounts), priced(shared), chip, overhead)
+
+
+def _sums(parts: dict[str, Any], shared: dict[str, Any], chip: Hardware | None, overhead: Any) -> Cost:
     memory = sum(value for name, value in parts.items() if name.endswith("_reads"))
     compute = sum(value for name, value in parts.items() if not name.endswith("_reads"))
-    return Cost(compute=compute, memory=memory, parts=parts, flops=flops)
+    return Cost(compute, memory, parts, shared, chip, overhead)
 
 
 def _components(
@@ -210,7 +323,7 @@ def _components(
     if batch is not None and batch < 1:
         raise CostError(f"batch must be at least 1, got {batch}")
     if convention == "traffic":
-        return conventions.traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
+        return traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
     if batch is not None or shared_prompt:
         raise CostError(f'batch and shared_prompt have no meaning in the {convention} convention; use "traffic"')
     if convention == "paper":

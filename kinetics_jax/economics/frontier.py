@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_jax.economics.cost import best_of_n_cost
-from kinetics_jax.economics.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.economics.estimators import cluster_bootstrap
+from kinetics_jax.economics.grid import grid
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.samples import Pool, RunData, pooled
 
@@ -25,6 +25,8 @@ def frontier(
     hardware: str | Hardware | None = None,
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
+    caps: Sequence[int] | None = None,
+    shared_prompt: bool = False,
 ) -> pd.DataFrame:
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
@@ -36,15 +38,38 @@ def frontier(
     intensity), `intensity`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
-    of two up to the fewest graded samples of a problem. Ungraded samples count towards lengths and cost, not towards
-    accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that was cut
-    off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled` does;
-    EstimateError for more trials than graded samples; CostError and HardwareError for costs that cannot be computed.
+    of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
+    sample too, and a column `cap` behind N; see `grid.grid`. Ungraded samples count towards lengths and cost, not
+    towards accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that
+    was cut off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled`
+    does, and for a run without the architecture or the token counts that a cost needs; EstimateError for more trials
+    than graded samples; CostError and HardwareError for costs that cannot be computed.
     """
     import pandas as pd
 
-    costs = {"convention": convention, "hardware": hardware, "intensity": intensity}
-    table = pd.DataFrame([row for group in pooled(runs) for row in _rows(group, trials, costs)])
+    pools = pooled(runs)
+    costs: dict[str, Any] = {"convention": convention, "hardware": hardware, "intensity": intensity}
+    tables = []
+    for pool in pools:
+        of_pool = grid([pool], trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
+        _warn_of_ungraded(pool, int(of_pool.configurations["N"].max()))
+        low, high = cluster_bootstrap(of_pool.accuracy.T)
+        table = of_pool.configurations.copy()
+        if caps is None:
+            table = table.drop(columns="cap")
+        tables.append(
+            table.assign(
+                **pool.counts,
+                accuracy=np.round(np.mean(of_pool.accuracy, axis=1), 12),  # equal accuracies tie, rounding or not
+                low=low,
+                high=high,
+                mean_output_tokens=np.mean(of_pool.tokens, axis=1),
+                compute=np.mean(of_pool.compute, axis=1),
+                memory=np.mean(of_pool.memory, axis=1),
+                cost=np.mean(of_pool.cost, axis=1),
+            )
+        )
+    table = pd.concat(tables, ignore_index=True)
     table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
     name = hardware.name if isinstance(hardware, Hardware) else hardware
     table.attrs = {
@@ -69,45 +94,6 @@ def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
     return standing
 
 
-def _rows(pool: Pool, trials: Sequence[int] | None, costs: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    problems = pool.problems.values()
-    graded = np.array([problem.graded for problem in problems])
-    right = np.array([problem.right for problem in problems])
-    if trials is None:
-        trials = [2**i for i in range(int(graded.min()).bit_length())]
-    _warn_of_ungraded(pool, max(trials, default=0))
-    solved = pass_at_k(graded[:, None], right[:, None], np.array(trials)[None])  # [problems, trials]
-    low, high = cluster_bootstrap(solved)
-    spent = [
-        best_of_n_cost(
-            pool.config,
-            prompt_tokens=problem.prompt_tokens,
-            output_lengths=problem.lengths,
-            trials=trials,
-            attention=pool.attention,
-            **costs,
-        )
-        for problem in problems
-    ]
-    compute = np.mean([cost.compute for cost in spent], axis=0)
-    memory = np.mean([cost.memory for cost in spent], axis=0)
-    for i, n in enumerate(trials):
-        yield {
-            "model": pool.model,
-            "parameters": pool.config.active_parameters,
-            "attention": str(pool.attention),
-            "N": int(n),
-            **pool.counts,
-            "accuracy": round(float(np.mean(solved[:, i])), 12),  # equal accuracies tie, rounding errors or not
-            "low": float(low[i]),
-            "high": float(high[i]),
-            "mean_output_tokens": float(np.mean([np.mean(problem.lengths) for problem in problems])),
-            "compute": float(compute[i]),
-            "memory": float(memory[i]),
-            "cost": float(compute[i] + memory[i]),
-        }
-
-
 def _warn_of_ungraded(pool: Pool, most: int) -> None:
     counts = pool.counts
     if not counts["ungraded"]:
@@ -117,5 +103,5 @@ def _warn_of_ungraded(pool: Pool, most: int) -> None:
     warnings.warn(
         f"{pool}: {counts['ungraded']} of {counts['samples']} samples have no grade (the grader gave up); they count "
         f"for cost, not for accuracy{short if 2 * most <= len(problem.lengths) else ''}",
-        stacklevel=4,
+        stacklevel=3,
     )

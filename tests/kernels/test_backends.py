@@ -1,17 +1,22 @@
 """The choice of a backend: by default, by name, and refused."""
 
 import dataclasses
+import functools
+import importlib.util
 import inspect
 import json
+import types
+import warnings
 
 import jax
 import kinetics_kernels as kernels
 import numpy as np
 import pytest
-from kinetics_kernels import reference, tuning
-from kinetics_kernels.backends import BACKENDS, chosen_backend, implementation, kernel_backends
+from kinetics_kernels import backends, devices, reference, tuning
+from kinetics_kernels.backends import BACKENDS, KERNEL_OPS, chosen_backend, implementation, kernel_backends
 
 from . import oracle
+from .test_lowering import target_device
 
 OPS = ("append_kv", "select_pages", "paged_decode", "block_topk_decode")
 
@@ -36,14 +41,100 @@ def test_kernels_take_what_the_reference_takes(op):
         assert all(parameter.default is not inspect.Parameter.empty for parameter in own)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "cuda", "tpu"])
-def test_the_reference_is_chosen_everywhere_and_says_why(platform):
+SUITED = {"cpu": "xla", "gpu": "triton", "cuda": "triton", "tpu": "mosaic_tpu"}
+
+
+@pytest.mark.parametrize("platform", SUITED)
+def test_a_platform_has_its_kernels_and_says_why(platform):
     for op in kernels.__all__:
         name, why = chosen_backend(op, platform)
-        assert name == "xla"
+        assert name == (SUITED[platform] if op in OPS else "xla")
         assert why
-    assert ("triton" in chosen_backend("block_topk_decode", platform)[1]) == (platform in ("gpu", "cuda"))
+    why = chosen_backend("block_topk_decode", platform)[1]
+    if platform == "cpu":
+        assert why == "the jnp reference; no kernel is made for cpu"
+    else:
+        assert "by heuristic for" in why
+        assert "not measured on such a device: select_pages reads" in why
+        assert "; paged_decode reads" in why
     assert "no backend but" in chosen_backend("masked_decode", platform)[1]
+
+
+def test_every_kernel_says_what_it_moves():
+    assert [*backends.BYTES] == ["gpu", "tpu"]
+    assert all({*of_ops} == {*KERNEL_OPS} for of_ops in backends.BYTES.values())
+
+
+KINDS = {
+    "NVIDIA A100-SXM4-80GB": "triton",
+    "NVIDIA H100 80GB HBM3": "triton",
+    "NVIDIA H200": "triton",
+    "NVIDIA of no known capability": "xla",
+    "TPU v5 lite": "mosaic_tpu",
+    "TPU v5": "mosaic_tpu",
+    "TPU v6 lite": "mosaic_tpu",
+    "TPU v4": "xla",
+    "TPU7x": "xla",
+    "a slide rule": "xla",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_device_compiled_for_decides(kind):
+    assert chosen_backend("paged_decode")[0] == "xla"
+    with target_device(kind):
+        for op in OPS:
+            assert chosen_backend(op)[0] == KINDS[kind]
+            assert kind in chosen_backend(op)[1]
+        assert (implementation("paged_decode", None) is reference.paged_decode) == (KINDS[kind] == "xla")
+    assert implementation("paged_decode", None) is reference.paged_decode
+
+
+@pytest.mark.parametrize(
+    ("capability", "with_triton", "without"),
+    [("7.0", "xla", "xla"), ("8.0", "triton", "xla"), ("8.9", "triton", "xla"), ("9.0", "triton", "mosaic_gpu"),
+     ("10.0", "triton", "xla"), ("12.0", "triton", "xla"), ("gfx942", "xla", "xla"), (None, "xla", "xla")],
+)  # fmt: skip
+def test_a_gpu_that_is_here_is_asked_for_its_capability(monkeypatch, capability, with_triton, without):
+    """And where jax has no Pallas-Triton any more, the kernels of its successor, which are Hopper's."""
+    here = types.SimpleNamespace(device_kind="NVIDIA of tomorrow", platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [here])
+    assert chosen_backend("append_kv")[0] == chosen_backend("append_kv", "cuda")[0] == with_triton
+    monkeypatch.setattr(devices, "has_pallas_triton", lambda: False)
+    assert chosen_backend("append_kv")[0] == without
+
+
+def test_pallas_triton_is_looked_for():
+    found = importlib.util.find_spec("jax.experimental.pallas.triton")
+    assert devices.has_pallas_triton() == (found is not None)
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "TPU v5 lite"])
+def test_what_the_suited_kernel_does_not_take_runs_on_the_reference_with_a_warning(kind):
+    """Decided while tracing: a head_dim of 24 is no power of two and no multiple of 128."""
+
+    def traced(head_dim):
+        state = oracle.random_state(np.random.default_rng(0), [30, 7, 0], head_dim=head_dim, page_size=8)
+        pools = state.k_pages, state.v_pages, state.summaries, state.page_table, state.lengths
+        return str(jax.make_jaxpr(functools.partial(kernels.block_topk_decode, pages=4))(state.q, *pools))
+
+    with target_device(kind):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert "pallas_call" in traced(128)
+        with pytest.warns(UserWarning, match="head_dim.* 24.*; this call runs on the reference") as told:
+            assert "pallas_call" not in traced(24)
+    assert [str(warning.message).split(":")[0].split(" on ")[0] for warning in told] == ["select_pages", "paged_decode"]
+    assert "pallas_call" not in traced(128)
+
+
+def test_wgmma_is_refused_where_there_is_none():
+    state = oracle.random_state(np.random.default_rng(0), [30], head_dim=64)
+    call = state.q, state.k_pages, state.v_pages, state.page_table, state.lengths
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("the mosaic_gpu kernels need jax 0.11")
+    with target_device("NVIDIA A100-SXM4-80GB"), pytest.raises(NotImplementedError, match="takes Hopper GPUs"):
+        kernels.paged_decode(*call, backend="mosaic_gpu")
 
 
 def test_a_forced_reference_is_the_default():
@@ -99,13 +190,13 @@ def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeyp
         given = kernels.paged_decode(*call)
     np.testing.assert_array_equal(given[0], reference.paged_decode(*call)[0])
     monkeypatch.setattr(tuning, "TUNED", tmp_path)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert chosen_backend("paged_decode") == (
-        "triton",
-        "the fastest on this one by shape, of those measured: triton at 1",
-    )
+    gpu = devices.Device(jax.devices()[0].device_kind, "gpu", (9, 0))
+    monkeypatch.setattr(devices, "target", lambda: gpu)
+    measured = "triton", "the fastest on this one by shape, of those measured: triton at 1"
+    assert chosen_backend("paged_decode") == chosen_backend("paged_decode", "cuda") == measured
     assert "not measured on this device" in chosen_backend("select_pages", "cuda")[1]
-    assert "not measured on a device" in chosen_backend("paged_decode", "tpu")[1]
+    assert "not measured on such a device" in chosen_backend("paged_decode", "tpu")[1]
+    assert implementation("select_pages", None, key) is not reference.select_pages  # of no entry: the heuristic's
 
 
 @pytest.mark.parametrize("name", [True, False])

@@ -16,10 +16,16 @@ KERNEL = {"triton": "xla.gpu.triton", "mosaic_gpu": "mosaic_gpu", "mosaic_tpu": 
 CASES = [(op, backend) for op in KERNEL_OPS for backend in kernel_backends(op)]
 
 
-def abstract_device(platform: str) -> jax.sharding.AbstractDevice:
-    kind, cores, name = ("NVIDIA H100 80GB HBM3", 132, "gpu") if platform == "cuda" else ("TPU v5 lite", 1, "tpu")
+KINDS = {"cuda": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}
+
+
+def target_device(kind: str):
+    """A context that traces and lowers for a device of a kind."""
+    cores, platform = (1, "tpu") if kind.startswith("TPU") else (132, "gpu")
     named = "platform" in inspect.signature(jax.sharding.AbstractDevice).parameters  # from jax 0.11
-    return jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, **({"platform": name} if named else {}))
+    named = {"platform": platform} if named else {}
+    abstract = jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, **named)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract))
 
 
 def arguments(op: str) -> tuple[dict[str, int], list[jax.ShapeDtypeStruct]]:
@@ -43,9 +49,19 @@ def test_it_lowers(op, backend):
         pytest.skip("the mosaic_gpu kernels need jax 0.11")
     settings, shapes = arguments(op)
     function = functools.partial(getattr(kernels, op), backend=backend, **settings)
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=abstract_device(DEVICES[backend]))
-    with jax.sharding.use_abstract_mesh(mesh):
+    with target_device(KINDS[DEVICES[backend]]):
         lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(DEVICES[backend],))
+    assert KERNEL[backend] in lowered.as_text()
+
+
+@pytest.mark.parametrize("op", KERNEL_OPS)
+@pytest.mark.parametrize("backend", ["triton", "mosaic_tpu"])
+def test_by_default_the_kernels_of_the_device_are_lowered(op, backend):
+    settings, shapes = arguments(op)
+    function = functools.partial(getattr(kernels, op), **settings)
+    platform = DEVICES[backend]
+    with target_device(KINDS[platform]):
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,))
     assert KERNEL[backend] in lowered.as_text()
 
 

@@ -145,6 +145,21 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
         pltpu.reset_tpu_interpret_mode_state()
 
 
+def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
+    args = arguments(np.random.default_rng(8), [8, 16, 24, 8, 8])
+    tokens = append._tokens
+
+    def past_the_pool(page_table, lengths, num_pages, page_size):
+        return tokens(page_table, lengths, num_pages, page_size).at[3].set(num_pages * page_size)
+
+    monkeypatch.setattr(append, "_tokens", past_the_pool)
+    try:
+        with pytest.raises(Exception, match="IndexError"):
+            interpreted()(*args)
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+
+
 def test_the_interpreter_sees_two_writers_of_a_tile(monkeypatch):
     """Without a common holder, two sequences that close pages of one tile race for it."""
     args = arguments(np.random.default_rng(7), [8, 8, 8, 8, 8], pages=8)

@@ -174,6 +174,22 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
         pltpu.reset_tpu_interpret_mode_state()
 
 
+def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
+    state = random_state([36, 22], poison=0.0)
+    arguments = [jnp.asarray(a) for a in (state.q, state.summaries, state.page_table, -(-state.lengths // 2))]
+    with_runs = select._with_runs
+
+    def past_the_pool(table, used, num_pages, pairs):
+        return with_runs(table, used, num_pages, pairs).at[1, 2].set(num_pages)
+
+    monkeypatch.setattr(select, "_with_runs", past_the_pool)
+    try:
+        with pytest.raises(Exception, match="IndexError"):
+            jax.block_until_ready(select.page_scores(*arguments, interpret=interpret()))
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+
+
 @pytest.mark.parametrize(
     ("pool", "dtype", "options", "reason"),
     [

@@ -117,6 +117,19 @@ def test_selecting_everything_equals_dense_to_the_bit(page_size):
         np.testing.assert_array_equal(dense[1], sparse[1])
 
 
+def test_scores_of_minus_infinity_are_scores():
+    """A page in use counts as one, whatever its score: the pages named hold the tokens said to be covered."""
+    scores = np.full((1, 1, 9), -np.inf, np.float32)
+    scores[0, 0, 4] = 1.0
+    table, lengths = np.arange(20, 29, dtype=np.int32)[None], np.array([27], np.int32)
+    selected, covered = run(kernels.choose_pages, scores, table, lengths, page_size=4, pages=5)
+    assert selected[0, 0].tolist() == [20, 21, 22, 24, 26]
+    assert covered[0, 0] == 4 * 4 + 3
+    selected, covered = run(kernels.choose_pages, scores, table, lengths, page_size=4, pages=8)
+    assert selected[0, 0].tolist() == [*range(20, 27), -1]
+    assert covered[0, 0] == 27
+
+
 def test_ties_go_to_the_lower_page():
     state = oracle.random_state(np.random.default_rng(2), [40], kv_heads=1, poison=0.0)
     state.summaries[:] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from kinetics_kernels import devices
 from kinetics_kernels.ops import limits
 
 WARPGROUP_ROWS = 64  # of a wgmma: the least rows of a product
@@ -13,3 +14,10 @@ def refuse_unless(op: str, *needs: tuple[bool, str]) -> None:
     """`limits.refuse_unless`, an old jax first."""
     jax_does = jax.__version_info__ >= (0, 11), f"jax 0.11 or newer, not {jax.__version__}"
     limits.refuse_unless("mosaic_gpu", op, jax_does, *needs)
+
+
+def refuse_unless_hopper(op: str) -> None:
+    """wgmma is Hopper's alone. A device of unknown capability, as that of an interpreter, may be one."""
+    capability = devices.target().capability
+    hopper = capability is None or capability[0] == devices.HOPPER
+    refuse_unless(op, (hopper, f"Hopper GPUs, whose wgmma it multiplies by, not compute capability {capability}"))

@@ -58,11 +58,7 @@ def append_kv(
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
     batch = page_table.shape[0]
 
-    position = jnp.maximum(lengths - 1, 0)
-    page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
-    named = (lengths > 0) & (page >= 0) & (page < num_pages)
-    token = jnp.where(named, page * page_size + position % page_size, -1).astype(jnp.int32)
-
+    token = _tokens(page_table, lengths, num_pages, page_size)
     tiles = [(kv_heads, TILE, head_dim)] * 2
     if summaries is not None:
         held = summaries.shape[2:] if summaries.ndim == 4 else (TILE, head_dim)
@@ -71,8 +67,8 @@ def append_kv(
     row_bytes = sum(_padded_size(tile) * dtype.itemsize for tile, dtype in zip(tiles, dtypes, strict=True))
     rows = max(1, min(batch, BUFFER_BYTES // row_bytes))
 
-    closes = named & (lengths % page_size == 0)
-    holder = _first_of_tile(jnp.where(closes, page, -1), rows, TILE if summary == "mean" else 1)
+    closes = (token >= 0) & (lengths % page_size == 0)
+    holder = _first_of_tile(jnp.where(closes, token // page_size, -1), rows, TILE if summary == "mean" else 1)
     pinned = pl.BlockSpec(memory_space=pl.ANY)
     new_rows = pl.BlockSpec((rows, kv_heads, head_dim), lambda step, *_: (step, 0, 0))
     written = pl.pallas_call(
@@ -111,6 +107,14 @@ def _refuse(pools: tuple[jax.Array, ...]) -> None:
         raise NotImplementedError(
             f"append_kv on mosaic_tpu: {num_pages} pages; their summaries are written {TILE} at a time: round up"
         )
+
+
+def _tokens(page_table: jax.Array, lengths: jax.Array, num_pages: int, page_size: int) -> jax.Array:
+    """Where each row's token lies in the pools, `page * page_size + slot` int32; -1 where none is written."""
+    position = jnp.maximum(lengths - 1, 0)
+    page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
+    named = (lengths > 0) & (page >= 0) & (page < num_pages)
+    return jnp.where(named, page * page_size + position % page_size, -1).astype(jnp.int32)
 
 
 def _padded_size(tile: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""paged_decode on NVIDIA GPUs (Hopper and newer) by Pallas Mosaic GPU: pages by TMA, products by wgmma.
+"""paged_decode on NVIDIA GPUs (Hopper) by Pallas Mosaic GPU: pages by TMA, products by wgmma.
 
 One program, one warpgroup, attends for one sequence, one KV head and one part of its tokens. Pages arrive in shared
 memory by one asynchronous copy each, side by side as a tile of 64 tokens, while earlier tiles are computed. The query
@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless
+from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless, refuse_unless_hopper
 
 INPUT_DTYPES = (jnp.bfloat16, jnp.float16)
 TOKENS = 64  # of a tile: the second product sums over them, and wgmma takes whole swizzled rows of 128 bytes
@@ -46,7 +46,7 @@ def paged_decode(
     `splits`: parts that the tokens of a row are cut into, by default as many as fill the chip, at most 32. A row's
     arithmetic depends on its own tokens and on `splits`, on nothing else: equal splits, equal bits. `stages`: tiles
     of K and V in flight, by default 64 KB of them. `interpret` is `plgpu.kernel`'s.
-    Raises NotImplementedError for a dtype, head_dim, page size, group or number of splits that the kernel does not
+    Raises NotImplementedError for a GPU, dtype, head_dim, page size, group or number of splits that the kernel does not
     take, ValueError for more stages than fit in shared memory.
     """
     batch, q_heads, head_dim = q.shape
@@ -55,6 +55,7 @@ def paged_decode(
     rows = batch * kv_heads
     if splits is None:
         splits = default_splits(rows, table_pages * page_size // TOKENS)
+    refuse_unless_hopper("paged_decode")
     refuse_unless(
         "paged_decode",
         (q.dtype in INPUT_DTYPES, f"q in bfloat16 or float16, not {q.dtype}"),

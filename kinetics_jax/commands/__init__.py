@@ -1,0 +1,1 @@
+"""Commands of `kinetics`, a file each; cli.py registers them."""
