@@ -22,7 +22,7 @@ from kinetics_jax.commands.plan import plan
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
-from kinetics_jax.tasks.prompts import PromptStyle, render_prompts
+from kinetics_jax.tasks.prompts import ChatTemplate, PromptStyle, render_prompts
 from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Positional = tyro.conf.Positional
 MOST_SAMPLES = 10**6  # of a problem
 
 ModelArg = Annotated[
-    str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face or Orbax directory, or hub id.")
+    str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face or Orbax directory, GGUF file, or hub id.")
 ]
 AttentionArg = Annotated[
     str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
@@ -165,13 +165,13 @@ def convert(
     to: Literal["hf", "orbax"] | None = None,
     dtype: str | None = None,
 ) -> None:
-    """One checkpoint layout to another: Hugging Face to Orbax, Orbax to Hugging Face.
+    """One checkpoint layout to another: Hugging Face or GGUF to Orbax, Orbax to Hugging Face.
 
     Args:
-        source: Built-in name, Hugging Face or Orbax directory, or hub id.
+        source: Built-in name, Hugging Face or Orbax directory, GGUF file, or hub id.
         target: A new directory.
         to: The layout written; by default the other one.
-        dtype: float32, bfloat16 or float16; by default every weight keeps its own.
+        dtype: float32, bfloat16 or float16; by default every weight keeps its own (quantised ones: float32).
     """
     resolve(source)  # a wrong name is told before jax is imported
     from kinetics_jax.checkpoints.convert import convert as convert_checkpoint
@@ -207,6 +207,7 @@ def generate(
     model: Positional[ModelArg],
     *,
     prompt: str,
+    chat: bool = False,
     n: int = 1,
     attention: AttentionArg = "dense",
     draw: DrawArgs = DEFAULT_DRAW,
@@ -218,6 +219,7 @@ def generate(
 
     Args:
         prompt: Text, tokenised as it stands.
+        chat: Put the text as a user's turn in the checkpoint's chat template.
         n: Number of samples.
         dtype: float32, bfloat16 or float16; by default what the device likes.
         as_json: One JSON record a sample.
@@ -226,6 +228,8 @@ def generate(
     draw.check()
     _at_least_one("n", n)
     lm = _load(model, dtype, backend)
+    if chat:
+        prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
     sampling = draw.sampling(lm, [prompt])
     for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
         if as_json:

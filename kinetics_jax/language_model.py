@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +18,8 @@ from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
 
 from kinetics_jax.attention import full_attend
-from kinetics_jax.checkpoints.convert import LOADERS
+from kinetics_jax.checkpoints.convert import LOADERS, configured
 from kinetics_jax.checkpoints.files import fingerprint
-from kinetics_jax.checkpoints.hf import read_config
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
@@ -62,10 +63,12 @@ class LanguageModel:
         weights: nnx.State,
         directory: Path,
         *,
+        source: Path | None = None,
         backend: str | None = None,
     ):
+        """`directory` holds the tokenizer, `source` (by default the same) the weights."""
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
-        self.backend = backend
+        self.source, self.backend = source or directory, backend
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -75,7 +78,7 @@ class LanguageModel:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells these weights from others of the same name and shape."""
-        return fingerprint(self.directory)
+        return fingerprint(self.source)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -173,13 +176,13 @@ def load(
     backend: str | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
-    """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, or a hub id.
+    """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, a GGUF file, or a hub id.
 
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
     float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; by default what suits
     the device). Raises CheckpointError or ConfigError saying what is wrong and where.
     """
-    directory = resolve(name)
+    path = resolve(name)
     if backend is not None and (wrong := backend_error(backend)):
         raise ConfigError(wrong)
     if dtype is None:
@@ -187,8 +190,11 @@ def load(
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if stored not in DTYPES:
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
-    load_weights = LOADERS[checkpoint_kind(directory)]
+    load_weights = LOADERS[checkpoint_kind(path)]
     # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
-    config = read_config(directory, name="" if Path(name).is_dir() else str(name))
-    graph, weights = load_weights(directory, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
-    return LanguageModel(config, graph, weights, directory, backend=backend)
+    with contextlib.ExitStack() as made:
+        config, directory = made.enter_context(configured(path, name="" if Path(name).exists() else str(name)))
+        graph, weights = load_weights(path, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
+        lm = LanguageModel(config, graph, weights, directory, source=path, backend=backend)
+        weakref.finalize(lm, made.pop_all().close)  # what was made of a GGUF file lives as long as the model
+    return lm

@@ -54,6 +54,11 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     assert "masked_decode everywhere: xla" in text
 
 
+def test_a_chat_needs_a_chat_template():
+    refused = kinetics("generate", SMALLEST, "--prompt", "1", "--chat", code=2)
+    assert "no chat template; take plain prompts instead" in refused.stderr
+
+
 def test_a_backend_of_another_device_is_refused():
     refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "triton", code=2)
     assert "backend 'triton' does not run on a cpu; there: xla" in refused.stderr

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import tiny_config
+from tiny import LLAMA, LLAMA3, MOE, PARITY_CASES, QWEN2, tiny_config
 
-from kinetics_jax.config import PUBLISHED, ConfigError, ModelConfig
+from kinetics_jax.config import PUBLISHED, PUBLISHED_OTHERS, ConfigError, ModelConfig
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "configs"
 
@@ -39,6 +39,22 @@ def test_matmul_parameters():
     assert billions == pytest.approx([7.568, 13.990, 31.984], abs=6e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "kv_bytes"),
+    [("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, 12_288), ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28_672),
+     ("Qwen2.5-3B-Instruct", 3_085_938_688, 36_864), ("Qwen2.5-7B-Instruct", 7_615_616_512, 57_344),
+     ("DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 28_672), ("DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 57_344),
+     ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14_770_033_664, 196_608),
+     ("DeepSeek-R1-Distill-Qwen-32B", 32_763_876_352, 262_144), ("Qwen2.5-72B-Instruct", 72_706_203_648, 327_680)],
+)  # fmt: skip
+def test_parameter_counts_of_other_families(name, parameters, kv_bytes):
+    """As their model cards count them, biases included."""
+    config = ModelConfig.named(name)
+    assert config.name.endswith(name)
+    assert config.active_parameters == parameters
+    assert 2 * config.kv_elements_per_token == kv_bytes
+
+
 def test_both_spellings_of_renamed_fields():
     old = ModelConfig.from_hf(tiny_config(rope_theta=5e6, torch_dtype="bfloat16"))
     new = ModelConfig.from_hf(
@@ -69,7 +85,7 @@ def test_harmless_unknown_fields_are_ignored():
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"model_type": "llama"}, "'llama' is not supported"),
+        ({"model_type": "gpt2"}, "'gpt2' is not supported"),
         ({"num_hidden_layers": None}, "missing num_hidden_layers"),
         ({"rope_theta": None}, "missing rope_theta"),
         ({"num_key_value_heads": 3}, "must be a multiple"),
@@ -82,9 +98,24 @@ def test_harmless_unknown_fields_are_ignored():
         ({"rope_theta": -5}, "rope_theta must be a positive number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
         ({"rope_parameters": [1]}, "rope_parameters must be an object"),
-        ({"layer_types": 5}, "layer_types a list"),
+        ({"layer_types": 5}, "layer_types must be a list"),
         ({"eos_token_id": ["a"]}, "eos_token_id must be token ids"),
         ({"model_type": "qwen3_moe"}, "missing num_experts, num_experts_per_tok"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type = 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "missing rope_scaling.low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "factor": -1}}, "rope_scaling.factor must be a positive"),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 9}}, "must be below high_freq_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "beta": 1}}, "rope_scaling.beta = 1"),
+        ({"rope_scaling": [2]}, "rope_scaling must be an object"),
+        ({"dual_chunk_attention_config": {"chunk_size": 4}}, "dual_chunk_attention_config"),
+        ({**QWEN2, "use_sliding_window": True}, "use_sliding_window = True"),
+        ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({**LLAMA, "attention_bias": True}, "attention_bias = True"),
+        ({**LLAMA, "mlp_bias": True}, "mlp_bias = True"),
+        ({**MOE, "num_experts_per_tok": 9}, r"num_experts_per_tok must be 1 to num_experts \(8\), got 9"),
+        ({**MOE, "decoder_sparse_step": 0}, "decoder_sparse_step must be at least 1"),
+        ({**MOE, "norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
+        ({**MOE, "mlp_only_layers": ["all"]}, "mlp_only_layers must be a list of layers"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change, says):
@@ -105,10 +136,26 @@ def test_files_that_are_no_config(tmp_path):
         ModelConfig.named("Qwen/Qwen3-1.8B")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *PUBLISHED_OTHERS])
 def test_what_is_written_is_read_back(name):
     config = ModelConfig.named(name)
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())), name=config.name) == config
+
+
+@pytest.mark.parametrize("case", PARITY_CASES)
+def test_every_kind_is_written_as_it_is_read(case):
+    config = ModelConfig.from_hf(tiny_config(**PARITY_CASES[case]))
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_fields_that_older_and_newer_files_lack():
+    """Llama 2 names neither theta nor KV heads; newer transformers call the experts local."""
+    old = tiny_config(**LLAMA, rope_theta=None, num_key_value_heads=None, max_position_embeddings=None)
+    config = ModelConfig.from_hf(old)
+    assert (config.rope_theta, config.num_kv_heads, config.head_dim) == (10_000.0, 4, 8)
+    assert config.max_position_embeddings == 2048
+    moe = ModelConfig.from_hf(tiny_config(**MOE))
+    assert ModelConfig.from_hf(tiny_config(**MOE | {"num_experts": None}, num_local_experts=8)) == moe
 
 
 def test_one_end_token_or_none_is_written_as_it_is_read():

@@ -29,6 +29,21 @@ BASE = {
     "eos_token_id": 3,
 }
 
+MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": None, "attention_bias": None}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": None}
+# Angles of all three kinds, kept, interpolated and divided, within tiny sequences.
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
 # What parity with transformers is checked on: name → changed fields.
 PARITY_CASES: dict[str, dict[str, Any]] = {
     "group1_untied": {"num_key_value_heads": 4},
@@ -42,6 +57,21 @@ PARITY_CASES: dict[str, dict[str, Any]] = {
         "torch_dtype": None,
         "dtype": "float32",
     },
+    "qwen2": {**QWEN2, "use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1},
+    "qwen2_tied": {**QWEN2, "tie_word_embeddings": True, "rope_theta": 10_000.0, "num_key_value_heads": 1},
+    "llama": {**LLAMA, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0},
+    "llama_wide_heads": {**LLAMA, "head_dim": 16, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "llama3_rope_scaling": {**LLAMA, "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    "llama3_rope_parameters": {
+        **LLAMA,
+        "head_dim": 16,
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3},
+    },
+    "moe": MOE,
+    "moe_not_normalised": {**MOE, "norm_topk_prob": False, "num_experts": 5, "num_experts_per_tok": 1},
+    "moe_every_other_layer": {**MOE, "num_hidden_layers": 3, "decoder_sparse_step": 2, "tie_word_embeddings": True},
+    "moe_mlp_only_layers": {**MOE, "num_hidden_layers": 3, "mlp_only_layers": [1]},
 }
 
 
@@ -53,14 +83,22 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 weights by their Hugging Face names, large enough that every layer matters."""
     rng = np.random.default_rng(seed)
-    hidden, ffn, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    hidden, ffn, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head = config.get("head_dim") or hidden // heads
 
     def matrix(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) * 2.5 / np.sqrt(shape[-1])).astype(np.float32)
 
     def gains(size: int) -> np.ndarray:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
+
+    def feed_forward(prefix: str, inner: int) -> dict[str, np.ndarray]:
+        return {
+            prefix + "gate_proj.weight": matrix(inner, hidden),
+            prefix + "up_proj.weight": matrix(inner, hidden),
+            prefix + "down_proj.weight": matrix(hidden, inner),
+        }
 
     tensors = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden), "model.norm.weight": gains(hidden)}
     for layer in range(config["num_hidden_layers"]):
@@ -70,11 +108,20 @@ def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]
             prefix + "self_attn.k_proj.weight": matrix(kv_heads * head, hidden),
             prefix + "self_attn.v_proj.weight": matrix(kv_heads * head, hidden),
             prefix + "self_attn.o_proj.weight": matrix(hidden, heads * head),
-            prefix + "self_attn.q_norm.weight": gains(head),
-            prefix + "self_attn.k_norm.weight": gains(head),
-            prefix + "mlp.gate_proj.weight": matrix(ffn, hidden),
-            prefix + "mlp.up_proj.weight": matrix(ffn, hidden),
-            prefix + "mlp.down_proj.weight": matrix(hidden, ffn),
+        }
+        if kind in ("qwen3", "qwen3_moe"):
+            tensors |= {prefix + f"self_attn.{of}_norm.weight": gains(head) for of in "qk"}
+        if kind == "qwen2":
+            sizes = {"q": heads * head, "k": kv_heads * head, "v": kv_heads * head}
+            tensors |= {prefix + f"self_attn.{of}_proj.bias": matrix(1, size)[0] for of, size in sizes.items()}
+        sparse = kind == "qwen3_moe" and (layer + 1) % config["decoder_sparse_step"] == 0
+        if sparse and layer not in config["mlp_only_layers"]:
+            tensors[prefix + "mlp.gate.weight"] = matrix(config["num_experts"], hidden)
+            for expert in range(config["num_experts"]):
+                tensors |= feed_forward(f"{prefix}mlp.experts.{expert}.", config["moe_intermediate_size"])
+        else:
+            tensors |= feed_forward(prefix + "mlp.", ffn)
+        tensors |= {
             prefix + "input_layernorm.weight": gains(hidden),
             prefix + "post_attention_layernorm.weight": gains(hidden),
         }

@@ -1,9 +1,11 @@
-"""From one checkpoint layout to another: Hugging Face ↔ Orbax, every tensor in its stored dtype unless asked."""
+"""From one checkpoint layout to another: Hugging Face ↔ Orbax, GGUF to either, in the stored dtype unless asked."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +13,13 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from kinetics_jax.checkpoints.files import check_new
+from kinetics_jax.checkpoints.gguf import load_gguf, unpack_gguf
 from kinetics_jax.checkpoints.hf import load_hf, read_config, save_hf
 from kinetics_jax.checkpoints.orbax import load_orbax, save_orbax
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
-from kinetics_jax.config import DTYPES, ConfigError
+from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 
-LOADERS = {"hf": load_hf, "orbax": load_orbax}
+LOADERS = {"hf": load_hf, "orbax": load_orbax, "gguf": load_gguf}
 SAVERS = {"hf": save_hf, "orbax": save_orbax}
 
 
@@ -28,11 +31,13 @@ def convert(
     dtype: str | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Writes the checkpoint `source` (a built-in name, a Hugging Face or Orbax directory, a hub id) to `target`.
+    """Writes the checkpoint `source` (a built-in name, a Hugging Face or Orbax directory, a GGUF file, a hub id) to
+    `target`.
 
     `to` is the layout written: by default Orbax, or Hugging Face from Orbax. `dtype` (float32, bfloat16, float16) casts
-    all weights; by default each keeps the dtype it is stored in, bit by bit. config.json and the tokenizer go along
-    byte for byte. Runs on the CPU; the host holds the weights once. `on_tensor(done, total)` counts tensors read.
+    all weights; by default each keeps the dtype it is stored in, bit by bit, and quantised ones become float32.
+    config.json and the tokenizer go along byte for byte, or are made of a GGUF file's metadata. Runs on the CPU; the
+    host holds the weights once. `on_tensor(done, total)` counts tensors read.
     Raises CheckpointError for a target that exists and is not empty, and whatever is wrong with the source.
     """
     check_new(Path(target))
@@ -40,10 +45,26 @@ def convert(
         raise CheckpointError(f"convert: to {to!r} is not one of {', '.join(SAVERS)}")
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
-    directory = resolve(source)
-    kind = checkpoint_kind(directory)
-    config = read_config(directory, name="" if Path(source).is_dir() else str(source))
+    path = resolve(source)
+    kind = checkpoint_kind(path)
+    name = "" if Path(source).exists() else str(source)
     cpu = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    _, weights = LOADERS[kind](directory, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
     save = SAVERS[to or ("hf" if kind == "orbax" else "orbax")]
-    return save(target, dataclasses.replace(config, dtype=dtype or config.dtype), weights, companions=directory)
+    with configured(path, name=name) as (config, directory):
+        _, weights = LOADERS[kind](path, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
+        return save(target, dataclasses.replace(config, dtype=dtype or config.dtype), weights, companions=directory)
+
+
+@contextlib.contextmanager
+def configured(path: Path, *, name: str = "") -> Iterator[tuple[ModelConfig, Path]]:
+    """A checkpoint's configuration, under `name` or its own, and the directory of its config.json and tokenizer.
+
+    That of a GGUF file is made of its metadata, named like the file, and gone after the `with`.
+    """
+    if checkpoint_kind(path) != "gguf":
+        yield read_config(path, name=name), path
+        return
+    with tempfile.TemporaryDirectory(prefix="kinetics_jax-") as folder:
+        directory = Path(folder) / path.stem
+        directory.mkdir()
+        yield unpack_gguf(path, directory), directory

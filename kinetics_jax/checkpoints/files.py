@@ -58,11 +58,13 @@ def fingerprint(directory: Path) -> str:
     Of a large file, its first MiB (which holds a safetensors header) and 64 slices of 64 KiB spread over the rest are
     read. Saving the same weights to Orbax twice gives two fingerprints: Orbax names its files at random.
     """
-    files = _orbax_files(directory) if checkpoint_kind(directory) == "orbax" else find_shards(directory)[0]
+    kind = checkpoint_kind(directory)
+    files = {"orbax": _orbax_files, "hf": _safetensors_files, "gguf": lambda file: [file]}[kind](directory)
+    root = directory.parent if kind == "gguf" else directory
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory).as_posix()} {size}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
         with open(path, "rb") as file:
             digest.update(file.read(1 << 20))
             for part in range(64):
@@ -89,6 +91,10 @@ def orbax_file_faults(directory: Path) -> list[str]:
     absent = [name for name in sizes if not (directory / name).is_file()]
     cut = [name for name in sizes if name not in absent and (directory / name).stat().st_size != sizes[name]]
     return listed("missing files", absent) + listed("files of another size than was written", cut)
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
+    return find_shards(directory)[0]
 
 
 def _orbax_files(directory: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -17,12 +18,11 @@ from safetensors.numpy import save_file
 
 from kinetics_jax.checkpoints.files import INDEX, find_shards, listed, write_companions, written_whole
 from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, sharding_of
+from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, named, parts, sharding_of
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
 
 FLOAT_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 SLICE_BYTES = 16 << 20  # read, checked and cast at a time
-ALIGNMENT = 64  # bytes; jax adopts an aligned host buffer on the CPU instead of copying it
 SHARD_BYTES = 5_000_000_000
 
 
@@ -77,19 +77,21 @@ def load_hf(
             if ours in found:
                 problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
             found[ours] = (shard, name)
+    names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in parts(name, shape))
     if headers_complete:  # an unreadable shard would make all its tensors look missing
-        problems += listed("missing", [name for name in wanted if name not in found])
+        problems += listed("missing", [name for name in names if name not in found])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    extra = [name for name in found if name not in wanted and name not in ignored and "rotary_emb" not in name]
+    extra = [name for name in found if name not in names and name not in ignored and "rotary_emb" not in name]
     problems += listed("not part of this model", extra)
 
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
-        if name in found:
-            tensor, fault = _read(*found[name], shape, None if dtype is None else np.dtype(dtype))
+        stored = parts(name, shape)
+        if all(part in found for part, _ in stored):
+            tensor, faults = _read(found, stored, shape, None if dtype is None else np.dtype(dtype))
             place, unfit = sharding_of(name, shape, sharding)
-            misfits += [f"{name} {fault or unfit}"] if fault or unfit else []
+            misfits += faults or ([f"{name} {unfit}"] if unfit else [])
             if tensor is not None and not problems and not misfits:
                 loaded.append((path, nnx.Param(jax.device_put(tensor, place))))
         on_tensor(done, len(wanted))
@@ -130,12 +132,18 @@ def save_hf(
     with written_whole(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         for number, group in enumerate(groups, start=1):
+            done = sum(map(len, groups[:number]))
             shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
             # Moved by device_put, because an array of another device keeps what np.asarray fetches of it.
-            part = {_hf_name(name): np.asarray(jax.device_put(arrays[name], cpu)) for name in group}
+            part: dict[str, np.ndarray] = {}
+            for name in group:
+                array = np.asarray(jax.device_put(arrays[name], cpu))
+                stored = parts(name, array.shape)
+                matrices = [array] if len(stored) == 1 else array.swapaxes(1, 2)
+                part |= {_hf_name(key): np.ascontiguousarray(m) for (key, _), m in zip(stored, matrices, strict=True)}
             save_file(part, partial / shard, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(part, shard)
-            on_tensor(len(weight_map), len(arrays))
+            on_tensor(done, len(arrays))
         if len(groups) > 1:
             total = sum(array.nbytes for array in arrays.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -147,36 +155,53 @@ def _hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def _read(shard: Path, name: str, shape: tuple[int, ...], dtype: np.dtype | None) -> tuple[np.ndarray | None, str]:
-    """One tensor cast to `dtype` (None: as it is stored), and what is wrong with it ("" if nothing).
+def _read(
+    found: dict[str, tuple[Path, str]],
+    stored: list[tuple[str, tuple[int, ...]]],
+    shape: tuple[int, ...],
+    dtype: np.dtype | None,
+) -> tuple[np.ndarray | None, list[str]]:
+    """A parameter from its `stored` tensors (`parts`), cast to `dtype` (None: as stored), and what is wrong with them.
 
     The file is opened anew for each tensor, so that its mapped pages leave memory with it.
     """
-    with safe_open(shard, framework="np") as file:
-        source = file.get_slice(name)
-        stored = tuple(source.get_shape())
-        if stored != tuple(shape):
-            return None, f"has shape {list(stored)}, expected {list(shape)}"
-        if source.get_dtype() not in FLOAT_DTYPES:
-            return None, f"is stored as {source.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}"
-        dtype = np.dtype(FLOAT_DTYPES[source.get_dtype()]) if dtype is None else dtype
-        if dtype == np.float64:
-            return None, "is stored as F64, which jax does not hold; name a dtype"
-        tensor = _aligned(shape, dtype)
-        row_bytes = max(1, int(np.prod(shape[1:])) * 8)
-        rows = max(1, SLICE_BYTES // row_bytes)
-        bad = 0
-        for start in range(0, shape[0], rows):
-            end = min(start + rows, shape[0])
-            with np.errstate(over="ignore"):  # an overflow shows as an infinity
-                tensor[start:end] = source[start:end]
-            part = tensor[start:end]
-            bad += part.size - int(np.count_nonzero(np.isfinite(part)))
-    return (None, f"holds {bad} values that are NaN or infinite in {dtype.name}") if bad else (tensor, "")
+    tensor, faults = None, []
+    for index, (name, stored_shape) in enumerate(stored):
+        shard, key = found[name]
+        with safe_open(shard, framework="np") as file:
+            source = file.get_slice(key)
+            kept, fault = _stored_dtype(source, stored_shape, dtype)
+            if tensor is None and kept is not None:
+                tensor = aligned(shape, kept)
+            if tensor is not None and kept is not None:
+                fault = _fill(tensor if len(stored) == 1 else tensor[index].T, source, kept)
+        faults += [f"{name} {fault}"] if fault else []
+    return (None, faults) if faults else (tensor, faults)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % ALIGNMENT
-    return raw[offset : offset + size].view(dtype).reshape(shape)
+def _stored_dtype(source: Any, shape: tuple[int, ...], dtype: np.dtype | None) -> tuple[np.dtype | None, str]:
+    """The dtype to read a tensor in, or why it cannot be read."""
+    if tuple(source.get_shape()) != tuple(shape):
+        return None, f"has shape {list(source.get_shape())}, expected {list(shape)}"
+    if source.get_dtype() not in FLOAT_DTYPES:
+        return None, f"is stored as {source.get_dtype()}, expected one of {', '.join(FLOAT_DTYPES)}"
+    dtype = np.dtype(FLOAT_DTYPES[source.get_dtype()]) if dtype is None else dtype
+    if dtype == np.float64:
+        return None, "is stored as F64, which jax does not hold; name a dtype"
+    return dtype, ""
+
+
+def _fill(out: np.ndarray, source: Any, dtype: np.dtype) -> str:
+    """Reads a tensor into `out` slice by slice; says what is wrong with its values ("" if nothing)."""
+    if out.dtype != dtype:
+        return f"is stored as {dtype.name}, and another expert as {out.dtype.name}; name a dtype"
+    row_bytes = max(1, int(np.prod(out.shape[1:])) * 8)
+    rows = max(1, SLICE_BYTES // row_bytes)
+    bad = 0
+    for start in range(0, out.shape[0], rows):
+        end = min(start + rows, out.shape[0])
+        with np.errstate(over="ignore"):  # an overflow shows as an infinity
+            out[start:end] = source[start:end]
+        part = out[start:end]
+        bad += part.size - int(np.count_nonzero(np.isfinite(part)))
+    return f"holds {bad} values that are NaN or infinite in {dtype.name}" if bad else ""

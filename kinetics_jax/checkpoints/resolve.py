@@ -1,4 +1,4 @@
-"""From what a user types as MODEL to a directory: a built-in name, a local directory, or a hub id. No jax."""
+"""From what a user types as MODEL to where it lies: a built-in name, a directory or GGUF file, or a hub id. No jax."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kinetics_jax.errors import UserError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
+GGUF = ".gguf"
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
 
@@ -25,15 +26,20 @@ def builtin_models() -> list[str]:
 
 
 def resolve(name: str | Path) -> Path:
-    """The directory of a checkpoint: a path that exists, a built-in name, or a hub id (`Qwen/Qwen3-8B`), which is
-    downloaded through huggingface_hub, or taken from its cache. Raises CheckpointError saying what was tried.
+    """Where a checkpoint lies: a directory or GGUF file that exists, or the directory of a built-in name or a hub id
+    (`Qwen/Qwen3-8B`), which is downloaded through huggingface_hub, or taken from its cache. Raises CheckpointError
+    saying what was tried.
     """
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == GGUF):
         return path
     if path.exists():
-        raise CheckpointError(f"{name}: is a file; give the directory that holds config.json and *.safetensors")
+        raise CheckpointError(
+            f"{name}: is a file, and not a {GGUF}; give the directory that holds config.json and *.safetensors"
+        )
     name = str(name)
+    if name.endswith(GGUF):
+        raise CheckpointError(f"{name}: no such file")
     known = builtin_models()
     if name in known:
         return ASSETS / name
@@ -46,14 +52,18 @@ def resolve(name: str | Path) -> Path:
     )
 
 
-def checkpoint_kind(directory: Path) -> Literal["hf", "orbax"]:
-    """How a directory keeps its weights. Raises CheckpointError if it is no checkpoint of either kind."""
+def checkpoint_kind(directory: Path) -> Literal["hf", "orbax", "gguf"]:
+    """How a checkpoint keeps its weights. Raises CheckpointError if a directory is no checkpoint of any kind."""
+    if directory.is_file():
+        return "gguf"
     if any(directory.glob("*.safetensors")):
         return "hf"
     if (directory / ORBAX_WEIGHTS).is_dir():
         return "orbax"
     if (directory / "config.json").exists():
         return "hf"  # its reader says which weights are missing
+    if files := sorted(directory.glob(f"*{GGUF}")):
+        raise CheckpointError(f"{directory}: a GGUF checkpoint is loaded by its file: {files[0]}")
     if any(directory.glob("*_METADATA")):
         raise CheckpointError(
             f"{directory}: bare Orbax arrays; a checkpoint has them in {ORBAX_WEIGHTS}/, with config.json beside it"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
@@ -16,6 +17,8 @@ from kinetics_jax.models.qwen3 import Qwen3
 # Where arrays go: everywhere the same, by parameter name (`layers.0.mlp.up_proj.weight`), or to jax's default device.
 Placement = Sharding | Callable[[str], Sharding] | None
 
+ALIGNMENT = 64  # bytes
+
 
 def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
     """A model's graph, and of each parameter, by name: its path in the state, and its shape."""
@@ -23,9 +26,29 @@ def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, 
     return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
 
 
+def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """What a Hugging Face checkpoint keeps a parameter as, without its leading `model.`: names and shapes.
+
+    One tensor of the same name, or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
+    """
+    before, stacked, after = name.partition(".experts.")
+    if not stacked:
+        return [(name, shape)]
+    experts, inputs, outputs = shape
+    return [(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
+
+
 def named(weights: nnx.State) -> dict[str, jax.Array]:
     """A model's arrays by parameter name."""
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that jax adopts on the CPU instead of copying it."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % ALIGNMENT
+    return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
 def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:

@@ -112,7 +112,8 @@ def touched_parameters(config: ModelConfig, tokens: Any) -> Any:
         return config.matmul_parameters
     unused = (1 - config.experts_per_token / config.num_experts) ** tokens
     more = config.num_experts * (1 - unused) - config.experts_per_token
-    return config.matmul_parameters + config.num_layers * 3 * config.hidden_size * config.moe_intermediate_size * more
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    return config.matmul_parameters + len(config.moe_layers) * expert * more
 
 
 class _Steps(NamedTuple):

@@ -1,8 +1,9 @@
-"""Qwen3 dense decoder in Flax NNX, after transformers' `models/qwen3/modeling_qwen3.py`.
+"""Qwen3 decoder in Flax NNX, after transformers' `models/qwen3/modeling_qwen3.py`; Qwen2 and Llama types by config.
 
 The model knows no cache. Its forward takes `attend(layer, q, k, v, state) -> (out, state)` with q and k after norm and
 RoPE; the full forward, prefill and decode differ only in the `attend` they pass. Parameter paths are the names of a
-Hugging Face checkpoint without its leading `model.`, and every matrix keeps that layout, [out, in].
+Hugging Face checkpoint without its leading `model.`, and every matrix keeps that layout, [out, in]; the experts of a
+layer are stacked, [experts, in, out], as a grouped product reads them.
 """
 
 from __future__ import annotations
@@ -15,19 +16,30 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+from kinetics_kernels.ops.grouped_matmul import grouped_matmul
 
-from kinetics_jax.config import ConfigError, ModelConfig
+from kinetics_jax.config import Llama3Scaling, ModelConfig
 
 # attend(layer, q [batch, time, heads, head_dim], k, v [batch, time, kv_heads, head_dim], state)
 #   -> (out [batch, time, heads, head_dim], state)
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
+def llama3_frequencies(frequencies: Float[Array, " half"], scaling: Llama3Scaling) -> Float[Array, " half"]:
+    """RoPE's frequencies as Llama 3.1 scales them: see Llama3Scaling."""
+    turns = frequencies * scaling.original_max_position_embeddings / (2 * jnp.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
 def rope_table(
-    positions: Int[Array, "batch time"], head_dim: int, theta: float
+    positions: Int[Array, "batch time"], head_dim: int, theta: float, scaling: Llama3Scaling | None = None
 ) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
-    """Cosine and sine of RoPE's angles, float32: angle = position * theta ** (-2 i / head_dim)."""
+    """Cosine and sine of RoPE's angles, float32: angle = position * theta ** (-2 i / head_dim), scaled if asked."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling:
+        frequencies = llama3_frequencies(frequencies, scaling)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -44,14 +56,16 @@ def apply_rope(
 
 
 class Linear(nnx.Module):
-    """y = x W^T with W [out, in], no bias."""
+    """y = x W^T (+ b) with W [out, in]."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike, bias: bool = False):
         scale = inputs**-0.5
         self.weight = nnx.Param((jax.random.normal(rngs.params(), (outputs, inputs)) * scale).astype(dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
-        return jnp.einsum("...i,oi->...o", x, self.weight[...])
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...]
 
 
 class RMSNorm(nnx.Module):
@@ -68,25 +82,28 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with RMSNorm on each head's q and k; what is attended to is the caller's `attend`."""
+    """Grouped-query attention, with RMSNorm on each head's q and k or with biases; what is attended to is the caller's
+    `attend`.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim = config.head_dim
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query, rngs=rngs, dtype=dtype)
-        self.k_proj = Linear(config.hidden_size, kv, rngs=rngs, dtype=dtype)
-        self.v_proj = Linear(config.hidden_size, kv, rngs=rngs, dtype=dtype)
+        bias = config.qkv_bias
+        self.q_proj = Linear(config.hidden_size, query, rngs=rngs, dtype=dtype, bias=bias)
+        self.k_proj = Linear(config.hidden_size, kv, rngs=rngs, dtype=dtype, bias=bias)
+        self.v_proj = Linear(config.hidden_size, kv, rngs=rngs, dtype=dtype, bias=bias)
         self.o_proj = Linear(query, config.hidden_size, rngs=rngs, dtype=dtype)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attend: Attend, state: Any):
         batch, time, _ = x.shape
         heads = (batch, time, -1, self.head_dim)
-        q = apply_rope(self.q_norm(self.q_proj(x).reshape(heads)), cos, sin)
-        k = apply_rope(self.k_norm(self.k_proj(x).reshape(heads)), cos, sin)
-        v = self.v_proj(x).reshape(heads)
-        out, state = attend(layer, q, k, v, state)
+        q, k, v = (project(x).reshape(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out, state = attend(layer, apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, state)
         return self.o_proj(out.reshape(batch, time, -1)), state
 
 
@@ -102,12 +119,73 @@ class FeedForward(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class StackedLinear(nnx.Module):
+    """One matrix for each expert, W [experts, in, out], for rows that are sorted by expert."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        shape = (experts, inputs, outputs)
+        self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * inputs**-0.5).astype(dtype))
+
+    def __call__(self, x: Float[Array, "rows inputs"], rows_of: Int[Array, " experts"]) -> Float[Array, "rows outputs"]:
+        return grouped_matmul(x, self.weight[...], rows_of)
+
+
+class Experts(nnx.Module):
+    """SwiGLU of every expert for its own rows: `x [rows, hidden]` sorted by expert, `rows_of [experts]` int32."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        experts, hidden, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_proj = StackedLinear(experts, hidden, inner, rngs=rngs, dtype=dtype)
+        self.up_proj = StackedLinear(experts, hidden, inner, rngs=rngs, dtype=dtype)
+        self.down_proj = StackedLinear(experts, inner, hidden, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "rows hidden"], rows_of: Int[Array, " experts"]) -> Float[Array, "rows hidden"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x, rows_of)) * self.up_proj(x, rows_of), rows_of)
+
+
+def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, " rows"], Int[Array, " count"]]:
+    """Where each row goes when rows are sorted by group (of `count`), equals in order; and the rows of each group.
+
+    Counted, not sorted: a sort of many rows can be compiled for a GPU only where there is one.
+    """
+    seen = jnp.cumsum(groups[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+    sizes = seen[-1]
+    before = jnp.cumsum(sizes) - sizes
+    return before[groups] + jnp.take_along_axis(seen, groups[:, None], axis=1)[:, 0] - 1, sizes
+
+
+class MixtureOfExperts(nnx.Module):
+    """Each token through the experts its router likes best, weighted by the router's softmax, in float32.
+
+    No expert has a capacity: no token is dropped, and what a token gets depends on no other.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.chosen, self.normalise = config.experts_per_token, config.norm_topk_prob
+        self.gate = Linear(config.hidden_size, config.num_experts, rngs=rngs, dtype=dtype)
+        self.experts = Experts(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+        router = jnp.einsum("th,eh->te", tokens, self.gate.weight[...], **exact)
+        weights, experts = jax.lax.top_k(jax.nn.softmax(router), self.chosen)
+        if self.normalise:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        place, rows_of = sorted_places(experts.reshape(-1), router.shape[1])
+        pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size))  # of token and choice, by expert
+        rows = self.experts(tokens[pairs // self.chosen], rows_of)
+        back = rows[place].reshape(-1, self.chosen, x.shape[-1])
+        return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1).astype(x.dtype).reshape(x.shape)
+
+
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.self_attn = Attention(config, rngs=rngs, dtype=dtype)
-        self.mlp = FeedForward(config, rngs=rngs, dtype=dtype)
+        feed_forward = MixtureOfExperts if layer in config.moe_layers else FeedForward
+        self.mlp = feed_forward(config, rngs=rngs, dtype=dtype)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
 
@@ -129,19 +207,14 @@ class Embedding(nnx.Module):
 
 
 class Qwen3(nnx.Module):
-    """The decoder: tokens → hidden states → logits. Weights are random until a checkpoint is loaded into them.
-
-    Raises ConfigError for a mixture-of-experts configuration, which only the cost model understands so far.
-    """
+    """The decoder: tokens → hidden states → logits. Weights are random until a checkpoint is loaded into them."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        if config.num_experts:
-            raise ConfigError(
-                f"{config.name or 'config'}: mixture-of-experts models are not implemented; use a dense one"
-            )
         self.config = config
         self.embed_tokens = Embedding(config, rngs=rngs, dtype=dtype)
-        self.layers = nnx.List([DecoderLayer(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)])
+        self.layers = nnx.List(
+            [DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(config.num_layers)]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, rngs=rngs, dtype=dtype)
@@ -155,7 +228,7 @@ class Qwen3(nnx.Module):
     ) -> tuple[Float[Array, "batch time hidden"], Any]:
         """Hidden states after the last norm, and the state that `attend` threaded through the layers."""
         x = self.embed_tokens(tokens)
-        cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         for index, layer in enumerate(self.layers):
             x, state = layer(x, cos, sin, index, attend, state)
         return self.norm(x), state
