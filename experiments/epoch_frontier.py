@@ -162,8 +162,7 @@ def costs(runs: list[RunData]) -> pd.DataFrame:
 def draw_tokens(table: pd.DataFrame, path: Path) -> None:
     figure = blank(3.4, 3.3)
     axes = figure.add_subplot()
-    shown = table[table["maker"] != HIDDEN]
-    on = shown[shown["on_frontier"]].sort_values("tokens")
+    on = table.loc[table["on_frontier"]].sort_values(by="tokens")
     grey = {"color": LIGHT["envelope"], "lw": 4, "alpha": 0.4, "solid_capstyle": "round"}
     axes.plot(on["tokens"], 100 * on["accuracy"], drawstyle="steps-post", zorder=1, **grey)
     for name, rows in table[table["N"] == 1].groupby("maker", sort=False):
@@ -183,9 +182,9 @@ def draw_tokens(table: pd.DataFrame, path: Path) -> None:
         )
     more = on[on["N"] > 1]
     axes.plot(more["tokens"], 100 * more["accuracy"], ".", color=LIGHT["ink"], ms=3.5, zorder=4)
-    for row in on.drop_duplicates("model", keep="first").itertuples():
-        if row.accuracy > 0.05:
-            spot, words = (row.tokens, 100 * row.accuracy), re.sub(r"-pre-release$", "", str(row.model))
+    for row in on.drop_duplicates("model", keep="first").to_dict(orient="records"):
+        if row["accuracy"] > 0.05:
+            spot, words = (row["tokens"], 100 * row["accuracy"]), row["model"].removesuffix("-pre-release")
             axes.annotate(words, spot, (-5, -6), textcoords="offset points", ha="right", fontsize=SMALL - 1)
     axes.set_xscale("log")
     axes.set_xlim(180, 42_000)
@@ -292,24 +291,24 @@ def evaluate(data: Path, out: Path) -> None:
         table.to_csv(out / f"epoch_{name}.csv", index=False)
     draw_tokens(tokens, out / "epoch_tokens.png")
     draw_pass(passes, out / "epoch_pass_at_k.png")
-    reference = passes[passes["model"] == REFERENCE]
-    on = tokens[tokens["on_frontier"]].sort_values("tokens")
+    reference = passes.loc[passes["model"] == REFERENCE]
+    on = tokens.loc[tokens["on_frontier"]].sort_values(by="tokens")
     summary = {
         "source": NOTICE,
         "runs": len(runs),
         "samples": int(sum(len(run.problem) for run in runs)),
         "runs_with_complete_token_counts": len(whole),
         "left_out_of_the_envelope": sorted(name for name, of in makers.items() if of == HIDDEN),
-        "pass_at_k": {REFERENCE: reference.drop(columns="model").to_dict("records")},
-        "token_frontier": on.drop(columns=["parameters", "on_frontier"]).to_dict("records"),
+        "pass_at_k": {REFERENCE: reference.drop(columns="model").to_dict(orient="records")},
+        "token_frontier": on.drop(columns=["parameters", "on_frontier"]).to_dict(orient="records"),
         "cost": {
             "hardware": "h100",
             "convention": "traffic",
             "prompt_tokens": PROMPT_TOKENS,
             "shapes": {name: source for name, (_, _, source) in SHAPES.items()},
-            "rows": cost[["model", "attention", "N", "samples", "accuracy", "low", "high", "compute", "memory", "cost"]]
+            "rows": cost.drop(columns=["parameters", "problems", "ungraded", "on_frontier"])
             .round(6)
-            .to_dict("records"),
+            .to_dict(orient="records"),
         },
     }
     (out / "epoch_summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -16,6 +16,7 @@ import tyro
 from kinetics_jax.checkpoints.resolve import builtin_models, resolve
 from kinetics_jax.commands.calibrate import calibrate
 from kinetics_jax.commands.cost import cost
+from kinetics_jax.commands.frontier import frontier
 from kinetics_jax.commands.grade import grade, run_summary
 from kinetics_jax.commands.plan import plan
 from kinetics_jax.errors import UserError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Positional = tyro.conf.Positional
 MOST_SAMPLES = 10**6  # of a problem
-FIGURE_KINDS = (".png", ".pdf", ".svg")
 
 ModelArg = Annotated[
     str, tyro.conf.arg(metavar="MODEL", help="Built-in name, Hugging Face or Orbax directory, or hub id.")
@@ -156,56 +156,6 @@ def sample(
             on_progress=on_progress,
         )
     print(f"{out}: {run_summary(run)}")
-
-
-def frontier(
-    runs: Positional[tuple[Path, ...]],
-    *,
-    hardware: str = "h100",
-    convention: str = "traffic",
-    csv: Path | None = None,
-    figure: Path | None = None,
-    report: Path | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Accuracy against cost over (model, attention, N) of one or several runs.
-
-    Args:
-        runs: Run folders.
-        hardware: Chip whose FLOP/byte ratio prices memory traffic.
-        convention: How costs are counted: traffic, paper or upstream.
-        csv: Write the table here.
-        figure: Write the figure here (.png, .pdf, .svg).
-        report: Write the whole report here (.html).
-        as_json: Print the table as JSON.
-    """
-    from kinetics_jax.economics.frontier import frontier as frontier_table
-    from kinetics_jax.economics.samples import run_data
-    from kinetics_jax.traces import read_run, write_whole
-
-    if not runs:
-        raise UserError("frontier: name at least one run folder")
-    if figure and figure.suffix not in FIGURE_KINDS:
-        raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
-    if report and report.suffix != ".html":
-        raise UserError(f"{report}: the report must end in .html")
-    read = [read_run(path) for path in runs]
-    if report:
-        from kinetics_jax.report import tables_of, write_report
-
-        tables = tables_of(read, convention=convention, hardware=hardware)
-        table = tables.frontier
-        write_report(report, read, tables, title="Accuracy against cost", command=command_line())
-    else:
-        table = frontier_table([run_data(run) for run in read], convention=convention, hardware=hardware)
-    if csv:
-        write_whole(csv, table.to_csv(index=False))
-    if figure:
-        from kinetics_jax.figure_style import save
-        from kinetics_jax.figures import frontier_figure
-
-        save(frontier_figure(table), figure)
-    print_table(table, as_json)
 
 
 def convert(

@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.attention_names import spoken_kind
-from kinetics_jax.figure_style import MARKERS, SMALL, Look, blank, handle, legend, look, panel
+from kinetics_jax.figure_style import (
+    DARK_COLOURS,
+    LIGHT_COLOURS,
+    MARKERS,
+    SMALL,
+    Look,
+    blank,
+    handle,
+    legend,
+    look,
+    panel,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +111,37 @@ def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0
     axes.set(xlabel="Attention budget (tokens per step and KV head)", ylabel="Problems solved, pass@1 (%)")
     panel(axes, style)
     legend(figure, style, markers=False, more=several)
+    return figure
+
+
+def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 3.3) -> Figure:
+    """Accuracy that a cost limit buys, each problem with a configuration of its own or all with one, with its interval
+    as a band; dotted, where the table has it, what the samples promised that the choice was made on.
+
+    `table` as made by `economics.allocation.allocation_table` with a column `choice`, or `honest_allocation`.
+    """
+    import pandas as pd
+
+    style = look(pd.DataFrame({"model": [""], "parameters": [1], "attention": ["dense"]}), dark=dark)
+    figure = blank(width, 0.85 * width, style)
+    axes = figure.add_subplot()
+    names = {"per_problem": "Best for each problem", "for_all": "One for all problems"}
+    palette, honest = DARK_COLOURS if dark else LIGHT_COLOURS, "seen" in table
+    for (choice, name), colour, dashes in zip(names.items(), palette, ("-", (0, (3, 1.2))), strict=False):
+        rows = table.loc[table["choice"] == choice].sort_values(by="limit")
+        label = f"{name}, unseen samples" if honest else name
+        axes.plot(rows["limit"], 100 * rows["accuracy"], color=colour, ls=dashes, lw=1.4, label=label, zorder=3)
+        _band(axes, rows, "limit", colour)
+        if honest:
+            axes.plot(rows["limit"], 100 * rows["seen"], color=colour, ls=":", lw=1.1, label=f"{name}, as chosen")
+    axes.set_xscale("log")
+    _cost_ticks(axes, min(table["limit"]), max(table["limit"]))
+    axes.set(
+        xlabel=f"Cost allowed per problem (Tera-{'FLOPs' if table.attrs.get('law') == 'FLOPs' else 'eFLOPs'})",
+        ylabel="Problems solved (%)",
+    )
+    panel(axes, style)
+    axes.legend(fontsize=SMALL, frameon=False, labelcolor=style.theme["ink"], handlelength=2.2)
     return figure
 
 

@@ -8,12 +8,14 @@ a command that was interrupted goes on where it was.
 from __future__ import annotations
 
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence

@@ -81,9 +81,9 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
     for i, limit in enumerate(allocation.limits):
         used, counts = np.unique(allocation.choice[i], return_counts=True)
         best = min(zip(-counts, mean_cost[used], used, strict=True))[2] if used.max() >= 0 else -1
-        named = dict.fromkeys(("model", "attention", "N", "cap"))
+        named: dict[str, Any] = dict.fromkeys(("model", "attention", "N", "cap"))
         if best >= 0:
-            named = {name: cells.configurations.iloc[best][name] for name in named}
+            named = {name: cells.configurations[name].to_numpy()[best] for name in named}
         rows.append(
             {
                 "limit": limit,
@@ -170,8 +170,8 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     """
     if smooth and (smooth < 0 or smooth % 2 == 0):
         raise SamplesError(f"smooth must be 0 or an odd number of rows, got {smooth}")
-    kept = table[pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())]
-    kept = kept.sort_values(["cost", "accuracy"], kind="stable").drop_duplicates(["cost", "accuracy"])
+    kept = table.loc[pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())]
+    kept = kept.sort_values(by=["cost", "accuracy"], kind="stable").drop_duplicates(["cost", "accuracy"])
     kept = kept.reset_index(drop=True)
     if smooth:
         accuracy, reach = kept["accuracy"].to_numpy(), smooth // 2

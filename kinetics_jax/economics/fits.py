@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ import numpy.typing as npt
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kinetics_jax.economics.allocation import Allocation
+    from kinetics_jax.economics.grid import Grid
 
 STEEPEST = 4.0  # exponents are looked for in -STEEPEST … STEEPEST
 LONGEST = 1 << 24  # tokens: beyond any context
@@ -51,21 +55,14 @@ def power_law(
 
     Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
     squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
-    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: where the
-    points come from samples, redraw the problems, fit each time and give the laws to `spread`. NaN for fewer than one
-    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or
-    numbers that have no logarithm.
+    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those
+    take `law_along`, or redraw the problems, fit each time and give the laws to `spread`. NaN for fewer than one point
+    more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or numbers
+    that have no logarithm.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    law = _fitted(x, y, offset)
     parameters = 3 if offset else 2
-    if x.ndim != 1 or x.shape != y.shape:
-        raise FitError(f"a power law needs a y for every x, got shapes {x.shape} and {y.shape}")
-    if len(np.unique(x)) < parameters:
-        raise FitError(f"a power law of {parameters} parameters needs as many different x, got {len(np.unique(x))}")
-    if not (np.all(np.isfinite(x) & (x > 0) & np.isfinite(y)) and (offset or np.all(y > 0))):
-        raise FitError("a power law needs positive, finite numbers" + (" for x" if offset else ""))
-    fit = _with_offset if offset else _through_logarithms
-    law = PowerLaw(*fit(x, y))
     if len(x) <= parameters:
         return law
     rng = np.random.default_rng(seed)
@@ -73,7 +70,43 @@ def power_law(
     while len(laws) < resamples:
         drawn = rng.integers(len(x), size=len(x))
         if len(np.unique(x[drawn])) >= parameters:
-            laws.append(PowerLaw(*fit(x[drawn], y[drawn])))
+            laws.append(_fitted(x[drawn], y[drawn], offset))
+    return spread(law, laws, confidence=confidence)
+
+
+def law_along(
+    cells: Grid,
+    allocation: Allocation,
+    quantity: str | npt.ArrayLike,
+    *,
+    where: npt.ArrayLike | None = None,
+    offset: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> PowerLaw:
+    """How what is chosen grows with cost along an allocation: means over problems against the mean cost paid.
+
+    `quantity`: `tokens` of a sample, a numeric column of the grid's configurations (`N`, `cap`, `parameters`), or a
+    number for each configuration (KV budgets, say), NaN where a configuration has none. `where` bool [limits]: the
+    limits that count; by default those at which every problem affords something that has the quantity. Intervals
+    redraw problems, choices as they are, and fit each time. Raises FitError as `power_law` does.
+    """
+    if isinstance(quantity, str) and quantity == "tokens":
+        values = cells.tokens
+    else:
+        column = cells.configurations[quantity].to_numpy(np.float64) if isinstance(quantity, str) else quantity
+        values = np.broadcast_to(np.asarray(column, np.float64)[:, None], cells.tokens.shape)
+    chosen = np.where(allocation.choice >= 0, values[allocation.choice, np.arange(len(cells.problems))], np.nan)
+    counts = ~np.isnan(chosen).any(axis=1)
+    if where is not None:
+        counts &= np.asarray(where, bool)
+    cost, chosen = allocation.cost[counts], chosen[counts]
+    law = _fitted(cost.mean(axis=1), chosen.mean(axis=1), offset)
+    if len(cells.problems) == 1:
+        return law
+    draws = np.random.default_rng(seed).integers(len(cells.problems), size=(resamples, len(cells.problems)))
+    laws = [_fitted(cost[:, drawn].mean(axis=1), chosen[:, drawn].mean(axis=1), offset) for drawn in draws]
     return spread(law, laws, confidence=confidence)
 
 
@@ -89,14 +122,26 @@ def spread(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) 
     return dataclasses.replace(law, **intervals)
 
 
-def _through_logarithms(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def _fitted(x: np.ndarray, y: np.ndarray, offset: bool) -> PowerLaw:
+    parameters = 3 if offset else 2
+    if x.ndim != 1 or x.shape != y.shape:
+        raise FitError(f"a power law needs a y for every x, got shapes {x.shape} and {y.shape}")
+    if len(np.unique(x)) < parameters:
+        raise FitError(f"a power law of {parameters} parameters needs as many different x, got {len(np.unique(x))}")
+    if not (np.all(np.isfinite(x) & (x > 0) & np.isfinite(y)) and (offset or np.all(y > 0))):
+        raise FitError("a power law needs positive, finite numbers" + (" for x" if offset else ""))
+    return _with_offset(x, y) if offset else _through_logarithms(x, y)
+
+
+def _through_logarithms(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     exponent, level = np.polyfit(np.log(x), np.log(y), 1)
-    return float(np.exp(level)), float(exponent)
+    return PowerLaw(float(np.exp(level)), float(exponent))
 
 
-def _with_offset(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
     base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
+    exponent, slope, level = 0.0, 0.0, y.mean()
     low, high = -STEEPEST, STEEPEST
     for _ in range(12):
         exponents = np.linspace(low, high, 65)
@@ -110,7 +155,7 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         exponent, slope, level = exponents[best], slopes[best], y.mean() - slopes[best] * powers[best].mean()
         step = exponents[1] - exponents[0]
         low, high = exponent - step, exponent + step
-    return float(slope / base**exponent), float(exponent), float(level)
+    return PowerLaw(float(slope / base**exponent), float(exponent), float(level))
 
 
 def iso_cost(

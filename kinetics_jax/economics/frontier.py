@@ -54,7 +54,7 @@ def frontier(
     tables = []
     for pool in pools:
         of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
-        _warn_of_ungraded(pool, int(of_pool.configurations["N"].max()))
+        _warn_of_ungraded(pool, int(of_pool.configurations["N"].to_numpy().max()))
         low, high = cluster_bootstrap(of_pool.accuracy.T)
         table = of_pool.configurations
         if caps is None:

@@ -62,8 +62,10 @@ class Grid:
     def rows(self, chosen: npt.ArrayLike) -> Grid:
         """Some of the configurations: indices, or a bool for each."""
         chosen = np.asarray(chosen)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
         return Grid(
-            self.configurations[chosen] if chosen.dtype == bool else self.configurations.iloc[chosen],
+            self.configurations.iloc[chosen],
             self.problems,
             *(array[chosen] for array in (self.accuracy, self.compute, self.memory, self.tokens)),
         )
@@ -187,6 +189,7 @@ def _some(problem: Problem, chosen: np.ndarray) -> Problem:
         lengths=[problem.lengths[i] for i in chosen],
         grades=[problem.grades[i] for i in chosen],
         correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
+        answers=[problem.answers[i] for i in chosen] if problem.answers else [],
     )
 
 
@@ -206,11 +209,24 @@ def _warn_of_two_rules(pools: Sequence[Pool], caps: Sequence[int] | None) -> Non
 
 def _accuracy(pool: Pool, caps: np.ndarray, trials: np.ndarray) -> np.ndarray:
     """pass@N, `[problems, caps, trials]`."""
-    graded, right = np.empty((2, len(pool.problems), len(caps)))
-    for i, problem in enumerate(pool.problems.values()):
-        grades = problem.grades_within(caps)
-        graded[i], right[i] = np.sum(~np.isnan(grades), axis=0), np.nansum(grades, axis=0)
+    problems = list(pool.problems.values())
+    cut = [i for i, cap in enumerate(caps) if cap in pool.caps]
+    grades = _padded([[np.nan if grade is None else grade for grade in problem.grades] for problem in problems], np.nan)
+    within = _padded([problem.lengths for problem in problems], 0)[:, :, None] <= caps
+    graded = np.repeat(np.sum(~np.isnan(grades), axis=1)[:, None], len(caps), axis=1)
+    right = np.sum((grades[:, :, None] == 1) & within, axis=1)
+    for row, problem in enumerate(problems if cut else ()):
+        of_cuts = problem.grades_within(caps[cut])
+        graded[row, cut], right[row, cut] = np.sum(~np.isnan(of_cuts), axis=0), np.nansum(of_cuts, axis=0)
     return pass_at_k(graded[..., None], right[..., None], trials)
+
+
+def _padded(rows: Sequence[Sequence[float]], filler: float) -> np.ndarray:
+    """Rows of unlike lengths as one array."""
+    padded = np.full((len(rows), max(map(len, rows))), filler, np.float64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
 
 
 def _costs(
@@ -219,9 +235,8 @@ def _costs(
     """Compute, memory and mean tokens, `[problems, caps, trials]`."""
     problems = list(pool.problems.values())
     sizes = np.array([len(problem.lengths) for problem in problems])
-    lengths = np.zeros((len(problems), sizes.max()))  # padded with samples of no tokens, which are not counted below
-    for row, problem in zip(lengths, problems, strict=True):
-        row[: len(problem.lengths)] = np.sort(problem.lengths)
+    # Padded with samples of no tokens, which are not counted below.
+    lengths = _padded([sorted(problem.lengths) for problem in problems], 0)
     there = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]
     # In `upstream` what trials share depends on how many there are; elsewhere one trial tells both shares.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -237,7 +238,7 @@ def _table_row(fields: dict[str, Any]) -> dict[str, Any]:
         "tokens": _count,
         "prompt_tokens": _count,
         "correct": _verdict,
-        "attention": lambda text: parse_policy(text) if text else None,
+        "attention": _policy,
     }
     row: dict[str, Any] = {}
     for column, value in fields.items():
@@ -250,6 +251,11 @@ def _table_row(fields: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{column} cannot be {value!r} ({error})") from error
     return row
+
+
+@functools.lru_cache(maxsize=64)  # a table spells few policies, many times
+def _policy(text: str) -> Policy | None:
+    return parse_policy(text) if text else None
 
 
 def _count(text: str) -> int | None:

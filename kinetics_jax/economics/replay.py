@@ -7,13 +7,18 @@ knows a right answer when it sees one, as pass@N does.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.economics.estimators import EstimateError, cluster_bootstrap
+from kinetics_jax.economics.grid import grid
 from kinetics_jax.economics.samples import Pool, SamplesError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,46 @@ def replay(
         float(solved.mean()), float(low), float(high), float(spent.mean()), float(cost_low), float(cost_high),
         float(drawn.mean()),
     )  # fmt: skip
+
+
+def replay_table(
+    pools: Sequence[Pool],
+    *,
+    trials: Sequence[int] | None = None,
+    wave: int = 1,
+    probe: int | None = None,
+    orders: int = 200,
+    seed: int = 0,
+    shared_prompt: bool = True,
+    **costs: Any,
+) -> pd.DataFrame:
+    """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
+
+    Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
+    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after so many samples
+    without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
+    happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
+    """
+    import pandas as pd
+
+    rows = []
+    for pool in pools:
+        fixed = grid([pool], trials=trials, shared_prompt=shared_prompt, **costs)
+        for i, n in enumerate(fixed.configurations["N"]):
+            early = None if probe is None or probe >= n else probe
+            rule = StopRule(most=int(n), wave=min(wave, int(n)), probe=early)
+            found = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
+            cost = float(fixed.cost[i].mean())
+            rows.append(
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n)}
+                | dataclasses.asdict(found)
+                | {
+                    "fixed_accuracy": float(fixed.accuracy[i].mean()),
+                    "fixed_cost": cost,
+                    "saved": 1 - found.cost / cost,
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _drawn(hits: np.ndarray, rule: StopRule) -> np.ndarray:

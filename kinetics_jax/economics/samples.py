@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -42,8 +43,8 @@ class RunData:
     config: ModelConfig | None
     problem: Sequence[str]
     sample: Sequence[Hashable]
-    prompt_tokens: npt.ArrayLike
-    output_tokens: npt.ArrayLike
+    prompt_tokens: npt.ArrayLike | Sequence[int | None]
+    output_tokens: npt.ArrayLike | Sequence[int | None]
     correct: Sequence[bool | None]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = ""
@@ -153,7 +154,7 @@ class Problem:
     @property
     def longest(self) -> float:
         """Tokens of the longest sample, at least 1; NaN where a length is missing."""
-        return float(np.max([1, *self.lengths]))
+        return math.nan if any(map(math.isnan, self.lengths)) else float(max([1, *self.lengths]))
 
     def knows(self, cap: int) -> bool:
         """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
@@ -169,14 +170,13 @@ class Problem:
         """
         caps = np.atleast_1d(np.asarray(caps))
         lengths = np.array(self.lengths, np.float64)[:, None]
-        grades = np.array([np.nan if grade is None else grade for grade in self.grades], np.float64)[:, None]
+        grades = _as_numbers(self.grades)[:, None]
         within = np.where(np.isnan(grades) | (lengths <= caps), grades, 0.0)
         missing = np.isnan(lengths) & ~np.isnan(grades)
         for i, cap in enumerate(caps):
             if cap in self.caps:
                 column = self.caps.index(int(cap))
-                cut = [np.nan if row[column] is None else float(row[column]) for row in self.correct_within]
-                within[:, i] = np.array(cut, np.float64)
+                within[:, i] = _as_numbers(row[column] for row in self.correct_within)
             elif np.any(missing):
                 raise SamplesError(
                     f"{int(np.sum(missing))} of {len(lengths)} samples of a problem have no token count, so it is not "
@@ -306,19 +306,21 @@ def _pool(runs: list[RunData]) -> Pool:
             )
         if run.config != pool.config:
             raise SamplesError(f"{pool}: runs of different architectures cannot be pooled; name the models apart")
-        prompts, lengths = (np.asarray(counts, np.float64) for counts in (run.prompt_tokens, run.output_tokens))
+        prompts, lengths = _counts(run.prompt_tokens), _counts(run.output_tokens)
         columns = [list(run.caps).index(cap) for cap in caps]
         for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
             if (problem, sample) in seen:
                 raise SamplesError(f"{pool}: problem {problem!r} sample {sample} is there twice; give each run once")
             seen.add((problem, sample))
-            entry = problems.setdefault(problem, Problem(_count(prompts[i]), [], [], caps))
-            if not np.array_equal(entry.prompt_tokens, prompts[i], equal_nan=True):
+            if (entry := problems.get(problem)) is None:
+                entry = problems[problem] = Problem(prompts[i], [], [], caps)
+            missing = math.isnan(entry.prompt_tokens) and math.isnan(prompts[i])
+            if entry.prompt_tokens != prompts[i] and not missing:
                 raise SamplesError(
-                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {_count(prompts[i])} "
-                    "tokens; the runs were made with different prompts"
+                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; the "
+                    "runs were made with different prompts"
                 )
-            entry.lengths.append(_count(lengths[i]))
+            entry.lengths.append(lengths[i])
             entry.grades.append(_grade(run.correct[i]))
             if said:
                 entry.answers.append(run.answers[i])
@@ -346,8 +348,13 @@ def _common_caps(runs: list[RunData]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
-def _count(value: float) -> float:
-    return value if np.isnan(value) else int(value)
+def _counts(values: npt.ArrayLike | Sequence[int | None]) -> list[float]:
+    """Whole numbers, NaN where one is missing."""
+    return [value if math.isnan(value) else int(value) for value in np.asarray(values, np.float64).tolist()]
+
+
+def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:
+    return np.array([np.nan if grade is None else float(grade) for grade in grades])
 
 
 def _grade(value: bool | None) -> bool | None:

@@ -22,7 +22,7 @@ from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.economics.estimators import EstimateError, pass_at_k
 from kinetics_jax.economics.frontier import pareto
 from kinetics_jax.economics.grid import Grid, grid
-from kinetics_jax.economics.replay import StopRule, replay
+from kinetics_jax.economics.replay import StopRule, replay, replay_table
 from kinetics_jax.economics.samples import RunData, SamplesError, pooled
 from kinetics_jax.policies import BlockTopK, Dense
 
@@ -205,3 +205,71 @@ def test_every_wave_pays_for_its_own_reads_of_the_prompt():
     cost = generation_cost(pool.config, prompt_tokens=5000, output_tokens=[200, 400, 600, 800], shared_prompt=True)
     reads = sum(value for name, value in cost.shared.items() if name.endswith("_reads"))
     np.testing.assert_allclose(apart.cost - together.cost, reads.sum() - reads.max(), rtol=1e-9)
+
+
+@settings(deadline=None)
+@given(grids())
+def test_an_envelope_is_pareto_and_beats_what_it_leaves_out(cells):
+    table = cells.configurations.assign(cost=cells.cost.mean(axis=1), accuracy=cells.accuracy.mean(axis=1).round(12))
+    kept = envelope(table)
+    assert (np.diff(kept["cost"]) > 0).all()
+    assert (np.diff(kept["accuracy"]) > 0).all()
+    for row in table.itertuples():
+        assert ((kept["cost"] <= row.cost) & (kept["accuracy"] >= row.accuracy)).any()
+    for row in kept.itertuples():
+        assert ((table["model"] == row.model) & (table["cost"] == row.cost) & (table["accuracy"] == row.accuracy)).any()
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10**6), st.floats(0.05, 0.95))
+def test_what_was_promised_is_no_less_than_what_comes(seed, chance):
+    """On average over halvings, used both ways, the best on one half cannot be beaten by it on the other."""
+    policies = [Dense(), BlockTopK(budget=256), BlockTopK(budget=512)]
+    runs = [coin_run(seed + i, chance, attention=policy, problems=12, samples=8) for i, policy in enumerate(policies)]
+    table = honest_allocation(pooled(runs), [1e9], trials=[1, 2], splits=3, seed=seed)
+    assert (table["optimism"] >= -1e-12).all()
+
+
+def test_a_law_decides_what_is_affordable():
+    """Arithmetic alone takes the one that reads much; with reads counted it does not fit."""
+    rows = pd.DataFrame({"model": ["a", "b"], "parameters": 1.0, "attention": "dense", "N": 1, "cap": 9})
+    accuracy, compute, memory = (np.array([[x], [y]], float) for x, y in ((0.4, 0.8), (3, 2), (1, 100)))
+    cells = Grid(rows, ("p",), accuracy, compute, memory, compute)
+    for law, limit, expected in (("FLOPs", 5, 1), ("eFLOPs", 5, 0), ("max", 99, 0), ("max", 100, 1), ("FLOPs", 1, -1)):
+        for rule in (best_per_problem, best_for_all):
+            assert rule(cells, [limit], law=law).choice.item() == expected
+    assert best_per_problem(cells, [5], law="FLOPs").cost.item() == 102  # paid in eFLOPs
+    np.testing.assert_allclose(cost_limits(cells, 2, law="FLOPs"), [2, 3])
+    np.testing.assert_allclose(cost_limits(cells, 2), [4, 102])
+
+
+def test_halvings_are_counted_and_needed():
+    pools, seen = pooled([coin_run(0, 0.5, problems=3, samples=4)]), []
+    honest_allocation(pools, [1e9], splits=2, on_progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(1, 2), (2, 2)]
+    with pytest.raises(SamplesError, match="at least one halving"):
+        honest_allocation(pools, [1e9], splits=0)
+
+
+def test_honest_under_caps_of_a_table_without_max_tokens():
+    runs = [coin_run(i, 0.5, model=model, problems=6, samples=5) for i, model in enumerate(("0.6B", "1.7B"))]
+    runs = [RunData(**{**vars(run), "settings": {}}) for run in runs]
+    table = honest_allocation(pooled(runs), [1e9], trials=[1], caps=[950, 1000, 1050, 2000], splits=4)
+    assert (table["accuracy"] > 0.2).all()
+
+
+def test_adaptive_beside_fixed():
+    pools = pooled([coin_run(1, 0.4, samples=8), coin_run(2, 0.6, samples=8, attention=BlockTopK(budget=256))])
+    table = replay_table(pools, wave=2, orders=400)
+    assert list(table["N"]) == [1, 2, 4, 8] * 2
+    cells = grid(pools, shared_prompt=True)
+    np.testing.assert_allclose(table["fixed_accuracy"], cells.accuracy.mean(axis=1))
+    np.testing.assert_allclose(table["fixed_cost"], cells.cost.mean(axis=1))
+    np.testing.assert_allclose(table["accuracy"], table["fixed_accuracy"], atol=0.03)  # a verifier loses nothing
+    np.testing.assert_allclose(table["saved"][[0, 4]], 0, atol=0.02)  # one sample is one sample
+    assert (table["saved"][table["N"] == 8] > 0.3).all()
+    assert (table["samples"] <= table["N"]).all()
+    probing = replay_table(pools, trials=[2, 8], wave=2, probe=4, orders=100)
+    assert (probing["samples"][probing["N"] == 8] <= table["samples"][table["N"] == 8].to_numpy()).all()
+    with pytest.raises(SamplesError, match="probe must be in"):
+        replay_table(pools, trials=[4], probe=0)

@@ -1,11 +1,14 @@
 """Power laws recovered from points made with them, the published ones among them; contours against their costs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.economics.allocation import Allocation, best_per_problem
 from kinetics_jax.economics.cost import generation_cost
-from kinetics_jax.economics.fits import FitError, PowerLaw, iso_cost, power_law, spread
+from kinetics_jax.economics.fits import FitError, PowerLaw, iso_cost, law_along, power_law, spread
+from kinetics_jax.economics.grid import Grid
 from kinetics_jax.policies import BlockTopK, Dense
 
 PUBLISHED = [(91.68, 0.80, 0), (213.58, 0.74, 0), (22.08, 0.92, 0)]
@@ -92,3 +95,35 @@ def test_what_a_cost_buys(attention):
     assert (np.diff(tokens, axis=1) < 0).all()
     assert iso_cost(config, 0.0, prompt_tokens=200, **costs) == 0
     assert iso_cost(config, 1e30, prompt_tokens=200, **costs) == np.inf
+
+
+def lengthening_grid(problems=12, seed=0):
+    """Accuracy grows with every configuration, each of which costs c and generates 90 c^0.8 tokens, a little off."""
+    rng = np.random.default_rng(seed)
+    cost = np.repeat(COSTS[:, None], problems, axis=1)
+    tokens = 90 * cost**0.8 * np.exp(0.1 * rng.standard_normal(problems))
+    rows = pd.DataFrame({"model": "m", "parameters": 1.0, "attention": "dense", "N": np.arange(1, 25), "cap": 9})
+    accuracy = np.repeat(np.linspace(0.1, 0.9, len(COSTS))[:, None], problems, axis=1)
+    return Grid(rows, tuple(map(str, range(problems))), accuracy, cost / 2, cost / 2, tokens)
+
+
+def test_a_law_along_an_allocation():
+    cells = lengthening_grid()
+    chosen = best_per_problem(cells, np.append(COSTS, 1.0))  # at 1 nothing is affordable, which does not count
+    law = law_along(cells, chosen, "tokens")
+    np.testing.assert_allclose(law.exponent, 0.8)
+    np.testing.assert_allclose(law.exponent_interval, 0.8)
+    assert law.scale_interval[0] < law.scale < law.scale_interval[1]  # problems differ in their scale alone
+    np.testing.assert_allclose(law(COSTS), cells.tokens.mean(axis=1))
+    some = np.append(COSTS, 1.0) > 500
+    budgets = 82 * COSTS**0.25 - 212
+    found = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
+    np.testing.assert_allclose([found.scale, found.exponent, found.offset], [82, 0.25, -212], rtol=1e-3)
+    by_column = law_along(cells, chosen, "N", where=some)
+    assert by_column.exponent == law_along(cells, chosen, np.arange(1.0, 25), where=some).exponent
+    alone = Allocation(chosen.limits, chosen.choice[:, :1], chosen.accuracy[:, :1], chosen.cost[:, :1])
+    one = Grid(cells.configurations, ("0",), *(a[:, :1] for a in (cells.accuracy, cells.compute, cells.memory)),
+               cells.tokens[:, :1])  # fmt: skip
+    assert np.isnan(law_along(one, alone, "tokens").exponent_interval).all()
+    with pytest.raises(FitError, match="as many different x, got 0"):
+        law_along(cells, chosen, np.full(len(COSTS), np.nan))

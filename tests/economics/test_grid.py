@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.cost import best_of_n_cost
 from kinetics_jax.economics.estimators import EstimateError, pass_at_k
 from kinetics_jax.economics.frontier import frontier
-from kinetics_jax.economics.grid import default_trials, grid, halves, longest
+from kinetics_jax.economics.grid import default_caps, default_trials, grid, halves, longest
 from kinetics_jax.economics.samples import RunData, SamplesError, pooled
 from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, TokenTopK
 
@@ -159,3 +160,50 @@ def test_a_frontier_under_caps():
     np.testing.assert_allclose(table["cost"][2:], whole["cost"])
     np.testing.assert_allclose(table["low"][2:], whole["low"])
     assert (table["cost"][:2].to_numpy() < whole["cost"].to_numpy()).all()
+
+
+def test_halves_have_the_same_rows_though_one_lacks_the_longest_sample():
+    """A plain table says no max_tokens: caps must not end at each half's own longest sample."""
+    pools = pooled([dataclasses.replace(random_run(8, ungraded=0), settings={})])
+    most = longest(pools[0])
+    for seed in range(5):
+        one, two = (grid(half, trials=[1, 3], caps=[700, most, 2 * most]) for half in halves(pools, seed))
+        assert one.configurations.equals(two.configurations)
+        assert list(one.configurations["cap"]) == [700, 700, most, most]
+
+
+def test_halves_of_samples_without_counts_or_architecture():
+    run = dataclasses.replace(random_run(8, ungraded=0), config=None, output_tokens=[None] * 21, settings={})
+    one, two = halves(pooled([run]), 0)
+    assert [problem.graded for problem in one[0].problems.values()] == [3, 3, 5]
+    assert [problem.graded for problem in two[0].problems.values()] == [3, 3, 4]
+
+
+def test_what_the_laws_count():
+    cells = grid(pooled([random_run(0), random_run(1, attention=BlockTopK(budget=256))]))
+    np.testing.assert_array_equal(cells.spent("eFLOPs"), cells.compute + cells.memory)
+    np.testing.assert_array_equal(cells.spent("FLOPs"), cells.compute)
+    assert (cells.spent("max") >= np.maximum(cells.compute, cells.memory)).all()
+    assert (cells.spent("max") < cells.cost).all()
+    with pytest.raises(SamplesError, match="law 'seconds' is not known"):
+        cells.spent("seconds")
+
+
+def test_default_caps():
+    graded, more = random_run(5, caps=(600, 900)), random_run(6, model="Qwen/Qwen3-8B", caps=(600,))
+    assert default_caps(pooled([graded, more])) == [600, 4096]
+    plain = pooled([graded, random_run(6, model="Qwen/Qwen3-8B")])
+    caps = default_caps(plain)
+    assert len(caps) == 16
+    assert caps[-1] == max(problem.longest for pool in plain for problem in pool.problems.values())
+
+
+def test_two_rules_of_grading_are_told():
+    runs = [random_run(5, caps=(600,)), random_run(6, model="Qwen/Qwen3-8B")]
+    with pytest.warns(UserWarning, match="8B dense: cut texts were not graded at 600 tokens, as those of others"):
+        grid(pooled(runs), trials=[1], caps=[600])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grid(pooled(runs), trials=[1])
+        grid(pooled(runs), trials=[1], caps=[700])
+        grid(pooled(runs), trials=[1], caps=[5000])  # nothing is cut
