@@ -24,7 +24,7 @@ from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling
 from kinetics_jax.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 
 STEPS = 8  # decode steps of a timed chunk
-ROUNDS = 7  # turns of every measurement
+ROUNDS = 5  # turns of every measurement
 VISIT_SECONDS = 0.03  # of a turn, at least
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
 MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU

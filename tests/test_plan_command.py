@@ -150,7 +150,7 @@ def test_measures_take_turns_and_spells_of_other_work_do_not_count():
         def once():
             calls.append(name)
             time.sleep(0.02)
-            return seconds * (3 if len(calls) > 24 else 1)  # the second half of the measurement is disturbed
+            return seconds * (3 if len(calls) > 18 else 1)  # the second half of the measurement is disturbed
 
         return once
 
