@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 
 import jax
@@ -95,7 +97,15 @@ def _shapes(config: ModelConfig) -> Qwen3:
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, dtype: DTypeLike) -> jax.Array:
     """Normal numbers that repeat after a prime count: drawing gigabytes anew would take longer than decoding."""
     few = rng.standard_normal(1_000_003, np.float32) * np.float32(scale)
-    return jnp.asarray(np.resize(few, shape), dtype)
+    return _repeated(jnp.asarray(few, dtype), shape)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _repeated(few: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`few [n]`, over and over, in `shape`: written on the device at once, with nothing beside it in its memory."""
+    size = math.prod(shape)
+    assert size < 2**32, "an index needs more than 32 bits"
+    return few[jnp.arange(size, dtype=jnp.uint32) % few.size].reshape(shape)
 
 
 def read_bandwidth(megabytes: int = 1024) -> float:
