@@ -28,7 +28,9 @@ ROUNDS = 5  # turns of every measurement
 VISIT_SECONDS = 0.03  # of a turn, at least
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
 MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
-PREFILLS = (48, 384, 1000)  # prompt tokens
+PREFILLS = (48, 192, 768)  # prompt tokens: each is padded to a length of its own, also where 512 are the most
+PROMPTS = 4  # prefilled in a turn, as many slots as there are
+LATER = 8  # starts beyond the first, of a turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Plan:
     @property
     def parts(self) -> int:
         """How often `calibrate` tells what it does next."""
-        measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * len(self.prefills)
+        measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * (len(self.prefills) + 1)
         return len(self.programs) + ROUNDS * measured + 2
 
     @property
@@ -177,7 +179,7 @@ def make_plan(
         for batch in between[:-1] if heavy and len(between) > 1 else between:
             held_out += [Point(name, Dense(), batch, context, half) for context in (short * 3, half)]
             held_out += [Point(name, policy, batch, half, half) for policy in policies or [_sparse(middle)]]
-    return Plan(shapes, fitted, held_out, PREFILLS[:2] if quick else PREFILLS)
+    return Plan(shapes, fitted, held_out, PREFILLS[::2] if quick else PREFILLS)
 
 
 def _sparse(budget: int) -> BlockTopK:
@@ -210,8 +212,9 @@ def calibrate(
     for shape_name, shape in plan.shapes.items():
         weights = random_weights(shape, dtype)
         measures: dict[Any, Callable[[], float]] = {
-            (shape_name, tokens): _prefill(shape, weights, tokens, dtype, backend) for tokens in plan.prefills
+            (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend) for tokens in plan.prefills
         }
+        measures[shape_name, 0] = start_measure(shape, weights, dtype, backend)
         held = 0
         programs = [program for program in plan.programs if program[0] == shape_name]
         for program in programs:
@@ -267,13 +270,13 @@ def calibrate(
     )
     fitted, held_out = steps(plan.fitted), steps(plan.held_out)
     found: Fit = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
+    later = max(statistics.median(seconds[name, 0] for name in plan.shapes), 0.0)
+    profile = dataclasses.replace(found.hardware, start_seconds=later)
 
     def errors(of: list[Step]) -> list[tuple[Step, float]]:
-        return list(
-            zip(of, relative_errors(found.hardware, of, kv_bytes=size, weight_bytes=size).tolist(), strict=True)
-        )
+        return list(zip(of, relative_errors(profile, of, kv_bytes=size, weight_bytes=size).tolist(), strict=True))
 
-    return Calibration(found.hardware, errors(fitted), errors(held_out), found.cross_validated, prefills)
+    return Calibration(profile, errors(fitted), errors(held_out), found.cross_validated, prefills)
 
 
 def matmul_rate(dtype: Any, size: int = 1024) -> float:
@@ -316,30 +319,51 @@ def _within(shape: ModelConfig, tokens: int) -> int:
     return min(tokens, shape.max_position_embeddings - 2)
 
 
-def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend: str | None) -> Callable[[], float]:
+def prefill_measure(
+    shape: ModelConfig, weights: Any, tokens: int, dtype: Any = jnp.float32, backend: str | None = None
+) -> Callable[[], float]:
     """Measures a prompt through the engine: computed, its sample started and, having its one token, taken out."""
-    prompts = 4
+    run = _engine_run(shape, weights, [_within(shape, tokens)] * PROMPTS, 1, dtype, backend)
+    return lambda: run() / PROMPTS
+
+
+def start_measure(
+    shape: ModelConfig, weights: Any, dtype: Any = jnp.float32, backend: str | None = None
+) -> Callable[[], float]:
+    """Measures a start of a prompt's further samples through the engine, with the chunk and the look that it takes.
+
+    A prompt has one token to draw for each sample, so that its samples begin in as many goes as slots are too few.
+    """
+    many = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS * (1 + LATER), dtype, backend)
+    one = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS, dtype, backend)
+    return lambda: (many() - one()) / LATER
+
+
+def _engine_run(
+    shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None
+) -> Callable[[], float]:
+    """Seconds of the engine for prompts of so many tokens each, `samples` of one token each of every prompt."""
     engine = Engine(
         random_graph(shape),
         weights,
         shape,
         policy=Dense(),
         sampling=SAMPLING,
-        settings=EngineSettings(slots=prompts, chunk=STEPS),
+        settings=EngineSettings(slots=PROMPTS, chunk=STEPS),
         cache_dtype=dtype,
         backend=backend,
     )
     rng = np.random.default_rng(2)
     requests = [
-        Request(str(index), rng.integers(shape.vocab_size, size=_within(shape, tokens)).tolist(), range(1))
-        for index in range(prompts)
+        Request(str(index), rng.integers(shape.vocab_size, size=tokens).tolist(), range(samples))
+        for index, tokens in enumerate(prompts)
     ]
 
     def once() -> float:
         began = time.perf_counter()
         drawn = sum(1 for _ in engine.run(requests))
-        assert drawn == prompts
-        return (time.perf_counter() - began) / prompts
+        assert drawn == samples * len(prompts)
+        return time.perf_counter() - began
 
     once()  # compiles
     return once
