@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decode_bench.aims import aims
+from decode_bench.aims import PEER_BATCH, aims
 from decode_bench.points import ENGINE, PEERS, Point, Settings, shape, transformers_shape
 from decode_bench.summary import COLUMNS, table
 from decode_bench.worker import Worker, WorkerDied, engine_worker, transformers_worker
@@ -144,46 +144,43 @@ def measure(bench: Bench, points: Sequence[Point], settings: Settings, turns: in
 
 
 def groups(arguments: argparse.Namespace, facts: dict[str, Any], settings: Settings) -> list[list[Point]]:
-    """Points measured together, in order: on an accelerator each by itself, the aims' first, peers after the engine."""
+    """Points measured together, in order. On an accelerator each is by itself: what is aimed at first."""
     on_host = facts["platform"] == "cpu"
-    places = []
+    places: dict[tuple[str, int, int, int], bool] = {}  # and whether the batch is the largest that fits
     for model in arguments.models:
         layers = shape(model, arguments.layers).num_layers
         for batch in arguments.batches:
             for context in arguments.contexts:
                 sequences = largest_batch(model, layers, context, facts, settings) if batch == "fit" else int(batch)
-                places.append((model, layers, sequences, context))
-    places = [place for place in dict.fromkeys(places) if place[2] > 0]
-    runners = (*ENGINE, *arguments.peers)
-    if on_host:
-        return [
-            [Point(model, layers, runner, batch, context) for runner in runners]
-            for model, layers, batch, context in places
-        ]
-    found = [
-        Point(model, layers, runner, batch, context) for runner in runners for model, layers, batch, context in places
+                if sequences:
+                    places.setdefault((model, layers, sequences, context), batch == "fit")
+    points = [
+        [Point(model, layers, runner, batch, context) for runner in (*ENGINE, *arguments.peers)]
+        for model, layers, batch, context in places
     ]
-    peers_at = {32, *(int(batch) for batch in arguments.peer_batches)}
-    found = [point for point in found if point.runner in ENGINE or point.batch in peers_at]
+    if on_host:
+        return points
 
-    def rank(point: Point) -> tuple:
-        peer = point.runner not in ENGINE
-        first = point.context == arguments.contexts[0] and (peer or point.batch >= 32)
-        return not first, peer, arguments.models.index(point.model)
+    def rank(point: Point) -> tuple[int, bool, int]:
+        peer, most = point.runner not in ENGINE, places[point.model, point.layers, point.batch, point.context]
+        first = most and point.context == arguments.contexts[0]
+        tier = 0 if first and not peer else 1 if point.batch == PEER_BATCH else 2
+        return tier, peer, arguments.models.index(point.model)
 
-    return [[point] for point in sorted(found, key=rank)]
+    peers_at = {PEER_BATCH, *arguments.peer_batches}
+    each = [point for group in points for point in group if point.runner in ENGINE or point.batch in peers_at]
+    return [[point] for point in sorted(each, key=rank)]
 
 
 def largest_batch(model: str, layers: int, context: int, facts: dict[str, Any], settings: Settings) -> int:
-    """Sequences whose cache fits beside the weights, in whole eights; 0 where the device does not tell its memory."""
+    """Sequences whose cache fits beside the weights; 0 where the device does not tell its memory."""
     if facts["memory"] is None:
         return 0
     config = shape(model, layers)
     chip = Hardware(facts["device"], 1.0, 1.0, float(facts["memory"]))
     sparse = settings.policy("sparse", config)
     sizes = {"kv_bytes": settings.itemsize, "weight_bytes": settings.itemsize, "reserve": RESERVE}
-    found = fits(config, chip, tokens=context + settings.steps, attention=sparse, **sizes).sequences
-    return found // 8 * 8 if found > 8 else found
+    return fits(config, chip, tokens=context + settings.steps, attention=sparse, **sizes).sequences
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -201,7 +198,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, help="transformers as it comes, and compiled (CPU: as it comes)"
     )
-    parser.add_argument("--peer-batches", nargs="*", default=["1"], help="of the peers on an accelerator, beside 32")
+    parser.add_argument(
+        "--peer-batches", nargs="*", type=int, default=[1], help="of the peers on an accelerator, beside 32"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with torch and transformers")
     parser.add_argument("--rows", type=Path, default=Path("end_to_end.jsonl"), help="what was measured, row by row")
     parser.add_argument("--json", type=Path, help="write the table, the rows and the aims here")
@@ -214,7 +213,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     until = time.monotonic() + arguments.seconds
-    engine = engine_worker(patience=arguments.patience)
+    try:
+        engine = engine_worker(patience=arguments.patience)
+    except WorkerDied as died:
+        raise SystemExit(f"the engine does not start: {died}") from died
     on_host = engine.facts["platform"] == "cpu"
     defaults = QUICK if arguments.quick else HOST if on_host else ACCELERATOR
     for name, value in defaults.items():

@@ -48,10 +48,10 @@ class Hardware:
     for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
     vocabulary; `prompt_seconds` to start a prompt, `start_seconds` each time that more of its samples begin later),
     and whether arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
-    seconds of one FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`: attention takes
-    every sequence of a step to be as long as the longest, and a search takes all pages that a sequence may get, as
-    the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one line, for
-    every impossible number.
+    seconds of one FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`:
+    attention takes every sequence of a step to be as long as the longest, and a search takes all pages that a sequence
+    may get, as the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one
+    line, for every impossible number.
     """
 
     name: str
