@@ -26,7 +26,7 @@ from typing import Any
 
 from decode_bench.aims import PEER_BATCH, aims
 from decode_bench.points import ENGINE, PEERS, Point, Settings, shape, transformers_shape
-from decode_bench.summary import COLUMNS, table
+from decode_bench.summary import COLUMNS, HOST_COLUMNS, table
 from decode_bench.worker import Worker, WorkerDied, engine_worker, transformers_worker
 from kernel_bench.byte_model import print_table
 from tqdm import tqdm
@@ -107,6 +107,7 @@ def measure(bench: Bench, points: Sequence[Point], settings: Settings, turns: in
     """Rows of points that are measured in turns: all made, then timed `turns` times over, then dropped."""
     rows = {point: {"row": "point", **dataclasses.asdict(point)} for point in points}
     found: dict[Point, list[float]] = {}
+    cpu: dict[Point, list[float]] = {point: [] for point in points}
 
     def ask(point: Point, do: str, /, **more: Any) -> dict[str, Any]:
         try:
@@ -118,7 +119,7 @@ def measure(bench: Bench, points: Sequence[Point], settings: Settings, turns: in
                     rows[other] |= {"status": "crashed", "why": str(died)}
                     del found[other]
             answer = {"status": "crashed", "why": str(died)}
-        rows[point] |= {name: value for name, value in answer.items() if name != "seconds"}
+        rows[point] |= {name: value for name, value in answer.items() if not name.endswith("seconds")}
         return answer
 
     for point in points:
@@ -134,10 +135,12 @@ def measure(bench: Bench, points: Sequence[Point], settings: Settings, turns: in
             answer = ask(point, "time", runner=point.runner)
             if answer["status"] == "ok":
                 found[point].append(answer["seconds"])
+                cpu[point].append(answer["cpu_seconds"] / settings.steps)
             else:
                 found.pop(point, None)
     for point, seconds in found.items():
         rows[point] |= {"seconds": statistics.median(seconds), "turns": seconds}
+        rows[point] |= {"cpu_seconds": statistics.median(cpu[point])}  # of the host; little where the device is another
     for worker in bench.workers.values():
         worker.ask("drop")
     return list(rows.values())
@@ -231,6 +234,7 @@ def main() -> None:
         itemsize=4 if engine.facts["dtype"] == "float32" else 2,
     )
     setup = {name: engine.facts[name] for name in ("device", "platform", "dtype", "jax", "backends")}
+    setup["cores"] = os.cpu_count() if on_host else None
     bench = Bench(arguments, engine, exclusive=not on_host)
     try:
         rows = Rows(arguments.rows, setup | dataclasses.asdict(settings))
@@ -269,7 +273,8 @@ def report(rows: Rows, settings: Settings, path: Path | None) -> None:
     print(f"\n{setup['device']}, {setup['dtype']}, jax {setup['jax']}; reads {bandwidth / 1e9:.1f} GB/s, at best")
     print(f"page {settings.page_size}, budget {settings.budget}; limit: the bytes of a step at that rate")
     if found:
-        print_table([{name: row[name] for name in COLUMNS} for row in found])
+        columns = HOST_COLUMNS if setup["platform"] == "cpu" else COLUMNS
+        print_table([{name: row[name] for name in columns} for row in found])
     held = aims(found, setup["device"])
     if held:
         print()

@@ -5,8 +5,9 @@
 Half of the built-in problems are sampled under every (model, attention); the planner is asked what to run on the other
 half under a few budgets of seconds on this device, whose profile is measured first (or given: --hardware FILE). The
 advised configuration and its runner-up are then run on the other half with another seed, and timed: compiled before,
-the median of `--turns` runs of the engine. Predicted beside measured, in a table and as JSON. What is there already is
-not done again: the same command continues.
+the median of `--turns` runs of the engine, and beside every run the parts that a prediction adds up: the device may be
+faster or slower than when its profile was measured. Predicted beside measured, in a table and as JSON. What is there
+already is not done again: the same command continues.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.calibration import calibrate, make_plan
+from kinetics_jax.calibration import (
+    SAMPLING,
+    STEPS,
+    calibrate,
+    interleaved,
+    make_plan,
+    prefill_measure,
+    start_measure,
+)
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.commands.cost import config_of
 from kinetics_jax.commands.plan import as_record
@@ -32,9 +42,11 @@ from kinetics_jax.demo import MAX_TOKENS, PAGE_SIZE
 from kinetics_jax.economics.hardware import Hardware, hardware, save_hardware
 from kinetics_jax.economics.planner import Budget, Options, options, plan
 from kinetics_jax.economics.samples import pooled, run_data
+from kinetics_jax.economics.workload import Workload, decoded
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, parse_policy, slug
+from kinetics_jax.random_decode import RandomDecode
 from kinetics_jax.runs import best_of_n
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
@@ -77,8 +89,10 @@ def sampled(
     )
 
 
-def timed(lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int) -> list[float]:
-    """Seconds of the engine for all samples of all problems, compiled before; one number a turn."""
+def timed(
+    lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int
+) -> list[dict[str, float]]:
+    """Every turn the engine's seconds for all samples of all problems, and the seconds of `parts`; compiled before."""
     prompts = render_prompts(problems, lm.directory, task=TASK)
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(row["N"])) for problem in problems]
     engine = lm.engine(
@@ -86,13 +100,44 @@ def timed(lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[
         attention=policy,
         settings=EngineSettings(slots=row["batch"]),
     )
-    seconds = []
-    for _ in range(1 + turns):
+    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in engine.run(requests)}
+    assert len(lengths) == len(problems) * row["N"]
+    work = Workload(
+        np.array([len(request.prompt) for request in requests]),
+        np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
+    )
+    parts = parts_of(lm, policy, work, slots=row["batch"], cap=row["cap"])
+    found = []
+    for _ in range(turns):
         began = time.perf_counter()
-        samples = sum(1 for _ in engine.run(requests))
-        seconds.append(time.perf_counter() - began)
-        assert samples == len(problems) * row["N"]
-    return seconds[1:]
+        for _ in engine.run(requests):
+            pass
+        found.append({"seconds": time.perf_counter() - began, "parts": parts()})
+    return found
+
+
+def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, cap: int) -> Callable[[], float]:
+    """Measures what the planner adds up, now: a decode step, a prompt, a start; times how often a run needs each.
+
+    Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
+    wrong, or something else keeps the machine busy that did not when it was measured, or the other way round.
+    """
+    contexts, steps, starts = decoded(work, slots)
+    prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
+    decode = RandomDecode(
+        lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING
+    )
+    context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # the longest counts: XLA pads the others to it
+    one_prompt, one_start = prefill_measure(lm.config, lm.weights, prompt), start_measure(lm.config, lm.weights)
+
+    def now() -> float:
+        each = interleaved(
+            {"step": lambda: decode.seconds_per_step(context), "prompt": one_prompt, "start": one_start}, rounds=1
+        )
+        prompts = len(work.prompts)
+        return steps * each["step"] + prompts * each["prompt"] + (starts - prompts) * each["start"]
+
+    return now
 
 
 def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int) -> dict[str, Any]:
@@ -108,12 +153,14 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
     solved = {problem.id: False for problem in problems}
     for record in run.samples:
         solved[record["problem"]] |= record["correct"] is True
-    seconds = timed(lm, problems, policy, row, turns)
+    turned = timed(lm, problems, policy, row, turns)
     found = {
         "accuracy": float(np.mean(list(solved.values()))),
         "mean_output_tokens": float(np.mean([len(record["output_tokens"]) for record in run.samples])),
-        "seconds": statistics.median(seconds),
-        "all_seconds": seconds,
+        "seconds": statistics.median(turn["seconds"] for turn in turned),
+        "parts": statistics.median(turn["parts"] for turn in turned),
+        "parts_off": statistics.median(turn["parts"] / turn["seconds"] for turn in turned) - 1,
+        "turns": turned,
         "load_average": os.getloadavg()[0],
     }
     write_whole(path, json.dumps(found, indent=1) + "\n")
@@ -182,14 +229,18 @@ def main() -> None:
                     "seconds predicted": row["seconds"],
                     "seconds measured": measured["seconds"],
                     "seconds off": row["seconds"] / measured["seconds"] - 1,
+                    "parts": measured["parts"],
+                    "parts off": measured["parts_off"],
                 }
             )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     off = float(np.mean([abs(row["seconds off"]) for row in rows]))
+    parts_off = float(np.mean([abs(row["parts off"]) for row in rows]))
     inside = [row["inside"] for row in rows if row["which"] == "advised"]
     print(
-        f"seconds off by {100 * off:.1f} % on average; {sum(inside)} of {len(inside)} advised "
+        f"seconds off by {100 * off:.1f} % on average, the sum of parts measured beside the runs by "
+        f"{100 * parts_off:.1f} %; {sum(inside)} of {len(inside)} advised "
         f"accuracies inside their interval; load average {os.getloadavg()[0]:.1f}"
     )
     if arguments.json:
@@ -202,6 +253,7 @@ def main() -> None:
             "fresh_problems": len(fresh),
             "rows": rows,
             "seconds_off": off,
+            "parts_off": parts_off,
             "advice": advice_given,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -294,16 +294,16 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
 
 
 def interleaved(
-    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None
+    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None, *, rounds: int = ROUNDS
 ) -> dict[Any, float]:
-    """What each measure takes, by its own clock: all in turns, ROUNDS times over, in another order every time.
+    """What each measure takes, by its own clock: all in turns, `rounds` times over, in another order every time.
 
     A turn is a call that warms the caches and then calls for VISIT_SECONDS, of which the median counts; of the turns
     counts the lower quartile, since what else a machine does comes in spells and only ever adds.
     """
     found: dict[Any, list[float]] = {key: [] for key in measures}
     keys, rng = list(measures), np.random.default_rng(0)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for index in rng.permutation(len(keys)).tolist():
             on_visit()
             measures[keys[index]]()

@@ -23,6 +23,7 @@ COLUMNS = (
     "transformers tok/s",
     "dense/transformers",
 )
+HOST_COLUMNS = (*COLUMNS, "by CPU time")  # the last ratio in CPU seconds, which other work on the machine disturbs less
 
 
 def table(rows: Sequence[dict[str, Any]], settings: Settings, bandwidth: float) -> list[dict[str, Any]]:
@@ -64,6 +65,7 @@ def table(rows: Sequence[dict[str, Any]], settings: Settings, bandwidth: float) 
             "transformers seconds": peer.get("seconds") if peer else None,
             "dense/transformers": _ratio(peer, by_runner.get("dense")),
             "sparse/transformers": _ratio(peer, by_runner.get("sparse")),
+            "by CPU time": _cpu_ratio(peer, by_runner.get("dense")),
         }
         found.append(line)
     return found
@@ -81,6 +83,13 @@ def _speed(row: dict[str, Any] | None) -> Any:
 
 def _fraction(row: dict[str, Any] | None, limit: float) -> Any:
     return round(limit / row["seconds"], 3) if row and "seconds" in row else "-"
+
+
+def _cpu_ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None) -> Any:
+    """How many times fewer CPU seconds the second takes."""
+    if not (slow and fast and "cpu_seconds" in slow and "cpu_seconds" in fast):
+        return "-"
+    return round(slow["cpu_seconds"] / fast["cpu_seconds"], 2)
 
 
 def _ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None) -> Any:

@@ -65,6 +65,13 @@ class Worker:
             raise WorkerDied(self._last_words("ended")) from None
         return self._answer()
 
+    def get(self, do: str, **more: Any) -> dict[str, Any]:
+        """The answer where it is good. Exits with the reason where it is not."""
+        answer = self.ask(do, **more)
+        if answer.pop("status") != "ok":
+            raise SystemExit(f"{do}: {answer['why']}")
+        return answer
+
     def close(self) -> None:
         """Ends the process, kindly where it listens."""
         assert self._process.stdin is not None
