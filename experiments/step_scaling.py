@@ -65,7 +65,7 @@ def measured_rows(found: dict[str, Any]) -> pd.DataFrame:
 
 
 def over(table: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The rows of one panel: at the value of the other axis that has most values of this one, of several the largest."""
+    """The rows of a panel: at the value of the other axis that has most values of this one, of several the largest."""
     other = "batch" if axis == "context" else "context"
     counts = table.groupby(other)[axis].nunique()
     best = max(counts.index, key=lambda value: (counts[value], value))
