@@ -77,8 +77,8 @@ def line(rows: pd.DataFrame, axis: str, settings: Settings, chip: Hardware, band
     found = []
     for runner, mine in rows.groupby("runner"):
         first = mine.iloc[0]
-        values = np.unique(np.rint(np.geomspace(mine[axis].min(), mine[axis].max(), POINTS)).astype(int))
-        for value in values:
+        between = np.rint(np.geomspace(mine[axis].min(), mine[axis].max(), POINTS)).astype(int)
+        for value in np.union1d(between, mine[axis]):
             at = {"batch": int(first["batch"]), "context": int(first["context"]), axis: int(value)}
             point = Point(first["model"], int(first["layers"]), str(runner), **at)
             here = mine[mine[axis] == value]

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from kinetics_jax.economics.hardware import Hardware, save_hardware
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
 import end_to_end  # noqa: E402
+import step_scaling  # noqa: E402
 from decode_bench.aims import aims  # noqa: E402
 from decode_bench.points import TINY, Point, Settings, shape  # noqa: E402
 from decode_bench.summary import COLUMNS, table  # noqa: E402
@@ -85,6 +90,44 @@ def test_the_aims_are_those_of_an_h100_alone():
     assert held["1.7B: times transformers at batch 32, context 16384"] == (4.9, False)
     nothing = aims(table([{**rows[0], "context": 4096}], settings, 3e12), H100["device"])
     assert {(aim["measured"], aim["met"]) for aim in nothing} == {("not measured", None)}
+
+
+def test_the_figure_draws_measurements_and_predictions(tmp_path, monkeypatch, capsys):
+    settings = Settings(page_size=16, budget=64, steps=4)
+    chip = Hardware(
+        "cpu", 1e11, 2e10, 1e10, step_seconds=1e-4, form="sum", unit_seconds={"kv_reads": 1e-10}, padded=True
+    )
+    save_hardware(tmp_path / "profile.json", chip)
+    rows = []
+    for runner in ("dense", "sparse"):
+        for batch, context in ((1, 256), (2, 256), (2, 64), (2, 1024)):
+            point = Point("tiny", 2, runner, batch, context)
+            rows.append(row(runner, batch, context, [2 * step_scaling.predicted(settings, point, chip)], model="tiny"))
+            rows[-1] |= {"layers": 2, "cpu_seconds": rows[-1]["seconds"]}
+    setup = {"cores": 2, **dataclasses.asdict(settings)}
+    (tmp_path / "found.json").write_text(json.dumps({"setup": setup, "bandwidth": 2e10, "rows": rows}))
+    command = ["step_scaling", "found.json", "--profile", "profile.json", "--out", "out"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command)
+    step_scaling.main()
+    assert "step_scaling.png" in capsys.readouterr().out
+    data = (tmp_path / "out" / "step_scaling.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert 5_000 < len(data) < 300_000
+    drawn = pd.read_csv(tmp_path / "out" / "step_scaling.csv")
+    by_context = drawn[(drawn["panel"] == "context") & (drawn["runner"] == "dense")]
+    assert set(by_context["batch"]) == {2}
+    measured = by_context[by_context["measured ms"].notna()]
+    assert measured["context"].tolist() == [64, 256, 1024]
+    np.testing.assert_allclose(measured["measured ms"], 2 * measured["predicted ms"], rtol=1e-4)
+    np.testing.assert_allclose(measured["measured cpu ms"], measured["measured ms"], rtol=1e-4)
+    sparse = drawn[(drawn["panel"] == "batch") & (drawn["runner"] == "sparse") & drawn["measured ms"].notna()]
+    assert sparse["batch"].tolist() == [1, 2]
+    assert set(sparse["context"]) == {256}
+    devices = drawn[drawn["panel"] == "devices"]
+    assert devices["measured ms"].isna().all()
+    for _, mine in devices.groupby("runner"):
+        assert (np.diff(mine["predicted ms"]) < 0).all()
 
 
 def test_on_a_gpu_what_is_aimed_at_comes_first_and_nothing_shares_the_memory():
