@@ -31,7 +31,7 @@ from kinetics_jax.traces import write_whole
 COLOURS = dict(zip(ENGINE, LIGHT_COLOURS, strict=False))
 NAMES = {"dense": "dense", "sparse": "block top-k"}
 DEVICES = (1, 2, 4, 8)
-FLEET = ("Qwen/Qwen3-8B", "h100", 64, 32_768)  # model, chip, sequences and tokens of the panel over devices
+FLEET = ("Qwen/Qwen3-8B", "h100", 8, 32_768)  # model, chip, sequences and tokens of (c): as much as one chip holds
 POINTS = 40  # of a line
 
 
@@ -132,6 +132,7 @@ def draw(table: pd.DataFrame, about: str, cores: int | None, width: float) -> Fi
                 axes.plot(mine[axis], cpu, color=colour, lw=0, marker=mark, ms=4.5, mfc="none", mew=0.8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.margins(x=0.07, y=0.1)
         ticks = sorted(rows[rows["measured ms"].notna()][axis].unique()) if axis != "devices" else list(DEVICES)
         axes.set_xticks(ticks, [f"{int(tick):,}" for tick in ticks])
         axes.minorticks_off()

@@ -90,9 +90,8 @@ class Decoding:
             for layer in range(config.num_hidden_layers):
                 self.cache.update(torch.randn(kv, **like), torch.randn(kv, **like), layer)
             self.call = model
-        named = inspect.signature(model.forward).parameters
+        named = inspect.signature(model.forward).parameters  # the older name still works, at the price of a warning
         self.cache_name = "cache" if "cache" in named else "past_key_values"
-        self.tells_position = "cache_position" in named
         self._rewind()
 
     def _rewind(self) -> None:
@@ -102,21 +101,19 @@ class Decoding:
                 self.cache.crop(-self.steps)
             return
         for layer in self.cache.layers:
-            if hasattr(layer, "cumulative_length"):
-                layer.cumulative_length.fill_(self.context)
+            layer.cumulative_length.fill_(self.context)
 
     @torch.inference_mode()
     def seconds_per_step(self) -> float:
         token = torch.zeros(self.batch, 1, dtype=torch.long, device=self.model.device)
         _wait()
         began = time.perf_counter()
-        for step in range(self.steps):
-            more: dict[str, Any] = {self.cache_name: self.cache}
-            if self.tells_position:
-                more["cache_position"] = torch.tensor([self.context + step], device=self.model.device)
+        for _ in range(self.steps):
             if self.compiled:
                 torch.compiler.cudagraph_mark_step_begin()
-            token = self.call(input_ids=token, use_cache=True, **more).logits[:, -1:].argmax(-1)
+            token = (
+                self.call(input_ids=token, use_cache=True, **{self.cache_name: self.cache}).logits[:, -1:].argmax(-1)
+            )
         _wait()
         seconds = (time.perf_counter() - began) / self.steps
         self._rewind()
