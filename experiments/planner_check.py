@@ -7,7 +7,8 @@ half under a few budgets of seconds on this device, whose profile is measured fi
 advised configuration and its runner-up are then run on the other half with another seed, and timed: compiled before,
 the median of `--turns` runs of the engine, and beside every run the parts that a prediction adds up: the device may be
 faster or slower than when its profile was measured. Predicted beside measured, in a table and as JSON. What is there
-already is not done again: the same command continues.
+already is not done again: the same command continues. With `--clock cpu` profile, predictions and runs are in CPU
+seconds, so that other work on the machine shows less; give it another --work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from kinetics_jax.calibration import (
     SAMPLING,
     STEPS,
+    Clock,
     calibrate,
     interleaved,
     make_plan,
@@ -57,14 +58,17 @@ TASK = "builtin"
 SEED, FRESH_SEED = 0, 1
 CAPS = (MAX_TOKENS, 56, 44)
 BATCHES = (8, 16, 32, 64)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def profile(path: Path, models: list[str], policies: list[Policy], quick: bool) -> Hardware:
+def profile(path: Path, models: list[str], policies: list[Policy], quick: bool, clock: Clock) -> Hardware:
     """The profile at `path`, measured at the models' own shapes where there is none yet."""
     if not path.exists():
         measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
         with tqdm(total=measured.parts, desc="calibrate") as bar:
-            found = calibrate(measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())))
+            found = calibrate(
+                measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())), clock=clock
+            )
         save_hardware(path, found.hardware, record=found.record())
         print(
             f"calibrated: {100 * found.error:.1f} % over held-out steps, {100 * found.fitted_error:.1f} % over fitted"
@@ -90,7 +94,7 @@ def sampled(
 
 
 def timed(
-    lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int
+    lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int, clock: Clock
 ) -> list[dict[str, float]]:
     """Every turn the engine's seconds for all samples of all problems, and the seconds of `parts`; compiled before."""
     prompts = render_prompts(problems, lm.directory, task=TASK)
@@ -106,17 +110,17 @@ def timed(
         np.array([len(request.prompt) for request in requests]),
         np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
     )
-    parts = parts_of(lm, policy, work, slots=row["batch"], cap=row["cap"])
+    parts = parts_of(lm, policy, work, slots=row["batch"], cap=row["cap"], clock=clock)
     found = []
     for _ in range(turns):
-        began = time.perf_counter()
+        began = clock()
         for _ in engine.run(requests):
             pass
-        found.append({"seconds": time.perf_counter() - began, "parts": parts()})
+        found.append({"seconds": clock() - began, "parts": parts()})
     return found
 
 
-def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, cap: int) -> Callable[[], float]:
+def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, cap: int, clock: Clock) -> Clock:
     """Measures what the planner adds up, now: a decode step, a prompt, a start; times how often a run needs each.
 
     Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
@@ -125,10 +129,11 @@ def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, c
     contexts, steps, starts = decoded(work, slots)
     prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
     decode = RandomDecode(
-        lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING
+        lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING, clock=clock
     )
     context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # the longest counts: XLA pads the others to it
-    one_prompt, one_start = prefill_measure(lm.config, lm.weights, prompt), start_measure(lm.config, lm.weights)
+    one_prompt = prefill_measure(lm.config, lm.weights, prompt, clock=clock)
+    one_start = start_measure(lm.config, lm.weights, clock=clock)
 
     def now() -> float:
         each = interleaved(
@@ -140,7 +145,7 @@ def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, c
     return now
 
 
-def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int) -> dict[str, Any]:
+def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int, clock: Clock) -> dict[str, Any]:
     """A configuration as it turned out on fresh problems: score, tokens of a sample, seconds."""
     policy = parse_policy(row["attention"])
     name = f"{row['model']}-{slug(policy)}-n{row['N']}-cap{row['cap']}-batch{row['batch']}"
@@ -153,7 +158,7 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
     solved = {problem.id: False for problem in problems}
     for record in run.samples:
         solved[record["problem"]] |= record["correct"] is True
-    turned = timed(lm, problems, policy, row, turns)
+    turned = timed(lm, problems, policy, row, turns, clock)
     found = {
         "accuracy": float(np.mean(list(solved.values()))),
         "mean_output_tokens": float(np.mean([len(record["output_tokens"]) for record in run.samples])),
@@ -184,6 +189,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="budgets of seconds asked about")
     parser.add_argument("--n", type=int, default=8, help="samples of a problem that the planner knows")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of all threads, for a busy machine"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer problems; for trying this script out")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
@@ -215,7 +223,7 @@ def main() -> None:
             if index is None:
                 continue
             row = advice.row(index)
-            measured = checked(row, fresh, arguments.work, arguments.turns)
+            measured = checked(row, fresh, arguments.work, arguments.turns, CLOCKS[arguments.clock])
             rows.append(
                 {
                     "budget": seconds,
@@ -248,6 +256,8 @@ def main() -> None:
         written = {
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
+            "clock": arguments.clock,
+            "load_average": os.getloadavg()[0],
             "profile": {name: record.get(name) for name in ("held_out_error", "fitted_error", "cross_validated_error")},
             "known_problems": len(known),
             "fresh_problems": len(fresh),
@@ -262,7 +272,7 @@ def main() -> None:
 
 def _measured(arguments: argparse.Namespace, policies: list[Policy]) -> Path:
     path = arguments.work / "hardware.json"
-    profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick)
+    profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick, CLOCKS[arguments.clock])
     return path
 
 

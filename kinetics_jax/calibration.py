@@ -23,6 +23,8 @@ from kinetics_jax.engine import Engine, EngineSettings, Request, device_memory
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling
 from kinetics_jax.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 
+Clock = Callable[[], float]
+
 STEPS = 8  # decode steps of a timed chunk
 ROUNDS = 5  # turns of every measurement
 VISIT_SECONDS = 0.03  # of a turn, at least
@@ -194,10 +196,13 @@ def calibrate(
     backend: str | None = None,
     price_per_hour: float | None = None,
     on_part: Callable[[str], None] = lambda what: None,
+    clock: Clock = time.perf_counter,
 ) -> Calibration:
     """Measures everything in the plan, fits a profile, and tells how far off it is where it was not fitted.
 
-    `on_part` hears what is measured next, `plan.parts` times. Raises FitError for a plan with too few steps.
+    `on_part` hears what is measured next, `plan.parts` times. `clock` gives seconds; with time.process_time the profile
+    predicts CPU seconds of a run on a host, which other work there disturbs less. Raises FitError for a plan with too
+    few steps.
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     size = jnp.dtype(dtype).itemsize
@@ -212,9 +217,10 @@ def calibrate(
     for shape_name, shape in plan.shapes.items():
         weights = random_weights(shape, dtype)
         measures: dict[Any, Callable[[], float]] = {
-            (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend) for tokens in plan.prefills
+            (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend, clock)
+            for tokens in plan.prefills
         }
-        measures[shape_name, 0] = start_measure(shape, weights, dtype, backend)
+        measures[shape_name, 0] = start_measure(shape, weights, dtype, backend, clock)
         held = 0
         programs = [program for program in plan.programs if program[0] == shape_name]
         for program in programs:
@@ -230,6 +236,7 @@ def calibrate(
                 sampling=SAMPLING,
                 dtype=dtype,
                 backend=backend,
+                clock=clock,
             )
             for point in (*plan.fitted, *plan.held_out):
                 if point.program == program:
@@ -320,27 +327,36 @@ def _within(shape: ModelConfig, tokens: int) -> int:
 
 
 def prefill_measure(
-    shape: ModelConfig, weights: Any, tokens: int, dtype: Any = jnp.float32, backend: str | None = None
+    shape: ModelConfig,
+    weights: Any,
+    tokens: int,
+    dtype: Any = jnp.float32,
+    backend: str | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
     """Measures a prompt through the engine: computed, its sample started and, having its one token, taken out."""
-    run = _engine_run(shape, weights, [_within(shape, tokens)] * PROMPTS, 1, dtype, backend)
+    run = _engine_run(shape, weights, [_within(shape, tokens)] * PROMPTS, 1, dtype, backend, clock)
     return lambda: run() / PROMPTS
 
 
 def start_measure(
-    shape: ModelConfig, weights: Any, dtype: Any = jnp.float32, backend: str | None = None
+    shape: ModelConfig,
+    weights: Any,
+    dtype: Any = jnp.float32,
+    backend: str | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
     """Measures a start of a prompt's further samples through the engine, with the chunk and the look that it takes.
 
     A prompt has one token to draw for each sample, so that its samples begin in as many goes as slots are too few.
     """
-    many = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS * (1 + LATER), dtype, backend)
-    one = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS, dtype, backend)
+    many = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS * (1 + LATER), dtype, backend, clock)
+    one = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS, dtype, backend, clock)
     return lambda: (many() - one()) / LATER
 
 
 def _engine_run(
-    shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None
+    shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None, clock: Clock
 ) -> Callable[[], float]:
     """Seconds of the engine for prompts of so many tokens each, `samples` of one token each of every prompt."""
     engine = Engine(
@@ -360,10 +376,10 @@ def _engine_run(
     ]
 
     def once() -> float:
-        began = time.perf_counter()
+        began = clock()
         drawn = sum(1 for _ in engine.run(requests))
         assert drawn == samples * len(prompts)
-        return time.perf_counter() - began
+        return clock() - began
 
     once()  # compiles
     return once

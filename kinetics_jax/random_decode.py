@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class RandomDecode:
     """Decode chunks of `batch` sequences that hold `context` tokens each, in pools as wide as that and a chunk.
 
     Every call of `seconds_per_step` goes on from the same context, as if the chunk had not been decoded before.
-    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels'.
+    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels'; `clock` gives seconds.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class RandomDecode:
         sampling: Sampling = GREEDY,
         dtype: DTypeLike = jnp.float32,
         backend: str | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         graph = random_graph(config)
         rng = np.random.default_rng(0)
-        self.weights, self.context = weights, context
+        self.weights, self.context, self.clock = weights, context, clock
         pages = -(-(context + steps) // policy.page_size)
         cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=batch * pages, dtype=dtype))
         self.cache = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 1.0, dtype), cache)
@@ -73,10 +75,10 @@ class RandomDecode:
         """Decodes one chunk of sequences of `context` tokens, at most those made for; seconds divided by its steps."""
         stored = self.context if context is None else context
         slots = dataclasses.replace(self.slots, stored=jnp.full(self.slots.token.shape, stored, jnp.int32))
-        began = time.perf_counter()
+        began = self.clock()
         self.cache, _, drawn = self.decode(self.weights, self.cache, slots, self.table, self.patience)
         drawn.block_until_ready()
-        return (time.perf_counter() - began) / self.steps
+        return (self.clock() - began) / self.steps
 
 
 def random_weights(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
