@@ -292,11 +292,18 @@ class Qwen3(nnx.Module):
         """Hidden states after the last norm, and the state that `attend` threaded through the layers."""
         x = self.embed_tokens(tokens)
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        rows = None if self.mesh is None else rows_spec(self.mesh, tokens.shape[0])
         for index, layer in enumerate(self.layers):
             x, state = layer(x, cos, sin, index, attend, state)
+            x = constrained(x, self.mesh, rows)  # else a layer may be laid out to suit a later one
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
         """Next-token logits, float32."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return jnp.einsum("...h,vh->...v", hidden, head.weight[...], preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...h,vh->...v", hidden, head.weight[...], preferred_element_type=jnp.float32)
+        if self.mesh is None:
+            return logits
+        vocab = "tensor" if logits.shape[-1] % self.mesh.shape["tensor"] == 0 else None
+        between = (None,) * (logits.ndim - 2)
+        return constrained(logits, self.mesh, rows_spec(self.mesh, logits.shape[0]), *between, vocab)
