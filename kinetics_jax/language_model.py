@@ -26,7 +26,7 @@ from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, r
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.policies import Dense, Policy, Sampling
-from kinetics_jax.sharding import MeshLike, check_mesh, make_mesh, param_sharding
+from kinetics_jax.sharding import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,6 +79,11 @@ class LanguageModel:
     def dtype(self) -> jnp.dtype:
         """What weights and KV cache are stored in."""
         return jax.tree.leaves(self.weights)[0].dtype
+
+    @property
+    def device(self) -> jax.Device:
+        """What it computes on: jax's default device, or the first of its mesh."""
+        return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -147,7 +152,7 @@ class LanguageModel:
     ) -> list[Sample]:
         """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
 
-        `settings` defaults to a slot per sample, at most 32. Raises RequestError for prompts that cannot fit.
+        `settings` defaults to a slot per sample, at most 32 (on a mesh, of each shard of the sequences). Raises RequestError for prompts that cannot fit.
         """
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
@@ -155,7 +160,10 @@ class LanguageModel:
             raise RequestError("generate: prompts is a list of prompts, got one string; put it in a list")
         encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
-        settings = settings or EngineSettings(slots=max(1, min(MAX_DEFAULT_SLOTS, n * len(requests))))
+        if settings is None:
+            shards = row_shards(self.mesh)
+            each = -(-n * len(requests) // shards)
+            settings = EngineSettings(slots=shards * max(1, min(MAX_DEFAULT_SLOTS, each)))
         has_text = (self.directory / "tokenizer.json").exists()
         finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
             requests, on_chunk=on_chunk
