@@ -45,6 +45,13 @@ BackendArg = Annotated[
         help="Forces the kernels' backend: xla, triton, mosaic_gpu, mosaic_tpu; by default as `kinetics doctor` says.",
     ),
 ]
+MeshArg = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="AXES",
+        help="Spreads the model over several devices: data=2,tensor=4, with expert=… for a mixture of experts.",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,7 @@ def sample(
     num_pages: int | None = None,
     dtype: str | None = None,
     backend: BackendArg = None,
+    mesh: MeshArg = None,
 ) -> None:
     """Best-of-N: n graded samples of every problem of a task, into a run folder that the same command continues.
 
@@ -135,7 +143,7 @@ def sample(
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
     else:
         raise UserError("give --task or --problems, not both")
-    lm = _load(model, dtype, backend)
+    lm = _load(model, dtype, backend, mesh)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     sampling = draw.sampling(lm, list(prompts.values()))
     from kinetics_jax.engine import EngineSettings
@@ -213,6 +221,7 @@ def generate(
     draw: DrawArgs = DEFAULT_DRAW,
     dtype: str | None = None,
     backend: BackendArg = None,
+    mesh: MeshArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """n samples of one prompt, to the terminal.
@@ -227,7 +236,7 @@ def generate(
     policy = parse_policy(attention)
     draw.check()
     _at_least_one("n", n)
-    lm = _load(model, dtype, backend)
+    lm = _load(model, dtype, backend, mesh)
     if chat:
         prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
     sampling = draw.sampling(lm, [prompt])
@@ -285,13 +294,13 @@ def _at_least_one(name: str, value: int) -> None:
         raise UserError(f"--{name} must be at least 1 and at most {MOST_SAMPLES}, got {value}")
 
 
-def _load(model: str, dtype: str | None, backend: str | None) -> LanguageModel:
+def _load(model: str, dtype: str | None, backend: str | None, mesh: str | None) -> LanguageModel:
     """Loads a checkpoint with a progress bar."""
     resolve(model)  # a wrong name is told before jax is imported
     from kinetics_jax.language_model import load
 
     with tensor_bar(f"load {model}") as on_tensor:
-        return load(model, dtype=dtype, backend=backend, on_tensor=on_tensor)
+        return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
 
 
 def main() -> None:
