@@ -22,17 +22,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from jax.sharding import Mesh
 from kinetics_kernels import targets
 
-from kinetics_jax.attention import empty_cache, paged_tile
+from kinetics_jax.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
+from kinetics_jax.attention import paged_tile
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine import EngineSettings, _rounded
-from kinetics_jax.models.qwen3 import Qwen3
 from kinetics_jax.pages import RUN
 from kinetics_jax.policies import Policy, Sampling, parse_policy
-from kinetics_jax.sampling import seed_key
-from kinetics_jax.steps import Slots, decode_chunk, prefill, prefill_chunk
+from kinetics_jax.sharding import AXES, MeshError, check_mesh
+from kinetics_jax.steps import decode_chunk, prefill, prefill_chunk
 
 PROGRAMS = ("prefill", "decode")
 
@@ -46,37 +47,39 @@ def memory_of(
     sampling: Sampling,
     context: int,
     batch: int,
+    chips: int = 1,
     dtype: str = "bfloat16",
 ) -> dict[str, Any]:
-    """Compiles `prefill` or `decode` as the engine calls it with `batch` slots, each for `context` tokens.
+    """Compiles `prefill` or `decode` as the engine calls it with `batch` slots, each for `context` tokens, on the first
+    `chips` of the target's devices, tensor parallel.
 
     `prefill` is that of a prompt of `context` tokens: of its chunk, where it is longer than one. No array is made.
     Returns bytes of one device: `temp_bytes`; `argument_bytes`, of which `cache_bytes` are the KV cache with its
     summaries and `weight_bytes` the model; `alias_bytes`, of arguments whose memory the results take; `output_bytes`,
     those among them; `code_bytes`. And `seconds`, `cpu_seconds` to trace and compile it. Raises ValueError for another
-    program, JaxRuntimeError where the compiler refuses (RESOURCE_EXHAUSTED: a TPU's memory).
+    program, MeshError for chips that do not divide the model, JaxRuntimeError where the compiler refuses (RESOURCE_EXHAUSTED: a TPU's memory).
     """
     clocks = time.perf_counter(), _cpu_seconds()
-    config = dataclasses.replace(config, name="")
-    graph, weights = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))))
-    max_pages, num_pages = pool_pages(context, policy.page_size, batch)
-    cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=num_pages, dtype=jnp.dtype(dtype)))
-
-    def whole(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
+    config, mesh = dataclasses.replace(config, name=""), _mesh(target, config, chips)
+    graph, weights = abstract_model(config, dtype=jnp.dtype(dtype), mesh=mesh)
+    most, num_pages = pool_pages(context, policy.page_size, batch)
+    cache = abstract_cache(policy, config, num_pages=num_pages, dtype=jnp.dtype(dtype), mesh=mesh)
+    number = abstract_scalar(mesh)
     static: dict[str, Any] = {}
     if program == "decode":
-        slots = jax.eval_shape(lambda: Slots.idle(batch, seed_key(0)))
-        function, rest = decode_chunk, (slots, whole(batch, max_pages), whole())
+        function, rest = decode_chunk, (abstract_slots(batch, mesh), abstract_rows((batch, most), mesh), number)
         static = {"policy": policy, "sampling": sampling, "eos": config.eos_token_ids, "chunk": EngineSettings.chunk}
     elif program == "prefill":
-        time_of_chunk, time_of_prompt = prompt_tokens(context, policy.page_size)
-        table = whole(time_of_prompt // policy.page_size)
-        if time_of_chunk == time_of_prompt:
-            function, rest = prefill, (whole(1, time_of_prompt), whole(), table)
-        else:
-            function, rest = prefill_chunk, (whole(1, time_of_chunk), whole(), whole(), table)
+        at_a_time, in_all = prompt_tokens(context, policy.page_size)
+        tokens, pages = abstract_rows((1, at_a_time), mesh), in_all // policy.page_size
+        prompt = (
+            (number, abstract_rows((pages,)))
+            if mesh is None
+            else (abstract_rows((1,), mesh), abstract_rows((1, pages), mesh))
+        )
+        function, rest = (
+            (prefill, (tokens, *prompt)) if at_a_time == in_all else (prefill_chunk, (tokens, number, *prompt))
+        )
     else:
         raise ValueError(f"program {program!r} is not one of {', '.join(PROGRAMS)}")
     memory = target.compile(function, graph, weights, cache, *rest, **static).memory_analysis()
@@ -91,6 +94,14 @@ def memory_of(
         "seconds": round(time.perf_counter() - clocks[0], 1),
         "cpu_seconds": round(_cpu_seconds() - clocks[1], 1),
     }
+
+
+def _mesh(target: targets.Target, config: ModelConfig, chips: int) -> Mesh | None:
+    if chips == 1:
+        return None
+    mesh = Mesh(np.array(target.devices[:chips]).reshape([1, 1, chips]), AXES)
+    check_mesh(mesh, config)
+    return mesh
 
 
 def pool_pages(context: int, page_size: int, slots: int) -> tuple[int, int]:
@@ -138,10 +149,13 @@ def answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> No
                     sampling=Sampling(**request["sampling"]),
                     context=request["context"],
                     batch=request["batch"],
+                    chips=request["chips"],
                     dtype=request["dtype"],
                 )
             told = [str(warning.message) for warning in heard if warning.category is UserWarning]
             say({"program": program, "memory": found, "warnings": list(dict.fromkeys(told))})
+    except MeshError as error:
+        say({"error": str(error), "kind": "mesh"})
     except targets.TargetUnavailable as reason:
         say({"error": str(reason), "kind": "unavailable"})
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

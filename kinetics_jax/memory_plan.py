@@ -157,9 +157,7 @@ def _is_tpu(device: str) -> bool:
     return DEVICES[device].startswith("tpu")
 
 
-def _check(
-    *, chips: int, context: int, batch: int | None, dtype: str, attention: Policy, config: ModelConfig
-) -> None:
+def _check(*, chips: int, context: int, batch: int | None, dtype: str, attention: Policy, config: ModelConfig) -> None:
     if chips not in CHIPS:
         raise MemoryPlanError(f"--chips must be one of {', '.join(map(str, CHIPS))}, got {chips}")
     for name, value in {"context": context, "batch": batch}.items():
@@ -230,4 +228,6 @@ def _why(answer: Mapping[str, str], device: str, full: str) -> str:
         needs = f'"jax[tpu]=={version}"' if _is_tpu(device) else packages
         cure = 'pip install "jax>=0.11"' if "jax 0.11" in answer["error"] else f"pip install {needs}"
         return f"no compiler for {device}: {answer['error']}; {cure}"
+    if answer["kind"] == "mesh":
+        return answer["error"].partition(": ")[2]
     return f"the compiler for {device} refuses: {answer['error']}"
