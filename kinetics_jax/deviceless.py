@@ -1,10 +1,10 @@
 """The engine's programs, compiled for a device that is not here: the bytes that each takes of it.
 
-`memory_of` does it in this process. `python -m kinetics_jax.deviceless` does it in one of its own, for a request in JSON
-on standard input, and says one line of JSON on standard output for every program; `memory_plan` starts it. A process of
-its own, because jax and libtpu read when they start, and once, that they are to look for no device (JAX_PLATFORMS) and
-what to compile for (targets.TPU_ENVIRONMENT): the caller has often started jax already. And a compiler that falls takes
-nobody with it.
+`memory_of` does it in this process. `python -m kinetics_jax.deviceless` does it in one of its own, for a request in
+JSON on standard input, and says one line of JSON on standard output for every program; `memory_plan` starts it. A
+process of its own, because jax and libtpu are told once, before they first look for devices, that they are to look for
+none and what to compile for, and whoever asks has often started jax already; and because a compiler that falls takes
+nobody with it there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def memory_of(
     Returns bytes of one device: `temp_bytes`; `argument_bytes`, of which `cache_bytes` are the KV cache with its
     summaries and `weight_bytes` the model; `alias_bytes`, of arguments whose memory the results take; `output_bytes`,
     those among them; `code_bytes`. And `seconds`, `cpu_seconds` to trace and compile it. Raises ValueError for another
-    program, MeshError for chips that do not divide the model, JaxRuntimeError where the compiler refuses (RESOURCE_EXHAUSTED: a TPU's memory).
+    program, MeshError for chips that do not divide the model, JaxRuntimeError where the compiler refuses
+    (RESOURCE_EXHAUSTED: a TPU's memory).
     """
     clocks = time.perf_counter(), _cpu_seconds()
     config, mesh = dataclasses.replace(config, name=""), _mesh(target, config, chips)
@@ -170,6 +171,8 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(targets.TPU_ENVIRONMENT)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what compilers print is not an answer
 

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -188,15 +187,12 @@ def _with_sums(memory: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compiled(request: dict[str, Any], on_program: Callable[[str], None], full: str) -> dict[str, dict[str, Any]]:
     """What a process of its own says of each program (see deviceless.py); `full`: the error where memory runs out."""
-    from kinetics_kernels.targets import TPU_ENVIRONMENT
-
     device, answers = request["device"], {}
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | (TPU_ENVIRONMENT if _is_tpu(device) else {})
     command = [sys.executable, "-m", "kinetics_jax.deviceless"]
     pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
     with (
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, env=environment, text=True, stderr=said, **pipes) as process,
+        subprocess.Popen(command, text=True, stderr=said, **pipes) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
@@ -226,7 +222,8 @@ def _why(answer: Mapping[str, str], device: str, full: str) -> str:
         version = importlib.metadata.version("jax")
         packages = f'"jax-cuda13-plugin=={version}" "jax-cuda13-pjrt=={version}" nvidia-cuda-nvcc'
         needs = f'"jax[tpu]=={version}"' if _is_tpu(device) else packages
-        cure = 'pip install "jax>=0.11"' if "jax 0.11" in answer["error"] else f"pip install {needs}"
+        newer = 'take Python 3.12 and pip install "jax>=0.11"'
+        cure = newer if "jax 0.11" in answer["error"] else f"pip install {needs}"
         return f"no compiler for {device}: {answer['error']}; {cure}"
     if answer["kind"] == "mesh":
         return answer["error"].partition(": ")[2]
