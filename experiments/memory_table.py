@@ -31,17 +31,8 @@ TABLE_DEVICES = ("h100", "h200", "v5e")
 POLICIES: tuple[Policy, ...] = (Dense(), BlockTopK(budget=1024, page_size=64))
 RESULTS = Path(__file__).parent / "results" / "memory_plan.json"
 MARKS = "<!-- memory_table.py writes what is between these marks -->"
-HEADS = (
-    "Model",
-    "Device",
-    "Attention",
-    "Batch",
-    "Weights, GB",
-    "KV, GB",
-    "Temp decode, MB (of KV)",
-    "Temp prefill, MB",
-)
-HEADS += ("Peak, GB", "Compile decode / prefill, s (CPU s)", "Expected step, ms", "Tokens/s")
+HEADS = ("Model", "Device", "Attention", "Batch", "Weights, GB", "KV, GB", "Temp decode, MB (of KV)")
+HEADS += ("Temp prefill, MB", "Peak, GB", "Compile decode / prefill, s (CPU s)", "Expected step, ms", "Tokens/s")
 
 
 def chips_for(config: ModelConfig, device: str, policy: Policy) -> int:
