@@ -27,11 +27,14 @@ VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verif
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: samples finished (earlier ones included) of the total, and tokens drawn since it began."""
+    """How far a run is: samples finished (earlier ones included) of the total; since it began, tokens drawn and how
+    often a sample was set aside because the pool ran dry.
+    """
 
     finished: int
     total: int
     tokens: int
+    set_aside: int = 0
 
 
 def best_of_n(
@@ -74,7 +77,7 @@ def best_of_n(
         def on_chunk(drawn: int) -> None:
             nonlocal tokens
             tokens += drawn
-            on_progress(Progress(finished, total, tokens))
+            on_progress(Progress(finished, total, tokens, engine.counts.set_aside))
 
         on_progress(Progress(finished, total, tokens))
         for sample in engine.run(left, on_chunk=on_chunk):
