@@ -307,7 +307,7 @@ def _at_least_one(name: str, value: int) -> None:
 
 
 def _load(model: str, dtype: str | None, backend: str | None, compile_cache: str | None) -> LanguageModel:
-    """Loads a checkpoint with a progress bar; what it compiles, and all after it, goes through the compilation cache."""
+    """Loads a checkpoint with a progress bar, the compilation cache turned on."""
     resolve(model)  # a wrong name is told before jax is imported
     from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.language_model import load
