@@ -30,15 +30,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.policies import Sampling, parse_policy, slug
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.traces import read_lines, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROWTH = 0.01  # of memory after warm-up that passes for noise
 CHUNK = 4
@@ -187,6 +189,8 @@ def growth(chunks: pd.DataFrame) -> dict[str, float]:
 
 def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The three legs of one run: its row of the table, and its faults, one line each."""
+    import pandas as pd
+
     began, rng = time.perf_counter(), random.Random(f"{arguments.seed} {model} {policy}")
     folder = arguments.work / f"{model}-{slug(parse_policy(policy))}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -274,6 +278,8 @@ def main() -> None:
     if arguments.worker:
         work(Spec(**json.loads(arguments.worker)))
         return
+    import pandas as pd  # not at the top: workers start without it
+
     rows, faults = [], []
     for model, policy, max_tokens in configurations():
         row, found = soak(model, policy, max_tokens, arguments)
