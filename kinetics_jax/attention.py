@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from kinetics_jax.cache import PagedCache
+from kinetics_jax.cache import PagedCache, Pools, write_prompt
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Attend
 from kinetics_jax.policies import (
@@ -23,6 +26,7 @@ from kinetics_jax.policies import (
     SlidingWindow,
     TokenTopK,
 )
+from kinetics_jax.sharding import kv_copies, pool_spec, rows_spec
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
@@ -126,35 +130,109 @@ def _attend_in_tiles(
     return out[:, :time].astype(q.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """A device's part of the heads: `first`, the number of its first KV head; the query `group` of its KV heads, which
+    copies of a head share, `[batch, time, heads, head_dim]`; and its own queries' place `within` that.
+    """
+
+    first: jax.Array | int
+    group: jax.Array
+    within: jax.Array | int = 0
+
+
+def on_mesh(
+    mesh: Mesh | None,
+    body: Callable[..., tuple[jax.Array, Any]],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    pools: Any,
+    *rows: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    """`body(heads, q, k, v, pools, *rows) -> (out, pools)` for the sequences, heads and pages of each device.
+
+    `q, k, v [batch, time, heads, head_dim]` and `rows [batch, …]` are those of all devices; q and k have as many heads
+    as the model, whatever copies of KV heads the pools hold.
+    """
+    if mesh is None:
+        return body(Heads(0, q), q, k, v, pools, *rows)
+    kv_heads = k.shape[2]
+    copies, size = kv_copies(kv_heads, mesh), q.shape[2] // kv_heads
+    batch = rows_spec(mesh, q.shape[0])
+    whole, split = PartitionSpec(batch), PartitionSpec(batch, None, "tensor")
+
+    def local(q, everyone, k, v, pools, *rows):
+        index = jax.lax.axis_index("tensor")
+        if copies == 1:
+            return body(Heads(index * k.shape[2], q), q, k, v, pools, *rows)
+        first = index // copies
+
+        def own(x: jax.Array, count: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, first * count, count, axis=2)
+
+        heads = Heads(first, own(everyone, size), index * q.shape[2] - first * size)
+        return body(heads, q, own(k, 1), own(v, 1), pools, *rows)
+
+    kv = split if copies == 1 else whole
+    specs = (split, whole if copies > 1 else split, kv, kv, pool_spec(), *[whole] * len(rows))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(split, pool_spec()), check_vma=False)(
+        q, q, k, v, pools, *rows
+    )
+
+
 def full_attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None) -> tuple[jax.Array, None]:
     """Causal attention over the tokens given, without a cache."""
     del layer
     return causal_attention(q, k, v), state
 
 
-def prefill_attend(pages: Int[Array, " prompt_pages"], length: Int[Array, ""]) -> Attend:
-    """Causal attention over one prompt (batch 1), whose K and V are stored in the pages given."""
+def full_attend_on(mesh: Mesh | None) -> Attend:
+    """`full_attend` of a model that lies on a mesh."""
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
-        cache = cache.write_prompt(layer, k[0], v[0], pages, length)
-        # The barrier makes each layer store before the next one starts; else K and V of all layers wait for the end.
-        return jax.lax.optimization_barrier((causal_attention(q, k, v), cache))
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None):
+        return on_mesh(mesh, lambda heads, q, k, v, state: full_attend(layer, q, k, v, state), q, k, v, state)
 
     return attend
 
 
-def prefill_chunk_attend(page_table: Int[Array, " pages"], start: Int[Array, ""], length: Int[Array, ""]) -> Attend:
-    """Causal attention of a chunk of one prompt (batch 1) over the prompt's pages, after storing the chunk's K and V.
+def prefill_attend(pages: Int[Array, "*shards prompt_pages"], length: Int[Array, "*shards"]) -> Attend:
+    """Causal attention over one prompt (batch 1), whose K and V are stored in the pages given.
 
-    See `paged_causal_attention`; `page_table` covers the whole prompt.
+    On a mesh over one prompt for each shard of the sequences, with a row of pages and a length for each.
     """
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
-        page_size = cache.k[layer].shape[2]
-        chunk = jax.lax.dynamic_slice_in_dim(page_table, start // page_size, k.shape[1] // page_size)
-        cache = cache.write_prompt(layer, k[0], v[0], chunk, length - start)
-        out = paged_causal_attention(q, cache.k[layer], cache.v[layer], page_table, start, length)
-        return jax.lax.optimization_barrier((out, cache))
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, pages, length):
+            pools = write_prompt(pools, k[0], v[0], pages[0], length[0], cache.summary)
+            return causal_attention(q, k, v), pools
+
+        rows = pages.reshape(q.shape[0], -1), length.reshape(-1)
+        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
+        # The barrier makes each layer store before the next one starts; else K and V of all layers wait for the end.
+        return jax.lax.optimization_barrier((out, cache.with_layer(layer, *pools)))
+
+    return attend
+
+
+def prefill_chunk_attend(
+    page_table: Int[Array, "*shards pages"], start: Int[Array, ""], length: Int[Array, "*shards"]
+) -> Attend:
+    """Causal attention of a chunk of one prompt (batch 1) over the prompt's pages, after storing the chunk's K and V.
+
+    See `paged_causal_attention`; `page_table` covers the whole prompt. On a mesh as `prefill_attend`.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, length, start):
+            page_size, table, start = pools[0].shape[2], table[0], start[0]
+            chunk = jax.lax.dynamic_slice_in_dim(table, start // page_size, k.shape[1] // page_size)
+            pools = write_prompt(pools, k[0], v[0], chunk, length[0] - start, cache.summary)
+            return paged_causal_attention(q, pools[0], pools[1], table, start, length[0]), pools
+
+        rows = page_table.reshape(q.shape[0], -1), length.reshape(-1), jnp.broadcast_to(start, q.shape[:1])
+        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
+        return jax.lax.optimization_barrier((out, cache.with_layer(layer, *pools)))
 
     return attend
 
@@ -175,55 +253,77 @@ def decode_attend(
     Raises ValueError when the keys lack, or when the cache was made for another policy; NotImplementedError for what
     the backend cannot do.
     """
-    if isinstance(policy, RandomBlocks) and keys is None:
+    draws = isinstance(policy, RandomBlocks)
+    if draws and keys is None:
         raise ValueError(f"{policy} draws pages at random: give decode_attend the keys of its rows")
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
-        pools = cache.k[layer], cache.v[layer], cache.summaries[layer]
-        k_pages, v_pages, summaries = kernels.append_kv(
-            *pools, k[:, 0], v[:, 0], page_table, lengths, summary=cache.summary, backend=backend
-        )
-        query = q[:, 0]
-        if isinstance(policy, Dense) or layer in policy.dense_layers:
-            out, _ = kernels.paged_decode(query, k_pages, v_pages, page_table, lengths, backend=backend)
-        elif isinstance(policy, BlockTopK):
-            if summaries is None or cache.summary != policy.summary:
-                raise ValueError(
-                    f"layer {layer} of the cache has no {policy.summary} summaries; make it with empty_cache(policy, …)"
-                )
-            out, _ = kernels.block_topk_decode(
-                query,
-                k_pages,
-                v_pages,
-                summaries,
-                page_table,
-                lengths,
-                pages=_pages_within(policy, page_table),
-                sink_pages=policy.sink_pages,
-                recent_pages=policy.recent_pages,
-                summary=policy.summary,
-                backend=backend,
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
+            pools = kernels.append_kv(
+                *pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary, backend=backend
             )
-        elif isinstance(policy, RandomBlocks):
-            assert keys is not None
-            scores = random_scores(keys, layer, k_pages.shape[0], page_table.shape[1])
-            chosen = kernels.choose_pages(
-                scores,
-                page_table,
-                lengths,
-                page_size=k_pages.shape[2],
-                pages=_pages_within(policy, page_table),
-                sink_pages=policy.sink_pages,
-                recent_pages=policy.recent_pages,
-            )
-            out, _ = kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)
-        else:
-            logits = kernels.token_logits(query, k_pages, page_table, lengths)
-            mask = token_mask(policy, logits, lengths, k_pages.shape[0])
-            out = kernels.masked_decode(logits, mask, v_pages, page_table, lengths)[0].astype(q.dtype)
-        return out[:, None], cache.with_layer(layer, k_pages, v_pages, summaries)
+            out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, backend)
+            return out[:, None], pools
+
+        rows = (page_table, lengths, *([keys] if draws else []))
+        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
+        return out, cache.with_layer(layer, *pools)
 
     return attend
+
+
+def _decode_layer(
+    policy: Policy,
+    layer: int,
+    heads: Heads,
+    query: jax.Array,
+    pools: Pools,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    keys: jax.Array | None,
+    summary: str,
+    backend: str | None,
+) -> jax.Array:
+    """Attention `[batch, heads, head_dim]` of one device's queries over the pages that a policy chooses."""
+    k_pages, v_pages, summaries = pools
+    group = heads.group[:, 0]  # what a KV head's pages are chosen by
+    if isinstance(policy, Dense) or layer in policy.dense_layers:
+        return kernels.paged_decode(query, k_pages, v_pages, page_table, lengths, backend=backend)[0]
+    if isinstance(policy, BlockTopK):
+        if summaries is None or summary != policy.summary:
+            raise ValueError(
+                f"layer {layer} of the cache has no {policy.summary} summaries; make it with empty_cache(policy, …)"
+            )
+        chosen = kernels.select_pages(
+            group,
+            summaries,
+            page_table,
+            lengths,
+            page_size=k_pages.shape[2],
+            pages=_pages_within(policy, page_table),
+            sink_pages=policy.sink_pages,
+            recent_pages=policy.recent_pages,
+            summary=policy.summary,
+            backend=backend,
+        )
+        return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
+    if isinstance(policy, RandomBlocks):
+        assert keys is not None
+        scores = random_scores(keys, layer, k_pages.shape[0], page_table.shape[1], heads.first)
+        chosen = kernels.choose_pages(
+            scores,
+            page_table,
+            lengths,
+            page_size=k_pages.shape[2],
+            pages=_pages_within(policy, page_table),
+            sink_pages=policy.sink_pages,
+            recent_pages=policy.recent_pages,
+        )
+        return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
+    logits = kernels.token_logits(group, k_pages, page_table, lengths)
+    mask = token_mask(policy, logits, lengths, k_pages.shape[0])
+    own = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
+    return kernels.masked_decode(*own, v_pages, page_table, lengths)[0].astype(query.dtype)
 
 
 def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:
@@ -233,9 +333,9 @@ def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:
 
 
 def random_scores(
-    keys: Key[Array, " batch"], layer: int, kv_heads: int, max_pages: int
+    keys: Key[Array, " batch"], layer: int, kv_heads: int, max_pages: int, first_head: Int[Array, ""] | int = 0
 ) -> Float[Array, "batch kv_heads max_pages"]:
-    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head and logical page.
+    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head (from `first_head` on) and logical page.
 
     That of a page has the key fold_in(fold_in(fold_in(fold_in(row's key, RANDOM_BLOCKS), layer), KV head), page).
     Neither the slot nor the width of the page table has a part in it, nor where the pages lie.
@@ -247,7 +347,7 @@ def random_scores(
 
     over_pages = jax.vmap(of_page, (None, None, 0))
     over_heads = jax.vmap(over_pages, (None, 0, None))
-    return jax.vmap(over_heads, (0, None, None))(keys, jnp.arange(kv_heads), jnp.arange(max_pages))
+    return jax.vmap(over_heads, (0, None, None))(keys, first_head + jnp.arange(kv_heads), jnp.arange(max_pages))
 
 
 def token_mask(
@@ -281,8 +381,13 @@ def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
     return frozenset()
 
 
-def empty_cache(policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike) -> PagedCache:
-    """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search."""
+def empty_cache(
+    policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+) -> PagedCache:
+    """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search.
+
+    On a mesh `num_pages` are those of all shards of the sequences (`sharding.row_shards`).
+    """
     return PagedCache.create(
         config,
         num_pages=num_pages,
@@ -290,4 +395,5 @@ def empty_cache(policy: Policy, config: ModelConfig, *, num_pages: int, dtype: D
         dtype=dtype,
         summary_layers=summary_layers(policy, config.num_layers),
         summary=policy.summary if isinstance(policy, BlockTopK) else "mean",
+        mesh=mesh,
     )

@@ -53,6 +53,13 @@ CompileCacheArg = Annotated[
         "cache directory.",
     ),
 ]
+MeshArg = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="AXES",
+        help="Spreads the model over several devices: data=2,tensor=4, with expert=… for a mixture of experts.",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +118,7 @@ def sample(
     num_pages: int | None = None,
     dtype: str | None = None,
     backend: BackendArg = None,
+    mesh: MeshArg = None,
     compile_cache: CompileCacheArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -146,7 +154,7 @@ def sample(
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
     else:
         raise UserError("give --task or --problems, not both")
-    lm = _load(model, dtype, backend, compile_cache)
+    lm = _load(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     sampling = draw.sampling(lm, list(prompts.values()))
     from kinetics_jax.compile_cache import watch_compiles
@@ -231,6 +239,7 @@ def generate(
     draw: DrawArgs = DEFAULT_DRAW,
     dtype: str | None = None,
     backend: BackendArg = None,
+    mesh: MeshArg = None,
     compile_cache: CompileCacheArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -246,7 +255,7 @@ def generate(
     policy = parse_policy(attention)
     draw.check()
     _at_least_one("n", n)
-    lm = _load(model, dtype, backend, compile_cache)
+    lm = _load(model, dtype, backend, mesh, compile_cache)
     if chat:
         prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
     sampling = draw.sampling(lm, [prompt])
@@ -306,7 +315,9 @@ def _at_least_one(name: str, value: int) -> None:
         raise UserError(f"--{name} must be at least 1 and at most {MOST_SAMPLES}, got {value}")
 
 
-def _load(model: str, dtype: str | None, backend: str | None, compile_cache: str | None) -> LanguageModel:
+def _load(
+    model: str, dtype: str | None, backend: str | None, mesh: str | None, compile_cache: str | None
+) -> LanguageModel:
     """Loads a checkpoint with a progress bar, the compilation cache turned on."""
     resolve(model)  # a wrong name is told before jax is imported
     from kinetics_jax.compile_cache import use_compile_cache
@@ -314,7 +325,7 @@ def _load(model: str, dtype: str | None, backend: str | None, compile_cache: str
 
     use_compile_cache(compile_cache)
     with tensor_bar(f"load {model}") as on_tensor:
-        return load(model, dtype=dtype, backend=backend, on_tensor=on_tensor)
+        return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
 
 
 def main() -> None:

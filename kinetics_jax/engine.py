@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from kinetics_jax.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.attention import empty_cache, paged_tile
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
@@ -26,6 +28,7 @@ from kinetics_jax.pages import RUN
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import problem_hash, seed_key
 from kinetics_jax.schedule import Prompt, Request, Running, Schedule
+from kinetics_jax.sharding import check_mesh, kv_copies, mesh_spelling, row_shards, rows_sharding
 from kinetics_jax.steps import (
     Slots,
     decode_chunk,
@@ -53,7 +56,7 @@ SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
 class EngineSettings:
     """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
     slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
-    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. Prompts of
+    as the device's memory holds; on a mesh it is split among the shards, as the slots are); when it runs dry, the youngest samples are set aside in the host's memory. Prompts of
     more than `prefill_chunk` tokens are prefilled so many at a time (rounded up to whole tiles of attention).
     """
 
@@ -97,16 +100,16 @@ class Counts:
     set_aside: int = 0
 
 
-def device_memory() -> tuple[int, int] | None:
+def device_memory(mesh: Mesh | None = None) -> tuple[int, int] | None:
     """Bytes of memory of the default device, all of it and what a KV pool may take; None where it does not tell.
 
-    A pool gets nine tenths of what an accelerator has left, half of a host's memory.
+    A pool gets nine tenths of what an accelerator has left, half of a host's memory. On a mesh, of one of its devices.
     """
-    device = jax.devices()[0]
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if device.platform == "cpu":
         if not hasattr(os, "sysconf"):
             return None
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (mesh.size if mesh else 1)
         return memory, memory // 2
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
@@ -123,7 +126,9 @@ def _rounded(pages: int) -> int:
 class Engine:
     """Decodes requests under one policy and one sampling; yields samples as they finish.
 
-    `graph, weights` are `nnx.split(model)`; `backend` forces the kernels' backend.
+    `graph, weights` are `nnx.split(model)`; `backend` forces the kernels' backend. On a `mesh` (the model's) slots and
+    pages are split among its shards: a sample decodes where its pages are, and a prompt is prefilled on each shard that
+    draws samples of it. Raises MeshError where the mesh does not divide the model, RequestError where not the slots.
     """
 
     def __init__(
@@ -137,7 +142,16 @@ class Engine:
         settings: EngineSettings = EngineSettings(),
         cache_dtype: DTypeLike = jnp.float32,
         backend: str | None = None,
+        mesh: Mesh | None = None,
     ):
+        self.mesh, self.shards = mesh, row_shards(mesh)
+        if mesh is not None:
+            check_mesh(mesh, config)
+            if settings.slots % self.shards:
+                raise RequestError(
+                    f"engine: {settings.slots} slots cannot be split over mesh {mesh_spelling(mesh)!r}; make slots a "
+                    f"multiple of {self.shards}"
+                )
         self.graph, self.weights, self.config = graph, weights, config
         self.policy, self.sampling, self.settings = policy, sampling, settings
         self.cache_dtype, self.backend = cache_dtype, backend
@@ -171,14 +185,15 @@ class Engine:
                     f"{positions} positions; lower max_tokens"
                 )
             worst, num_pages = self._worst_case(tokens), self.settings.num_pages
-            if num_pages is not None and num_pages < worst:
+            if num_pages is not None and num_pages // self.shards < worst:
+                each = f" on each of {self.shards} shards" if self.shards > 1 else ""
                 raise RequestError(
-                    f"{where}: {num_pages} pages of {self.page_size} tokens cannot hold its {worst}; "
-                    f"raise num_pages or lower max_tokens"
+                    f"{where}: {num_pages // self.shards} pages of {self.page_size} tokens{each} cannot hold its "
+                    f"{worst}; raise num_pages or lower max_tokens"
                 )
         if requests:
             _, num_pages = self._pool(requests)
-            memory = device_memory()
+            memory = device_memory(self.mesh)
             if memory is not None and self._pool_bytes(num_pages) > memory[0]:
                 raise RequestError(
                     f"{self._pool_size(num_pages)}, more than the device's {memory[0] / 1e9:,.1f} GB; {SMALLER_POOL}"
@@ -194,12 +209,12 @@ class Engine:
             decode_chunk.eval_shape(
                 self.graph,
                 self.weights,
-                jax.eval_shape(
-                    lambda: empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
+                abstract_cache(
+                    self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype, mesh=self.mesh
                 ),
-                jax.eval_shape(lambda: Slots.idle(slots, seed_key(0))),
-                jax.ShapeDtypeStruct((slots, max_pages), jnp.int32),
-                jax.ShapeDtypeStruct((), jnp.int32),
+                abstract_slots(slots, self.mesh),
+                abstract_rows((slots, max_pages), self.mesh),
+                abstract_scalar(self.mesh),
                 policy=self.policy,
                 sampling=self._static_sampling,
                 eos=self.eos,
@@ -230,20 +245,21 @@ class Engine:
 
     def _run(self, requests: list[Request], on_chunk: Callable[[int], None]) -> Iterator[Finished]:
         self._prepare(requests)  # those without samples too: a continued run computes at the widths of the whole one
-        schedule = self._schedule
-        while schedule.unfinished:
+        schedules = self._schedules
+        while any(schedule.unfinished for schedule in schedules):
             self._make_room()
             self._refill()
-            schedule.reserve(self._table)
+            for schedule in schedules:
+                schedule.reserve(self._table)
             before = self._slots
-            waits = bool(schedule.waiting or schedule.aside)
+            waits = any(schedule.waiting or schedule.aside for schedule in schedules)
             patience = max(1, self.settings.slots // 8) if waits else self.settings.slots
             self._cache, self._slots, drawn = decode_chunk(
                 self.graph,
                 self.weights,
                 self._cache,
                 before,
-                jnp.asarray(self._table),
+                self._rows(self._table),
                 jnp.int32(patience),
                 policy=self.policy,
                 sampling=self._static_sampling,
@@ -255,7 +271,9 @@ class Engine:
             self._count(drawn, waits)
             new_tokens = 0
             going = active.copy()
-            for slot, running in list(schedule.running.items()):
+            for schedule, slot, running in [
+                (schedule, *item) for schedule in schedules for item in schedule.running.items()
+            ]:
                 fresh = [int(first[slot])] if not running.tokens else []
                 fresh += drawn[slot][drawn[slot] >= 0].tolist()
                 running.add(fresh)
@@ -264,7 +282,7 @@ class Engine:
                 if not going[slot]:
                     yield self._finished(schedule.finish(slot))
             if not np.array_equal(going, active):
-                self._slots = dataclasses.replace(self._slots, active=jnp.asarray(going))
+                self._slots = dataclasses.replace(self._slots, active=self._rows(going))
             on_chunk(new_tokens)
 
     def _prepare(self, requests: list[Request]) -> None:
@@ -272,24 +290,32 @@ class Engine:
         self._max_pages, num_pages = self._pool(requests)
         slots = self.settings.slots
         self._seed = seed_key(self.sampling.seed)
-        self._schedule = Schedule(
-            requests,
-            slots=slots,
-            num_pages=num_pages,
-            page_size=self.page_size,
-            chunk=self.settings.chunk,
-            max_tokens=self.sampling.max_tokens,
-            repetition_window=self.sampling.repetition_window,
-        )
+        self._schedules: list[Schedule] = []
+        for shard in range(self.shards):
+            self._schedules.append(
+                Schedule(
+                    requests,
+                    slots=slots // self.shards,
+                    num_pages=num_pages // self.shards,
+                    page_size=self.page_size,
+                    chunk=self.settings.chunk,
+                    max_tokens=self.sampling.max_tokens,
+                    repetition_window=self.sampling.repetition_window,
+                    first_slot=shard * (slots // self.shards),
+                    beside=self._schedules[0] if shard else None,
+                )
+            )
         try:
-            self._cache = empty_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype)
+            self._cache = empty_cache(
+                self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype, mesh=self.mesh
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise RequestError(
                 f"{self._pool_size(num_pages)}, more than the device has left; {SMALLER_POOL}"
             ) from error
-        self._slots = Slots.idle(slots, self._seed)
+        self._slots = Slots.idle(slots, self._seed, self.mesh)
         self._table = np.full((slots, self._max_pages), -1, np.int32)
         self._longest_prompt = max(len(request.prompt) for request in requests)
         self.counts = Counts()
@@ -304,104 +330,125 @@ class Engine:
             self.counts.busy += int(busy.sum())
 
     def _pool(self, requests: Sequence[Request]) -> tuple[int, int]:
-        """Pages that the longest request can have, and pages in the pool."""
+        """Pages that the longest request can have, and pages in the pool, those of all shards."""
         longest = max(len(request.prompt) for request in requests)
         max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
         if self.settings.num_pages is not None:
-            return max_pages, self.settings.num_pages
-        enough = self.settings.slots * (max_pages + 2)
-        if memory := device_memory():
-            fits = memory[1] // self._pool_bytes(1)
+            return max_pages, self.settings.num_pages // self.shards * self.shards
+        enough = self.settings.slots // self.shards * (max_pages + 2)
+        if memory := device_memory(self.mesh):
+            fits = memory[1] // self._pool_bytes(self.shards)
             enough = min(enough, max(fits, self._worst_case(longest)))
-        return max_pages, -(-enough // RUN) * RUN  # some kernels take whole eights alone
+        return max_pages, -(-enough // RUN) * RUN * self.shards  # some kernels take whole eights alone
 
     def _pool_bytes(self, num_pages: int) -> int:
-        """Bytes of K and V, summaries left out."""
-        elements = num_pages * self.page_size * self.config.kv_elements_per_token
+        """Bytes of K and V on a device, summaries left out; `num_pages` are those of all shards."""
+        elements = num_pages // self.shards * self.page_size * self.config.kv_elements_per_token
+        if self.mesh is not None:
+            elements = elements * kv_copies(self.config.num_kv_heads, self.mesh) // self.mesh.shape["tensor"]
         return elements * jnp.dtype(self.cache_dtype).itemsize
 
     def _pool_size(self, num_pages: int) -> str:
         gigabytes = self._pool_bytes(num_pages) / 1e9
-        return f"the KV pool of {num_pages} pages of {self.page_size} tokens needs {gigabytes:,.1f} GB"
+        where = " on each device" if self.mesh is not None else ""
+        return f"the KV pool of {num_pages} pages of {self.page_size} tokens needs {gigabytes:,.1f} GB{where}"
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
+    def _rows(self, array: np.ndarray) -> jax.Array:
+        """A host's array with a row for each slot, or for each shard, on the devices."""
+        return jnp.asarray(array) if self.mesh is None else jax.device_put(array, rows_sharding(self.mesh))
+
     def _make_room(self) -> None:
         """Sets the youngest samples aside until the pool holds the next chunk of all others."""
-        while (slot := self._schedule.victim()) is not None:
-            running = self._schedule.running[slot]
-            pages = running.pages[: self._pages_for(running.stored)]
-            saved = [jax.device_get(save_pages(self._cache, ids)) for ids in _page_groups(pages)]
-            self._slots = dataclasses.replace(self._slots, active=self._slots.active.at[slot].set(False))
-            self._schedule.set_aside(slot, saved)
-            self.counts.set_aside += 1
+        for shard, schedule in enumerate(self._schedules):
+            while (slot := schedule.victim()) is not None:
+                running = schedule.running[slot]
+                pages = running.pages[: self._pages_for(running.stored)]
+                saved = [
+                    jax.device_get(save_pages(self._cache, jnp.int32(shard), ids)) for ids in _page_groups(pages)
+                ]
+                active = np.array(self._slots.active)
+                active[slot] = False
+                self._slots = dataclasses.replace(self._slots, active=self._rows(active))
+                schedule.set_aside(slot, saved)
+                self.counts.set_aside += 1
 
     def _refill(self) -> None:
         """Samples set aside go on, waiting ones start, while there are slots and pages."""
-        for slot, running, places in self._schedule.resume():
-            for ids, saved in zip(_page_groups(places), running.saved, strict=True):
-                self._cache = load_pages(self._cache, ids, saved)
-            running.saved = None
-            self._slots = resume_sample(
-                self._slots,
-                jnp.int32(slot),
-                jnp.int32(running.tokens[-1]),
-                jnp.int32(running.stored),
-                jnp.int32(len(running.tokens)),
-                jnp.int32(self.sampling.max_tokens),
-                self._seed,
-                jnp.uint32(problem_hash(running.request.problem)),
-                jnp.int32(running.sample),
-            )
-        while admitted := self._schedule.admit():
-            prompt, started = admitted
-            if prompt.logits is None:
-                prompt.logits = self._prefill(prompt)
-            self._start(prompt, started)
-            self._schedule.started(prompt)
+        for shard, schedule in enumerate(self._schedules):
+            for slot, running, places in schedule.resume():
+                for ids, saved in zip(_page_groups(places), running.saved, strict=True):
+                    self._cache = load_pages(self._cache, jnp.int32(shard), ids, saved)
+                running.saved = None
+                self._slots = resume_sample(
+                    self._slots,
+                    jnp.int32(slot),
+                    jnp.int32(running.tokens[-1]),
+                    jnp.int32(running.stored),
+                    jnp.int32(len(running.tokens)),
+                    jnp.int32(self.sampling.max_tokens),
+                    self._seed,
+                    jnp.uint32(problem_hash(running.request.problem)),
+                    jnp.int32(running.sample),
+                )
+        # One prompt for each shard at a time: they are prefilled side by side.
+        while admitted := [
+            (shard, *found) for shard, schedule in enumerate(self._schedules) if (found := schedule.admit())
+        ]:
+            self._prefill({shard: prompt for shard, prompt, _ in admitted if prompt.logits is None})
+            for shard, prompt, started in admitted:
+                self._start(self._schedules[shard], prompt, started)
+                self._schedules[shard].started(prompt)
 
-    def _prefill(self, prompt: Prompt) -> jax.Array:
-        """Computes a prompt's K and V into its pages; the logits after its last token, `[1, vocab]`."""
-        self.counts.prefills += 1
-        length = len(prompt.request.prompt)
+    def _prefill(self, prompts: dict[int, Prompt]) -> None:
+        """Computes K and V of prompts, by shard, into their pages, and the logits `[shards, vocab]` after the last
+        token of each. Those of one shape go together: a prompt's shape is its own affair, so that its bits are.
+        """
         tile = paged_tile(self.page_size)
         chunk = -(-self.settings.prefill_chunk // tile) * tile
-        whole = length <= chunk
-        if whole:
-            bucket = self.page_size  # doubling lengths: few shapes to compile
+        alike: dict[int, dict[int, Prompt]] = {}
+        for shard, prompt in prompts.items():
+            length, bucket = len(prompt.request.prompt), self.page_size
+            if length > chunk:
+                bucket = -(-self._longest_prompt // chunk) * chunk  # one shape for all such prompts of a run
             while bucket < length:
-                bucket *= 2
-        else:
-            bucket = -(-self._longest_prompt // chunk) * chunk  # one shape for all prompts of a run
-        tokens = np.zeros((1, bucket), np.int32)
-        tokens[0, :length] = prompt.request.prompt
-        table = np.full(bucket // self.page_size, -1, np.int32)
-        table[: len(prompt.pages)] = prompt.pages
+                bucket *= 2  # doubling lengths: few shapes to compile
+            alike.setdefault(bucket, {})[shard] = prompt
+        for bucket, group in alike.items():
+            tokens = np.zeros((self.shards, bucket), np.int32)
+            lengths = np.zeros(self.shards, np.int32)
+            table = np.full((self.shards, bucket // self.page_size), -1, np.int32)
+            for shard, prompt in group.items():
+                length = lengths[shard] = len(prompt.request.prompt)
+                tokens[shard, :length] = prompt.request.prompt
+                table[shard, : len(prompt.pages)] = prompt.pages
+            whole = int(lengths.max()) <= chunk
+            for start in range(0, int(lengths.max()), bucket if whole else chunk):
+                logits = self._prefill_from(start, bucket if whole else chunk, tokens, lengths, table, whole)
+                for shard, prompt in group.items():
+                    if start < lengths[shard]:
+                        prompt.logits = logits
+            self.counts.prefills += len(group)
+
+    def _prefill_from(
+        self, start: int, size: int, tokens: np.ndarray, lengths: np.ndarray, table: np.ndarray, whole: bool
+    ) -> jax.Array:
+        part, rows = self._rows(tokens[:, start : start + size]), (self._rows(lengths), self._rows(table))
+        if self.mesh is None:
+            rows = jnp.int32(lengths[0]), jnp.asarray(table[0])
         if whole:
-            self._cache, logits = prefill(
-                self.graph, self.weights, self._cache, jnp.asarray(tokens), jnp.int32(length), jnp.asarray(table)
-            )
-            return logits
-        logits = None
-        for start in range(0, length, chunk):
-            self._cache, logits = prefill_chunk(
-                self.graph,
-                self.weights,
-                self._cache,
-                jnp.asarray(tokens[:, start : start + chunk]),
-                jnp.int32(start),
-                jnp.int32(length),
-                jnp.asarray(table),
-            )
-        assert logits is not None  # a prompt holds a token
+            self._cache, logits = prefill(self.graph, self.weights, self._cache, part, *rows)
+        else:
+            self._cache, logits = prefill_chunk(self.graph, self.weights, self._cache, part, jnp.int32(start), *rows)
         return logits
 
     def _worst_case(self, length: int) -> int:
         """Pages of one sequence at full length, beside the partial page of its prompt."""
         return self._pages_for(length + self.sampling.max_tokens) + 1
 
-    def _start(self, prompt: Prompt, started: dict[int, Running]) -> None:
+    def _start(self, schedule: Schedule, prompt: Prompt, started: dict[int, Running]) -> None:
         """Starts samples of a prompt on the device, by slot."""
         length = len(prompt.request.prompt)
         partial = length % self.page_size != 0
@@ -410,20 +457,20 @@ class Engine:
         for slot, running in started.items():
             chosen[slot], samples[slot] = True, running.sample
             if partial:
-                self._schedule.grow(running, self._pages_for(length))
+                schedule.grow(running, self._pages_for(length))
                 target[slot] = running.pages[-1]
         self._cache, self._slots = start_samples(
             self._cache,
             self._slots,
             prompt.logits,
-            jnp.asarray(chosen),
-            jnp.asarray(samples),
+            self._rows(chosen),
+            self._rows(samples),
             jnp.int32(self.sampling.max_tokens),
             jnp.int32(length),
             self._seed,
             jnp.uint32(problem_hash(prompt.request.problem)),
             jnp.int32(prompt.pages[-1]),
-            jnp.asarray(target),
+            self._rows(target),
             sampling=self._static_sampling,
             eos=self.eos,
         )

@@ -14,16 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
 
-from kinetics_jax.attention import full_attend
+from kinetics_jax.abstract import abstract_model
+from kinetics_jax.attention import full_attend_on
 from kinetics_jax.checkpoints.convert import LOADERS, configured
 from kinetics_jax.checkpoints.files import fingerprint
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.policies import Dense, Policy, Sampling
+from kinetics_jax.sharding import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,7 +53,7 @@ class Sample:
 def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) -> jax.Array:
     model = nnx.merge(graph, weights)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return model.logits(model(tokens, positions, full_attend)[0])
+    return model.logits(model(tokens, positions, full_attend_on(model.mesh))[0])
 
 
 class LanguageModel:
@@ -65,8 +68,10 @@ class LanguageModel:
         *,
         source: Path | None = None,
         backend: str | None = None,
+        mesh: Mesh | None = None,
     ):
-        """`directory` holds the tokenizer, `source` (by default the same) the weights."""
+        """`directory` holds the tokenizer, `source` (by default the same) the weights, which lie on `mesh`."""
+        self.mesh = mesh
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
         self.source, self.backend = source or directory, backend
 
@@ -74,6 +79,11 @@ class LanguageModel:
     def dtype(self) -> jnp.dtype:
         """What weights and KV cache are stored in."""
         return jax.tree.leaves(self.weights)[0].dtype
+
+    @property
+    def device(self) -> jax.Device:
+        """What it computes on: jax's default device, or the first of its mesh."""
+        return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -127,6 +137,7 @@ class LanguageModel:
             settings=settings,
             cache_dtype=self.dtype,
             backend=self.backend,
+            mesh=self.mesh,
         )
 
     def generate(
@@ -141,7 +152,7 @@ class LanguageModel:
     ) -> list[Sample]:
         """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
 
-        `settings` defaults to a slot per sample, at most 32. Raises RequestError for prompts that cannot fit.
+        `settings` defaults to a slot per sample, at most 32 (on a mesh, of each shard of the sequences). Raises RequestError for prompts that cannot fit.
         """
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
@@ -149,7 +160,10 @@ class LanguageModel:
             raise RequestError("generate: prompts is a list of prompts, got one string; put it in a list")
         encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
-        settings = settings or EngineSettings(slots=max(1, min(MAX_DEFAULT_SLOTS, n * len(requests))))
+        if settings is None:
+            shards = row_shards(self.mesh)
+            each = -(-n * len(requests) // shards)
+            settings = EngineSettings(slots=shards * max(1, min(MAX_DEFAULT_SLOTS, each)))
         has_text = (self.directory / "tokenizer.json").exists()
         finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
             requests, on_chunk=on_chunk
@@ -174,14 +188,18 @@ def load(
     *,
     dtype: DTypeLike | None = None,
     backend: str | None = None,
+    mesh: MeshLike | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, a GGUF file, or a hub id.
 
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
     float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; by default what suits
-    the device). Raises CheckpointError or ConfigError saying what is wrong and where.
+    the device). `mesh` spreads model, cache and sequences over several devices: "data=2,tensor=4", a mapping, or a
+    `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads its own part of the weights. Raises CheckpointError,
+    ConfigError or MeshError saying what is wrong and where.
     """
+    devices = None if mesh is None else make_mesh(mesh)
     path = resolve(name)
     if backend is not None and (wrong := backend_error(backend)):
         raise ConfigError(wrong)
@@ -194,7 +212,15 @@ def load(
     # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
     with contextlib.ExitStack() as made:
         config, directory = made.enter_context(configured(path, name="" if Path(name).exists() else str(name)))
-        graph, weights = load_weights(path, config, dtype=jnp.dtype(stored), on_tensor=on_tensor)
-        lm = LanguageModel(config, graph, weights, directory, source=path, backend=backend)
+        placement = None
+        if devices is not None:
+            check_mesh(devices, config)
+            placement = param_sharding(config, devices)
+        graph, weights = load_weights(
+            path, config, dtype=jnp.dtype(stored), sharding=placement, on_tensor=on_tensor
+        )
+        if devices is not None:
+            graph = abstract_model(config, mesh=devices)[0]
+        lm = LanguageModel(config, graph, weights, directory, source=path, backend=backend, mesh=devices)
         weakref.finalize(lm, made.pop_all().close)  # what was made of a GGUF file lives as long as the model
     return lm

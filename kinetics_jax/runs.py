@@ -16,6 +16,7 @@ from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.sharding import mesh_spelling
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import Problem
@@ -152,7 +153,8 @@ def describe(
         "chunk": settings.chunk,
         "prefill_chunk": settings.prefill_chunk,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
-        "device": jax.devices()[0].device_kind,
+        "device": lm.device.device_kind,
+        "mesh": mesh_spelling(lm.mesh) if lm.mesh else None,
         "backends": {op: lm.backend or chosen_backend(op)[0] for op in KERNEL_OPS},
         "git_revision": _git_revision(),
         "command": command,

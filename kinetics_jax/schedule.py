@@ -67,7 +67,9 @@ class Running:
 class Schedule:
     """Slots, queue and pages of one run. `max_tokens` bounds every sample, `chunk` the tokens it gets at a time.
 
-    `num_pages` must hold any one sample at full length and one page more, that of its prompt's last tokens.
+    `num_pages` must hold any one sample at full length and one page more, that of its prompt's last tokens. On several
+    shards each has a schedule, with slots and pages of its own; all take samples from one queue, that of the one that
+    they are made `beside`. Slots count from `first_slot`, pages from 0.
     """
 
     def __init__(
@@ -80,16 +82,21 @@ class Schedule:
         chunk: int,
         max_tokens: int,
         repetition_window: int = 0,
+        first_slot: int = 0,
+        beside: Schedule | None = None,
     ):
         requests = list(requests)
+        self.first_slot = first_slot
         self.slots, self.page_size, self.chunk = slots, page_size, chunk
         self.max_tokens, self.repetition_window = max_tokens, repetition_window
         self.allocator = PageAllocator(num_pages)
         self.waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
+        self._unstarted = {request.problem: len(request.samples) for request in requests}
+        if beside:
+            self.waiting, self._unstarted = beside.waiting, beside._unstarted
         self.running: dict[int, Running] = {}
         self.aside: list[Running] = []  # oldest first
         self.prompts: dict[str, Prompt] = {}
-        self._unstarted = {request.problem: len(request.samples) for request in requests}
         self._ages = 0
 
     @property
@@ -133,6 +140,8 @@ class Schedule:
         A prompt without `logits` has fresh pages and must be prefilled. Nothing is admitted while samples are set
         aside: they come first.
         """
+        for prompt in list(self.prompts.values()):
+            self.started(prompt)  # the last of its samples may have begun on another shard
         idle = self._idle_slots()
         if not (idle and self.waiting) or self.aside:
             return None
@@ -187,8 +196,11 @@ class Schedule:
         self.aside.sort(key=lambda other: other.age)
 
     def reserve(self, table: np.ndarray) -> None:
-        """Takes the pages of the next chunk and writes every slot's into `table [slots, max_pages]`, -1 elsewhere."""
-        table[:] = -1
+        """Takes the pages of the next chunk and writes every slot's into its row of `table`, -1 elsewhere.
+
+        `table [slots, max_pages]` has a row for each slot of all shards.
+        """
+        table[self.first_slot : self.first_slot + self.slots] = -1
         for slot, running in self.running.items():
             self.grow(running, self._for_next_chunk(running))
             table[slot, : len(running.pages)] = running.pages
@@ -204,7 +216,7 @@ class Schedule:
         return running
 
     def _idle_slots(self) -> list[int]:
-        return [slot for slot in range(self.slots) if slot not in self.running]
+        return [slot for slot in range(self.first_slot, self.first_slot + self.slots) if slot not in self.running]
 
     def _shared(self, running: Running) -> list[int]:
         """The full pages of a sample's prompt, where the prompt is still here."""

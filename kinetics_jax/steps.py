@@ -10,18 +10,21 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 
 from kinetics_jax.attention import decode_attend, prefill_attend, prefill_chunk_attend
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import sample_keys, sample_tokens
+from kinetics_jax.sharding import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
     """Device state, one row per slot: the newest token (not in the cache yet), tokens stored in the cache, tokens
-    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`.
+    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`; on a mesh the first slots
+    are those of its first shard of the sequences, and so on.
     """
 
     token: jax.Array
@@ -30,11 +33,17 @@ class Slots:
     limit: jax.Array
     active: jax.Array
     key: jax.Array
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def idle(cls, slots: int, seed: jax.Array) -> Slots:
+    def idle(cls, slots: int, seed: jax.Array, mesh: Mesh | None = None) -> Slots:
         zeros = jnp.zeros(slots, jnp.int32)
-        return cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)))
+        idle = cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)), mesh)
+        return jax.device_put(idle, rows_sharding(mesh)) if mesh else idle
+
+    def in_place(self) -> Slots:
+        """The same, each row on the devices of its shard: the compiler may have moved them."""
+        return jax.tree.map(lambda row: constrained(row, self.mesh, ROWS), self)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
@@ -43,12 +52,14 @@ def prefill(
 ) -> tuple[PagedCache, jax.Array]:
     """Runs one prompt, `tokens [1, time]` padded beyond `length`; stores its K and V in `pages [time / page_size]`.
 
-    Returns the cache and the logits after the last prompt token, `[1, vocab]` float32.
+    Returns the cache and the logits after the last prompt token, `[1, vocab]` float32. On a mesh it runs a prompt for
+    each shard of the sequences: `tokens [shards, time]`, `length [shards]` (0: none), `pages [shards, …]` and the
+    logits have a row for each.
     """
     model = nnx.merge(graph, weights)
-    positions = jnp.arange(tokens.shape[1])[None]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
-    return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1))
+    return cache, model.logits(_token_at(hidden, length - 1))
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
@@ -65,14 +76,21 @@ def prefill_chunk(
 
     `start` is a multiple of time, and time of `attention.paged_tile(page_size)`; `length` counts the whole prompt's
     tokens, beyond which `tokens` is padding; `page_table [pages]` names the whole prompt's pages, -1 unused, and covers
-    whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32.
+    whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32. On a mesh it runs
+    a prompt for each shard, as `prefill` does.
     """
     model = nnx.merge(graph, weights)
     time = tokens.shape[1]
-    positions = start + jnp.arange(time)[None]
+    positions = jnp.broadcast_to(start + jnp.arange(time), tokens.shape)
     hidden, cache = model(tokens, positions, prefill_chunk_attend(page_table, start, length), cache)
-    last = jnp.minimum(length - start, time) - 1
-    return cache, model.logits(jax.lax.dynamic_slice_in_dim(hidden[0], last, 1))
+    return cache, model.logits(_token_at(hidden, jnp.minimum(length - start, time) - 1))
+
+
+def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
+    """`hidden [rows, time, …]` at one place of each row; `place [rows]`, or a scalar for the only row."""
+    if not place.ndim:
+        return jax.lax.dynamic_slice_in_dim(hidden[0], place, 1)
+    return jax.vmap(lambda row, at: jax.lax.dynamic_index_in_dim(row, at, keepdims=False))(hidden, place)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
@@ -96,20 +114,30 @@ def start_samples(
 
     `logits [1, vocab]` and `length` (scalar int32, the prompt's tokens) are prefill's; `samples [slots]` int32 are the
     sample indices, `limit` (scalar int32) the most tokens each may produce; `seed` the run's key, `problem` (scalar
-    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy).
+    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy). On a mesh the
+    chosen slots are all of one shard, whose row of `logits [shards, vocab]` and whose pages are meant.
     """
     rows = slots.token.shape[0]
     cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
     keys = sample_keys(seed, problem, samples)
-    first = sample_tokens(jnp.broadcast_to(logits, (rows, logits.shape[1])), keys, jnp.zeros_like(samples), sampling)
-    return cache, Slots(
+    each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
+    each = _apart(each.reshape(rows, -1), slots.mesh)
+    first = sample_tokens(each, keys, jnp.zeros_like(samples), sampling)
+    started = Slots(
         token=jnp.where(chosen, first, slots.token),
         stored=jnp.where(chosen, length, slots.stored),
         produced=jnp.where(chosen, 1, slots.produced),
         limit=jnp.where(chosen, limit, slots.limit),
         active=jnp.where(chosen, ~_is_end(first, eos) & (limit > 1), slots.active),
         key=jnp.where(chosen, keys, slots.key),
+        mesh=slots.mesh,
     )
+    return cache, started.in_place()
+
+
+def _apart(logits: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Logits `[rows, vocab]` with whole rows on each device, a part of them where they divide: for sampling."""
+    return logits if mesh is None else constrained(logits, mesh, rows_spec(mesh, logits.shape[0], AXES) or ROWS)
 
 
 @functools.partial(
@@ -149,7 +177,8 @@ def decode_chunk(
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
         attend = decode_attend(policy, page_table, lengths, keys, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
-        token = sample_tokens(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling)
+        logits = _apart(model.logits(hidden[:, 0]), slots.mesh)
+        token = sample_tokens(logits, slots.key, slots.produced, sampling)
         token = jnp.where(slots.active, token, slots.token)
         produced = slots.produced + slots.active
         drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
@@ -160,27 +189,47 @@ def decode_chunk(
             produced=produced,
             active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
         )
-        return step + 1, cache, slots, drawn
+        return step + 1, cache, slots.in_place(), drawn
 
-    drawn = jnp.full((slots.token.shape[0], chunk), -1, jnp.int32)
+    drawn = constrained(jnp.full((slots.token.shape[0], chunk), -1, jnp.int32), slots.mesh, ROWS)
     _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
     return cache, slots, drawn
 
 
 @jax.jit
-def save_pages(cache: PagedCache, pages: jax.Array) -> PagedCache:
-    """Copies of pages `[count]` int32 of every layer, with their summaries: a cache of `count` pages, for the host."""
-    return jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)
+def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
+    """Copies of pages `[count]` int32 of every layer, with their summaries: a cache of `count` pages, for the host.
+
+    `shard` (scalar int32) is whose pages they are, 0 where there is no mesh.
+    """
+    if cache.mesh is None:
+        return jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)
+
+    def copied(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
+        def of(pool: jax.Array) -> jax.Array:
+            everyones = jax.lax.all_gather(pool.at[:, pages].get(mode="clip"), ROWS)
+            return jax.lax.dynamic_index_in_dim(everyones, shard, keepdims=False)
+
+        return jax.tree.map(of, cache)
+
+    whole = PartitionSpec()
+    return cache.on_shards(copied, (whole, whole), PartitionSpec("tensor"))(cache, shard, pages)
 
 
 @functools.partial(jax.jit, donate_argnames=("cache",))
-def load_pages(cache: PagedCache, pages: jax.Array, saved: PagedCache) -> PagedCache:
-    """Writes what `save_pages` gave into pages `[count]` int32; -1: that one is left out."""
+def load_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
+    """Writes what `save_pages` gave into pages `[count]` int32 of a shard; -1: that one is left out."""
 
-    def written(pool: jax.Array, pages_of_it: jax.Array) -> jax.Array:
-        return pool.at[:, jnp.where(pages >= 0, pages, pool.shape[1])].set(pages_of_it, mode="drop")
+    def written(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
+        here = pages >= 0 if cache.mesh is None else (pages >= 0) & (jax.lax.axis_index(ROWS) == shard)
 
-    return jax.tree.map(written, cache, saved)
+        def of(pool: jax.Array, pages_of_it: jax.Array) -> jax.Array:
+            return pool.at[:, jnp.where(here, pages, pool.shape[1])].set(pages_of_it, mode="drop")
+
+        return jax.tree.map(of, cache, saved)
+
+    whole = PartitionSpec()
+    return cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())(cache, shard, pages, saved)
 
 
 @jax.jit
@@ -197,14 +246,16 @@ def resume_sample(
 ) -> Slots:
     """A sample that was set aside goes on in a slot; scalars, the row's fields and what its key is folded from."""
     key = sample_keys(seed, problem, sample[None])[0]
-    return Slots(
+    resumed = Slots(
         token=slots.token.at[slot].set(token),
         stored=slots.stored.at[slot].set(stored),
         produced=slots.produced.at[slot].set(produced),
         limit=slots.limit.at[slot].set(limit),
         active=slots.active.at[slot].set(True),
         key=slots.key.at[slot].set(key),
+        mesh=slots.mesh,
     )
+    return resumed.in_place()
 
 
 def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:

@@ -28,7 +28,7 @@ except ImportError:  # not a POSIX system: runs are not guarded against a second
 
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
-CIRCUMSTANCES = ("versions", "device", "backends", "git_revision", "command")
+CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
 LATER_SETTINGS = {"repetition_window": 0}
 LATER_FIELDS = {"prefill_chunk": 2048}  # of run.json; earlier runs prefilled whole, as prompts up to this still are

@@ -91,7 +91,7 @@ def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     assert engine.counts.set_aside > 3
     assert engine.counts.drawn == sum(len(tokens) - 1 for tokens in reference.values())
     assert engine.counts.busy <= engine.counts.offered
-    assert engine._schedule.allocator.free == pool
+    assert engine._schedules[0].allocator.free == pool
     least = -(-51 // policy.page_size) + 1  # one sample behind the longest of these prompts
     tight = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=6, chunk=6, num_pages=least))
     some = [dataclasses.replace(request, samples=[0, 2]) for request in requests[:3]]
@@ -244,7 +244,7 @@ def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatc
     finished += list(running)
     assert len(calls) == 1
     assert len(finished) == 6
-    assert engine._schedule.allocator.free == engine._schedule.allocator.num_pages  # everything was given back
+    assert engine._schedules[0].allocator.free == engine._schedules[0].allocator.num_pages  # everything was given back
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
     free = {done.problem: done for done in lm.engine(sampling=greedy, settings=settings).run(requests)}
     engine = lm.engine(sampling=watched, settings=settings)
     ended = {done.problem: done for done in engine.run(requests)}
-    assert engine._schedule.allocator.free == engine._schedule.allocator.num_pages
+    assert engine._schedules[0].allocator.free == engine._schedules[0].allocator.num_pages
     for problem, done in ended.items():
         repeats = first_repetition(free[problem].output_tokens, window)
         assert done.output_tokens == free[problem].output_tokens[:repeats]

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from kinetics_kernels.ops.grouped_matmul import grouped_matmul
 
 from kinetics_jax.config import Llama3Scaling, ModelConfig
+from kinetics_jax.sharding import constrained, rows_spec
 
 # attend(layer, q [batch, time, heads, head_dim], k, v [batch, time, kv_heads, head_dim], state)
 #   -> (out [batch, time, heads, head_dim], state)
@@ -157,11 +159,12 @@ def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, "
 class MixtureOfExperts(nnx.Module):
     """Each token through the experts its router likes best, weighted by the router's softmax, in float32.
 
-    No expert has a capacity: no token is dropped, and what a token gets depends on no other.
+    No expert has a capacity: no token is dropped, and what a token gets depends on no other. On a mesh each device
+    takes the tokens of its data shard through its part of its experts, and the parts are summed.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.chosen, self.normalise = config.experts_per_token, config.norm_topk_prob
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, mesh: Mesh | None = None):
+        self.chosen, self.normalise, self.mesh = config.experts_per_token, config.norm_topk_prob, mesh
         self.gate = Linear(config.hidden_size, config.num_experts, rngs=rngs, dtype=dtype)
         self.experts = Experts(config, rngs=rngs, dtype=dtype)
 
@@ -172,20 +175,60 @@ class MixtureOfExperts(nnx.Module):
         weights, experts = jax.lax.top_k(jax.nn.softmax(router), self.chosen)
         if self.normalise:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        place, rows_of = sorted_places(experts.reshape(-1), router.shape[1])
+        if self.mesh is None:
+            mixed = self._mixed(tokens, weights, experts)
+        else:
+            mixed = self._on_mesh(self.mesh, tokens, weights, experts)
+        return mixed.astype(x.dtype).reshape(x.shape)
+
+    def _mixed(self, tokens: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
+        """Each token's weighted sum over its `experts [tokens, chosen]`, `[tokens, hidden]` float32."""
+        count = self.experts.gate_proj.weight.shape[0]
+        place, rows_of = sorted_places(experts.reshape(-1), count)
+        return self._summed(self.experts, tokens, weights, place, rows_of)
+
+    def _summed(self, through: Callable, tokens: jax.Array, weights: jax.Array, place: jax.Array, rows_of: jax.Array):
         pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size))  # of token and choice, by expert
-        rows = self.experts(tokens[pairs // self.chosen], rows_of)
-        back = rows[place].reshape(-1, self.chosen, x.shape[-1])
-        return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1).astype(x.dtype).reshape(x.shape)
+        rows = through(tokens[pairs // self.chosen], rows_of)
+        back = rows[place].reshape(-1, self.chosen, tokens.shape[1])
+        return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1)
+
+    def _on_mesh(self, mesh: Mesh, tokens: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
+        rows = PartitionSpec(rows_spec(mesh, tokens.shape[0], ("data",)))
+        wide, tall = PartitionSpec("expert", None, "tensor"), PartitionSpec("expert", "tensor")
+
+        def local(tokens, weights, experts, gate, up, down):
+            count = gate.shape[0]
+            mine = experts - jax.lax.axis_index("expert") * count
+            here = (mine >= 0) & (mine < count)
+            # Pairs of experts elsewhere come last, in no group: what the product leaves in their rows is not read.
+            place, rows_of = sorted_places(jnp.where(here, mine, count).reshape(-1), count + 1)
+            rows_of = rows_of[:count]
+
+            def through(x: jax.Array, rows_of: jax.Array) -> jax.Array:
+                inner = jax.nn.silu(grouped_matmul(x, gate, rows_of)) * grouped_matmul(x, up, rows_of)
+                out = grouped_matmul(inner, down, rows_of)
+                return jnp.where((jnp.arange(out.shape[0]) < jnp.sum(rows_of))[:, None], out, 0)
+
+            return jax.lax.psum(self._summed(through, tokens, weights, place, rows_of), ("expert", "tensor"))
+
+        matrices = (getattr(self.experts, name).weight[...] for name in ("gate_proj", "up_proj", "down_proj"))
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=(rows, rows, rows, wide, wide, tall), out_specs=rows, check_vma=False
+        )(tokens, weights, experts, *matrices)
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike, mesh: Mesh | None = None
+    ):
         self.self_attn = Attention(config, rngs=rngs, dtype=dtype)
-        feed_forward = MixtureOfExperts if layer in config.moe_layers else FeedForward
-        self.mlp = feed_forward(config, rngs=rngs, dtype=dtype)
+        if layer in config.moe_layers:
+            self.mlp = MixtureOfExperts(config, rngs=rngs, dtype=dtype, mesh=mesh)
+        else:
+            self.mlp = FeedForward(config, rngs=rngs, dtype=dtype)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
 
@@ -198,22 +241,42 @@ class DecoderLayer(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings [vocab, hidden]; the same matrix gives the logits when embeddings are tied."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, mesh: Mesh | None = None):
+        self.mesh = mesh
         shape = (config.vocab_size, config.hidden_size)
         self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * 0.02).astype(dtype))
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
-        return self.weight[...][tokens]
+        if self.mesh is None:
+            return self.weight[...][tokens]
+        rows = rows_spec(self.mesh, tokens.shape[0])
+        if self.weight.shape[0] % self.mesh.shape["tensor"]:
+            return constrained(self.weight[...][tokens], self.mesh, rows)
+
+        def local(tokens: jax.Array, weight: jax.Array) -> jax.Array:
+            mine = tokens - jax.lax.axis_index("tensor") * weight.shape[0]
+            here = (mine >= 0) & (mine < weight.shape[0])
+            return jax.lax.psum(jnp.where(here[..., None], weight.at[mine].get(mode="clip"), 0), "tensor")
+
+        specs = PartitionSpec(rows), PartitionSpec("tensor")
+        return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
+            tokens, self.weight[...]
+        )
 
 
 class Qwen3(nnx.Module):
-    """The decoder: tokens → hidden states → logits. Weights are random until a checkpoint is loaded into them."""
+    """The decoder: tokens → hidden states → logits. Weights are random until a checkpoint is loaded into them.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        self.config = config
-        self.embed_tokens = Embedding(config, rngs=rngs, dtype=dtype)
+    With a mesh its weights lie as `sharding.param_sharding` says, and it computes there.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    ):
+        self.config, self.mesh = config, mesh
+        self.embed_tokens = Embedding(config, rngs=rngs, dtype=dtype, mesh=mesh)
         self.layers = nnx.List(
-            [DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(config.num_layers)]
+            [DecoderLayer(config, layer, rngs=rngs, dtype=dtype, mesh=mesh) for layer in range(config.num_layers)]
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         if not config.tie_word_embeddings:
@@ -229,11 +292,18 @@ class Qwen3(nnx.Module):
         """Hidden states after the last norm, and the state that `attend` threaded through the layers."""
         x = self.embed_tokens(tokens)
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        rows = None if self.mesh is None else rows_spec(self.mesh, tokens.shape[0])
         for index, layer in enumerate(self.layers):
             x, state = layer(x, cos, sin, index, attend, state)
+            x = constrained(x, self.mesh, rows)  # else a layer may be laid out to suit a later one
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
         """Next-token logits, float32."""
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return jnp.einsum("...h,vh->...v", hidden, head.weight[...], preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...h,vh->...v", hidden, head.weight[...], preferred_element_type=jnp.float32)
+        if self.mesh is None:
+            return logits
+        vocab = "tensor" if logits.shape[-1] % self.mesh.shape["tensor"] == 0 else None
+        between = (None,) * (logits.ndim - 2)
+        return constrained(logits, self.mesh, rows_spec(self.mesh, logits.shape[0]), *between, vocab)
