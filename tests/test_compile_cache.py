@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_made_or_written(tmp_path, config, monkeypatch):
     with pytest.warns(UserWarning, match="compiled programs are not kept"):
         assert use_compile_cache() is None
     assert config.jax_compilation_cache_dir is None
-    with pytest.raises(UserError, match="--compile-cache .*file.sub: Not a directory"):
+    with pytest.raises(UserError, match=r"--compile-cache .*file.sub: Not a directory"):
         use_compile_cache(str(tmp_path / "file" / "sub"))
 
     def refuse(**_):
