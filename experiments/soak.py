@@ -3,7 +3,7 @@
     python experiments/soak.py --work soak --json experiments/results/cpu/soak.json
 
 Prompts of 4 to 64 statements of the built-in problems, samples of 2 to 72 tokens, several models and policies. Each run
-is drawn thrice, in processes of its own: calmly, with a page for everything; with a pool a third as large, so that
+is drawn thrice, in processes of its own: calmly, with a page for everything; with a pool a quarter as large, so that
 samples are set aside and come back, and with SIGKILL at random moments, the same command continuing; and, its samples
 several times over, in one long process with the small pool. Demanded, or the exit code is 1:
 
@@ -198,7 +198,7 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
     problems = mixed_problems(arguments.problems, arguments.seed)
     n = max(1, arguments.samples // (len(problems) * len(configurations())))
     worst = -(-(LONGEST_PROMPT + max_tokens) // parse_policy(policy).page_size) + 1
-    small = max(worst, arguments.slots * worst // 3)
+    small = max(worst, arguments.slots * worst // 4)
 
     def spec(leg: str, n: int, num_pages: int | None) -> Spec:
         out, log = str(folder / leg), str(folder / f"{leg}.jsonl")
