@@ -116,6 +116,7 @@ def sample(
     slots: int = 32,
     chunk: int = 32,
     num_pages: int | None = None,
+    shared_prefix: Literal["auto", "on", "off"] = "auto",
     dtype: str | None = None,
     backend: BackendArg = None,
     mesh: MeshArg = None,
@@ -137,6 +138,7 @@ def sample(
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
         num_pages: KV pages in the pool; by default enough for the longest sample in every slot.
+        shared_prefix: Whether dense layers read a prompt's KV once for all its samples; auto: where it pays.
         dtype: float32, bfloat16 or float16; by default what the device likes.
         as_json: Print the totals as JSON, with what was compiled.
     """
@@ -171,7 +173,12 @@ def sample(
             sampling=sampling,
             out=out,
             prompts=prompts,
-            settings=EngineSettings(slots=slots, chunk=chunk, num_pages=num_pages),
+            settings=EngineSettings(
+                slots=slots,
+                chunk=chunk,
+                num_pages=num_pages,
+                shared_prefix=None if shared_prefix == "auto" else shared_prefix == "on",
+            ),
             command=command_line(),
             on_progress=on_progress,
         )

@@ -109,7 +109,7 @@ def shared_prefix_decode(
     """
     place, used = jnp.asarray(shared.place), jnp.asarray(shared.lengths) > 0
     rows, width = shared.members.shape
-    batch, q_heads, head_dim = q.shape
+    q_heads, head_dim = q.shape[1:]
     kv_heads = k_pages.shape[0]
     group = q_heads // kv_heads
     reference = resolved_backend(backend) == "xla"
