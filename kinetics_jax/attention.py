@@ -347,7 +347,7 @@ def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:
 def random_scores(
     keys: Key[Array, " batch"], layer: int, kv_heads: int, max_pages: int, first_head: Int[Array, ""] | int = 0
 ) -> Float[Array, "batch kv_heads max_pages"]:
-    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head (from `first_head` on) and logical page.
+    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head (from `first_head` on) and page.
 
     That of a page has the key fold_in(fold_in(fold_in(fold_in(row's key, RANDOM_BLOCKS), layer), KV head), page).
     Neither the slot nor the width of the page table has a part in it, nor where the pages lie.

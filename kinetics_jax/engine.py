@@ -58,9 +58,10 @@ SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
 class EngineSettings:
     """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
     slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
-    as the device's memory holds; on a mesh it is split among the shards, as the slots are); when it runs dry, the youngest samples are set aside in the host's memory. Prompts of
-    more than `prefill_chunk` tokens are prefilled so many at a time (rounded up to whole tiles of attention).
-    `shared_prefix`: whether dense layers read the pages of a prompt once for all its samples; None: where it pays.
+    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
+    slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
+    (rounded up to whole tiles of attention). `shared_prefix`: whether dense layers read the pages of a prompt once for
+    all its samples; None: where it pays.
     """
 
     slots: int = 32
@@ -311,9 +312,7 @@ class Engine:
             self._count(drawn, waits)
             new_tokens = 0
             going = active.copy()
-            for schedule, slot, running in [
-                (schedule, *item) for schedule in schedules for item in schedule.running.items()
-            ]:
+            for schedule, (slot, running) in [(each, item) for each in schedules for item in each.running.items()]:
                 fresh = [int(first[slot])] if not running.tokens else []
                 fresh += drawn[slot][drawn[slot] >= 0].tolist()
                 running.add(fresh)

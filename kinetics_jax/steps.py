@@ -122,8 +122,7 @@ def start_samples(
     cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
     keys = sample_keys(seed, problem, samples)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
-    each = _apart(each.reshape(rows, -1), slots.mesh)
-    first = sample_tokens(each, keys, jnp.zeros_like(samples), sampling)
+    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(samples), sampling, slots.mesh)
     started = Slots(
         token=jnp.where(chosen, first, slots.token),
         stored=jnp.where(chosen, length, slots.stored),
@@ -136,9 +135,14 @@ def start_samples(
     return cache, started.in_place()
 
 
-def _apart(logits: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Logits `[rows, vocab]` with whole rows on each device, a part of them where they divide: for sampling."""
-    return logits if mesh is None else constrained(logits, mesh, rows_spec(mesh, logits.shape[0], AXES) or ROWS)
+def _draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling, mesh: Mesh | None) -> jax.Array:
+    """`sample_tokens`; on a mesh each device draws for its own rows, a part of them where they divide."""
+    if mesh is None:
+        return sample_tokens(logits, keys, positions, sampling)
+    rows = PartitionSpec(rows_spec(mesh, logits.shape[0], AXES) or ROWS)
+    # Under shard_map: the top-k of rows that jit splits becomes a sort, over which the TPU compiler falls.
+    local = functools.partial(sample_tokens, sampling=sampling)
+    return jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(logits, keys, positions)
 
 
 @functools.partial(
@@ -179,8 +183,7 @@ def decode_chunk(
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
         attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
-        logits = _apart(model.logits(hidden[:, 0]), slots.mesh)
-        token = sample_tokens(logits, slots.key, slots.produced, sampling)
+        token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
         produced = slots.produced + slots.active
         drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
+from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.economics.prefix import STARTING, prefix_saving, sharing_pays
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
@@ -25,6 +26,8 @@ PREFIX_PAGES, MAX_PAGES, POOL = 5, 9, 64
 
 together = jax.jit(lambda q, k, v, lengths, shared: shared_prefix_decode(q, k, v, lengths, shared))
 apart = jax.jit(lambda q, k, v, table, lengths: kernels.paged_decode(q, k, v, table, lengths)[0])
+
+NOBODY = share_prefixes([], slots=1, width=1, prefix_pages=1, max_pages=1, page_size=16)
 
 
 def case(rng, prompts):
@@ -132,6 +135,16 @@ def test_where_nothing_can_be_shared_it_is_refused(lm, policy, slots, says):
     assert not lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=slots)).shares_prefix(
         [Request("a", [5] * 40, range(4))]
     )
+
+
+def test_on_a_mesh_it_is_refused(tmp_path):
+    lm = kj.load(write_checkpoint(tmp_path, tiny_config(), seed=5), dtype="float32", mesh="data=1")
+    with pytest.raises(RequestError, match="shared_prefix is for one device, not for a mesh"):
+        stream(lm, [Request("a", [5] * 40, range(4))], kj.Dense(), slots=4, shared_prefix=True)
+    cache = empty_cache(kj.Dense(), lm.config, num_pages=16, dtype=jnp.float32, mesh=lm.mesh)
+    attend = decode_attend(kj.Dense(), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32), shared=NOBODY)
+    with pytest.raises(ValueError, match="the cache lies on a mesh"):
+        attend(0, *[jnp.zeros((1, 1, heads, 8)) for heads in (4, 2, 2)], cache)
 
 
 def test_a_run_keeps_to_what_it_began_with(tmp_path):
