@@ -27,6 +27,7 @@ from kinetics_jax.policies import (
     TokenTopK,
 )
 from kinetics_jax.sharding import kv_copies, pool_spec, rows_spec
+from kinetics_jax.shared_prefix import SharedPrefix, shared_prefix_decode
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
@@ -244,14 +245,16 @@ def decode_attend(
     lengths: Int[Array, " batch"],
     keys: Key[Array, " batch"] | None = None,
     *,
+    shared: SharedPrefix | None = None,
     backend: str | None = None,
 ) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 
     `lengths` counts the new token; rows of length 0 are idle. `keys` holds the key of the token that each row is about
-    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. `backend`
-    forces the kernels' (None: what suits the device); rules over tokens run on the reference path whatever it says.
-    Raises ValueError when the keys lack, or when the cache was made for another policy; NotImplementedError for what
+    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. `shared`
+    has dense layers read the pages that rows share once, on one device. `backend` forces the kernels' (None: what suits
+    the device); rules over tokens run on the reference path whatever it says. Raises ValueError when the keys lack,
+    when the cache was made for another policy, or lies on a mesh and `shared` is given; NotImplementedError for what
     the backend cannot do.
     """
     draws = isinstance(policy, RandomBlocks)
@@ -259,9 +262,15 @@ def decode_attend(
         raise ValueError(f"{policy} draws pages at random: give decode_attend the keys of its rows")
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        if shared is not None and cache.mesh is not None:
+            raise ValueError("shared prefixes are for one device: the cache lies on a mesh")
+
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
             pools = kernels.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary, backend=backend)
-            out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, backend)
+            if shared is not None and _is_dense(policy, layer):
+                out = shared_prefix_decode(q[:, 0], *pools[:2], lengths, shared, backend=backend)
+            else:
+                out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, backend)
             return out[:, None], pools
 
         rows = (page_table, lengths, *([keys] if draws else []))
@@ -269,6 +278,10 @@ def decode_attend(
         return out, cache.with_layer(layer, *pools)
 
     return attend
+
+
+def _is_dense(policy: Policy, layer: int) -> bool:
+    return isinstance(policy, Dense) or layer in policy.dense_layers
 
 
 def _decode_layer(
@@ -286,8 +299,9 @@ def _decode_layer(
     """Attention `[batch, heads, head_dim]` of one device's queries over the pages that a policy chooses."""
     k_pages, v_pages, summaries = pools
     group = heads.group[:, 0]  # what a KV head's pages are chosen by
-    if isinstance(policy, Dense) or layer in policy.dense_layers:
+    if _is_dense(policy, layer):
         return kernels.paged_decode(query, k_pages, v_pages, page_table, lengths, backend=backend)[0]
+    assert not isinstance(policy, Dense)
     if isinstance(policy, BlockTopK):
         if summaries is None or summary != policy.summary:
             raise ValueError(

@@ -1,8 +1,11 @@
-"""Checks jaxtyping's shape annotations at run time while the tests run, and forgets each file's compiled programs."""
+"""Checks jaxtyping's shape annotations at run time while the tests run; forgets each file's compiled programs, and lets
+the commands that tests start share theirs.
+"""
 
 import gc
+import os
 
-import jax
+import jax  # reads the variables below when it is imported: they are for commands, not for this process
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,3 +22,11 @@ def _forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_by_commands(tmp_path_factory):
+    """Never the user's own cache; what one command compiles, the next one has."""
+    assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

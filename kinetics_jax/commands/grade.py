@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -63,15 +63,26 @@ def _grade_cuts(path: Path, caps: list[int], tokenizer: Path | None, workers: in
     print_table(length_ablation([run_data(run)], caps=caps), as_json)
 
 
-def run_summary(run: Run) -> str:
-    """Samples, accuracy over those that have a grade, how many have none, and mean tokens."""
+def run_totals(run: Run) -> dict[str, Any]:
+    """Samples, how many have a grade and which share of those is correct (None without any), mean tokens."""
     grades = [record["correct"] for record in run.samples if record["correct"] is not None]
     tokens = sum(len(record["output_tokens"]) for record in run.samples)
-    parts = [f"{len(run.samples)} samples"]
-    if grades:
-        parts.append(f"{sum(grades) / len(grades):.3f} correct")
-    if ungraded := len(run.samples) - len(grades):
+    return {
+        "samples": len(run.samples),
+        "graded": len(grades),
+        "correct": sum(grades) / len(grades) if grades else None,
+        "mean_output_tokens": tokens / len(run.samples) if run.samples else None,
+    }
+
+
+def run_summary(run: Run) -> str:
+    """The same in words."""
+    totals = run_totals(run)
+    parts = [f"{totals['samples']} samples"]
+    if totals["graded"]:
+        parts.append(f"{totals['correct']:.3f} correct")
+    if ungraded := totals["samples"] - totals["graded"]:
         parts.append(f"{ungraded} that the grader could not decide")
     if run.samples:
-        parts.append(f"{tokens / len(run.samples):.1f} tokens each")
+        parts.append(f"{totals['mean_output_tokens']:.1f} tokens each")
     return ", ".join(parts)
