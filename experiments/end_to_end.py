@@ -228,8 +228,8 @@ def main() -> None:
         arguments.peers = PEERS[:1] if on_host else PEERS
     small = {"page_size": 16, "budget": 64} if arguments.quick else {}
     settings = Settings(
-        page_size=small.get("page_size", arguments.page_size),
-        budget=small.get("budget", arguments.budget),
+        page_size=small.get("page_size") or arguments.page_size,
+        budget=small.get("budget") or arguments.budget,
         steps=arguments.steps or (4 if on_host else 32),
         itemsize=4 if engine.facts["dtype"] == "float32" else 2,
     )

@@ -28,7 +28,8 @@ from kinetics_jax.economics.step_time import step_seconds
 from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, blank, handle, look, plain, save
 from kinetics_jax.traces import write_whole
 
-COLOURS = dict(zip(ENGINE, LIGHT_COLOURS, strict=False))
+Table = Any  # a pandas DataFrame: its annotations do not say what indexing one returns
+COLOURS: dict[str, str] = dict(zip(ENGINE, LIGHT_COLOURS, strict=False))
 NAMES = {"dense": "dense", "sparse": "block top-k"}
 DEVICES = (1, 2, 4, 8)
 FLEET = ("Qwen/Qwen3-8B", "h100", 8, 32_768)  # model, chip, sequences and tokens of (c): as much as one chip holds
@@ -57,14 +58,14 @@ def predicted(settings: Settings, point: Point, chip: Hardware) -> float:
     )
 
 
-def measured_rows(found: dict[str, Any]) -> pd.DataFrame:
+def measured_rows(found: dict[str, Any]) -> Table:
     """The engine's measurements, the last one of a point."""
     rows = [row for row in found["rows"] if row["row"] == "point" and row["runner"] in ENGINE and row["status"] == "ok"]
     table = pd.DataFrame(rows).drop_duplicates(["model", "layers", "runner", "batch", "context"], keep="last")
     return table[["model", "layers", "runner", "batch", "context", "seconds", "cpu_seconds"]]
 
 
-def over(table: pd.DataFrame, axis: str) -> pd.DataFrame:
+def over(table: Table, axis: str) -> Table:
     """The rows of a panel: at the value of the other axis that has most values of this one, of several the largest."""
     other = "batch" if axis == "context" else "context"
     counts = table.groupby(other)[axis].nunique()
@@ -72,7 +73,7 @@ def over(table: pd.DataFrame, axis: str) -> pd.DataFrame:
     return table[table[other] == best].sort_values(axis)
 
 
-def line(rows: pd.DataFrame, axis: str, settings: Settings, chip: Hardware, bandwidth: float) -> pd.DataFrame:
+def line(rows: Table, axis: str, settings: Settings, chip: Hardware, bandwidth: float) -> Table:
     """What was measured and, between the ends of it, what is predicted: milliseconds per token by `axis`."""
     found = []
     for runner, mine in rows.groupby("runner"):
@@ -97,7 +98,7 @@ def line(rows: pd.DataFrame, axis: str, settings: Settings, chip: Hardware, band
     return pd.DataFrame(found)
 
 
-def fleet(settings: Settings) -> pd.DataFrame:
+def fleet(settings: Settings) -> Table:
     """Milliseconds per token that data sheets promise for one to eight devices."""
     model, chip, batch, context = FLEET
     config = shape(model)
@@ -112,7 +113,7 @@ def fleet(settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(table: pd.DataFrame, about: str, cores: int | None, width: float) -> Figure:
+def draw(table: Table, about: str, cores: int | None, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure = blank(width, 2.0 * width, style)
     grid: list[Axes] = list(figure.subplots(3, 1))

@@ -335,8 +335,8 @@ def _decode_layer(
         return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
     logits = kernels.token_logits(group, k_pages, page_table, lengths)
     mask = token_mask(policy, logits, lengths, k_pages.shape[0])
-    own = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
-    return kernels.masked_decode(*own, v_pages, page_table, lengths)[0].astype(query.dtype)
+    logits, mask = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
+    return kernels.masked_decode(logits, mask, v_pages, page_table, lengths)[0].astype(query.dtype)
 
 
 def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:

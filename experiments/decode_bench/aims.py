@@ -44,7 +44,7 @@ def _against_peer(line: dict[str, Any]) -> Any:
 def _aim(
     name: str, wanted: float, line: dict[str, Any] | None, value: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    measured = value(line) if line else "-"
+    measured: Any = value(line) if line else "-"
     known = _number(measured)
     at = f"batch {line['batch']}, context {line['context']}" if line else ""
     return {

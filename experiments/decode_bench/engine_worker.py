@@ -46,6 +46,7 @@ class Engine:
             self.config = self.weights = None
             self.weights = random_weights(config, self.dtype)
             self.config = config
+        assert self.weights is not None
         decode = RandomDecode(
             config,
             self.weights,
