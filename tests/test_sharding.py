@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ import kinetics_jax as kj
 from kinetics_jax.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.checkpoints.convert import convert
+from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.cli import main
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.sharding import MeshError, check_mesh, make_mesh, mesh_spelling, param_sharding, row_shards
 from kinetics_jax.steps import decode_chunk
@@ -261,26 +264,21 @@ def test_a_mesh_of_one_device_and_slots(tmp_path):
         Engine(lm.graph, lm.weights, lm.config, policy=kj.Dense(), sampling=HOT, mesh=three)
 
 
-def test_the_command_line(tmp_path):
+@eight_devices
+def test_8_devices_from_the_command_line(tmp_path, monkeypatch, capsys):
     """run.json holds the mesh; one that cannot be is one line."""
-    from kinetics_jax.checkpoints.resolve import builtin_models
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
 
-    def kinetics(*arguments, devices: int) -> subprocess.CompletedProcess:
-        simulated = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.run(
-            [sys.executable, "-c", "from kinetics_jax.cli import main; main()", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "XLA_FLAGS": simulated, "JAX_PLATFORMS": "cpu"},
-        )
+    def kinetics(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["kinetics", *map(str, arguments)])
+        main()
 
-    smallest = builtin_models()[0]
-    bad = kinetics("generate", smallest, "--prompt", "1", "--mesh", "data=2,tensor=4", devices=1)
-    assert bad.returncode == 2
-    assert bad.stderr.splitlines()[-1] == "kinetics: mesh 'data=2,tensor=4' takes 8 devices; there are 1"
-    run = tmp_path / "run"
+    smallest, run = builtin_models()[0], tmp_path / "run"
+    with pytest.raises(SystemExit) as left:
+        kinetics("generate", smallest, "--prompt", "1", "--mesh", "data=2,tensor=8")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "kinetics: mesh 'data=2,tensor=8' takes 16 devices; there are 8"
     options = ("--limit", 1, "--n", 2, "--slots", 4, "--max-tokens", 8, "--out", run, "--mesh", "data=2")
-    done = kinetics("sample", smallest, *options, devices=2)
-    assert done.returncode == 0, done.stderr
+    kinetics("sample", smallest, *options)
     described = json.loads((run / "run.json").read_text())
     assert (described["mesh"], described["slots"]) == ("data=2", 4)
