@@ -68,8 +68,8 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
 
     def all_of_them() -> Iterator[None]:
         for step in range(arguments.windows + arguments.haystacks):  # in turn: what is stopped early has some of each
-            for index in (2 * step - 1, 2 * step):
-                if 0 <= index < arguments.windows:
+            for index in (2 * step, 2 * step + 1):
+                if index < arguments.windows:
                     yield from measure.text_unit(lm, model, tokens, records, index, **of_text)
             for length in arguments.lengths if step < arguments.haystacks else ():
                 yield from measure.needle_unit(lm, model, tokens, records, step, length, **of_needles)
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=4096, help="tokens of a window that are read densely")
     parser.add_argument("--scored", type=int, default=128, help="tokens behind them that are predicted")
     parser.add_argument("--every", type=int, default=4, help="every so manieth of them is a query of attention mass")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="of haystacks")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="of haystacks")
     parser.add_argument("--haystacks", type=int, default=2, help="of each length")
     parser.add_argument("--needles", type=int, default=5, help="in each haystack")
     parser.add_argument("--summarise", action="store_true", help="measure nothing")
