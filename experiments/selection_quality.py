@@ -134,7 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
 
         arguments.figures.mkdir(parents=True, exist_ok=True)
         drawing.draw_all(tables, arguments.figures)
-    print(json.dumps(result, indent=1) if arguments.json else summary.spoken(tables))
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    for title, table in summary.markdown(tables).items():
+        print(f"{title}\n\n{table}\n")
 
 
 if __name__ == "__main__":

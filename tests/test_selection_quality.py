@@ -176,21 +176,28 @@ def test_tables():
     names = ["dense", "block_topk:budget=64,page_size=16", "sliding_window:budget=64"]
     nll = {names[0]: (2.0, 3.0, 2.5), names[1]: (2.1, 3.1, 2.6), names[2]: (2.5, 3.0, 2.5)}
     text = [
-        {"part": "text", "unit": f"window{i}", "policy": name, "nll": nll[name][i]} for name in names for i in range(3)
+        {"part": "text", "unit": f"window{i}", "policy": name, "source": "ab"[i % 2], "nll": nll[name][i]}
+        for name in names
+        for i in range(3)
     ]
-    table = summary.perplexity_table(text).set_index("rule")
-    assert table.loc["dense", "ratio"] == 1
-    assert table.loc["block top-k, mean", ["ratio", "low", "high"]].tolist() == pytest.approx(
-        [np.exp(0.1)] * 3, rel=1e-5
-    )
-    low, ratio, high = table.loc["sliding window", ["low", "ratio", "high"]]
+    unread = {"part": "text", "unit": "window3", "policy": "dense", "source": "b", "nll": 9.0}  # by one policy alone
+    table = summary.perplexity_table([*text, unread])
+    assert table.groupby("source")["windows"].first().to_dict() == {"all": 3, "a": 2, "b": 1}
+    whole = table[table["source"] == "all"].set_index("rule")
+    assert whole.loc["dense", ["ratio", "perplexity"]].tolist() == pytest.approx([1, np.exp(2.5)], rel=1e-5)
+    block = whole.loc["block top-k, mean", ["ratio", "low", "high"]]
+    assert block.tolist() == pytest.approx([np.exp(0.1)] * 3, rel=1e-5)
+    low, ratio, high = whole.loc["sliding window", ["low", "ratio", "high"]]
     assert [low, ratio, high] == pytest.approx([1, np.exp(0.5 / 3), np.exp(0.5)], rel=1e-5)
 
-    def needle(policy, length, right):
+    def needle(policy, length, right, unit=0):
         found = {"depths": [0.25, 0.75], "right": right, "log_likelihood": [-1.0, -2.0]}
-        return {"part": "needle", "unit": f"haystack0:{length}", "policy": policy, "length": length, **found}
+        return {"part": "needle", "unit": f"haystack{unit}:{length}", "policy": policy, "length": length, **found}
 
-    needles = summary.needle_table([needle(names[1], 64, [True, True]), needle(names[1], 128, [True, False])])
+    asked = [needle(names[1], 64, [True, True]), needle(names[1], 128, [True, False])]
+    asked += [needle(names[2], 128, [True, True]), needle(names[2], 128, [False, False], unit=1)]  # 1 is not through
+    needles = summary.needle_table(asked)
+    needles = needles[needles["rule"] == "block top-k, mean"]
     whole = needles[needles["depth"] == -1].set_index("length")
     assert whole["share"].to_dict() == {64: 1, 128: 0.5, -1: 0.5}
     assert whole.loc[128, "low"] < 0.5 < whole.loc[128, "high"]
@@ -231,3 +238,14 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsy
         selection_quality.main()
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "r").exists()
+
+
+def test_the_page_tells_what_was_recorded():
+    """The tables of docs/selection.md are those of the recorded measurements."""
+    lines = (ROOT / "experiments" / "results" / "cpu" / "selection_quality.jsonl").read_text().splitlines()
+    page = (ROOT / "docs" / "selection.md").read_text()
+    found = summary.markdown(summary.tables([json.loads(line) for line in lines[1:]]))
+    assert len(found) >= 7
+    for title, table in found.items():
+        assert title in page
+        assert table in page, title

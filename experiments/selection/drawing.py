@@ -14,8 +14,8 @@ WIDTH = 3.4
 # rule → colour (Okabe and Ito's), marker; bounds have no marker and are dashed.
 LOOKS = {
     "block top-k, mean": ("#0072B2", "s"),
-    "block top-k, min max": ("#D55E00", "^"),
-    "block top-k, mean std": ("#009E73", "D"),
+    "block top-k, min_max": ("#D55E00", "^"),
+    "block top-k, mean_std": ("#009E73", "D"),
     "token top-k": ("#CC79A7", "o"),
     "sliding window": ("#E69F00", "v"),
     "random blocks": ("#7F7F7F", "x"),
@@ -98,41 +98,37 @@ def draw_layers(table: pd.DataFrame, path: Path) -> None:
 
 
 def draw_perplexity(table: pd.DataFrame, path: Path) -> None:
-    """Perplexity over dense's, by budget."""
-    figure, (axes,) = panels(1, 2.3)
-    rules = over_budgets(axes, table[table["budget"] > 0], "ratio")
-    axes.axhline(1.0, color=LIGHT["envelope"], lw=1.0)
-    labelled(axes, x="Budget (tokens per step and KV head)", y="Perplexity ÷ dense")
+    """Perplexity over dense's by budget, a panel for each source."""
+    sources = sorted(set(table["source"]) - {"all"})
+    figure, every = panels(len(sources), 2.1)
+    rules = []
+    for axes, source in zip(every, sources, strict=True):
+        part = table[(table["source"] == source) & (table["budget"] > 0)]
+        rules = over_budgets(axes, part, "ratio", band=False)
+        axes.axhline(1.0, color=LIGHT["envelope"], lw=1.0)
+        axes.set_yscale("log")
+        axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        axes.minorticks_off()
+        axes.set_ylim(0.9, 1.1 * table["ratio"].max())
+        axes.tick_params(axis="x", labelrotation=60)
+        axes.set_title(source, fontsize=SMALL + 0.5)
+        labelled(axes, x="Budget (tokens)", y="Perplexity ÷ dense" if axes is every[0] else "")
     legend(figure, rules, (handle(color=LIGHT["envelope"], lw=1.0, label="dense"),))
     save(figure, path)
 
 
 def draw_needles(table: pd.DataFrame, path: Path) -> None:
-    """Share of needles found: by budget where prompts exceed them all, and by length at a middle budget."""
-    whole = table[table["depth"] == -1]
-    figure, (left, right) = panels(2, 2.0)
-    beyond = whole[whole["length"] == -1]
-    budgets = sorted(set(whole["budget"]) - {0})
-    rules = over_budgets(left, beyond[beyond["budget"] > 0], "share", band=False)
-    left.tick_params(axis="x", labelrotation=60)
-    for dense in beyond[beyond["budget"] == 0]["share"]:
-        left.axhline(dense, color=LIGHT["envelope"], lw=1.0)
-    lengths = sorted(set(whole["length"]) - {-1})
-    budget = next((each for each in reversed(budgets) if each < min(lengths, default=0)), budgets[0])
-    for rule in rules:
-        part = whole[(whole["rule"] == rule) & (whole["budget"] == budget) & (whole["length"] > 0)].sort_values(
-            "length"
-        )
-        right.plot(part["length"], part["share"], **line(rule))
-    part = whole[(whole["budget"] == 0) & (whole["length"] > 0)].sort_values("length")
-    right.plot(part["length"], part["share"], color=LIGHT["envelope"], lw=1.0)
-    right.set_xscale("log", base=2)
-    right.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
-    right.minorticks_off()
-    for axes in (left, right):
-        axes.set_ylim(-0.03, 1.03)
-    labelled(left, x="Budget (tokens)", y="Needles found")
-    labelled(right, x=f"Prompt, budget {budget}", y="")
+    """Needles found, and the log-likelihood of their numbers, by budget in the prompts that exceed every budget."""
+    figure, axes = panels(2, 2.0)
+    beyond = table[(table["depth"] == -1) & (table["length"] == -1)]
+    sparse, dense = beyond[beyond["budget"] > 0], beyond[beyond["budget"] == 0]
+    rules = []
+    for each, value, name in zip(axes, ("share", "log_likelihood"), ("Needles found", "Log-likelihood"), strict=True):
+        rules = over_budgets(each, sparse, value, band=False)
+        each.axhline(float(dense[value].iloc[0]), color=LIGHT["envelope"], lw=1.0)
+        each.tick_params(axis="x", labelrotation=60)
+        labelled(each, x="Budget (tokens)", y=name)
+    axes[0].set_ylim(-0.03, 1.03)
     legend(figure, rules, (handle(color=LIGHT["envelope"], lw=1.0, label="dense"),))
     save(figure, path)
 

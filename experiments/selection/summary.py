@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ BOUNDS = {TOKENS_BY_MASS: "best tokens (bound)", PAGES_BY_MASS: "best pages (bou
 
 
 def rule_and_budget(name: str) -> tuple[str, int]:
-    """`block_topk:budget=64,page_size=16,summary=min_max` → (`block top-k, min max`, 64); dense has budget 0."""
+    """`block_topk:budget=64,page_size=16,summary=min_max` → (`block top-k, min_max`, 64); dense has budget 0."""
     kind, _, options = name.partition(":budget=")
     if kind in BOUNDS:
         return BOUNDS[kind], int(options)
     policy = parse_policy(name)
     if isinstance(policy, BlockTopK):
-        return f"{spoken_kind(policy.kind)}, {policy.summary.replace('_', ' ')}", policy.budget
+        return f"{spoken_kind(policy.kind)}, {policy.summary}", policy.budget
     return spoken_kind(policy.kind), getattr(policy, "budget", 0)
 
 
@@ -57,33 +58,42 @@ def mass_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def perplexity_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Perplexity by rule and budget, and its ratio to dense's on the same windows, with the ratio's interval."""
-    by_policy: dict[str, dict[str, float]] = {}
-    for record in records:
-        by_policy.setdefault(record["policy"], {})[record["unit"]] = record["nll"]
-    dense = by_policy.get("dense", {})
+    """Perplexity by source (`all`: of every one), rule and budget, and its ratio to dense's on the same windows, with
+    the ratio's interval. Only windows that every policy has read count.
+    """
+    frame = pd.DataFrame(records)
+    if not len(frame):
+        return frame
     rows = []
-    for name, of_windows in by_policy.items():
-        units = sorted(of_windows.keys() & dense.keys())
-        if not units:
-            continue
-        nll = np.array([of_windows[unit] for unit in units])
-        more = nll - np.array([dense[unit] for unit in units])
-        rule, budget = rule_and_budget(name)
-        low, high = (float(np.exp(end)) for end in interval(more))
-        row = {"rule": rule, "budget": budget, "windows": len(units), "perplexity": float(np.exp(nll.mean()))}
-        rows.append({**row, "ratio": float(np.exp(more.mean())), "low": low, "high": high})
+    by_source = [("all", frame), *frame.groupby("source")]
+    for source, part in by_source:
+        nll = part.pivot(index="unit", columns="policy", values="nll")
+        nll = nll[list(dict.fromkeys(frame["policy"]))].dropna()
+        more = nll.sub(nll["dense"], axis=0)
+        for name in nll.columns if len(nll) else ():
+            rule, budget = rule_and_budget(name)
+            low, high = (float(np.exp(end)) for end in interval(more[name].to_numpy()))
+            row = {"source": source, "rule": rule, "budget": budget, "windows": len(nll)}
+            row |= {"perplexity": float(np.exp(nll[name].mean())), "ratio": float(np.exp(more[name].mean()))}
+            rows.append({**row, "low": low, "high": high})
     return _rounded(rows)
 
 
 def needle_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Numbers found, by rule, budget, length and depth, with Wilson's 95 % interval, and their mean log-likelihood.
 
-    Depth -1 is all depths, length -1 the lengths in which every budget was tried.
+    Depth -1 is all depths, length -1 the lengths in which every budget was tried. Only haystacks that every policy has
+    searched count.
     """
+    records = list(records)
+    policies: dict[int, set[str]] = {}
+    for record in records:
+        policies.setdefault(record["length"], set()).add(record["policy"])
+    tried = Counter(record["unit"] for record in records)
     asked = [
         (*rule_and_budget(record["policy"]), record["length"], depth, right, likelihood)
         for record in records
+        if tried[record["unit"]] == len(policies[record["length"]])
         for depth, right, likelihood in zip(record["depths"], record["right"], record["log_likelihood"], strict=True)
     ]
     if not asked:
@@ -128,30 +138,44 @@ def write_csv(found: dict[str, pd.DataFrame], folder: Path) -> None:
             write_whole(folder / f"selection_{name}.csv", table.to_csv(index=False))
 
 
-def wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Rules down, budgets across."""
-    return table.pivot_table(index="rule", columns="budget", values=value, sort=False)
-
-
-def spoken(found: dict[str, pd.DataFrame]) -> str:
-    """The tables that fit a terminal."""
-    parts = []
+def markdown(found: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """Every table that is not empty, a row for each rule and a column for each budget, by what it shows."""
+    parts = {}
     if len(table := found["agreement"]):
-        parts += ["masked forward beside decoding", table.to_string(index=False)]
-    if len(table := found["mass"]):
-        parts += [
-            "attention mass kept, mean of layers from 1 on",
-            wide(table[table["layer"] == -1], "mass").to_string(),
+        rows = [
+            [row["policy"], f"{row['largest_difference']:.1e}", f"{row['nll_masked']:.5f}", f"{row['nll_decoded']:.5f}"]
+            for row in table.to_dict("records")
         ]
+        heads = ["policy", "largest difference of logits", "NLL, masked forward", "NLL, decode steps"]
+        parts["The masked forward beside decoding"] = lines_of(heads, rows)
+    if len(table := found["mass"]):
+        whole = table[table["layer"] == -1]
+        parts["Attention mass kept, %"] = by_budget(whole, lambda row: f"{100 * row['mass']:.1f}")
     if len(table := found["perplexity"]):
-        dense = table[table["budget"] == 0]
-        parts += [f"perplexity over dense's ({float(dense['perplexity'].iloc[0]):.2f})"]
-        parts += [wide(table[table["budget"] > 0], "ratio").to_string()]
+        for source, part in table.groupby("source"):
+            sparse, dense = part[part["budget"] > 0], part[part["budget"] == 0].iloc[0]
+            title = f"Perplexity ÷ dense's ({dense['perplexity']:.2f}), {source}, {dense['windows']} windows"
+            parts[title] = by_budget(sparse, lambda row: f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})")
     if len(table := found["needles"]):
         for length, part in table[table["depth"] == -1].groupby("length"):
-            spelling = "in prompts longer than every budget" if length == -1 else f"at {length} tokens"
-            parts += [f"share of needles found {spelling}", wide(part, "share").to_string()]
-    return "\n\n".join(parts)
+            where = "prompts longer than every budget" if length == -1 else f"prompts of {length} tokens"
+            title = f"Needles found of {part['asked'].max()} in {where}, and mean log-likelihood"
+            parts[title] = by_budget(part, lambda row: f"{row['found']:.0f} ({row['log_likelihood']:.1f})")
+    return parts
+
+
+def by_budget(table: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+    """Rules down, budgets across; that of dense, 0, is called `all`."""
+    budgets = sorted(set(table["budget"]))
+    cells = {(row["rule"], row["budget"]): cell(row) for row in table.to_dict("records")}
+    rows = [[rule, *(cells.get((rule, budget), "") for budget in budgets)] for rule in dict.fromkeys(table["rule"])]
+    return lines_of(["budget", *(str(budget or "all") for budget in budgets)], rows)
+
+
+def lines_of(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, marks, *rows))
 
 
 def _rounded(rows: list[dict[str, Any]]) -> pd.DataFrame:
