@@ -106,13 +106,13 @@ def _attend_in_tiles(
     queries = queries.reshape(-1, batch, kv_heads, group, tile, head_dim) * head_dim**-0.5
     row, column = jnp.arange(tile)[:, None], jnp.arange(tile)[None, :]
 
-    def query_tile(index: jax.Array) -> jax.Array:
+    def query_tile(index: jax.Array, tiles: jax.Array) -> jax.Array:
         place = first + index
 
         def key_tile(other: jax.Array, carry):
             top, total, out = carry
             keys, values = keys_and_values(other)
-            scores = jnp.einsum("bhgqd,bhkd->bhgqk", queries[index], keys, precision=EXACT)
+            scores = jnp.einsum("bhgqd,bhkd->bhgqk", tiles[index], keys, precision=EXACT)
             scores = jnp.where((other < place) | (column <= row), scores, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
@@ -124,9 +124,10 @@ def _attend_in_tiles(
         rows = (batch, kv_heads, group, tile)
         start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
         _, total, out = jax.lax.fori_loop(0, place + 1, key_tile, start)
-        return out / total[..., None]
+        return jax.lax.dynamic_update_index_in_dim(tiles, out / total[..., None], index, 0)
 
-    out = jax.lax.map(query_tile, jnp.arange(queries.shape[0]))  # [tiles, batch, kv_heads, group, tile, head_dim]
+    # What attends takes its queries' place: a buffer of zeros for it would be made, for all layers, before the first.
+    out = jax.lax.fori_loop(0, queries.shape[0], query_tile, queries)
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
     return out[:, :time].astype(q.dtype)
 
@@ -334,8 +335,8 @@ def _decode_layer(
         return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
     logits = kernels.token_logits(group, k_pages, page_table, lengths)
     mask = token_mask(policy, logits, lengths, k_pages.shape[0])
-    own = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
-    return kernels.masked_decode(*own, v_pages, page_table, lengths)[0].astype(query.dtype)
+    logits, mask = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
+    return kernels.masked_decode(logits, mask, v_pages, page_table, lengths)[0].astype(query.dtype)
 
 
 def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from kinetics_jax.checkpoints.resolve import builtin_models, resolve
+from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.commands.calibrate import calibrate
 from kinetics_jax.commands.cost import cost
+from kinetics_jax.commands.doctor import doctor
 from kinetics_jax.commands.frontier import frontier
 from kinetics_jax.commands.grade import grade, run_summary, run_totals
 from kinetics_jax.commands.plan import plan
@@ -273,48 +274,6 @@ def generate(
             print(json.dumps(dataclasses.asdict(drawn), ensure_ascii=False))
         else:
             print(f"[{drawn.sample}] {len(drawn.output_tokens)} tokens, {drawn.finish_reason}\n{drawn.text}\n")
-
-
-def doctor(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
-    """Devices, versions, built-in models, and which backend each op uses and why.
-
-    Args:
-        as_json: Print JSON.
-    """
-    import importlib.metadata
-
-    import jax
-    import kinetics_kernels
-    from kinetics_kernels.backends import chosen_backend
-
-    found = {
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("kinetics_jax", "jax", "flax", "numpy", "tokenizers")
-        },
-        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
-        "builtin_models": builtin_models(),
-        "ops": {
-            name: {
-                platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
-                for platform in ("cpu", "cuda", "tpu")
-            }
-            for name in kinetics_kernels.__all__
-        },
-    }
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    ops = found.pop("ops")
-    for section, content in found.items():
-        print(section)
-        for entry in content.items() if isinstance(content, dict) else content:
-            print("  " + (entry if isinstance(entry, str) else " ".join(entry)))
-    print("ops")
-    for name, platforms in ops.items():
-        alike = len({tuple(chosen.values()) for chosen in platforms.values()}) == 1
-        for platform, chosen in [("everywhere", platforms["cpu"])] if alike else platforms.items():
-            where = platform if alike else f"on {platform}"
-            print(f"  {name} {where}: {chosen['backend']} ({chosen['why']})")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -1,5 +1,8 @@
-"""Checks jaxtyping's shape annotations at run time while the tests run; commands that tests start share one cache."""
+"""Checks jaxtyping's shape annotations at run time while the tests run; forgets each file's compiled programs, and lets
+the commands that tests start share theirs.
+"""
 
+import gc
 import os
 
 import jax  # reads the variables below when it is imported: they are for commands, not for this process
@@ -13,8 +16,16 @@ install_import_hook(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Every compiled CPU program holds memory maps; Linux allows 65,530 of them, which the whole suite would exceed."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compiled_by_commands(tmp_path_factory):
+def _compiled_by_commands(tmp_path_factory):
     """Never the user's own cache; what one command compiles, the next one has."""
     assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def grade(
     run: tyro.conf.Positional[Path],
     *,
-    caps: Annotated[str | None, tyro.conf.arg(metavar="N,N,…")] = None,
+    caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
     tokenizer: Path | None = None,
     workers: int | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -31,13 +31,15 @@ def grade(
 
     Args:
         run: Run folder.
-        caps: Most tokens of a sample, several with commas: 2048,4096,8192.
+        caps: Most tokens of a sample, several: 2048 4096 8192.
         tokenizer: The tokenizer.json of the run's model, or its directory, where its name does not tell (with --caps).
         workers: Processes that grade side by side (with --caps); by default one a CPU.
         as_json: Print the changed grades, or the table, as JSON.
     """
-    if caps is not None:
-        _grade_cuts(run, _whole_numbers(caps), tokenizer, workers, as_json)
+    if caps:
+        if min(caps) < 1:
+            raise UserError(f"--caps takes whole numbers of tokens, 1 or more; got {min(caps)}")
+        _grade_cuts(run, list(caps), tokenizer, workers, as_json)
         return
     if tokenizer or workers:
         raise UserError("--tokenizer and --workers go with --caps")
@@ -59,16 +61,6 @@ def _grade_cuts(path: Path, caps: list[int], tokenizer: Path | None, workers: in
     with count_bar(f"grade {path}", "sample") as on_progress:
         run = grade_cuts(path, caps, tokenizer=tokenizer, workers=workers, on_progress=on_progress)
     print_table(length_ablation([run_data(run)], caps=caps), as_json)
-
-
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"--caps takes whole numbers of tokens with commas between them, as 2048,4096; got {text!r}")
-    return numbers
 
 
 def run_totals(run: Run) -> dict[str, Any]:

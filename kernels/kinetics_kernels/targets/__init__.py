@@ -24,8 +24,12 @@ TPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# The smallest host of each generation.
-TPU_TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Of each generation, the smallest slices, of 4 and of 8 chips: a program may be compiled for some of them.
+TPU_TOPOLOGIES = {
+    "v5e": ("v5e:2x2", "v5e:2x4"),
+    "v5p": ("v5p:2x2x1", "v5p:2x2x2"),
+    "v6e": ("v6e:2x2", "v6e:2x4"),
+}
 GPUS = ("a100", "h100", "h200")
 
 
@@ -35,7 +39,7 @@ class TargetUnavailable(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of device to compile for; kernels ask the abstract mesh which it is. `devices` are those of one host."""
+    """One kind of device to compile for; kernels ask the abstract mesh which it is. `devices` are those of one host or slice."""
 
     name: str
     platform: str  # cuda or tpu
@@ -76,14 +80,17 @@ def gpu(name: str, count: int = 1) -> Target:
     return Target(name, "cuda", devices, abstract)
 
 
-def tpu(name: str) -> Target:
-    """The smallest host of a TPU generation. Raises TargetUnavailable where libtpu, or what it is told by, lacks."""
+def tpu(name: str, count: int = 1) -> Target:
+    """The smallest slice with `count` chips (up to 8) of a TPU generation in TPU_TOPOLOGIES.
+
+    Raises TargetUnavailable where libtpu, or what it is told by, lacks.
+    """
     _needs_jax_011()
     if importlib.util.find_spec("libtpu") is None:
         raise TargetUnavailable("libtpu is not installed")
     if absent := [variable for variable in TPU_ENVIRONMENT if variable not in os.environ]:
         raise TargetUnavailable(f"set {', '.join(absent)} before Python starts")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[name]).devices
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[name][count > 4]).devices
     kind, cores = devices[0].device_kind, devices[0].num_cores
     return Target(name, "tpu", devices, jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores, platform="tpu"))
 
