@@ -217,6 +217,8 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
     more = {(problem.id, sample) for problem in problems for sample in range(long.n)}
     for leg, expected in ((calm, wanted), (torn, wanted), (long, more)):
         faults += [f"{leg.out}: {fault}" for fault in differences(records(leg.out), reference, expected)]
+    torn_log: Any
+    long_log: Any
     torn_log, long_log = (pd.read_json(leg.log, lines=True) for leg in (torn, long))
     set_aside = int(torn_log.groupby("pid")["set_aside"].max().sum())
     memory = growth(long_log)

@@ -47,8 +47,9 @@ def use_compile_cache(choice: str | None = None) -> Path | None:
     if choice == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    if choice is None and (own := jax.config.jax_compilation_cache_dir):
-        return Path(own) if jax.config.jax_enable_compilation_cache else None
+    own = jax.config.values["jax_compilation_cache_dir"]
+    if choice is None and own:
+        return Path(own) if jax.config.values["jax_enable_compilation_cache"] else None
     directory = Path(choice) if choice else user_cache() / "compiled"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,11 +127,11 @@ def watch_compiles() -> Iterator[Compiled]:
         nonlocal from_cache
         from_cache |= event == FROM_CACHE
 
-    def on_duration(event: str, seconds: float, **about: Any) -> None:
+    def on_duration(event: str, duration_secs: float, **about: Any) -> None:
         nonlocal from_cache
         if event == COMPILED:
             name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
-            compiled.programs.append((name, seconds, from_cache))
+            compiled.programs.append((name, duration_secs, from_cache))
             from_cache = False
 
     jax.monitoring.register_event_listener(on_event)

@@ -24,7 +24,7 @@ import numpy as np
 from kinetics_kernels.backends import chosen_backend
 
 # Query heads per KV head that a kernel takes at once; the reference takes any number.
-GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 64}
+GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 16}
 
 
 @jax.tree_util.register_dataclass
