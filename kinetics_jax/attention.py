@@ -260,9 +260,7 @@ def decode_attend(
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
-            pools = kernels.append_kv(
-                *pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary, backend=backend
-            )
+            pools = kernels.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary, backend=backend)
             out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, backend)
             return out[:, None], pools
 
@@ -336,7 +334,7 @@ def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:
 def random_scores(
     keys: Key[Array, " batch"], layer: int, kv_heads: int, max_pages: int, first_head: Int[Array, ""] | int = 0
 ) -> Float[Array, "batch kv_heads max_pages"]:
-    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head (from `first_head` on) and logical page.
+    """What RandomBlocks ranks pages by: uniform draws, one for each row, KV head (from `first_head` on) and page.
 
     That of a page has the key fold_in(fold_in(fold_in(fold_in(row's key, RANDOM_BLOCKS), layer), KV head), page).
     Neither the slot nor the width of the page table has a part in it, nor where the pages lie.

@@ -56,8 +56,9 @@ SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
 class EngineSettings:
     """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
     slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
-    as the device's memory holds; on a mesh it is split among the shards, as the slots are); when it runs dry, the youngest samples are set aside in the host's memory. Prompts of
-    more than `prefill_chunk` tokens are prefilled so many at a time (rounded up to whole tiles of attention).
+    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
+    slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
+    (rounded up to whole tiles of attention).
     """
 
     slots: int = 32
@@ -209,9 +210,7 @@ class Engine:
             decode_chunk.eval_shape(
                 self.graph,
                 self.weights,
-                abstract_cache(
-                    self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype, mesh=self.mesh
-                ),
+                abstract_cache(self.policy, self.config, num_pages=num_pages, dtype=self.cache_dtype, mesh=self.mesh),
                 abstract_slots(slots, self.mesh),
                 abstract_rows((slots, max_pages), self.mesh),
                 abstract_scalar(self.mesh),
@@ -271,9 +270,7 @@ class Engine:
             self._count(drawn, waits)
             new_tokens = 0
             going = active.copy()
-            for schedule, slot, running in [
-                (schedule, *item) for schedule in schedules for item in schedule.running.items()
-            ]:
+            for schedule, (slot, running) in [(each, item) for each in schedules for item in each.running.items()]:
                 fresh = [int(first[slot])] if not running.tokens else []
                 fresh += drawn[slot][drawn[slot] >= 0].tolist()
                 running.add(fresh)
@@ -366,9 +363,7 @@ class Engine:
             while (slot := schedule.victim()) is not None:
                 running = schedule.running[slot]
                 pages = running.pages[: self._pages_for(running.stored)]
-                saved = [
-                    jax.device_get(save_pages(self._cache, jnp.int32(shard), ids)) for ids in _page_groups(pages)
-                ]
+                saved = [jax.device_get(save_pages(self._cache, jnp.int32(shard), ids)) for ids in _page_groups(pages)]
                 active = np.array(self._slots.active)
                 active[slot] = False
                 self._slots = dataclasses.replace(self._slots, active=self._rows(active))

@@ -152,7 +152,8 @@ class LanguageModel:
     ) -> list[Sample]:
         """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
 
-        `settings` defaults to a slot per sample, at most 32 (on a mesh, of each shard of the sequences). Raises RequestError for prompts that cannot fit.
+        `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the sequences). Raises
+        RequestError for prompts that cannot fit.
         """
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
@@ -216,9 +217,7 @@ def load(
         if devices is not None:
             check_mesh(devices, config)
             placement = param_sharding(config, devices)
-        graph, weights = load_weights(
-            path, config, dtype=jnp.dtype(stored), sharding=placement, on_tensor=on_tensor
-        )
+        graph, weights = load_weights(path, config, dtype=jnp.dtype(stored), sharding=placement, on_tensor=on_tensor)
         if devices is not None:
             graph = abstract_model(config, mesh=devices)[0]
         lm = LanguageModel(config, graph, weights, directory, source=path, backend=backend, mesh=devices)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 
 from kinetics_jax.engine import EngineSettings, Request

@@ -80,7 +80,7 @@ def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
             raise MeshError(f"{name}: tensor = {tensor} does not divide the model's {field}, {size}")
     kv = config.num_kv_heads
     if kv % tensor and tensor % kv:
-        raise MeshError(f"{name}: tensor = {tensor} neither divides the model's {kv} KV heads nor is a multiple of them")
+        raise MeshError(f"{name}: tensor = {tensor} neither divides the model's {kv} KV heads nor is a multiple")
     if experts > 1 and not config.moe_layers:
         raise MeshError(f"{name}: the model has no experts; use data or tensor instead")
     if config.moe_layers and config.num_experts % experts:

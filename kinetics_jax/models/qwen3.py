@@ -221,9 +221,7 @@ class MixtureOfExperts(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(
-        self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike, mesh: Mesh | None = None
-    ):
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike, mesh: Mesh | None = None):
         self.self_attn = Attention(config, rngs=rngs, dtype=dtype)
         if layer in config.moe_layers:
             self.mlp = MixtureOfExperts(config, rngs=rngs, dtype=dtype, mesh=mesh)
