@@ -4,7 +4,8 @@
 
 Of each, the fewest chips (1, 2, 4 or 8) that hold the weights and 8 sequences of 32K tokens, or 8 chips where they hold
 fewer; the batch is what fits. Needs Python 3.12 with jax >= 0.11, jax-cuda13-plugin, jax-cuda13-pjrt, ptxas and libtpu
-(`kinetics doctor --model … --device …` says what lacks). Rows that the file has already are not compiled again; --page
+(`kinetics doctor --model … --device …` says what lacks). Prefill, which no policy changes but for the summaries that it
+writes, is compiled for dense attention alone. Rows that the file has already are not compiled again; --page
 writes the table and the figure beside it.
 """
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from kinetics_jax.config import PUBLISHED, ModelConfig
 from kinetics_jax.economics.hardware import HARDWARE
 from kinetics_jax.economics.memory import RESERVE, fits
-from kinetics_jax.memory_plan import CHIPS, DEVICES, memory_plan
+from kinetics_jax.memory_plan import CHIPS, DEVICES, PROGRAMS, memory_plan
 from kinetics_jax.policies import BlockTopK, Dense, Policy
 from kinetics_jax.traces import write_whole
 
@@ -45,8 +46,10 @@ def row_of(size: str, device: str, policy: Policy) -> dict[str, Any]:
     """The plan, or why there is none."""
     config = ModelConfig.named(size)
     asked = {"size": size, "device": device, "attention": str(policy), "jax": importlib.metadata.version("jax")}
+    programs = PROGRAMS if policy == Dense() else ("decode",)
     if chips := chips_for(config, device, policy):
-        return asked | memory_plan(config, device, context=CONTEXT, chips=chips, attention=policy)
+        plan = memory_plan(config, device, context=CONTEXT, chips=chips, attention=policy, programs=programs)
+        return asked | plan
     room = fits(config, DEVICES[device], tokens=CONTEXT, chips=CHIPS[-1], attention=policy)
     memory = HARDWARE[DEVICES[device]].memory
     return asked | {"weight_bytes": room.weights, "chips": CHIPS[-1], "memory_bytes": memory, "nothing_fits": True}
@@ -58,16 +61,17 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row.get("nothing_fits"):
         takes = f"weights {row['weight_bytes'] / 1e9:.1f} of {row['memory_bytes'] / 1e9:.0f}"
         return (*first, "nothing fits", takes, *["–"] * (len(HEADS) - 5))
-    prefill, decode = row["prefill"], row["decode"]
-    times = [f"{each['compile_seconds']:.0f} ({each['compile_cpu_seconds']:.0f})" for each in (decode, prefill)]
+    programs = [row[name] for name in ("decode", "prefill") if name in row]
+    times = [f"{each['compile_seconds']:.0f} ({each['compile_cpu_seconds']:.0f})" for each in programs]
+    decode, temp_prefill = row["decode"], f"{row['prefill']['temp_bytes'] / 1e6:.0f}" if "prefill" in row else "–"
     return (
         *first,
         f"{row['batch']}",
         f"{decode['weight_bytes'] / 1e9:.2f}",
         f"{decode['cache_bytes'] / 1e9:.1f}",
         f"{decode['temp_bytes'] / 1e6:.0f} ({decode['temp_share']:.2%})",
-        f"{prefill['temp_bytes'] / 1e6:.0f}",
-        f"{max(prefill['peak_bytes'], decode['peak_bytes']) / 1e9:.1f}",
+        temp_prefill,
+        f"{max(each['peak_bytes'] for each in programs) / 1e9:.1f}",
         " / ".join(times),
         f"{1e3 * decode['expected_seconds']:.2f}",
         f"{row['batch'] / decode['expected_seconds']:,.0f}",

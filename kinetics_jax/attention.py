@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -239,6 +240,27 @@ def prefill_chunk_attend(
     return attend
 
 
+@dataclasses.dataclass(frozen=True)
+class DecodeOps:
+    """The kernels of a decode step, jitted: traced and lowered once for all layers, not once for each."""
+
+    append_kv: Callable[..., Any]
+    select_pages: Callable[..., Any]
+    paged_decode: Callable[..., Any]
+
+    @classmethod
+    def on(cls, backend: str | None) -> DecodeOps:
+        def jitted(op: Callable[..., Any], *static: str) -> Callable[..., Any]:
+            return jax.jit(functools.partial(op, backend=backend), static_argnames=static)
+
+        choice = ("page_size", "pages", "sink_pages", "recent_pages", "summary")
+        return cls(
+            append_kv=jitted(kernels.append_kv, "summary"),
+            select_pages=jitted(kernels.select_pages, *choice),
+            paged_decode=jitted(kernels.paged_decode),
+        )
+
+
 def decode_attend(
     policy: Policy,
     page_table: Int[Array, "batch max_pages"],
@@ -260,17 +282,18 @@ def decode_attend(
     draws = isinstance(policy, RandomBlocks)
     if draws and keys is None:
         raise ValueError(f"{policy} draws pages at random: give decode_attend the keys of its rows")
+    ops = DecodeOps.on(backend)
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         if shared is not None and cache.mesh is not None:
             raise ValueError("shared prefixes are for one device: the cache lies on a mesh")
 
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
-            pools = kernels.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary, backend=backend)
+            pools = ops.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary)
             if shared is not None and _is_dense(policy, layer):
                 out = shared_prefix_decode(q[:, 0], *pools[:2], lengths, shared, backend=backend)
             else:
-                out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, backend)
+                out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, ops)
             return out[:, None], pools
 
         rows = (page_table, lengths, *([keys] if draws else []))
@@ -294,20 +317,20 @@ def _decode_layer(
     lengths: jax.Array,
     keys: jax.Array | None,
     summary: str,
-    backend: str | None,
+    ops: DecodeOps,
 ) -> jax.Array:
     """Attention `[batch, heads, head_dim]` of one device's queries over the pages that a policy chooses."""
     k_pages, v_pages, summaries = pools
     group = heads.group[:, 0]  # what a KV head's pages are chosen by
     if _is_dense(policy, layer):
-        return kernels.paged_decode(query, k_pages, v_pages, page_table, lengths, backend=backend)[0]
+        return ops.paged_decode(query, k_pages, v_pages, page_table, lengths)[0]
     assert not isinstance(policy, Dense)
     if isinstance(policy, BlockTopK):
         if summaries is None or summary != policy.summary:
             raise ValueError(
                 f"layer {layer} of the cache has no {policy.summary} summaries; make it with empty_cache(policy, …)"
             )
-        chosen = kernels.select_pages(
+        chosen = ops.select_pages(
             group,
             summaries,
             page_table,
@@ -317,9 +340,8 @@ def _decode_layer(
             sink_pages=policy.sink_pages,
             recent_pages=policy.recent_pages,
             summary=policy.summary,
-            backend=backend,
         )
-        return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
+        return ops.paged_decode(query, k_pages, v_pages, *chosen)[0]
     if isinstance(policy, RandomBlocks):
         assert keys is not None
         scores = random_scores(keys, layer, k_pages.shape[0], page_table.shape[1], heads.first)
@@ -332,7 +354,7 @@ def _decode_layer(
             sink_pages=policy.sink_pages,
             recent_pages=policy.recent_pages,
         )
-        return kernels.paged_decode(query, k_pages, v_pages, *chosen, backend=backend)[0]
+        return ops.paged_decode(query, k_pages, v_pages, *chosen)[0]
     logits = kernels.token_logits(group, k_pages, page_table, lengths)
     mask = token_mask(policy, logits, lengths, k_pages.shape[0])
     logits, mask = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
