@@ -133,7 +133,7 @@ def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, c
     )
     context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # the longest counts: XLA pads the others to it
     one_prompt = prefill_measure(lm.config, lm.weights, prompt, clock=clock)
-    one_start = start_measure(lm.config, lm.weights, clock=clock)
+    one_start = start_measure(lm.config, lm.weights, prompt, clock=clock)
 
     def now() -> float:
         each = interleaved(

@@ -220,7 +220,7 @@ def calibrate(
             (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend, clock)
             for tokens in plan.prefills
         }
-        measures[shape_name, 0] = start_measure(shape, weights, dtype, backend, clock)
+        measures[shape_name, 0] = start_measure(shape, weights, min(plan.prefills), dtype, backend, clock)
         held = 0
         programs = [program for program in plan.programs if program[0] == shape_name]
         for program in programs:
@@ -342,6 +342,7 @@ def prefill_measure(
 def start_measure(
     shape: ModelConfig,
     weights: Any,
+    tokens: int,
     dtype: Any = jnp.float32,
     backend: str | None = None,
     clock: Clock = time.perf_counter,
@@ -350,8 +351,8 @@ def start_measure(
 
     A prompt has one token to draw for each sample, so that its samples begin in as many goes as slots are too few.
     """
-    many = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS * (1 + LATER), dtype, backend, clock)
-    one = _engine_run(shape, weights, [PREFILLS[0]], PROMPTS, dtype, backend, clock)
+    many = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS * (1 + LATER), dtype, backend, clock)
+    one = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS, dtype, backend, clock)
     return lambda: (many() - one()) / LATER
 
 
