@@ -30,8 +30,8 @@ PROGRAMS = ("prefill", "decode")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MOST = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is a slip of the hand
 DENSE = Dense()
-# As Qwen3's generation_config.json has it but for top_k = 20: XLA wants a GPU at hand to choose how to find more than 16.
-# A search over the whole vocabulary instead takes as much memory.
+# As Qwen3's generation_config.json has it but for top_k = 20: XLA wants a GPU at hand to choose how to find more than
+# 16. A search over the whole vocabulary instead takes as much memory.
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=1)
 
 
