@@ -14,71 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-PEER = """
-import json, sys, time
-import torch
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
-import transformers
-
-shape, batch, context, steps = json.loads(sys.argv[1])
-torch.manual_seed(0)
-config = Qwen3Config(**shape)
-model = Qwen3ForCausalLM(config).eval()
-cache = DynamicCache(config=config)
-for layer in range(config.num_hidden_layers):
-    key, value = torch.randn(2, batch, config.num_key_value_heads, context, config.head_dim)
-    cache.update(key, value, layer)
-
-@torch.inference_mode()
-def chunk():
-    token = torch.zeros(batch, 1, dtype=torch.long)
-    began = time.perf_counter()
-    for _ in range(steps):
-        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-    seconds = (time.perf_counter() - began) / steps
-    cache.crop(-steps)
-    return seconds
-
-chunk()
-print(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__,
-                  "threads": torch.get_num_threads(), "attention": model.config._attn_implementation}), flush=True)
-for _ in sys.stdin:
-    print(chunk(), flush=True)
-"""
-
-
-class Peer:
-    """transformers in a process of its own; decodes a chunk when asked."""
-
-    def __init__(self, python: str, shape: dict[str, Any], batch: int, context: int, steps: int):
-        arguments = json.dumps([shape, batch, context, steps])
-        self.process = subprocess.Popen(
-            [python, "-c", PEER, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.versions = json.loads(self._line())
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the peer process ended: does --peer-python have torch and transformers?")
-        return line
-
-    def seconds_per_step(self) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self._line())
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+from decode_bench.points import transformers_shape
+from decode_bench.worker import transformers_worker
 
 
 def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict[str, Any]:
@@ -92,9 +33,14 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
     config = ModelConfig.named(arguments.model)
     weights = random_weights(config)
     ours = RandomDecode(config, weights, batch=batch, context=arguments.context, policy=Dense(), steps=arguments.steps)
-    peer = Peer(arguments.peer_python, peer_shape(config), batch, arguments.context, arguments.steps)
+    point = {"runner": "transformers", "batch": batch, "context": arguments.context, "steps": arguments.steps}
+    peer = transformers_worker(arguments.peer_python)
     try:
-        turns = [(ours.seconds_per_step(), peer.seconds_per_step()) for _ in range(arguments.turns)]
+        about = peer.get("make", point={**point, "shape": transformers_shape(config)})
+        turns = [
+            (ours.seconds_per_step(), peer.get("time", runner="transformers")["seconds"])
+            for _ in range(arguments.turns)
+        ]
     finally:
         peer.close()
     floor = (ours.weight_bytes + ours.cache_bytes) / bandwidth
@@ -103,7 +49,7 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
         "batch": batch,
         "context": arguments.context,
         "jax": jax.__version__,
-        "peer": peer.versions,
+        "peer": about,
         "seconds_per_step": statistics.median(own for own, _ in turns),
         "peer_seconds_per_step": statistics.median(other for _, other in turns),
         "ratio": statistics.median(other / own for own, other in turns),
@@ -112,22 +58,6 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
         "read_bandwidth": bandwidth,
         "temp_bytes": ours.temp_bytes,
         "cache_bytes": ours.cache_bytes,
-    }
-
-
-def peer_shape(config: Any) -> dict[str, Any]:
-    """The same shape in the peer's words."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 

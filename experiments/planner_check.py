@@ -5,8 +5,10 @@
 Half of the built-in problems are sampled under every (model, attention); the planner is asked what to run on the other
 half under a few budgets of seconds on this device, whose profile is measured first (or given: --hardware FILE). The
 advised configuration and its runner-up are then run on the other half with another seed, and timed: compiled before,
-the median of `--turns` runs of the engine. Predicted beside measured, in a table and as JSON. What is there already is
-not done again: the same command continues.
+the median of `--turns` runs of the engine, and beside every run the parts that a prediction adds up: the device may be
+faster or slower than when its profile was measured. Predicted beside measured, in a table and as JSON. What is there
+already is not done again: the same command continues. With `--clock cpu` profile, predictions and runs are in CPU
+seconds, so that other work on the machine shows less; give it another --work.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.calibration import calibrate, make_plan
+from kinetics_jax.calibration import (
+    SAMPLING,
+    STEPS,
+    Clock,
+    calibrate,
+    interleaved,
+    make_plan,
+    prefill_measure,
+    start_measure,
+)
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.commands.cost import config_of
 from kinetics_jax.commands.plan import as_record
@@ -32,9 +43,11 @@ from kinetics_jax.demo import MAX_TOKENS, PAGE_SIZE
 from kinetics_jax.economics.hardware import Hardware, hardware, save_hardware
 from kinetics_jax.economics.planner import Budget, Options, options, plan
 from kinetics_jax.economics.samples import pooled, run_data
+from kinetics_jax.economics.workload import Workload, decoded
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, parse_policy, slug
+from kinetics_jax.random_decode import RandomDecode
 from kinetics_jax.runs import best_of_n
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
@@ -45,14 +58,17 @@ TASK = "builtin"
 SEED, FRESH_SEED = 0, 1
 CAPS = (MAX_TOKENS, 56, 44)
 BATCHES = (8, 16, 32, 64)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def profile(path: Path, models: list[str], policies: list[Policy], quick: bool) -> Hardware:
+def profile(path: Path, models: list[str], policies: list[Policy], quick: bool, clock: Clock) -> Hardware:
     """The profile at `path`, measured at the models' own shapes where there is none yet."""
     if not path.exists():
         measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
         with tqdm(total=measured.parts, desc="calibrate") as bar:
-            found = calibrate(measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())))
+            found = calibrate(
+                measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())), clock=clock
+            )
         save_hardware(path, found.hardware, record=found.record())
         print(
             f"calibrated: {100 * found.error:.1f} % over held-out steps, {100 * found.fitted_error:.1f} % over fitted"
@@ -77,8 +93,10 @@ def sampled(
     )
 
 
-def timed(lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int) -> list[float]:
-    """Seconds of the engine for all samples of all problems, compiled before; one number a turn."""
+def timed(
+    lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int, clock: Clock
+) -> list[dict[str, float]]:
+    """Every turn the engine's seconds for all samples of all problems, and the seconds of `parts`; compiled before."""
     prompts = render_prompts(problems, lm.directory, task=TASK)
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(row["N"])) for problem in problems]
     engine = lm.engine(
@@ -86,16 +104,48 @@ def timed(lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[
         attention=policy,
         settings=EngineSettings(slots=row["batch"]),
     )
-    seconds = []
-    for _ in range(1 + turns):
-        began = time.perf_counter()
-        samples = sum(1 for _ in engine.run(requests))
-        seconds.append(time.perf_counter() - began)
-        assert samples == len(problems) * row["N"]
-    return seconds[1:]
+    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in engine.run(requests)}
+    assert len(lengths) == len(problems) * row["N"]
+    work = Workload(
+        np.array([len(request.prompt) for request in requests]),
+        np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
+    )
+    parts = parts_of(lm, policy, work, slots=row["batch"], cap=row["cap"], clock=clock)
+    found = []
+    for _ in range(turns):
+        began = clock()
+        for _ in engine.run(requests):
+            pass
+        found.append({"seconds": clock() - began, "parts": parts()})
+    return found
 
 
-def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int) -> dict[str, Any]:
+def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, cap: int, clock: Clock) -> Clock:
+    """Measures what the planner adds up, now: a decode step, a prompt, a start; times how often a run needs each.
+
+    Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
+    wrong, or something else keeps the machine busy that did not when it was measured, or the other way round.
+    """
+    contexts, steps, starts = decoded(work, slots)
+    prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
+    decode = RandomDecode(
+        lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING, clock=clock
+    )
+    context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # the longest counts: XLA pads the others to it
+    one_prompt = prefill_measure(lm.config, lm.weights, prompt, clock=clock)
+    one_start = start_measure(lm.config, lm.weights, prompt, clock=clock)
+
+    def now() -> float:
+        each = interleaved(
+            {"step": lambda: decode.seconds_per_step(context), "prompt": one_prompt, "start": one_start}, rounds=1
+        )
+        prompts = len(work.prompts)
+        return steps * each["step"] + prompts * each["prompt"] + (starts - prompts) * each["start"]
+
+    return now
+
+
+def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int, clock: Clock) -> dict[str, Any]:
     """A configuration as it turned out on fresh problems: score, tokens of a sample, seconds."""
     policy = parse_policy(row["attention"])
     name = f"{row['model']}-{slug(policy)}-n{row['N']}-cap{row['cap']}-batch{row['batch']}"
@@ -108,12 +158,14 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
     solved = {problem.id: False for problem in problems}
     for record in run.samples:
         solved[record["problem"]] |= record["correct"] is True
-    seconds = timed(lm, problems, policy, row, turns)
+    turned = timed(lm, problems, policy, row, turns, clock)
     found = {
         "accuracy": float(np.mean(list(solved.values()))),
         "mean_output_tokens": float(np.mean([len(record["output_tokens"]) for record in run.samples])),
-        "seconds": statistics.median(seconds),
-        "all_seconds": seconds,
+        "seconds": statistics.median(turn["seconds"] for turn in turned),
+        "parts": statistics.median(turn["parts"] for turn in turned),
+        "parts_off": statistics.median(turn["parts"] / turn["seconds"] for turn in turned) - 1,
+        "turns": turned,
         "load_average": os.getloadavg()[0],
     }
     write_whole(path, json.dumps(found, indent=1) + "\n")
@@ -137,6 +189,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="budgets of seconds asked about")
     parser.add_argument("--n", type=int, default=8, help="samples of a problem that the planner knows")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of all threads, for a busy machine"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer problems; for trying this script out")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
@@ -168,7 +223,7 @@ def main() -> None:
             if index is None:
                 continue
             row = advice.row(index)
-            measured = checked(row, fresh, arguments.work, arguments.turns)
+            measured = checked(row, fresh, arguments.work, arguments.turns, CLOCKS[arguments.clock])
             rows.append(
                 {
                     "budget": seconds,
@@ -182,14 +237,18 @@ def main() -> None:
                     "seconds predicted": row["seconds"],
                     "seconds measured": measured["seconds"],
                     "seconds off": row["seconds"] / measured["seconds"] - 1,
+                    "parts": measured["parts"],
+                    "parts off": measured["parts_off"],
                 }
             )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     off = float(np.mean([abs(row["seconds off"]) for row in rows]))
+    parts_off = float(np.mean([abs(row["parts off"]) for row in rows]))
     inside = [row["inside"] for row in rows if row["which"] == "advised"]
     print(
-        f"seconds off by {100 * off:.1f} % on average; {sum(inside)} of {len(inside)} advised "
+        f"seconds off by {100 * off:.1f} % on average, the sum of parts measured beside the runs by "
+        f"{100 * parts_off:.1f} %; {sum(inside)} of {len(inside)} advised "
         f"accuracies inside their interval; load average {os.getloadavg()[0]:.1f}"
     )
     if arguments.json:
@@ -197,11 +256,14 @@ def main() -> None:
         written = {
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
+            "clock": arguments.clock,
+            "load_average": os.getloadavg()[0],
             "profile": {name: record.get(name) for name in ("held_out_error", "fitted_error", "cross_validated_error")},
             "known_problems": len(known),
             "fresh_problems": len(fresh),
             "rows": rows,
             "seconds_off": off,
+            "parts_off": parts_off,
             "advice": advice_given,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +272,7 @@ def main() -> None:
 
 def _measured(arguments: argparse.Namespace, policies: list[Policy]) -> Path:
     path = arguments.work / "hardware.json"
-    profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick)
+    profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick, CLOCKS[arguments.clock])
     return path
 
 

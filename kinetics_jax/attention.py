@@ -28,6 +28,7 @@ from kinetics_jax.policies import (
     TokenTopK,
 )
 from kinetics_jax.sharding import kv_copies, pool_spec, rows_spec
+from kinetics_jax.shared_prefix import SharedPrefix, shared_prefix_decode
 
 # Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
 TILE = 256
@@ -266,14 +267,16 @@ def decode_attend(
     lengths: Int[Array, " batch"],
     keys: Key[Array, " batch"] | None = None,
     *,
+    shared: SharedPrefix | None = None,
     backend: str | None = None,
 ) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 
     `lengths` counts the new token; rows of length 0 are idle. `keys` holds the key of the token that each row is about
-    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. `backend`
-    forces the kernels' (None: what suits the device); rules over tokens run on the reference path whatever it says.
-    Raises ValueError when the keys lack, or when the cache was made for another policy; NotImplementedError for what
+    to draw, `fold_in(sample's key, output position)`; only RandomBlocks needs it, and folds it further. `shared`
+    has dense layers read the pages that rows share once, on one device. `backend` forces the kernels' (None: what suits
+    the device); rules over tokens run on the reference path whatever it says. Raises ValueError when the keys lack,
+    when the cache was made for another policy, or lies on a mesh and `shared` is given; NotImplementedError for what
     the backend cannot do.
     """
     draws = isinstance(policy, RandomBlocks)
@@ -282,9 +285,15 @@ def decode_attend(
     ops = DecodeOps.on(backend)
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        if shared is not None and cache.mesh is not None:
+            raise ValueError("shared prefixes are for one device: the cache lies on a mesh")
+
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
             pools = ops.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary)
-            out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, ops)
+            if shared is not None and _is_dense(policy, layer):
+                out = shared_prefix_decode(q[:, 0], *pools[:2], lengths, shared, backend=backend)
+            else:
+                out = _decode_layer(policy, layer, heads, q[:, 0], pools, table, lengths, keys, cache.summary, ops)
             return out[:, None], pools
 
         rows = (page_table, lengths, *([keys] if draws else []))
@@ -292,6 +301,10 @@ def decode_attend(
         return out, cache.with_layer(layer, *pools)
 
     return attend
+
+
+def _is_dense(policy: Policy, layer: int) -> bool:
+    return isinstance(policy, Dense) or layer in policy.dense_layers
 
 
 def _decode_layer(
@@ -309,8 +322,9 @@ def _decode_layer(
     """Attention `[batch, heads, head_dim]` of one device's queries over the pages that a policy chooses."""
     k_pages, v_pages, summaries = pools
     group = heads.group[:, 0]  # what a KV head's pages are chosen by
-    if isinstance(policy, Dense) or layer in policy.dense_layers:
+    if _is_dense(policy, layer):
         return ops.paged_decode(query, k_pages, v_pages, page_table, lengths)[0]
+    assert not isinstance(policy, Dense)
     if isinstance(policy, BlockTopK):
         if summaries is None or summary != policy.summary:
             raise ValueError(
@@ -343,8 +357,8 @@ def _decode_layer(
         return ops.paged_decode(query, k_pages, v_pages, *chosen)[0]
     logits = kernels.token_logits(group, k_pages, page_table, lengths)
     mask = token_mask(policy, logits, lengths, k_pages.shape[0])
-    own = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
-    return kernels.masked_decode(*own, v_pages, page_table, lengths)[0].astype(query.dtype)
+    logits, mask = (jax.lax.dynamic_slice_in_dim(x, heads.within, query.shape[1], axis=1) for x in (logits, mask))
+    return kernels.masked_decode(logits, mask, v_pages, page_table, lengths)[0].astype(query.dtype)
 
 
 def _pages_within(policy: BlockPolicy, page_table: jax.Array) -> int:

@@ -23,12 +23,16 @@ from kinetics_jax.engine import Engine, EngineSettings, Request, device_memory
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling
 from kinetics_jax.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 
+Clock = Callable[[], float]
+
 STEPS = 8  # decode steps of a timed chunk
 ROUNDS = 5  # turns of every measurement
 VISIT_SECONDS = 0.03  # of a turn, at least
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
 MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
-PREFILLS = (48, 384, 1000)  # prompt tokens
+PREFILLS = (48, 192, 768)  # prompt tokens: each is padded to a length of its own, also where 512 are the most
+PROMPTS = 4  # prefilled in a turn, as many slots as there are
+LATER = 8  # starts beyond the first, of a turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Plan:
     @property
     def parts(self) -> int:
         """How often `calibrate` tells what it does next."""
-        measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * len(self.prefills)
+        measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * (len(self.prefills) + 1)
         return len(self.programs) + ROUNDS * measured + 2
 
     @property
@@ -177,7 +181,7 @@ def make_plan(
         for batch in between[:-1] if heavy and len(between) > 1 else between:
             held_out += [Point(name, Dense(), batch, context, half) for context in (short * 3, half)]
             held_out += [Point(name, policy, batch, half, half) for policy in policies or [_sparse(middle)]]
-    return Plan(shapes, fitted, held_out, PREFILLS[:2] if quick else PREFILLS)
+    return Plan(shapes, fitted, held_out, PREFILLS[::2] if quick else PREFILLS)
 
 
 def _sparse(budget: int) -> BlockTopK:
@@ -192,10 +196,13 @@ def calibrate(
     backend: str | None = None,
     price_per_hour: float | None = None,
     on_part: Callable[[str], None] = lambda what: None,
+    clock: Clock = time.perf_counter,
 ) -> Calibration:
     """Measures everything in the plan, fits a profile, and tells how far off it is where it was not fitted.
 
-    `on_part` hears what is measured next, `plan.parts` times. Raises FitError for a plan with too few steps.
+    `on_part` hears what is measured next, `plan.parts` times. `clock` gives seconds; with time.process_time the profile
+    predicts CPU seconds of a run on a host, which other work there disturbs less. Raises FitError for a plan with too
+    few steps.
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     size = jnp.dtype(dtype).itemsize
@@ -210,8 +217,10 @@ def calibrate(
     for shape_name, shape in plan.shapes.items():
         weights = random_weights(shape, dtype)
         measures: dict[Any, Callable[[], float]] = {
-            (shape_name, tokens): _prefill(shape, weights, tokens, dtype, backend) for tokens in plan.prefills
+            (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend, clock)
+            for tokens in plan.prefills
         }
+        measures[shape_name, 0] = start_measure(shape, weights, min(plan.prefills), dtype, backend, clock)
         held = 0
         programs = [program for program in plan.programs if program[0] == shape_name]
         for program in programs:
@@ -227,6 +236,7 @@ def calibrate(
                 sampling=SAMPLING,
                 dtype=dtype,
                 backend=backend,
+                clock=clock,
             )
             for point in (*plan.fitted, *plan.held_out):
                 if point.program == program:
@@ -267,13 +277,13 @@ def calibrate(
     )
     fitted, held_out = steps(plan.fitted), steps(plan.held_out)
     found: Fit = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
+    later = max(statistics.median(seconds[name, 0] for name in plan.shapes), 0.0)
+    profile = dataclasses.replace(found.hardware, start_seconds=later)
 
     def errors(of: list[Step]) -> list[tuple[Step, float]]:
-        return list(
-            zip(of, relative_errors(found.hardware, of, kv_bytes=size, weight_bytes=size).tolist(), strict=True)
-        )
+        return list(zip(of, relative_errors(profile, of, kv_bytes=size, weight_bytes=size).tolist(), strict=True))
 
-    return Calibration(found.hardware, errors(fitted), errors(held_out), found.cross_validated, prefills)
+    return Calibration(profile, errors(fitted), errors(held_out), found.cross_validated, prefills)
 
 
 def matmul_rate(dtype: Any, size: int = 1024) -> float:
@@ -291,16 +301,16 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
 
 
 def interleaved(
-    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None
+    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None, *, rounds: int = ROUNDS
 ) -> dict[Any, float]:
-    """What each measure takes, by its own clock: all in turns, ROUNDS times over, in another order every time.
+    """What each measure takes, by its own clock: all in turns, `rounds` times over, in another order every time.
 
     A turn is a call that warms the caches and then calls for VISIT_SECONDS, of which the median counts; of the turns
     counts the lower quartile, since what else a machine does comes in spells and only ever adds.
     """
     found: dict[Any, list[float]] = {key: [] for key in measures}
     keys, rng = list(measures), np.random.default_rng(0)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for index in rng.permutation(len(keys)).tolist():
             on_visit()
             measures[keys[index]]()
@@ -316,30 +326,61 @@ def _within(shape: ModelConfig, tokens: int) -> int:
     return min(tokens, shape.max_position_embeddings - 2)
 
 
-def _prefill(shape: ModelConfig, weights: Any, tokens: int, dtype: Any, backend: str | None) -> Callable[[], float]:
+def prefill_measure(
+    shape: ModelConfig,
+    weights: Any,
+    tokens: int,
+    dtype: Any = jnp.float32,
+    backend: str | None = None,
+    clock: Clock = time.perf_counter,
+) -> Callable[[], float]:
     """Measures a prompt through the engine: computed, its sample started and, having its one token, taken out."""
-    prompts = 4
+    run = _engine_run(shape, weights, [_within(shape, tokens)] * PROMPTS, 1, dtype, backend, clock)
+    return lambda: run() / PROMPTS
+
+
+def start_measure(
+    shape: ModelConfig,
+    weights: Any,
+    tokens: int,
+    dtype: Any = jnp.float32,
+    backend: str | None = None,
+    clock: Clock = time.perf_counter,
+) -> Callable[[], float]:
+    """Measures a start of a prompt's further samples through the engine, with the chunk and the look that it takes.
+
+    A prompt has one token to draw for each sample, so that its samples begin in as many goes as slots are too few.
+    """
+    many = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS * (1 + LATER), dtype, backend, clock)
+    one = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS, dtype, backend, clock)
+    return lambda: (many() - one()) / LATER
+
+
+def _engine_run(
+    shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None, clock: Clock
+) -> Callable[[], float]:
+    """Seconds of the engine for prompts of so many tokens each, `samples` of one token each of every prompt."""
     engine = Engine(
         random_graph(shape),
         weights,
         shape,
         policy=Dense(),
         sampling=SAMPLING,
-        settings=EngineSettings(slots=prompts, chunk=STEPS),
+        settings=EngineSettings(slots=PROMPTS, chunk=STEPS),
         cache_dtype=dtype,
         backend=backend,
     )
     rng = np.random.default_rng(2)
     requests = [
-        Request(str(index), rng.integers(shape.vocab_size, size=_within(shape, tokens)).tolist(), range(1))
-        for index in range(prompts)
+        Request(str(index), rng.integers(shape.vocab_size, size=tokens).tolist(), range(samples))
+        for index, tokens in enumerate(prompts)
     ]
 
     def once() -> float:
-        began = time.perf_counter()
+        began = clock()
         drawn = sum(1 for _ in engine.run(requests))
-        assert drawn == prompts
-        return (time.perf_counter() - began) / prompts
+        assert drawn == samples * len(prompts)
+        return clock() - began
 
     once()  # compiles
     return once

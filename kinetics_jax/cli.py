@@ -18,13 +18,13 @@ from kinetics_jax.commands.calibrate import calibrate
 from kinetics_jax.commands.cost import cost
 from kinetics_jax.commands.doctor import doctor
 from kinetics_jax.commands.frontier import frontier
-from kinetics_jax.commands.grade import grade, run_summary
+from kinetics_jax.commands.grade import grade, run_summary, run_totals
 from kinetics_jax.commands.plan import plan
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
 from kinetics_jax.tasks.prompts import ChatTemplate, PromptStyle, render_prompts
-from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_bar
+from kinetics_jax.terminal import command_line, print_table, sample_bar, tensor_bar, warm_up_report
 
 if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
@@ -44,6 +44,14 @@ BackendArg = Annotated[
     tyro.conf.arg(
         metavar="NAME",
         help="Forces the kernels' backend: xla, triton, mosaic_gpu, mosaic_tpu; by default as `kinetics doctor` says.",
+    ),
+]
+CompileCacheArg = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DIR|off",
+        help="Where compiled programs are kept for the next process; by default as jax is set, else in the user's "
+        "cache directory.",
     ),
 ]
 MeshArg = Annotated[
@@ -109,9 +117,12 @@ def sample(
     slots: int = 32,
     chunk: int = 32,
     num_pages: int | None = None,
+    shared_prefix: Literal["auto", "on", "off"] = "auto",
     dtype: str | None = None,
     backend: BackendArg = None,
     mesh: MeshArg = None,
+    compile_cache: CompileCacheArg = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Best-of-N: n graded samples of every problem of a task, into a run folder that the same command continues.
 
@@ -128,7 +139,9 @@ def sample(
         slots: Sequences decoded side by side.
         chunk: Decode steps between two looks of the host.
         num_pages: KV pages in the pool; by default enough for the longest sample in every slot.
+        shared_prefix: Whether dense layers read a prompt's KV once for all its samples; auto: where it pays.
         dtype: float32, bfloat16 or float16; by default what the device likes.
+        as_json: Print the totals as JSON, with what was compiled.
     """
     policy = parse_policy(attention)
     draw.check()
@@ -144,13 +157,14 @@ def sample(
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
     else:
         raise UserError("give --task or --problems, not both")
-    lm = _load(model, dtype, backend, mesh)
+    lm = _load(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     sampling = draw.sampling(lm, list(prompts.values()))
+    from kinetics_jax.compile_cache import watch_compiles
     from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
 
-    with sample_bar(f"{lm.config.name} {policy}") as on_progress:
+    with watch_compiles() as compiled, sample_bar(f"{lm.config.name} {policy}") as on_progress:
         run = best_of_n(
             lm,
             chosen,
@@ -160,11 +174,19 @@ def sample(
             sampling=sampling,
             out=out,
             prompts=prompts,
-            settings=EngineSettings(slots=slots, chunk=chunk, num_pages=num_pages),
+            settings=EngineSettings(
+                slots=slots,
+                chunk=chunk,
+                num_pages=num_pages,
+                shared_prefix=None if shared_prefix == "auto" else shared_prefix == "on",
+            ),
             command=command_line(),
             on_progress=on_progress,
         )
-    print(f"{out}: {run_summary(run)}")
+    if as_json:
+        print(json.dumps({"out": str(out), **run_totals(run), "compiled": compiled.record()}, indent=1))
+    else:
+        print(f"{out}: {run_summary(run)}")
 
 
 def convert(
@@ -195,6 +217,7 @@ def demo(
     out: Path = Path("demo"),
     quick: bool = False,
     seed: int = 0,
+    compile_cache: CompileCacheArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Everything on the built-in models: sample densely and sparsely, grade, cost, frontier, report.html.
@@ -205,8 +228,10 @@ def demo(
         seed: Another seed draws other samples.
         as_json: Print the frontier as JSON.
     """
+    from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.demo import run_demo
 
+    use_compile_cache(compile_cache)
     table = run_demo(out, quick=quick, seed=seed, bar=sample_bar)
     print_table(table, as_json)
     print(f"report: {out / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
@@ -223,6 +248,7 @@ def generate(
     dtype: str | None = None,
     backend: BackendArg = None,
     mesh: MeshArg = None,
+    compile_cache: CompileCacheArg = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """n samples of one prompt, to the terminal.
@@ -237,11 +263,13 @@ def generate(
     policy = parse_policy(attention)
     draw.check()
     _at_least_one("n", n)
-    lm = _load(model, dtype, backend, mesh)
+    lm = _load(model, dtype, backend, mesh, compile_cache)
     if chat:
         prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
     sampling = draw.sampling(lm, [prompt])
-    for drawn in lm.generate([prompt], n=n, sampling=sampling, attention=policy):
+    with warm_up_report() as on_chunk:
+        samples = lm.generate([prompt], n=n, sampling=sampling, attention=policy, on_chunk=on_chunk)
+    for drawn in samples:
         if as_json:
             print(json.dumps(dataclasses.asdict(drawn), ensure_ascii=False))
         else:
@@ -253,11 +281,15 @@ def _at_least_one(name: str, value: int) -> None:
         raise UserError(f"--{name} must be at least 1 and at most {MOST_SAMPLES}, got {value}")
 
 
-def _load(model: str, dtype: str | None, backend: str | None, mesh: str | None) -> LanguageModel:
-    """Loads a checkpoint with a progress bar."""
+def _load(
+    model: str, dtype: str | None, backend: str | None, mesh: str | None, compile_cache: str | None
+) -> LanguageModel:
+    """Loads a checkpoint with a progress bar, the compilation cache turned on."""
     resolve(model)  # a wrong name is told before jax is imported
+    from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.language_model import load
 
+    use_compile_cache(compile_cache)
     with tensor_bar(f"load {model}") as on_tensor:
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
 

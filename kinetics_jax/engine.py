@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,14 @@ from jax.typing import DTypeLike
 from kinetics_jax.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.attention import empty_cache, paged_tile
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.economics.prefix import sharing_pays
 from kinetics_jax.errors import UserError
 from kinetics_jax.pages import RUN
-from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.policies import Dense, Policy, Sampling
 from kinetics_jax.sampling import problem_hash, seed_key
 from kinetics_jax.schedule import Prompt, Request, Running, Schedule
 from kinetics_jax.sharding import check_mesh, kv_copies, mesh_spelling, row_shards, rows_sharding
+from kinetics_jax.shared_prefix import SharedPrefix, prefix_width, share_prefixes
 from kinetics_jax.steps import (
     Slots,
     decode_chunk,
@@ -58,13 +60,15 @@ class EngineSettings:
     slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
     as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
     slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
-    (rounded up to whole tiles of attention).
+    (rounded up to whole tiles of attention). `shared_prefix`: whether dense layers read the pages of a prompt once for
+    all its samples; None: where it pays.
     """
 
     slots: int = 32
     chunk: int = 32
     num_pages: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
+    shared_prefix: bool | None = None
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -199,13 +203,49 @@ class Engine:
                 raise RequestError(
                     f"{self._pool_size(num_pages)}, more than the device's {memory[0] / 1e9:,.1f} GB; {SMALLER_POOL}"
                 )
+            self.shares_prefix(requests)
             if self.backend:
                 self._check_backend(requests)
+
+    def shares_prefix(self, requests: Sequence[Request]) -> bool:
+        """Whether these requests are decoded with shared prefixes: as set, else as the cost model finds that it pays.
+
+        Raises RequestError where that was asked for and cannot be.
+        """
+        asked = self.settings.shared_prefix
+        width = prefix_width(self.settings.slots, self.config.group, self.backend)
+        dense = isinstance(self.policy, Dense) or self.policy.dense_layers
+        needs = (
+            (self.mesh is None, "is for one device, not for a mesh"),
+            (dense, f"is for dense layers, and {self.policy} has none"),
+            (width > 1, f"finds no room beside the {self.config.group} query heads of a KV head, or one slot only"),
+        )
+        if asked and (unmet := [why for met, why in needs if not met]):
+            raise RequestError(f"engine: shared_prefix {unmet[0]}; leave it out")
+        if asked is not None or not all(met for met, _ in needs):
+            return bool(asked)
+        prompts = [
+            (len(request.prompt) // self.page_size * self.page_size, len(request.samples)) for request in requests
+        ]
+        itemsize = jnp.dtype(self.cache_dtype).itemsize
+        return sharing_pays(self.config, prompts, slots=self.settings.slots, width=width, itemsize=itemsize)
+
+    def _shared(self, longest: int, max_pages: int, running: Mapping[int, Running]) -> SharedPrefix:
+        """Who shares prompt pages in the next chunk; `longest` tokens are in the longest prompt of the run."""
+        slots = self.settings.slots
+        return share_prefixes(
+            ((slot, run.pages, len(run.request.prompt) // self.page_size) for slot, run in running.items()),
+            slots=slots,
+            width=prefix_width(slots, self.config.group, self.backend),
+            prefix_pages=min(_rounded(max(longest // self.page_size, 1)), max_pages),
+            max_pages=max_pages,
+            page_size=self.page_size,
+        )
 
     def _check_backend(self, requests: Sequence[Request]) -> None:
         """Traces a decode step: what a forced backend cannot do is told before anything is computed."""
         max_pages, num_pages = self._pool(requests)
-        slots = self.settings.slots
+        slots, longest = self.settings.slots, max(len(request.prompt) for request in requests)
         try:
             decode_chunk.eval_shape(
                 self.graph,
@@ -214,6 +254,7 @@ class Engine:
                 abstract_slots(slots, self.mesh),
                 abstract_rows((slots, max_pages), self.mesh),
                 abstract_scalar(self.mesh),
+                self._shared(longest, max_pages, {}) if self.shares_prefix(requests) else None,
                 policy=self.policy,
                 sampling=self._static_sampling,
                 eos=self.eos,
@@ -244,7 +285,7 @@ class Engine:
 
     def _run(self, requests: list[Request], on_chunk: Callable[[int], None]) -> Iterator[Finished]:
         self._prepare(requests)  # those without samples too: a continued run computes at the widths of the whole one
-        schedules = self._schedules
+        schedules, shares = self._schedules, self.shares_prefix(requests)
         while any(schedule.unfinished for schedule in schedules):
             self._make_room()
             self._refill()
@@ -260,6 +301,7 @@ class Engine:
                 before,
                 self._rows(self._table),
                 jnp.int32(patience),
+                self._shared(self._longest_prompt, self._max_pages, schedules[0].running) if shares else None,
                 policy=self.policy,
                 sampling=self._static_sampling,
                 eos=self.eos,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Device
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
@@ -81,7 +82,7 @@ class LanguageModel:
         return jax.tree.leaves(self.weights)[0].dtype
 
     @property
-    def device(self) -> jax.Device:
+    def device(self) -> Device:
         """What it computes on: jax's default device, or the first of its mesh."""
         return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ class RandomDecode:
     """Decode chunks of `batch` sequences that hold `context` tokens each, in pools as wide as that and a chunk.
 
     Every call of `seconds_per_step` goes on from the same context, as if the chunk had not been decoded before.
-    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels'.
+    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels'; `clock` gives seconds.
     """
 
     def __init__(
@@ -40,10 +43,11 @@ class RandomDecode:
         sampling: Sampling = GREEDY,
         dtype: DTypeLike = jnp.float32,
         backend: str | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         graph = random_graph(config)
         rng = np.random.default_rng(0)
-        self.weights, self.context = weights, context
+        self.weights, self.context, self.clock = weights, context, clock
         pages = -(-(context + steps) // policy.page_size)
         cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=batch * pages, dtype=dtype))
         self.cache = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 1.0, dtype), cache)
@@ -71,10 +75,10 @@ class RandomDecode:
         """Decodes one chunk of sequences of `context` tokens, at most those made for; seconds divided by its steps."""
         stored = self.context if context is None else context
         slots = dataclasses.replace(self.slots, stored=jnp.full(self.slots.token.shape, stored, jnp.int32))
-        began = time.perf_counter()
+        began = self.clock()
         self.cache, _, drawn = self.decode(self.weights, self.cache, slots, self.table, self.patience)
         drawn.block_until_ready()
-        return (time.perf_counter() - began) / self.steps
+        return (self.clock() - began) / self.steps
 
 
 def random_weights(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
@@ -95,7 +99,15 @@ def _shapes(config: ModelConfig) -> Qwen3:
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, dtype: DTypeLike) -> jax.Array:
     """Normal numbers that repeat after a prime count: drawing gigabytes anew would take longer than decoding."""
     few = rng.standard_normal(1_000_003, np.float32) * np.float32(scale)
-    return jnp.asarray(np.resize(few, shape), dtype)
+    return _repeated(jnp.asarray(few, dtype), shape)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _repeated(few: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`few [n]`, over and over, in `shape`: written on the device at once, with nothing beside it in its memory."""
+    size = math.prod(shape)
+    assert size < 2**32, "an index needs more than 32 bits"
+    return few[jnp.arange(size, dtype=jnp.uint32) % few.size].reshape(shape)
 
 
 def read_bandwidth(megabytes: int = 1024) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +28,14 @@ VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verif
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: samples finished (earlier ones included) of the total, and tokens drawn since it began."""
+    """How far a run is: samples finished (earlier ones included) of the total; since it began, tokens drawn and how
+    often a sample was set aside because the pool ran dry.
+    """
 
     finished: int
     total: int
     tokens: int
+    set_aside: int = 0
 
 
 def best_of_n(
@@ -57,10 +61,13 @@ def best_of_n(
     """
     prompts = prompts or render_prompts(problems, lm.directory, task=task)
     answers = {problem.id: problem.answer for problem in problems}
+    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
+    settings = _as_begun(settings, Path(out))
+    shares = lm.engine(sampling=sampling, attention=policy, settings=settings).shares_prefix(requests)
+    settings = dataclasses.replace(settings, shared_prefix=shares)
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
-    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
     engine.check(requests)  # before the folder is touched
     with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
         left = [
@@ -74,7 +81,7 @@ def best_of_n(
         def on_chunk(drawn: int) -> None:
             nonlocal tokens
             tokens += drawn
-            on_progress(Progress(finished, total, tokens))
+            on_progress(Progress(finished, total, tokens, engine.counts.set_aside))
 
         on_progress(Progress(finished, total, tokens))
         for sample in engine.run(left, on_chunk=on_chunk):
@@ -125,6 +132,17 @@ def grade_again(
     return after, changed
 
 
+def _as_begun(settings: EngineSettings, out: Path) -> EngineSettings:
+    """With shared prefixes as the run in `out` began, where that is left open: it would round otherwise."""
+    if settings.shared_prefix is not None or not (out / "run.json").exists():
+        return settings
+    try:
+        begun = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except ValueError:  # RunWriter says so
+        return settings
+    return dataclasses.replace(settings, shared_prefix=isinstance(begun, dict) and begun.get("shared_prefix") is True)
+
+
 def describe(
     lm: LanguageModel,
     *,
@@ -148,6 +166,7 @@ def describe(
         "slots": settings.slots,
         "chunk": settings.chunk,
         "prefill_chunk": settings.prefill_chunk,
+        **({"shared_prefix": True} if settings.shared_prefix else {}),  # other rounding; without it, as ever
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": lm.device.device_kind,
         "mesh": mesh_spelling(lm.mesh) if lm.mesh else None,

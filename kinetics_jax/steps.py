@@ -17,6 +17,7 @@ from kinetics_jax.cache import PagedCache
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import sample_keys, sample_tokens
 from kinetics_jax.sharding import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
+from kinetics_jax.shared_prefix import SharedPrefix
 
 
 @jax.tree_util.register_dataclass
@@ -154,6 +155,7 @@ def decode_chunk(
     slots: Slots,
     page_table: jax.Array,
     patience: jax.Array,
+    shared: SharedPrefix | None = None,
     *,
     policy: Policy,
     sampling: Sampling,
@@ -163,9 +165,9 @@ def decode_chunk(
 ) -> tuple[PagedCache, Slots, jax.Array]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
-    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. `backend`:
-    see decode_attend. Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a slot was
-    not running.
+    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. `shared`,
+    `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a
+    slot was not running.
     """
     model = nnx.merge(graph, weights)
     began = jnp.sum(slots.active)
@@ -179,7 +181,7 @@ def decode_chunk(
         step, cache, slots, drawn = carry
         lengths = jnp.where(slots.active, slots.stored + 1, 0)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
-        attend = decode_attend(policy, page_table, lengths, keys, backend=backend)
+        attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
         token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)

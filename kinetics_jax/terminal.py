@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar over samples, with tokens per second, on standard error.
+    """A progress bar over samples, with tokens per second, on standard error; after the first chunk, what was compiled.
 
     Ctrl-C is heard when the bar is next called, after a chunk and its records; a second one interrupts at once.
     """
     from tqdm import tqdm
 
+    from kinetics_jax.compile_cache import watch_compiles
+
     with contextlib.ExitStack() as stack:
         check = stack.enter_context(_interrupts_wait())
+        compiled = stack.enter_context(watch_compiles())
         bar: Any = None
+        warm = False
 
         def on_progress(progress: Progress) -> None:
-            nonlocal bar
+            nonlocal bar, warm
             if bar is None:  # not before the run is known to be possible; what an earlier run left is not counted
                 bar = stack.enter_context(
                     tqdm(desc=title, unit="sample", total=progress.total, initial=progress.finished)
@@ -35,7 +39,11 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
             bar.update(progress.finished - bar.n)
             elapsed = bar.format_dict["elapsed"]
             if progress.tokens and elapsed:
-                bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s")
+                aside = f", set aside {progress.set_aside}×" if progress.set_aside else ""
+                bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s{aside}")
+            if progress.tokens and not warm:
+                warm = True
+                tqdm.write(compiled.line(), file=sys.stderr)
             check()
 
         yield on_progress
@@ -58,6 +66,23 @@ def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             check()
 
         yield on_progress
+
+
+@contextlib.contextmanager
+def warm_up_report() -> Iterator[Callable[[int], None]]:
+    """Yields what an engine calls after every chunk; after the first one, standard error hears what was compiled."""
+    from kinetics_jax.compile_cache import watch_compiles
+
+    with watch_compiles() as compiled:
+        warm = False
+
+        def on_chunk(_: int) -> None:
+            nonlocal warm
+            if not warm:
+                print(compiled.line(), file=sys.stderr)
+            warm = True
+
+        yield on_chunk
 
 
 @contextlib.contextmanager

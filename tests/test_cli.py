@@ -81,7 +81,7 @@ def test_sample_then_frontier(tmp_path):
     assert (tmp_path / "dense" / "samples.jsonl").read_bytes() == before
     refused = kinetics("sample", SMALLEST, "--out", tmp_path / "dense", *options, "--seed", 1, code=2)
     assert "holds another run" in refused.stderr
-    cut = json.loads(kinetics("grade", tmp_path / "dense", "--caps", "4,72", "--json").stdout)
+    cut = json.loads(kinetics("grade", tmp_path / "dense", "--caps", "4", "72", "--json").stdout)
     assert [row["cap"] for row in cut] == [4, 72]
     assert cut[0]["mean_tokens"] <= 4
     np.testing.assert_allclose(cut[1]["accuracy"], rows[0]["accuracy"])
@@ -158,7 +158,8 @@ def test_generate_prints_samples():
         (["sample", SMALLEST, "--out", "OUT", "--repetition-window", "5"], "repetition_window"),
         (["sample", SMALLEST, "--out", "OUT", "--problems", "/no/such.jsonl"], "/no/such.jsonl"),
         (["grade", "OUT"], "not a run folder"),
-        (["grade", "OUT", "--caps", "2k"], "whole numbers of tokens"),
+        (["grade", "OUT", "--caps", "2k"], ""),
+        (["grade", "OUT", "--caps", "0"], "whole numbers of tokens"),
         (["grade", "OUT", "--caps", "8"], "not a run folder"),
         (["grade", "OUT", "--workers", "2"], "go with --caps"),
         (["sample", SMALLEST, "--out", "OUT", "--num-pages", "1000000000"], "GB, more than the device's"),

@@ -7,15 +7,20 @@ import time
 
 import numpy as np
 import pytest
+from tiny import tiny_config, tiny_prompts, write_checkpoint
 
+from kinetics_jax import engine as engine_module
 from kinetics_jax.calibration import Plan, Point, calibrate, interleaved, make_plan
 from kinetics_jax.commands.calibrate import calibrate as calibrate_command
 from kinetics_jax.commands.plan import plan
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.hardware import HARDWARE, HardwareError, hardware, save_hardware
 from kinetics_jax.economics.planner import PlanError
+from kinetics_jax.economics.workload import Workload, decoded
+from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import BlockTopK, Dense
+from kinetics_jax.language_model import load
+from kinetics_jax.policies import BlockTopK, Dense, Sampling
 from kinetics_jax.traces import RunWriter
 
 TINY = ModelConfig(131, 32, 48, 2, 4, 2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=256, name="tiny")
@@ -159,6 +164,25 @@ def test_measures_take_turns_and_spells_of_other_work_do_not_count():
     assert {"a", "b"} <= set(calls[:8])
 
 
+def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch):
+    lm = load(write_checkpoint(tmp_path, tiny_config(), seed=5), dtype="float32")
+    starts = []
+    counted = engine_module.start_samples
+    monkeypatch.setattr(engine_module, "start_samples", lambda *a, **k: starts.append(1) or counted(*a, **k))
+    requests = [Request(f"p{i}", prompt, range(4)) for i, prompt in enumerate(tiny_prompts(5, first=3))]
+    engine = lm.engine(
+        sampling=Sampling(temperature=1.0, max_tokens=40, seed=3), attention=Dense(), settings=EngineSettings(slots=3)
+    )
+    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in engine.run(requests)}
+    work = Workload(
+        np.array([len(request.prompt) for request in requests]),
+        np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
+    )
+    _, steps, expected = decoded(work, 3)
+    assert (engine.counts.steps, len(starts)) == (steps, expected)
+    assert expected > len(requests)
+
+
 def test_calibrate_measures_this_device(tmp_path):
     """A whole calibration on a tiny shape: every time is positive, the profile reads back, all parts are told."""
     sparse = BlockTopK(budget=16, page_size=4, dense_layers=())
@@ -176,6 +200,7 @@ def test_calibrate_measures_this_device(tmp_path):
     assert np.isfinite([error for _, error in (*found.fitted, *found.held_out)]).all()
     assert found.hardware.calibrated
     assert found.hardware.padded
+    assert 0 <= found.hardware.start_seconds < 1
     path = tmp_path / "here.json"
     save_hardware(path, found.hardware, record=found.record())
     assert hardware(path) == found.hardware

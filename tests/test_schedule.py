@@ -103,3 +103,43 @@ def test_short_samples_do_not_wait_for_what_long_ones_may_need():
     schedule.reserve = counted
     assert len(decode(schedule, lengths, np.empty((slots, 80), np.int32))) == 128
     assert np.mean(busy) >= 0.9 * slots
+
+
+def test_samples_of_100_and_16k_tokens_keep_the_slots_busy():
+    """Counted as `Engine.counts` does, while samples wait, in a pool of 0.6 of the worst case: 92 %."""
+    slots, size, chunk, most = 32, 64, 32, 16_384
+    worst = -(-(200 + most) // size) + 1
+    requests = [Request(f"p{i}", [5] * 200, range(8)) for i in range(64)]
+    rng = np.random.default_rng(0)
+    lengths = {(r.problem, s): most if rng.random() < 0.1 else 100 for r in requests for s in r.samples}
+    schedule = Schedule(
+        requests, slots=slots, num_pages=slots * worst * 6 // 10, page_size=size, chunk=chunk, max_tokens=most
+    )
+    table = np.empty((slots, worst), np.int32)
+    busy = offered = aside = ended = 0
+    while schedule.unfinished:
+        while (slot := schedule.victim()) is not None:
+            schedule.set_aside(slot, "saved")
+            aside += 1
+        schedule.resume()
+        while admitted := schedule.admit():
+            for run in admitted[1].values():
+                schedule.grow(run, schedule.pages_for(200))
+                run.add([7])  # from prefill
+            schedule.started(admitted[0])
+        schedule.reserve(table)
+        waits = bool(schedule.waiting or schedule.aside)
+        running = schedule.running
+        left = {slot: lengths[run.request.problem, run.sample] - len(run.tokens) for slot, run in running.items()}
+        patience = max(1, slots // 8) if waits else slots  # the engine's: a chunk ends when so many have stopped
+        steps = min(chunk, sorted(left.values())[min(patience, len(left)) - 1])
+        for slot, more in left.items():
+            running[slot].add([7] * min(more, steps))
+            busy += waits * min(more, steps)
+            if more <= steps:
+                schedule.finish(slot)
+                ended += 1
+        offered += waits * slots * steps
+    assert ended == len(lengths)
+    assert aside > 0
+    assert busy >= 0.9 * offered

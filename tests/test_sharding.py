@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -20,29 +20,29 @@ import kinetics_jax as kj
 from kinetics_jax.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.checkpoints.convert import convert
+from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.cli import main
 from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
 from kinetics_jax.sharding import MeshError, check_mesh, make_mesh, mesh_spelling, param_sharding, row_shards
 from kinetics_jax.steps import decode_chunk
 
-HERE = Path(__file__).parent
+SIMULATED = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # few bytes, many programs
 EIGHT = jax.device_count() >= 8
 eight_devices = pytest.mark.skipif(not EIGHT, reason="needs 8 devices; test_on_eight_devices runs it on simulated ones")
 
 DENSE = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 136}
-FEW_KV = {"num_attention_heads": 8, "num_key_value_heads": 2}  # and a vocabulary that nothing divides
+FEW_KV = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 1}  # nothing divides the vocabulary
+SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
 CASES = [
     (DENSE, "data=2,tensor=4", kj.Dense()),
-    (FEW_KV, "tensor=8", kj.BlockTopK(pages=4, page_size=4)),
-    ({**MOE, "decoder_sparse_step": 2}, "data=2,expert=2,tensor=2", kj.BlockTopK(pages=4, page_size=4)),
+    (FEW_KV, "tensor=8", SPARSE),
+    ({**MOE, "num_hidden_layers": 1}, "data=2,expert=2,tensor=2", SPARSE),
 ]
 POLICIES = [
-    kj.Dense(),
-    kj.BlockTopK(pages=3, page_size=4, dense_layers=()),
     kj.BlockTopK(pages=3, page_size=4, dense_layers=(), summary="min_max"),
     kj.RandomBlocks(pages=3, page_size=4, dense_layers=()),
     kj.TokenTopK(budget=6, dense_layers=()),
-    kj.SlidingWindow(budget=8, dense_layers=()),
 ]
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=24, seed=3)
 
@@ -53,7 +53,7 @@ def test_on_eight_devices():
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "_8_", __file__],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": SIMULATED, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
@@ -100,9 +100,9 @@ def test_8_devices_give_what_one_gives(changes, mesh, policy, tmp_path):
 @eight_devices
 def test_8_devices_samples_do_not_depend_on_their_shard(tmp_path):
     """Other order, a pool that runs dry on every shard, prompts in chunks: the same bits on the same mesh."""
-    path = write_checkpoint(tmp_path, tiny_config(**DENSE, max_position_embeddings=1024), seed=5)
+    path = write_checkpoint(tmp_path, tiny_config(**DENSE, num_hidden_layers=1, max_position_embeddings=512), seed=5)
     lm = kj.load(path, dtype="float32", mesh="data=2,tensor=2")
-    policy = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
+    policy = SPARSE
     requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(4, first=9))]
     requests.append(Request("long", tiny_prompts(1, first=300)[0], range(5)))
     settings = {"slots": 6, "chunk": 6, "prefill_chunk": 256}
@@ -119,7 +119,7 @@ def test_8_devices_samples_do_not_depend_on_their_shard(tmp_path):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_8_devices_attend_as_one(policy):
     """A decode step of one layer over full pools, with copies of KV heads, as many slots as shards have."""
-    config = kj.ModelConfig.from_hf(tiny_config(**FEW_KV, num_hidden_layers=1))
+    config = kj.ModelConfig.from_hf(tiny_config(**FEW_KV))
     mesh = make_mesh("data=2,tensor=4")
     rng = np.random.default_rng(1)
     slots, pages, size = 4, 6, policy.page_size
@@ -264,26 +264,21 @@ def test_a_mesh_of_one_device_and_slots(tmp_path):
         Engine(lm.graph, lm.weights, lm.config, policy=kj.Dense(), sampling=HOT, mesh=three)
 
 
-def test_the_command_line(tmp_path):
+@eight_devices
+def test_8_devices_from_the_command_line(tmp_path, monkeypatch, capsys):
     """run.json holds the mesh; one that cannot be is one line."""
-    from kinetics_jax.checkpoints.resolve import builtin_models
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
 
-    def kinetics(*arguments, devices: int) -> subprocess.CompletedProcess:
-        simulated = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.run(
-            [sys.executable, "-c", "from kinetics_jax.cli import main; main()", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "XLA_FLAGS": simulated, "JAX_PLATFORMS": "cpu"},
-        )
+    def kinetics(*arguments) -> None:
+        monkeypatch.setattr(sys, "argv", ["kinetics", *map(str, arguments)])
+        main()
 
-    smallest = builtin_models()[0]
-    bad = kinetics("generate", smallest, "--prompt", "1", "--mesh", "data=2,tensor=4", devices=1)
-    assert bad.returncode == 2
-    assert bad.stderr.splitlines()[-1] == "kinetics: mesh 'data=2,tensor=4' takes 8 devices; there are 1"
-    run = tmp_path / "run"
+    smallest, run = builtin_models()[0], tmp_path / "run"
+    with pytest.raises(SystemExit) as left:
+        kinetics("generate", smallest, "--prompt", "1", "--mesh", "data=2,tensor=8")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "kinetics: mesh 'data=2,tensor=8' takes 16 devices; there are 8"
     options = ("--limit", 1, "--n", 2, "--slots", 4, "--max-tokens", 8, "--out", run, "--mesh", "data=2")
-    done = kinetics("sample", smallest, *options, devices=2)
-    assert done.returncode == 0, done.stderr
+    kinetics("sample", smallest, *options)
     described = json.loads((run / "run.json").read_text())
     assert (described["mesh"], described["slots"]) == ("data=2", 4)

@@ -21,6 +21,8 @@ RESULTS = pathlib.Path(__file__).parent.parent / "results"
 STALL_SECONDS = 150  # of one case: compiling, checking and timing the slowest of them
 STATE_SHARE = 0.62  # of the memory that a state may take: peers lay K and V out once more
 # Asked in a process of its own, as a process that has seen the device holds its memory.
+WHOLE = "end_to_end"  # the section that decodes whole models, a program of its own: it needs kinetics_jax and flax
+WHOLE_SHARE = 0.3  # of the time, where other sections run too
 PROBE = "import jax; d = jax.devices()[0]; print('probed:', d.platform, d.device_kind, sep='|')"
 
 
@@ -29,7 +31,9 @@ def main(name: str, platform: str, chips: Sequence[str], description: str) -> No
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, help="folder of the JSON files (default results/<device>)")
     parser.add_argument("--seconds", type=float, default=540, help="end after this long, keeping what was measured")
-    parser.add_argument("--only", nargs="+", choices=[*SHARES], metavar="SECTION", help=", ".join(SHARES))
+    parser.add_argument(
+        "--only", nargs="+", choices=[*SHARES, WHOLE], metavar="SECTION", help=f"{', '.join(SHARES)}, {WHOLE}"
+    )
     parser.add_argument("--tiny", action="store_true", help="rehearse at tiny shapes on any device, CPUs too")
     parser.add_argument("--worker", type=float, metavar="UNTIL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -42,15 +46,42 @@ def main(name: str, platform: str, chips: Sequence[str], description: str) -> No
         print(f"no accelerator: {name} found {found} ({kind}), not a {platform}; the times above are floors")
         return None
     folder = arguments.out or RESULTS / device_slug(kind)
-    arguments.only = ["device", *(section for section in arguments.only or SHARES if section != "device")]
-    for section in arguments.only:
-        path_of(folder, name, section).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, sys.argv[0], "--worker", str(until), "--out", str(folder), "--only", *arguments.only]
-    command += ["--tiny"] if arguments.tiny else []
-    code = supervise(command, folder, name, seconds=until - time.time(), stall=STALL_SECONDS)
-    sum_up(name, folder, arguments.tiny)
+    asked = arguments.only or [*SHARES, WHOLE]
+    sections = [section for section in asked if section not in ("device", WHOLE)]
+    code = 0
+    if sections or "device" in asked:
+        seconds = arguments.seconds * (1 - WHOLE_SHARE * (WHOLE in asked))
+        code = measure_kernels(name, folder, ["device", *sections], seconds, arguments.tiny)
+    if WHOLE in asked:
+        code = code or decode_whole_models(name, folder, until - time.time(), arguments.tiny)
     sys.exit(code)
+
+
+def measure_kernels(name: str, folder: pathlib.Path, sections: list[str], seconds: float, tiny: bool) -> int:
+    """Runs the worker through the sections, anew, and sums up; its exit code."""
+    for section in sections:
+        path_of(folder, name, section).unlink(missing_ok=True)
+    until = time.time() + seconds
+    command = [sys.executable, sys.argv[0], "--worker", str(until), "--out", str(folder), "--only", *sections]
+    command += ["--tiny"] if tiny else []
+    code = supervise(command, folder, name, seconds=seconds, stall=STALL_SECONDS)
+    sum_up(name, folder, tiny)
+    return code
+
+
+def decode_whole_models(name: str, folder: pathlib.Path, seconds: float, tiny: bool) -> int:
+    """Runs end_to_end.py, which goes on where an earlier run of it ended; its exit code, 0 also when time was up."""
+    script = pathlib.Path(__file__).parents[1] / "end_to_end.py"
+    path = path_of(folder, name, WHOLE)
+    command = [sys.executable, str(script), "--rows", str(path.with_suffix(".jsonl")), "--json", str(path)]
+    command += ["--seconds", str(0.8 * seconds)]  # what it began last takes a while
+    command += ["--quick", "--batches", "1", "--contexts", "64", "--turns", "1", "--peers"] if tiny else []
+    try:
+        return subprocess.run(command, timeout=max(seconds, 1), check=False).returncode
+    except subprocess.TimeoutExpired:
+        print(f"{WHOLE}: out of time; its rows are in {path.with_suffix('.jsonl')}, the same command continues")
+        return 0
 
 
 def probe() -> tuple[str, str]:

@@ -73,7 +73,7 @@ def calibrate(
     for kind, seconds in chip.unit_seconds.items():
         if seconds:
             print(f"  {kind}: {1e-9 / seconds:,.3g} {'GB' if kind.endswith('_reads') else 'G operations'}/s")
-    for field in ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "prompt_seconds"):
+    for field in ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "prompt_seconds", "start_seconds"):
         print(f"  {field}: {1e6 * getattr(chip, field):,.4g} µs")
     print(f"error over {len(found.fitted)} fitted steps {100 * found.fitted_error:.1f} %, ", end="")
     print(f"over {len(found.held_out)} others {100 * found.error:.1f} % (mean, absolute)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def grade(
     run: tyro.conf.Positional[Path],
     *,
-    caps: Annotated[str | None, tyro.conf.arg(metavar="N,N,…")] = None,
+    caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
     tokenizer: Path | None = None,
     workers: int | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -31,13 +31,15 @@ def grade(
 
     Args:
         run: Run folder.
-        caps: Most tokens of a sample, several with commas: 2048,4096,8192.
+        caps: Most tokens of a sample, several: 2048 4096 8192.
         tokenizer: The tokenizer.json of the run's model, or its directory, where its name does not tell (with --caps).
         workers: Processes that grade side by side (with --caps); by default one a CPU.
         as_json: Print the changed grades, or the table, as JSON.
     """
-    if caps is not None:
-        _grade_cuts(run, _whole_numbers(caps), tokenizer, workers, as_json)
+    if caps:
+        if min(caps) < 1:
+            raise UserError(f"--caps takes whole numbers of tokens, 1 or more; got {min(caps)}")
+        _grade_cuts(run, list(caps), tokenizer, workers, as_json)
         return
     if tokenizer or workers:
         raise UserError("--tokenizer and --workers go with --caps")
@@ -61,25 +63,26 @@ def _grade_cuts(path: Path, caps: list[int], tokenizer: Path | None, workers: in
     print_table(length_ablation([run_data(run)], caps=caps), as_json)
 
 
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"--caps takes whole numbers of tokens with commas between them, as 2048,4096; got {text!r}")
-    return numbers
+def run_totals(run: Run) -> dict[str, Any]:
+    """Samples, how many have a grade and which share of those is correct (None without any), mean tokens."""
+    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
+    tokens = sum(len(record["output_tokens"]) for record in run.samples)
+    return {
+        "samples": len(run.samples),
+        "graded": len(grades),
+        "correct": sum(grades) / len(grades) if grades else None,
+        "mean_output_tokens": tokens / len(run.samples) if run.samples else None,
+    }
 
 
 def run_summary(run: Run) -> str:
-    """Samples, accuracy over those that have a grade, how many have none, and mean tokens."""
-    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
-    tokens = sum(len(record["output_tokens"]) for record in run.samples)
-    parts = [f"{len(run.samples)} samples"]
-    if grades:
-        parts.append(f"{sum(grades) / len(grades):.3f} correct")
-    if ungraded := len(run.samples) - len(grades):
+    """The same in words."""
+    totals = run_totals(run)
+    parts = [f"{totals['samples']} samples"]
+    if totals["graded"]:
+        parts.append(f"{totals['correct']:.3f} correct")
+    if ungraded := totals["samples"] - totals["graded"]:
         parts.append(f"{ungraded} that the grader could not decide")
     if run.samples:
-        parts.append(f"{tokens / len(run.samples):.1f} tokens each")
+        parts.append(f"{totals['mean_output_tokens']:.1f} tokens each")
     return ", ".join(parts)

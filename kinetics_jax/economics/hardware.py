@@ -46,12 +46,12 @@ class Hardware:
 
     A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, `layer_seconds`
     for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
-    vocabulary; `prompt_seconds` to start a prompt), and whether
-    arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`: seconds of one
-    FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`: attention takes
-    every sequence of a step to be as long as the longest, and a search takes all pages that a sequence may get, as
-    the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one line, for
-    every impossible number.
+    vocabulary; `prompt_seconds` to start a prompt, `start_seconds` each time that more of its samples begin later),
+    and whether arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
+    seconds of one FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`:
+    attention takes every sequence of a step to be as long as the longest, and a search takes all pages that a sequence
+    may get, as the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one
+    line, for every impossible number.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Hardware:
     row_seconds: float = 0.0
     logit_seconds: float = 0.0
     prompt_seconds: float = 0.0
+    start_seconds: float = 0.0
     unit_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     padded: bool = False
 

@@ -27,7 +27,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Seconds of a workload: of prefill and of decode, and how many decode steps those are."""
+    """Seconds of a workload: of prefill and the starts of samples, of decode, and how many decode steps those are."""
 
     prefill: float
     decode: float
@@ -98,6 +98,23 @@ def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np
     return start, int(np.max(start + steps, initial=0))
 
 
+def decoded(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
+    """How `slots` slots decode a workload: contexts of the batch `[moments, slots]`, the steps, and the starts.
+
+    The contexts are those of MOMENTS steps, evenly spaced, longest first; 0 for an idle slot. A start is one prompt's
+    samples that begin between the same two chunks: what the engine starts by one program.
+    """
+    lengths = work.lengths.ravel()
+    trials = work.lengths.shape[1]
+    prompts = np.repeat(work.prompts, trials)
+    start, steps = schedule(lengths, slots)
+    starts = len(np.unique(np.stack([np.repeat(np.arange(len(work.prompts)), trials), start]), axis=1).T)
+    moments = np.floor((np.arange(min(MOMENTS, steps)) + 0.5) * steps / max(min(MOMENTS, steps), 1))[:, None]
+    contexts = np.where((start <= moments) & (moments < start + lengths - 1), prompts + moments - start + 1, 0)
+    contexts = -np.sort(-contexts, axis=1)[:, :slots]  # never more than the slots are at work
+    return np.pad(contexts, ((0, 0), (0, slots - contexts.shape[1]))), steps, starts
+
+
 def workload_seconds(
     config: ModelConfig,
     policy: Policy,
@@ -112,21 +129,16 @@ def workload_seconds(
 ) -> Seconds:
     """Seconds of all samples of a workload, decoded in `slots` slots; `cap` is the most tokens a sample may get.
 
-    The contexts of the batch are looked at in MOMENTS steps, evenly spaced; compilation and loading are left out.
+    The contexts of the batch are looked at in MOMENTS steps; compilation and loading are left out.
     """
-    lengths = work.lengths.ravel()
-    prompts = np.repeat(work.prompts, work.lengths.shape[1])
-    start, steps = schedule(lengths, slots)
     page_size = policy.page_size
     prefill = prefill_seconds(
         config, hardware, prompt_tokens=work.prompts, page_size=page_size, chips=chips, weight_bytes=weight_bytes
     )
+    contexts, steps, starts = decoded(work, slots)
+    starting = float(np.sum(prefill)) + hardware.start_seconds * (starts - len(work.prompts))
     if not steps:
-        return Seconds(float(np.sum(prefill)), 0.0, 0)
-    moments = np.floor((np.arange(min(MOMENTS, steps)) + 0.5) * steps / min(MOMENTS, steps))[:, None]
-    contexts = np.where((start <= moments) & (moments < start + lengths - 1), prompts + moments - start + 1, 0)
-    contexts = -np.sort(-contexts, axis=1)[:, :slots]  # never more than the slots are at work
-    contexts = np.pad(contexts, ((0, 0), (0, slots - contexts.shape[1])))
+        return Seconds(starting, 0.0, 0)
     each = step_seconds(
         config,
         policy,
@@ -137,4 +149,4 @@ def workload_seconds(
         kv_bytes=kv_bytes,
         weight_bytes=weight_bytes,
     )
-    return Seconds(float(np.sum(prefill)), float(np.mean(each)) * steps, steps)
+    return Seconds(starting, float(np.mean(each)) * steps, steps)

@@ -15,7 +15,7 @@ from kinetics_jax.economics.hardware import Hardware, HardwareError, hardware, s
 from kinetics_jax.economics.samples import Pool, Problem
 from kinetics_jax.economics.step_fit import FitError, Prefill, Step, fit, relative_errors
 from kinetics_jax.economics.step_time import padded_prompt, prefill_seconds, step_amounts, step_seconds
-from kinetics_jax.economics.workload import Workload, schedule, workload, workload_seconds
+from kinetics_jax.economics.workload import Workload, decoded, schedule, workload, workload_seconds
 from kinetics_jax.policies import BlockTopK, Dense, SlidingWindow
 
 CONFIG = ModelConfig(512, 64, 128, 3, 4, 2, head_dim=16, name="three")
@@ -130,6 +130,21 @@ def test_workload_seconds_against_every_step():
     alone = workload_seconds(CONFIG, SPARSE, PROFILE, Workload(np.array([5.0]), np.array([[1.0]])), slots=1, cap=1)
     assert alone.decode == 0
     assert alone.prefill > PROFILE.prompt_seconds
+
+
+def test_samples_that_begin_later_are_paid_for():
+    """Three samples a prompt through two slots: of the first two prompts each, some begin after a chunk of others."""
+    work = Workload(np.array([6.0, 5.0]), np.array([[4.0, 9.0, 4.0], [4.0, 4.0, 4.0]]))
+    contexts, steps, starts = decoded(work, 2)
+    start, last = schedule(work.lengths.ravel(), 2)
+    assert start.tolist() == [0, 0, 3, 6, 8, 9]  # a slot is free whenever a sample ends: one start each after the first
+    assert (steps, starts) == (last, 5)
+    assert contexts.shape == (steps, 2)
+    assert contexts[0].tolist() == [7, 7]
+    dear = dataclasses.replace(PROFILE, start_seconds=0.5)
+    cheap, paid = (workload_seconds(CONFIG, SPARSE, chip, work, slots=2, cap=9) for chip in (PROFILE, dear))
+    assert paid.decode == cheap.decode
+    assert paid.prefill == pytest.approx(cheap.prefill + 3 * 0.5)  # each prompt's first start is its own
 
 
 def test_prompts_are_padded_as_the_engine_pads_them():

@@ -1,0 +1,1 @@
+"""How well policies choose: attention mass, perplexity and needles on real text. Run by selection_quality.py."""

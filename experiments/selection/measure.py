@@ -1,0 +1,167 @@
+"""The three measurements, each made of units that share one prefilled text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from kinetics_jax.language_model import LanguageModel
+from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks, SlidingWindow, TokenTopK
+from kinetics_jax.sampling import seed_key
+from selection import texts
+from selection.forward import decode, go_on, log_likelihoods, random_draws, read
+from selection.mass import attention_mass
+from selection.records import Records
+
+QUESTION = 56  # tokens left for a question and its answer
+OnRecord = Callable[[], object]
+
+
+def policies(budgets: Sequence[int]) -> list[Policy]:
+    """What is compared, at every budget."""
+    found: list[Policy] = []
+    for budget in budgets:
+        found += [BlockTopK(budget=budget, summary=summary) for summary in ("mean", "min_max", "mean_std")]
+        found += [SlidingWindow(budget=budget), RandomBlocks(budget=budget), TokenTopK(budget=budget)]
+    return found
+
+
+def needle_policies(budgets: Sequence[int], length: int) -> list[Policy]:
+    """Dense, and every budget that a prompt exceeds."""
+    return [Dense(), *policies([budget for budget in budgets if budget < length])]
+
+
+def agreement(
+    lm: LanguageModel, model, tokens: dict[str, list[int]], records: Records, *, budget: int, prefix: int, scored: int
+) -> Iterator[None]:
+    """Decoding token by token beside the masked forward, one window, every policy."""
+    window = texts.window(tokens, 0, prefix, scored)
+    every = [Dense(), *policies([budget])]
+    if all(records.has("agreement", window.source, str(policy)) for policy in every):
+        return
+    inputs, targets = np.array([window.scored[:-1]], np.int32), np.array(window.scored[1:])
+    before, key = read(model, window.prefix), seed_key(0)
+    for policy in every:
+        if records.has("agreement", window.source, str(policy)):
+            continue
+        draws = list(random_draws(lm.config, key, prefix, 1, scored, policy.page_size))
+        masked = model.logits(go_on(model, before, inputs, policy, draws)[0])
+        decoded = decode(lm, window.prefix, window.scored[:-1], policy, key)
+        likelihoods = [
+            float(np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(scored), targets]))
+            for logits in (masked, decoded)
+        ]
+        records.add(
+            "agreement",
+            window.source,
+            str(policy),
+            tokens=scored,
+            prefix=prefix,
+            largest_difference=float(np.abs(np.asarray(masked) - decoded).max()),
+            largest_logit=float(np.abs(decoded).max()),
+            nll_masked=-likelihoods[0],
+            nll_decoded=-likelihoods[1],
+        )
+        yield
+
+
+def text_unit(
+    lm: LanguageModel,
+    model,
+    tokens: dict[str, list[int]],
+    records: Records,
+    index: int,
+    *,
+    budgets: Sequence[int],
+    prefix: int,
+    scored: int,
+    every: int,
+) -> Iterator[None]:
+    """One window of text: attention mass of every policy and bound, and the likelihood of the text under each."""
+    unit, compared = f"window{index}", policies(budgets)
+    names = ["dense", *map(str, compared)]
+    if records.has("mass", unit, "all") and all(records.has("text", unit, name) for name in names):
+        return
+    window = texts.window(tokens, index, prefix, scored)
+    before = read(model, window.prefix)
+    inputs, targets = np.array([window.scored[:-1]], np.int32), np.array(window.scored[1:])
+    key = jax.random.fold_in(seed_key(1), index)
+    page_size = Dense().page_size
+    draws = list(random_draws(lm.config, key, prefix, 1, scored, page_size))
+
+    def add(name: str, hidden: jax.Array, began: float) -> None:
+        likelihoods, _ = log_likelihoods(model, hidden[0], targets)
+        nll, seconds = float(-likelihoods.mean()), time.process_time() - began
+        records.add(
+            "text", unit, name, source=window.source, start=window.start, nll=nll, cpu_seconds=round(seconds, 2)
+        )
+
+    if not (records.has("mass", unit, "all") and records.has("text", unit, "dense")):
+        began = time.process_time()
+        held, hidden = attention_mass(model, before, inputs, compared, tuple(budgets), every=every, draws=draws)
+        layers = {name: [round(mass, 5) for mass in masses] for name, masses in held.items()}
+        records.add("mass", unit, "all", source=window.source, start=window.start, held=layers)
+        add("dense", hidden, began)
+        yield
+    for policy in compared:
+        if not records.has("text", unit, str(policy)):
+            began = time.process_time()
+            add(str(policy), go_on(model, before, inputs, policy, draws), began)
+            yield
+
+
+def needle_unit(
+    lm: LanguageModel,
+    model,
+    tokens: dict[str, list[int]],
+    records: Records,
+    index: int,
+    length: int,
+    *,
+    budgets: Sequence[int],
+    needles: int,
+) -> Iterator[None]:
+    """One haystack: whether greedy decoding gives each number, the question and the answer being read sparsely.
+
+    The likeliest token at each place of the number behind a question is the number's own, all along: just then does
+    greedy decoding write the number.
+    """
+    unit, compared = f"haystack{index}:{length}", needle_policies(budgets, length)
+    if all(records.has("needle", unit, str(policy)) for policy in compared):
+        return
+    hay = texts.haystack(lm, tokens, index, length - QUESTION, needles)
+    asked = texts.questions(lm, hay)
+    time_steps = max(len(question) + len(number) for question, number in asked) - 1
+    assert time_steps < QUESTION
+    inputs = np.zeros((needles, time_steps), np.int32)  # what follows an answer is padding: nothing before reads it
+    for row, (question, number) in enumerate(asked):
+        inputs[row, : len(question) + len(number) - 1] = (question + number)[:-1]
+    before = read(model, hay.prompt)
+    key = jax.random.fold_in(jax.random.fold_in(seed_key(2), index), length)
+    draws = list(random_draws(lm.config, key, len(hay.prompt), needles, time_steps, Dense().page_size))
+    for policy in compared:
+        if records.has("needle", unit, str(policy)):
+            continue
+        began = time.process_time()
+        hidden = go_on(model, before, inputs, policy, draws if isinstance(policy, RandomBlocks) else None)
+        right, likelihood = [], []
+        for row, (question, number) in enumerate(asked):
+            answered = slice(len(question) - 1, len(question) + len(number) - 1)
+            found, best = log_likelihoods(model, hidden[row, answered], np.array(number))
+            right.append(bool((best == np.array(number)).all()))
+            likelihood.append(round(float(found.sum()), 4))
+        records.add(
+            "needle",
+            unit,
+            str(policy),
+            length=length,
+            source=hay.source,
+            depths=hay.depths,
+            right=right,
+            log_likelihood=likelihood,
+            cpu_seconds=round(time.process_time() - began, 2),
+        )
+        yield

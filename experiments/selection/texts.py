@@ -1,0 +1,128 @@
+"""Texts that are at hand wherever the experiment runs, windows of them, and needles hidden in them.
+
+Nothing is downloaded: the Python language reference that `help()` shows (PSF licence), and the docstrings of SciPy
+(BSD licence). Which words they hold depends on the versions installed, which the results name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import platform
+from typing import NamedTuple
+
+import numpy as np
+
+from kinetics_jax.errors import UserError
+from kinetics_jax.language_model import LanguageModel
+
+# Not scipy.signal: one of its docstrings prints a set, in another order each time.
+SCIPY_MODULES = ("interpolate", "linalg", "optimize", "stats")
+NAMES = ("Amsterdam", "Berlin", "Cairo", "Dublin", "Helsinki", "London", "Madrid", "Moscow", "Paris", "Rome", "Tokyo")
+DIGITS = 5
+GOLDEN = (5**0.5 - 1) / 2
+
+
+class Window(NamedTuple):
+    """`prefix` is read densely, `scored` follows it: its tokens but the last are inputs, but the first targets."""
+
+    source: str
+    start: int
+    prefix: list[int]
+    scored: list[int]
+
+
+class Haystack(NamedTuple):
+    """A prompt with needles, without its question; `depths` are the shares of the text before each needle."""
+
+    source: str
+    prompt: list[int]
+    names: list[str]
+    numbers: list[str]
+    depths: list[float]
+
+
+def python_reference() -> str:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def scipy_docstrings() -> str:
+    texts = []
+    for name in SCIPY_MODULES:
+        module = importlib.import_module(f"scipy.{name}")
+        members = (getattr(module, member) for member in sorted(module.__all__))
+        texts += [inspect.getdoc(member) or "" for member in members if inspect.isfunction(member)]
+    return "\n\n".join(filter(None, texts))
+
+
+SOURCES = {"python": python_reference, "scipy": scipy_docstrings}
+
+
+def tokenised(lm: LanguageModel) -> dict[str, list[int]]:
+    """Token ids of every source."""
+    return {name: lm.encode(text()) for name, text in SOURCES.items()}
+
+
+def described(tokens: dict[str, list[int]]) -> dict[str, dict[str, object]]:
+    """What tells these texts from others: tokens and a hash of them, with the versions that they came with."""
+    versions = {"python": platform.python_version(), "scipy": importlib.import_module("scipy").__version__}
+    return {
+        name: {
+            "version": versions.get(name),
+            "tokens": len(ids),
+            "blake2b": hashlib.blake2b(np.array(ids, np.int32).tobytes(), digest_size=8).hexdigest(),
+        }
+        for name, ids in tokens.items()
+    }
+
+
+def window(tokens: dict[str, list[int]], index: int, prefix: int, scored: int) -> Window:
+    """One window, from each source in turn; they spread by the golden ratio, and more of them leave the first ones be.
+
+    Raises UserError where the text is shorter than a window.
+    """
+    source = list(tokens)[index % len(tokens)]
+    ids = tokens[source]
+    room = len(ids) - prefix - scored - 1
+    if room < 0:
+        raise UserError(f"text {source!r} has {len(ids)} tokens; a window takes {prefix + scored + 1}")
+    start = int(room * ((0.5 + index // len(tokens) * GOLDEN) % 1))
+    cut = start + prefix
+    return Window(source, start, ids[start:cut], ids[cut : cut + scored + 1])
+
+
+def haystack(lm: LanguageModel, tokens: dict[str, list[int]], index: int, length: int, needles: int) -> Haystack:
+    """A prompt of `length` tokens in which `needles` secret numbers stand, evenly deep; the index is its seed."""
+    rng = np.random.default_rng([index, length])
+    source = list(tokens)[index % len(tokens)]
+    names = [NAMES[i] for i in rng.permutation(len(NAMES))[:needles]]
+    numbers = ["".join(map(str, rng.integers(0, 10, DIGITS))) for _ in names]
+    head = lm.encode("<|im_start|>user\nRead this text and remember the secret numbers in it.\n\n")
+    planted = [
+        lm.encode(f"\nThe secret number of {name} is {number}.\n") for name, number in zip(names, numbers, strict=True)
+    ]
+    room = length - len(head) - sum(map(len, planted))
+    start = int(rng.integers(0, len(tokens[source]) - room))
+    text = tokens[source][start : start + room]
+    depths = [(i + 0.5) / needles for i in range(needles)]
+    cuts = [0, *(round(depth * room) for depth in depths), room]
+    prompt = list(head)
+    for begin, end, needle in zip(cuts[:-1], cuts[1:], [*planted, []], strict=True):
+        prompt += text[begin:end] + needle
+    return Haystack(source, prompt, names, numbers, depths)
+
+
+def questions(lm: LanguageModel, hay: Haystack) -> list[tuple[list[int], list[int]]]:
+    """For each needle the tokens of the question, up to the number in the answer, and those of the number."""
+    return [
+        (
+            lm.encode(
+                f"\n\nWhat is the secret number of {name}?<|im_end|>\n"
+                f"<|im_start|>assistant\nThe secret number of {name} is"
+            ),
+            lm.encode(f" {number}"),
+        )
+        for name, number in zip(hay.names, hay.numbers, strict=True)
+    ]

@@ -1,0 +1,143 @@
+"""Compiled programs kept between processes, and what a process compiled: jax's persistent cache, with a report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kinetics_jax.errors import UserError
+
+OFF = "off"
+# Faster ones are not worth a file: most are single operations, which compile in about 30 ms on a CPU.
+LEAST_SECONDS = 0.1
+MOST_BYTES = 2 << 30
+COMPILED = "/jax/core/compile/backend_compile_duration"  # of every program, those from the cache included
+FROM_CACHE = "/jax/compilation_cache/cache_hits"  # comes before it, in the same thread
+
+
+def user_cache() -> Path:
+    """The folder where this user's caches of kinetics_jax lie, as the platform has it."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "kinetics_jax"
+
+
+def use_compile_cache(choice: str | None = None) -> Path | None:
+    """Turns jax's persistent compilation cache on for this process, before anything is compiled.
+
+    `choice`: a directory, `off`, or None: jax's own setting where the user made one, else a folder of the user's
+    caches, from which the oldest programs go once it holds more than 2 GiB. One that cannot be written to is read from,
+    with a warning; one that cannot be made is done without, with a warning, or UserError where it was asked for.
+    Returns the directory in use.
+    """
+    if choice == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
+    own = jax.config.values["jax_compilation_cache_dir"]
+    if choice is None and own:
+        return Path(own) if jax.config.values["jax_enable_compilation_cache"] else None
+    directory = Path(choice) if choice else user_cache() / "compiled"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        names = os.listdir(directory)
+    except OSError as error:
+        if choice:
+            raise UserError(f"--compile-cache {choice}: {error.strerror}") from error
+        warnings.warn(f"{directory}: {error.strerror}; compiled programs are not kept", stacklevel=2)
+        return None
+    least = LEAST_SECONDS
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        warnings.warn(f"{directory}: {error.strerror}; new compiled programs are not kept", stacklevel=2)
+        least = float("inf")
+    else:
+        if choice is None:
+            _prune(directory, names, MOST_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    return directory
+
+
+def _prune(directory: Path, names: list[str], most_bytes: int) -> None:
+    """Removes the files written longest ago until the rest have at most so many bytes."""
+    files = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # another process prunes too
+            files.append(((directory / name).stat(), directory / name))
+    total = sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if total <= most_bytes:
+            return
+        if path.is_file():
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+
+
+@dataclasses.dataclass
+class Compiled:
+    """The programs that this process compiled or took from the cache: name, seconds, and whether from the cache."""
+
+    programs: list[tuple[str, float, bool]] = dataclasses.field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """How many programs and seconds, how many of both came from the cache, and the slowest by name."""
+        return {
+            "programs": len(self.programs),
+            "seconds": round(sum(seconds for _, seconds, _ in self.programs), 3),
+            "cached_programs": sum(cached for _, _, cached in self.programs),
+            "cached_seconds": round(sum(seconds for _, seconds, cached in self.programs if cached), 3),
+            "slowest": [
+                {"program": name, "seconds": round(seconds, 3), "cached": cached}
+                for name, seconds, cached in sorted(self.programs, key=lambda program: -program[1])[:3]
+            ],
+        }
+
+    def line(self) -> str:
+        """The same in words."""
+        record = self.record()
+        slowest = ", ".join(f"{each['program']} {each['seconds']:.1f} s" for each in record["slowest"])
+        return (
+            f"warm-up: {record['programs']} programs in {record['seconds']:.1f} s, {record['cached_programs']} of them "
+            f"from the compilation cache in {record['cached_seconds']:.1f} s (slowest: {slowest or 'none'})"
+        )
+
+
+@contextlib.contextmanager
+def watch_compiles() -> Iterator[Compiled]:
+    """Yields what is compiled while the context lasts; it fills as programs are."""
+    compiled, from_cache = Compiled(), False
+
+    def on_event(event: str, **_: Any) -> None:
+        nonlocal from_cache
+        from_cache |= event == FROM_CACHE
+
+    def on_duration(event: str, duration_secs: float, **about: Any) -> None:
+        nonlocal from_cache
+        if event == COMPILED:
+            name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+            compiled.programs.append((name, duration_secs, from_cache))
+            from_cache = False
+
+    jax.monitoring.register_event_listener(on_event)
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_listener(on_event)
+        jax.monitoring.unregister_event_duration_listener(on_duration)
