@@ -39,7 +39,7 @@ class TargetUnavailable(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of device to compile for; kernels ask the abstract mesh which it is. `devices` are of one host or slice."""
+    """One kind of device to compile for; kernels ask the abstract mesh which it is. `devices`: of one host or slice."""
 
     name: str
     platform: str  # cuda or tpu
