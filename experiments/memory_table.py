@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kinetics_jax.config import PUBLISHED, ModelConfig
 from kinetics_jax.economics.hardware import HARDWARE
 from kinetics_jax.economics.memory import RESERVE, fits
-from kinetics_jax.memory_plan import CHIPS, DEVICES, PROGRAMS, memory_plan
+from kinetics_jax.memory_plan import CHIPS, DEVICES, PROGRAMS, MemoryPlanError, memory_plan
 from kinetics_jax.policies import BlockTopK, Dense, Policy
 from kinetics_jax.traces import write_whole
 
@@ -48,8 +48,12 @@ def row_of(size: str, device: str, policy: Policy) -> dict[str, Any]:
     asked = {"size": size, "device": device, "attention": str(policy), "jax": importlib.metadata.version("jax")}
     programs = PROGRAMS if policy == Dense() else ("decode",)
     if chips := chips_for(config, device, policy):
-        plan = memory_plan(config, device, context=CONTEXT, chips=chips, attention=policy, programs=programs)
-        return asked | plan
+        try:
+            return asked | memory_plan(
+                config, device, context=CONTEXT, chips=chips, attention=policy, programs=programs
+            )
+        except MemoryPlanError as refusal:
+            return asked | {"chips": chips, "refused": str(refusal)}
     room = fits(config, DEVICES[device], tokens=CONTEXT, chips=CHIPS[-1], attention=policy)
     memory = HARDWARE[DEVICES[device]].memory
     return asked | {"weight_bytes": room.weights, "chips": CHIPS[-1], "memory_bytes": memory, "nothing_fits": True}
@@ -61,6 +65,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row.get("nothing_fits"):
         takes = f"weights {row['weight_bytes'] / 1e9:.1f} of {row['memory_bytes'] / 1e9:.0f}"
         return (*first, "nothing fits", takes, *["–"] * (len(HEADS) - 5))
+    if "refused" in row:
+        return (*first, "refused", *["–"] * (len(HEADS) - 4))
     programs = [row[name] for name in ("decode", "prefill") if name in row]
     times = [f"{each['compile_seconds']:.0f} ({each['compile_cpu_seconds']:.0f})" for each in programs]
     decode, temp_prefill = row["decode"], f"{row['prefill']['temp_bytes'] / 1e6:.0f}" if "prefill" in row else "–"
@@ -99,6 +105,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for place, row in enumerate(shown):
             if row.get("nothing_fits"):
                 axes.text(1, place, f"weights alone take {row['weight_bytes'] / memory:.0f} %", va="center", size=SMALL)
+                continue
+            if "refused" in row:
+                axes.text(1, place, "refused by the compiler", va="center", size=SMALL)
                 continue
             temp = max(row[name]["temp_bytes"] for name in ("prefill", "decode"))
             left = 0.0

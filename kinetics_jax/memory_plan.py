@@ -30,8 +30,8 @@ PROGRAMS = ("prefill", "decode")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MOST = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is a slip of the hand
 DENSE = Dense()
-# As Qwen3's generation_config.json has it but for top_k = 20: XLA wants a GPU at hand to choose how to find more than
-# 16. A search over the whole vocabulary instead takes as much memory.
+# As Qwen3's generation_config.json has it but for top_k = 20: to find more than 16, XLA wants a GPU at hand. A search
+# over the whole vocabulary instead takes as much memory.
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=1)
 
 
@@ -49,7 +49,7 @@ def memory_plan(
     attention: Policy = DENSE,
     dtype: str = "bfloat16",
     programs: Sequence[str] = PROGRAMS,
-    on_program: Callable[[str], None] = lambda program: None,
+    on_program: Callable[[str], object] = lambda program: None,
 ) -> dict[str, Any]:
     """What `programs` take of each of `chips` devices (DEVICES), tensor parallel, compiled here without them.
 
@@ -97,7 +97,10 @@ def memory_plan(
             "programs": list(programs),
         },
         on_program,
-        full=too_many,
+        full=too_many
+        if batch > room.sequences
+        else f"{asked.format(f'{batch} sequences')}: fit but for what the "
+        "programs take beside weights and KV cache; lower --batch",
     )
     priced: dict[str, Any] = {"chips": chips, "weight_bytes": BYTES[dtype]}
     step = step_seconds(config, attention, chip, contexts=np.full(batch, context), kv_bytes=BYTES[dtype], **priced)
@@ -187,7 +190,7 @@ def _with_sums(memory: Mapping[str, Any]) -> dict[str, Any]:
     return {**memory, "peak_bytes": peak, "temp_share": memory["temp_bytes"] / memory["cache_bytes"], **timed}
 
 
-def _compiled(request: dict[str, Any], on_program: Callable[[str], None], full: str) -> dict[str, dict[str, Any]]:
+def _compiled(request: dict[str, Any], on_program: Callable[[str], object], full: str) -> dict[str, dict[str, Any]]:
     """What a process of its own says of each program (see deviceless.py); `full`: the error where memory runs out."""
     device, answers = request["device"], {}
     command = [sys.executable, "-m", "kinetics_jax.deviceless"]
@@ -219,7 +222,7 @@ def _compiled(request: dict[str, Any], on_program: Callable[[str], None], full: 
 
 def _why(answer: Mapping[str, str], device: str, full: str) -> str:
     if answer["kind"] == "memory":
-        return full
+        return f"{full} (the compiler: {answer['error'].removeprefix('RESOURCE_EXHAUSTED: ').rstrip('.')})"
     if answer["kind"] == "unavailable":
         version = importlib.metadata.version("jax")
         packages = f'"jax-cuda13-plugin=={version}" "jax-cuda13-pjrt=={version}" nvidia-cuda-nvcc'
