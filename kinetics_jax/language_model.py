@@ -8,13 +8,12 @@ import functools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Device
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
@@ -82,8 +81,8 @@ class LanguageModel:
         return jax.tree.leaves(self.weights)[0].dtype
 
     @property
-    def device(self) -> Device:
-        """What it computes on: jax's default device, or the first of its mesh."""
+    def device(self) -> Any:
+        """The `jax.Device` it computes on: the default one, or the first of its mesh."""
         return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
 
     @functools.cached_property

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from kinetics_jax.figure_style import LIGHT, SMALL, handle, save
 
+Table = Any  # a pandas.DataFrame; by its stubs, a filtered one may be a Series
 WIDTH = 3.4
 # rule → colour (Okabe and Ito's), marker; bounds have no marker and are dashed.
 LOOKS = {
@@ -57,7 +56,7 @@ def line(rule: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "ms": 3.6, "lw": 1.2, "linestyle": "-" if marker else (0, (3, 1.2))}
 
 
-def over_budgets(axes: Any, table: pd.DataFrame, value: str, *, band: bool = True) -> list[str]:
+def over_budgets(axes: Any, table: Table, value: str, *, band: bool = True) -> list[str]:
     """A line for every rule, its interval as a band; which rules there are."""
     rules = [rule for rule in LOOKS if rule in set(table["rule"])]
     for rule in rules:
@@ -72,7 +71,7 @@ def over_budgets(axes: Any, table: pd.DataFrame, value: str, *, band: bool = Tru
     return rules
 
 
-def draw_mass(table: pd.DataFrame, path: Path) -> None:
+def draw_mass(table: Table, path: Path) -> None:
     """Kept attention mass by budget, the mean of the layers that search."""
     figure, (axes,) = panels(1, 2.3)
     rules = over_budgets(axes, table[table["layer"] == -1], "mass")
@@ -82,7 +81,7 @@ def draw_mass(table: pd.DataFrame, path: Path) -> None:
     save(figure, path)
 
 
-def draw_layers(table: pd.DataFrame, path: Path) -> None:
+def draw_layers(table: Table, path: Path) -> None:
     """Kept mass by layer at a small budget."""
     budget = sorted(set(table["budget"]))[min(2, table["budget"].nunique() - 1)]
     figure, (axes,) = panels(1, 2.3)
@@ -97,7 +96,7 @@ def draw_layers(table: pd.DataFrame, path: Path) -> None:
     save(figure, path)
 
 
-def draw_perplexity(table: pd.DataFrame, path: Path) -> None:
+def draw_perplexity(table: Table, path: Path) -> None:
     """Perplexity over dense's by budget, a panel for each source."""
     sources = sorted(set(table["source"]) - {"all"})
     figure, every = panels(len(sources), 2.1)
@@ -117,7 +116,7 @@ def draw_perplexity(table: pd.DataFrame, path: Path) -> None:
     save(figure, path)
 
 
-def draw_needles(table: pd.DataFrame, path: Path) -> None:
+def draw_needles(table: Table, path: Path) -> None:
     """Needles found, and the log-likelihood of their numbers, by budget in the prompts that exceed every budget."""
     figure, axes = panels(2, 2.0)
     beyond = table[(table["depth"] == -1) & (table["length"] == -1)]
@@ -133,9 +132,9 @@ def draw_needles(table: pd.DataFrame, path: Path) -> None:
     save(figure, path)
 
 
-def draw_all(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+def draw_all(tables: dict[str, Table], folder: Path) -> None:
     """`selection_*.png` of every table that is not empty."""
-    drawings: list[tuple[str, str, Callable[[pd.DataFrame, Path], None]]] = [
+    drawings: list[tuple[str, str, Callable[[Table, Path], None]]] = [
         ("mass", "mass", draw_mass),
         ("mass", "layers", draw_layers),
         ("perplexity", "perplexity", draw_perplexity),

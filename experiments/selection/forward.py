@@ -8,7 +8,7 @@ affordable on a CPU; the suite holds it to the decode path.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,11 @@ def kept_tokens(
         return token_mask(policy, logits, lengths, k.shape[1]) & there
     paged = by_pages(k, policy.page_size)
     table = jnp.broadcast_to(jnp.arange(paged.shape[1], dtype=jnp.int32), (q.shape[0], paged.shape[1]))
-    budget = {"pages": policy.pages, "sink_pages": policy.sink_pages, "recent_pages": policy.recent_pages}
+    budget: dict[str, Any] = {
+        "pages": policy.pages,
+        "sink_pages": policy.sink_pages,
+        "recent_pages": policy.recent_pages,
+    }
     budget |= {"page_size": policy.page_size}
     if isinstance(policy, BlockTopK):
         summaries = page_summary(paged, policy.summary)

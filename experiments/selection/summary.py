@@ -61,11 +61,11 @@ def perplexity_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Perplexity by source (`all`: of every one), rule and budget, and its ratio to dense's on the same windows, with
     the ratio's interval. Only windows that every policy has read count.
     """
-    frame = pd.DataFrame(records)
+    frame: Any = pd.DataFrame(records)
     if not len(frame):
         return frame
     rows = []
-    by_source = [("all", frame), *frame.groupby("source")]
+    by_source: list[Any] = [("all", frame), *frame.groupby("source")]
     for source, part in by_source:
         nll = part.pivot(index="unit", columns="policy", values="nll")
         nll = nll[list(dict.fromkeys(frame["policy"]))].dropna()
@@ -100,7 +100,7 @@ def needle_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame(asked, columns=["rule", "budget", "length", "depth", "right", "log_likelihood"])
     beyond = table[table["length"] > table["budget"].max()].assign(length=-1)
-    whole = pd.concat([table, table.assign(depth=-1.0), beyond.assign(depth=-1.0), beyond])
+    whole: Any = pd.concat([table, table.assign(depth=-1.0), beyond.assign(depth=-1.0), beyond])
     rows = []
     for key, group in whole.groupby(["rule", "budget", "length", "depth"], sort=False):
         right, count = int(group["right"].sum()), len(group)
@@ -138,7 +138,7 @@ def write_csv(found: dict[str, pd.DataFrame], folder: Path) -> None:
             write_whole(folder / f"selection_{name}.csv", table.to_csv(index=False))
 
 
-def markdown(found: dict[str, pd.DataFrame]) -> dict[str, str]:
+def markdown(found: dict[str, Any]) -> dict[str, str]:
     """Every table that is not empty, a row for each rule and a column for each budget, by what it shows."""
     parts = {}
     if len(table := found["agreement"]):
@@ -164,7 +164,7 @@ def markdown(found: dict[str, pd.DataFrame]) -> dict[str, str]:
     return parts
 
 
-def by_budget(table: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+def by_budget(table: Any, cell: Callable[[Any], str]) -> str:
     """Rules down, budgets across; that of dense, 0, is called `all`."""
     budgets = sorted(set(table["budget"]))
     cells = {(row["rule"], row["budget"]): cell(row) for row in table.to_dict("records")}
