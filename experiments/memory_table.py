@@ -118,7 +118,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 left += size / memory
             axes.text(101.5, place, f"{row['batch']}", va="center", size=SMALL, clip_on=False)
         axes.set_yticks(range(len(shown)), [f"{row['size']}, {row['chips']} ×" for row in shown], fontsize=SMALL)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.axvline(100 * (1 - RESERVE), color=style.theme["ink"], lw=0.7, ls=":")
         axes.set_title(f"{device.upper() if device[0] == 'h' else 'TPU ' + device}", fontsize=SMALL + 1, loc="left")

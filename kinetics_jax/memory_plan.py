@@ -82,6 +82,7 @@ def memory_plan(
         f"{asked.format(f'{batch} sequences')}: {room.sequences} fit; {_taken(room, chip)}; lower --batch to "
         f"{room.sequences}" + (f" or give --chips {least[0]}" if least else "")
     )
+    beside = f"{asked.format(f'{batch} sequences')}: the programs need more beside weights and KV cache; lower --batch"
     if _is_tpu(device) and room.weights + room.shared + batch * room.sequence > chip.memory:
         raise MemoryPlanError(too_many)
     answers = _compiled(
@@ -97,10 +98,7 @@ def memory_plan(
             "programs": list(programs),
         },
         on_program,
-        full=too_many
-        if batch > room.sequences
-        else f"{asked.format(f'{batch} sequences')}: fit but for what the "
-        "programs take beside weights and KV cache; lower --batch",
+        full=too_many if batch > room.sequences else beside,
     )
     priced: dict[str, Any] = {"chips": chips, "weight_bytes": BYTES[dtype]}
     step = step_seconds(config, attention, chip, contexts=np.full(batch, context), kv_bytes=BYTES[dtype], **priced)
