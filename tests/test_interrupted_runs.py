@@ -21,7 +21,13 @@ ARGUMENTS = ["sample", builtin_models()[0], *SIZE, "--out"]
 
 
 def start(folder, arguments=ARGUMENTS) -> subprocess.Popen:
-    return subprocess.Popen([*KINETICS, *arguments, str(folder)], stderr=subprocess.PIPE, text=True)
+    """As a terminal starts it: a shell's background jobs, which a suite may be one of, are made deaf to Ctrl-C."""
+    return subprocess.Popen(
+        [*KINETICS, *arguments, str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def finish(folder, arguments=ARGUMENTS) -> str:
