@@ -50,7 +50,11 @@ def use_compile_cache(choice: str | None = None) -> Path | None:
     own = jax.config.values["jax_compilation_cache_dir"]
     if choice is None and own:
         return Path(own) if jax.config.values["jax_enable_compilation_cache"] else None
-    directory = Path(choice) if choice else user_cache() / "compiled"
+    try:
+        directory = Path(choice) if choice else user_cache() / "compiled"
+    except RuntimeError as error:  # a user without a home directory
+        warnings.warn(f"{error} Compiled programs are not kept; --compile-cache names a place", stacklevel=2)
+        return None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         names = os.listdir(directory)

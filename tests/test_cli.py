@@ -160,6 +160,7 @@ def test_generate_prints_samples():
         (["grade", "OUT"], "not a run folder"),
         (["grade", "OUT", "--caps", "2k"], ""),
         (["grade", "OUT", "--caps", "0"], "whole numbers of tokens"),
+        (["grade", "OUT", "--caps"], "whole numbers of tokens"),
         (["grade", "OUT", "--caps", "8"], "not a run folder"),
         (["grade", "OUT", "--workers", "2"], "go with --caps"),
         (["sample", SMALLEST, "--out", "OUT", "--num-pages", "1000000000"], "GB, more than the device's"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def grade(
     run: tyro.conf.Positional[Path],
     *,
-    caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
+    caps: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="TOKENS …")] = None,
     tokenizer: Path | None = None,
     workers: int | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -36,9 +36,11 @@ def grade(
         workers: Processes that grade side by side (with --caps); by default one a CPU.
         as_json: Print the changed grades, or the table, as JSON.
     """
-    if caps:
-        if min(caps) < 1:
-            raise UserError(f"--caps takes whole numbers of tokens, 1 or more; got {min(caps)}")
+    if caps is not None:
+        if not caps or min(caps) < 1:
+            raise UserError(
+                f"--caps takes whole numbers of tokens, 1 or more; got {' '.join(map(str, caps)) or 'none'}"
+            )
         _grade_cuts(run, list(caps), tokenizer, workers, as_json)
         return
     if tokenizer or workers:
