@@ -27,11 +27,10 @@ from kinetics_jax.policies import (
     SlidingWindow,
     TokenTopK,
 )
+from kinetics_jax.shapes import TILE, paged_tile
 from kinetics_jax.sharding import kv_copies, pool_spec, rows_spec
 from kinetics_jax.shared_prefix import SharedPrefix, shared_prefix_decode
 
-# Queries and keys of one tile of causal attention: no [time, time] score matrix is ever held.
-TILE = 256
 EXACT = jax.lax.Precision.HIGHEST  # float32 products stay float32 on TPU and GPU too
 # Folded into a token's key for RandomBlocks: beyond any vocabulary, whose draws count up from 0 under the same key.
 RANDOM_BLOCKS = 0x52424C4B
@@ -49,11 +48,6 @@ def causal_attention(
     tile = min(TILE, q.shape[1])
     keys, values = _tiled(k, tile), _tiled(v, tile)
     return _attend_in_tiles(q, lambda index: (keys[index], values[index]), k.shape[2], tile)
-
-
-def paged_tile(page_size: int) -> int:
-    """Tokens of one tile of `paged_causal_attention`: whole pages."""
-    return -(-TILE // page_size) * page_size
 
 
 def paged_causal_attention(

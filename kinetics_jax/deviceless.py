@@ -27,11 +27,10 @@ from jax.sharding import Mesh
 from kinetics_kernels import targets
 
 from kinetics_jax.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
-from kinetics_jax.attention import paged_tile
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine import EngineSettings, _rounded
-from kinetics_jax.pages import RUN
+from kinetics_jax.engine import EngineSettings
 from kinetics_jax.policies import Policy, Sampling, parse_policy
+from kinetics_jax.shapes import pool_pages, prompt_shape
 from kinetics_jax.sharding import AXES, MeshError, check_mesh
 from kinetics_jax.steps import decode_chunk, prefill, prefill_chunk
 
@@ -71,7 +70,7 @@ def memory_of(
         function, rest = decode_chunk, (abstract_slots(batch, mesh), abstract_rows((batch, most), mesh), number)
         static = {"policy": policy, "sampling": sampling, "eos": config.eos_token_ids, "chunk": EngineSettings.chunk}
     elif program == "prefill":
-        at_a_time, in_all = prompt_tokens(context, policy.page_size)
+        at_a_time, in_all = prompt_shape(context, policy.page_size)
         tokens, pages = abstract_rows((1, at_a_time), mesh), in_all // policy.page_size
         prompt = (
             (number, abstract_rows((pages,)))
@@ -103,22 +102,6 @@ def _mesh(target: targets.Target, config: ModelConfig, chips: int) -> Mesh | Non
     mesh = Mesh(np.array(target.devices[:chips]).reshape([1, 1, chips]), AXES)
     check_mesh(mesh, config)
     return mesh
-
-
-def pool_pages(context: int, page_size: int, slots: int) -> tuple[int, int]:
-    """Pages that the engine gives a sequence of `context` tokens, and pages of its pool for every slot's worst case."""
-    most = _rounded(-(-context // page_size))
-    return most, -(-slots * (most + 2) // RUN) * RUN
-
-
-def prompt_tokens(length: int, page_size: int) -> tuple[int, int]:
-    """Tokens that the engine prefills at a time, and in all, for a prompt of `length` tokens, padding included."""
-    tile = paged_tile(page_size)
-    chunk = -(-EngineSettings.prefill_chunk // tile) * tile
-    if length > chunk:
-        return chunk, -(-length // chunk) * chunk
-    doubled = page_size << max(0, (-(-length // page_size) - 1).bit_length())
-    return doubled, doubled
 
 
 def bytes_on_a_device(tree: Any) -> int:

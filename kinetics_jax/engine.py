@@ -21,16 +21,15 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kinetics_jax.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
-from kinetics_jax.attention import empty_cache, paged_tile
+from kinetics_jax.attention import empty_cache
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.economics.prefix import sharing_pays
 from kinetics_jax.errors import UserError
-from kinetics_jax.pages import RUN
-from kinetics_jax.policies import Dense, Policy, Sampling
+from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import problem_hash, seed_key
 from kinetics_jax.schedule import Prompt, Request, Running, Schedule
+from kinetics_jax.shapes import PREFILL_CHUNK, pool_pages, prefill_size, prompt_shape, table_width, whole_runs
 from kinetics_jax.sharding import check_mesh, kv_copies, mesh_spelling, row_shards, rows_sharding
-from kinetics_jax.shared_prefix import SharedPrefix, prefix_width, share_prefixes
+from kinetics_jax.shared_prefix import SharedPrefix, prefix_obstacle, prefix_width, share_prefixes, sharing_chosen
 from kinetics_jax.steps import (
     Slots,
     decode_chunk,
@@ -50,7 +49,6 @@ class RequestError(UserError):
 SMALLER_POOL = "lower slots, max_tokens or num_pages"
 # Beyond these a setting is a slip of the hand.
 MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
-PREFILL_CHUNK = 2048
 SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
 
 
@@ -61,14 +59,14 @@ class EngineSettings:
     as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
     slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
     (rounded up to whole tiles of attention). `shared_prefix`: whether dense layers read the pages of a prompt once for
-    all its samples; None: where it pays.
+    all its samples, which rounds differently; None: where it pays, by all prompts and their samples.
     """
 
     slots: int = 32
     chunk: int = 32
     num_pages: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
-    shared_prefix: bool | None = None
+    shared_prefix: bool | None = False
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -120,12 +118,6 @@ def device_memory(mesh: Mesh | None = None) -> tuple[int, int] | None:
     if "bytes_limit" not in stats:
         return None
     return stats["bytes_limit"], (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) * 9 // 10
-
-
-def _rounded(pages: int) -> int:
-    """At most an eighth more (or 7), so that prompts of similar length share one compiled program."""
-    step = max(8, 1 << max(0, pages.bit_length() - 4))
-    return -(-pages // step) * step
 
 
 class Engine:
@@ -212,23 +204,26 @@ class Engine:
 
         Raises RequestError where that was asked for and cannot be.
         """
-        asked = self.settings.shared_prefix
-        width = prefix_width(self.settings.slots, self.config.group, self.backend)
-        dense = isinstance(self.policy, Dense) or self.policy.dense_layers
-        needs = (
-            (self.mesh is None, "is for one device, not for a mesh"),
-            (dense, f"is for dense layers, and {self.policy} has none"),
-            (width > 1, f"finds no room beside the {self.config.group} query heads of a KV head, or one slot only"),
-        )
-        if asked and (unmet := [why for met, why in needs if not met]):
-            raise RequestError(f"engine: shared_prefix {unmet[0]}; leave it out")
-        if asked is not None or not all(met for met, _ in needs):
+        asked, obstacle = self.settings.shared_prefix, self.prefix_obstacle
+        if asked and obstacle:
+            raise RequestError(f"engine: shared_prefix {obstacle}; leave it out")
+        if asked is not None or obstacle:
             return bool(asked)
-        prompts = [
-            (len(request.prompt) // self.page_size * self.page_size, len(request.samples)) for request in requests
-        ]
-        itemsize = jnp.dtype(self.cache_dtype).itemsize
-        return sharing_pays(self.config, prompts, slots=self.settings.slots, width=width, itemsize=itemsize)
+        return sharing_chosen(
+            self.config,
+            [(len(request.prompt), len(request.samples)) for request in requests],
+            slots=self.settings.slots,
+            page_size=self.page_size,
+            dtype=self.cache_dtype,
+            backend=self.backend,
+        )
+
+    @property
+    def prefix_obstacle(self) -> str | None:
+        """Why prefixes cannot be shared here; None where they can."""
+        return prefix_obstacle(
+            self.config, self.policy, slots=self.settings.slots, backend=self.backend, mesh=self.mesh
+        )
 
     def _shared(self, longest: int, max_pages: int, running: Mapping[int, Running]) -> SharedPrefix:
         """Who shares prompt pages in the next chunk; `longest` tokens are in the longest prompt of the run."""
@@ -237,7 +232,7 @@ class Engine:
             ((slot, run.pages, len(run.request.prompt) // self.page_size) for slot, run in running.items()),
             slots=slots,
             width=prefix_width(slots, self.config.group, self.backend),
-            prefix_pages=min(_rounded(max(longest // self.page_size, 1)), max_pages),
+            prefix_pages=min(table_width(max(longest // self.page_size, 1)), max_pages),
             max_pages=max_pages,
             page_size=self.page_size,
         )
@@ -371,14 +366,14 @@ class Engine:
     def _pool(self, requests: Sequence[Request]) -> tuple[int, int]:
         """Pages that the longest request can have, and pages in the pool, those of all shards."""
         longest = max(len(request.prompt) for request in requests)
-        max_pages = _rounded(self._pages_for(longest + self.sampling.max_tokens))
+        slots = self.settings.slots // self.shards
+        max_pages, enough = pool_pages(longest + self.sampling.max_tokens, self.page_size, slots)
         if self.settings.num_pages is not None:
             return max_pages, self.settings.num_pages // self.shards * self.shards
-        enough = self.settings.slots // self.shards * (max_pages + 2)
         if memory := device_memory(self.mesh):
             fits = memory[1] // self._pool_bytes(self.shards)
-            enough = min(enough, max(fits, self._worst_case(longest)))
-        return max_pages, -(-enough // RUN) * RUN * self.shards  # some kernels take whole eights alone
+            enough = min(enough, whole_runs(max(fits, self._worst_case(longest))))
+        return max_pages, enough * self.shards
 
     def _pool_bytes(self, num_pages: int) -> int:
         """Bytes of K and V on a device, summaries left out; `num_pages` are those of all shards."""
@@ -443,16 +438,13 @@ class Engine:
         """Computes K and V of prompts, by shard, into their pages, and the logits `[shards, vocab]` after the last
         token of each. Those of one shape go together: a prompt's shape is its own affair, so that its bits are.
         """
-        tile = paged_tile(self.page_size)
-        chunk = -(-self.settings.prefill_chunk // tile) * tile
+        asked = self.settings.prefill_chunk
+        chunk = prefill_size(self.page_size, asked)
         alike: dict[int, dict[int, Prompt]] = {}
         for shard, prompt in prompts.items():
-            length, bucket = len(prompt.request.prompt), self.page_size
-            if length > chunk:
-                bucket = -(-self._longest_prompt // chunk) * chunk  # one shape for all such prompts of a run
-            while bucket < length:
-                bucket *= 2  # doubling lengths: few shapes to compile
-            alike.setdefault(bucket, {})[shard] = prompt
+            length = len(prompt.request.prompt)
+            shaped = self._longest_prompt if length > chunk else length  # one shape for all long prompts of a run
+            alike.setdefault(prompt_shape(shaped, self.page_size, asked)[1], {})[shard] = prompt
         for bucket, group in alike.items():
             tokens = np.zeros((self.shards, bucket), np.int32)
             lengths = np.zeros(self.shards, np.int32)

@@ -62,9 +62,12 @@ def best_of_n(
     prompts = prompts or render_prompts(problems, lm.directory, task=task)
     answers = {problem.id: problem.answer for problem in problems}
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
-    settings = _as_begun(settings, Path(out))
-    shares = lm.engine(sampling=sampling, attention=policy, settings=settings).shares_prefix(requests)
-    settings = dataclasses.replace(settings, shared_prefix=shares)
+    engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
+    if settings.shared_prefix is None and (begun := _began_sharing(Path(out))) is not None:
+        # It would round otherwise. Where this engine cannot, the writer says how it differs from the run that is there.
+        settings = dataclasses.replace(settings, shared_prefix=begun and not engine.prefix_obstacle)
+    else:
+        settings = dataclasses.replace(settings, shared_prefix=engine.shares_prefix(requests))
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
@@ -132,15 +135,13 @@ def grade_again(
     return after, changed
 
 
-def _as_begun(settings: EngineSettings, out: Path) -> EngineSettings:
-    """With shared prefixes as the run in `out` began, where that is left open: it would round otherwise."""
-    if settings.shared_prefix is not None or not (out / "run.json").exists():
-        return settings
+def _began_sharing(out: Path) -> bool | None:
+    """Whether the run in `out` began with shared prefixes; None where there is none that can be read."""
     try:
         begun = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except ValueError:  # RunWriter says so
-        return settings
-    return dataclasses.replace(settings, shared_prefix=isinstance(begun, dict) and begun.get("shared_prefix") is True)
+    except (OSError, ValueError):  # none there, or RunWriter says what is wrong with it
+        return None
+    return isinstance(begun, dict) and begun.get("shared_prefix") is True
 
 
 def describe(

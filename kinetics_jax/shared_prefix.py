@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from kinetics_kernels.backends import chosen_backend
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.economics.prefix import sharing_pays
+from kinetics_jax.policies import Dense, Policy
 
 # Query heads per KV head that a kernel takes at once; the reference takes any number.
 GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 16}
@@ -54,6 +60,38 @@ def resolved_backend(backend: str | None) -> str:
 def prefix_width(slots: int, query_group: int, backend: str | None) -> int:
     """How many samples the first pass takes at once: what fits a kernel's query group; 1: nothing to share."""
     return max(1, min(slots, GROUP_ROWS[resolved_backend(backend)] // query_group))
+
+
+def prefix_obstacle(
+    config: ModelConfig, policy: Policy, *, slots: int, backend: str | None, mesh: Mesh | None
+) -> str | None:
+    """Why an engine cannot share prefixes, to be read after "shared_prefix"; None where it can."""
+    if mesh is not None:
+        return "is for one device, not for a mesh"
+    if not (isinstance(policy, Dense) or policy.dense_layers):
+        return f"is for dense layers, and {policy} has none"
+    if prefix_width(slots, config.group, backend) == 1:
+        return f"finds no room beside the {config.group} query heads of a KV head, or one slot only"
+    return None
+
+
+def sharing_chosen(
+    config: ModelConfig,
+    prompts: Iterable[tuple[int, int]],
+    *,
+    slots: int,
+    page_size: int,
+    dtype: DTypeLike,
+    backend: str | None,
+) -> bool:
+    """Whether the cost model shares the prefixes of `prompts`: tokens and samples of each (economics/prefix.py)."""
+    return sharing_pays(
+        config,
+        [(tokens // page_size * page_size, samples) for tokens, samples in prompts],
+        slots=slots,
+        width=prefix_width(slots, config.group, backend),
+        itemsize=jnp.dtype(dtype).itemsize,
+    )
 
 
 def share_prefixes(

@@ -75,7 +75,7 @@ def prefill_chunk(
 ) -> tuple[PagedCache, jax.Array]:
     """Runs tokens `start … start + time` of a long prompt, `tokens [1, time]`; those before are in the cache already.
 
-    `start` is a multiple of time, and time of `attention.paged_tile(page_size)`; `length` counts the whole prompt's
+    `start` is a multiple of time, and time of `shapes.paged_tile(page_size)`; `length` counts the whole prompt's
     tokens, beyond which `tokens` is padding; `page_table [pages]` names the whole prompt's pages, -1 unused, and covers
     whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32. On a mesh it runs
     a prompt for each shard, as `prefill` does.

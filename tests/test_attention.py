@@ -10,10 +10,11 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax import attention, policies
-from kinetics_jax.attention import TILE, causal_attention
+from kinetics_jax.attention import causal_attention
 from kinetics_jax.cache import PagedCache
 from kinetics_jax.engine import EngineSettings, Request
 from kinetics_jax.sampling import filter_logits, problem_hash, seed_key
+from kinetics_jax.shapes import TILE
 
 # Nothing at its default: two sink pages, two recent ones, one dense layer that is not the first.
 POLICY = kj.BlockTopK(pages=6, page_size=4, sink_pages=2, recent_pages=2, dense_layers=(1,))

@@ -66,9 +66,9 @@ def test_pages_of_another_size_keep_the_budget():
 def test_the_shapes_are_the_engine_s(tokens, monkeypatch):
     from kinetics_jax import engine
     from kinetics_jax.abstract import abstract_model
-    from kinetics_jax.deviceless import pool_pages
     from kinetics_jax.policies import Sampling
     from kinetics_jax.schedule import Request
+    from kinetics_jax.shapes import pool_pages
 
     monkeypatch.setattr(engine, "device_memory", lambda *_: None)
     config = dataclasses.replace(ModelConfig.named("0.6B"), num_layers=1, vocab_size=64, name="")
@@ -87,6 +87,6 @@ def test_the_shapes_are_the_engine_s(tokens, monkeypatch):
     [(1, 16, (16, 16)), (17, 16, (32, 32)), (2048, 64, (2048, 2048)), (2049, 64, (2048, 4096)), (100, 48, (192, 192))],
 )
 def test_prompts_are_padded_as_the_engine_does(length, page_size, expected):
-    from kinetics_jax.deviceless import prompt_tokens
+    from kinetics_jax.shapes import prompt_shape
 
-    assert prompt_tokens(length, page_size) == expected
+    assert prompt_shape(length, page_size) == expected

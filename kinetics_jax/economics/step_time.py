@@ -15,6 +15,7 @@ from kinetics_jax.economics.cost import DENSE, UNIT, generation_cost
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.traffic import touched_parameters
 from kinetics_jax.policies import LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
+from kinetics_jax.shapes import prompt_shape
 
 
 def step_amounts(
@@ -99,18 +100,20 @@ def prefill_amounts(
 ) -> dict[str, Any]:
     """FLOPs and bytes of one prompt's prefill, `[...]`, by component.
 
-    `prompt_tokens [...]` is padded as the engine does it, to a power of two of pages.
+    `prompt_tokens [...]` is padded as the engine does it (`shapes.prompt_shape`); it reads the weights for every chunk.
     """
-    tokens = padded_prompt(prompt_tokens, page_size)
+    chunk, tokens = padded_prompt(prompt_tokens, page_size)
     cost = generation_cost(config, prompt_tokens=tokens, output_tokens=1, intensity=1)
     amounts = {name: UNIT * amount for name, amount in cost.parts.items() if name.startswith("prefill")}
-    return amounts | {"weight_reads": weight_bytes * touched_parameters(config, tokens) * np.ones_like(tokens)}
+    return amounts | {"weight_reads": weight_bytes * touched_parameters(config, chunk) * (tokens / chunk)}
 
 
-def padded_prompt(prompt_tokens: npt.ArrayLike, page_size: int) -> np.ndarray:
-    """Tokens that the engine computes for a prompt: `page_size` doubled until the prompt fits."""
-    pages = np.maximum(np.asarray(prompt_tokens, np.float64), 1) / page_size
-    return page_size * 2 ** np.maximum(np.ceil(np.log2(pages)), 0)
+def padded_prompt(prompt_tokens: npt.ArrayLike, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that the engine computes at a time, and in all, for prompts of `prompt_tokens [...]`, each `[...]`."""
+    lengths = np.asarray(prompt_tokens, np.float64)
+    shaped = [prompt_shape(int(np.ceil(length)), page_size) for length in lengths.ravel()]
+    chunk, tokens = np.array(shaped, np.float64).reshape(-1, 2).T
+    return chunk.reshape(lengths.shape), tokens.reshape(lengths.shape)
 
 
 def prefill_seconds(

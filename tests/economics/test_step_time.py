@@ -14,7 +14,7 @@ from kinetics_jax.economics.cost import generation_cost
 from kinetics_jax.economics.hardware import Hardware, HardwareError, hardware, save_hardware
 from kinetics_jax.economics.samples import Pool, Problem
 from kinetics_jax.economics.step_fit import FitError, Prefill, Step, fit, relative_errors
-from kinetics_jax.economics.step_time import padded_prompt, prefill_seconds, step_amounts, step_seconds
+from kinetics_jax.economics.step_time import padded_prompt, prefill_amounts, prefill_seconds, step_amounts, step_seconds
 from kinetics_jax.economics.workload import Workload, decoded, schedule, workload, workload_seconds
 from kinetics_jax.policies import BlockTopK, Dense, SlidingWindow
 
@@ -148,7 +148,15 @@ def test_samples_that_begin_later_are_paid_for():
 
 
 def test_prompts_are_padded_as_the_engine_pads_them():
-    assert padded_prompt([1, 8, 9, 16, 17, 64, 65], 8).tolist() == [8, 8, 16, 16, 32, 64, 128]
+    chunk, tokens = padded_prompt([1, 8, 9, 16, 17, 64, 65, 2048, 2049, 33_000], 8)
+    assert chunk.tolist() == [8, 8, 16, 16, 32, 64, 128, 2048, 2048, 2048]
+    assert tokens.tolist() == [8, 8, 16, 16, 32, 64, 128, 2048, 4096, 34_816]
+
+
+def test_a_long_prompt_reads_the_weights_for_every_chunk():
+    config = ModelConfig.named("Qwen/Qwen3-0.6B")
+    short, long = (prefill_amounts(config, prompt_tokens=n, page_size=16) for n in (2048, 33_000))
+    assert long["weight_reads"] == pytest.approx(17 * short["weight_reads"])
 
 
 def test_workload_keeps_the_mean_length():
