@@ -44,11 +44,12 @@ from kinetics_jax.economics.hardware import Hardware, hardware, save_hardware
 from kinetics_jax.economics.planner import Budget, Options, options, plan
 from kinetics_jax.economics.samples import pooled, run_data
 from kinetics_jax.economics.workload import Workload, decoded
-from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.engine import Request
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, parse_policy, slug
 from kinetics_jax.random_decode import RandomDecode
 from kinetics_jax.runs import best_of_n
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
 from kinetics_jax.terminal import command_line

@@ -84,9 +84,9 @@ def work(spec: Spec) -> None:
     import jax
 
     from kinetics_jax.compile_cache import use_compile_cache
-    from kinetics_jax.engine import EngineSettings
     from kinetics_jax.language_model import load
     from kinetics_jax.runs import Progress, best_of_n
+    from kinetics_jax.settings import EngineSettings
 
     use_compile_cache(spec.compiled)
     with open(spec.log, "a") as log:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.economics.cost import generation_cost as generation_cost
-    from kinetics_jax.engine import EngineSettings as EngineSettings
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -23,12 +22,13 @@ if TYPE_CHECKING:
     from kinetics_jax.policies import SlidingWindow as SlidingWindow
     from kinetics_jax.policies import TokenTopK as TokenTopK
     from kinetics_jax.policies import parse_policy as parse_policy
+    from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.traces import read_run as read_run
 
 _HOMES = {
     "BlockTopK": "policies",
     "Dense": "policies",
-    "EngineSettings": "engine",
+    "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "policies",
     "ModelConfig": "config",

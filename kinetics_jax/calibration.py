@@ -19,9 +19,10 @@ from kinetics_kernels.backends import chosen_backend
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.hardware import Hardware
 from kinetics_jax.economics.step_fit import Fit, Prefill, Step, fit, relative_errors
-from kinetics_jax.engine import Engine, EngineSettings, Request, device_memory
+from kinetics_jax.engine import Engine, Request, device_memory
 from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling
 from kinetics_jax.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
+from kinetics_jax.settings import EngineSettings
 
 Clock = Callable[[], float]
 

@@ -21,6 +21,7 @@ from kinetics_jax.commands.frontier import frontier
 from kinetics_jax.commands.grade import grade, run_summary, run_totals
 from kinetics_jax.commands.plan import plan
 from kinetics_jax.errors import UserError
+from kinetics_jax.mesh_axes import mesh_sizes
 from kinetics_jax.policies import Sampling, parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
 from kinetics_jax.tasks.prompts import ChatTemplate, PromptStyle, render_prompts
@@ -161,8 +162,8 @@ def sample(
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     sampling = draw.sampling(lm, list(prompts.values()))
     from kinetics_jax.compile_cache import watch_compiles
-    from kinetics_jax.engine import EngineSettings
     from kinetics_jax.runs import best_of_n
+    from kinetics_jax.settings import EngineSettings
 
     with watch_compiles() as compiled, sample_bar(f"{lm.config.name} {policy}") as on_progress:
         run = best_of_n(
@@ -285,7 +286,9 @@ def _load(
     model: str, dtype: str | None, backend: str | None, mesh: str | None, compile_cache: str | None
 ) -> LanguageModel:
     """Loads a checkpoint with a progress bar, the compilation cache turned on."""
-    resolve(model)  # a wrong name is told before jax is imported
+    if mesh is not None:
+        mesh_sizes(mesh)
+    resolve(model)  # a wrong mesh or name is told before jax is imported
     from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.language_model import load
 

@@ -63,12 +63,12 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
 
     Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
     """
-    from kinetics_jax.engine import EngineSettings
     from kinetics_jax.figure_style import save
     from kinetics_jax.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
     from kinetics_jax.language_model import load
     from kinetics_jax.report import tables_of, write_report
     from kinetics_jax.runs import best_of_n
+    from kinetics_jax.settings import EngineSettings
     from kinetics_jax.traces import write_whole
 
     grid = demo_grid(quick=quick)

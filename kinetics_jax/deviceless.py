@@ -28,10 +28,11 @@ from kinetics_kernels import targets
 
 from kinetics_jax.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine import EngineSettings
+from kinetics_jax.mesh_axes import AXES
 from kinetics_jax.policies import Policy, Sampling, parse_policy
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.shapes import pool_pages, prompt_shape
-from kinetics_jax.sharding import AXES, MeshError, check_mesh
+from kinetics_jax.sharding import check_mesh
 from kinetics_jax.steps import decode_chunk, prefill, prefill_chunk
 
 PROGRAMS = ("prefill", "decode")
@@ -138,8 +139,6 @@ def answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> No
                 )
             told = [str(warning.message) for warning in heard if warning.category is UserWarning]
             say({"program": program, "memory": found, "warnings": list(dict.fromkeys(told))})
-    except MeshError as error:
-        say({"error": str(error), "kind": "mesh"})
     except targets.TargetUnavailable as reason:
         say({"error": str(reason), "kind": "unavailable"})
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

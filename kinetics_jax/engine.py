@@ -23,11 +23,11 @@ from jax.typing import DTypeLike
 from kinetics_jax.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.attention import empty_cache
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.errors import UserError
 from kinetics_jax.policies import Policy, Sampling
 from kinetics_jax.sampling import problem_hash, seed_key
 from kinetics_jax.schedule import Prompt, Request, Running, Schedule
-from kinetics_jax.shapes import PREFILL_CHUNK, pool_pages, prefill_size, prompt_shape, table_width, whole_runs
+from kinetics_jax.settings import EngineSettings, RequestError
+from kinetics_jax.shapes import pool_pages, prefill_size, prompt_shape, table_width, whole_runs
 from kinetics_jax.sharding import check_mesh, kv_copies, mesh_spelling, row_shards, rows_sharding
 from kinetics_jax.shared_prefix import SharedPrefix, prefix_obstacle, prefix_width, share_prefixes, sharing_chosen
 from kinetics_jax.steps import (
@@ -41,38 +41,8 @@ from kinetics_jax.steps import (
     start_samples,
 )
 
-
-class RequestError(UserError):
-    """A request, or engine settings, that cannot be run; the message names the problem or the setting and the cure."""
-
-
 SMALLER_POOL = "lower slots, max_tokens or num_pages"
-# Beyond these a setting is a slip of the hand.
-MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
 SAVED_AT_A_TIME = 64  # pages of a sample on their way to the host or back
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-    """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
-    slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
-    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
-    slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
-    (rounded up to whole tiles of attention). `shared_prefix`: whether dense layers read the pages of a prompt once for
-    all its samples, which rounds differently; None: where it pays, by all prompts and their samples.
-    """
-
-    slots: int = 32
-    chunk: int = 32
-    num_pages: int | None = None
-    prefill_chunk: int = PREFILL_CHUNK
-    shared_prefix: bool | None = False
-
-    def __post_init__(self) -> None:
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise RequestError(f"engine: {name} must be in 1 … {most}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

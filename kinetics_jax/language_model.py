@@ -24,8 +24,9 @@ from kinetics_jax.checkpoints.convert import LOADERS, configured
 from kinetics_jax.checkpoints.files import fingerprint
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
+from kinetics_jax.engine import Engine, Request
 from kinetics_jax.policies import Dense, Policy, Sampling
+from kinetics_jax.settings import EngineSettings, RequestError
 from kinetics_jax.sharding import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 
 if TYPE_CHECKING:

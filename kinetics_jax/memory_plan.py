@@ -18,10 +18,11 @@ import numpy as np
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.hardware import HARDWARE, Hardware
-from kinetics_jax.economics.memory import RESERVE, Fit, fits, least_chips
+from kinetics_jax.economics.memory import RESERVE, Fit, fits
 from kinetics_jax.economics.step_time import prefill_seconds, step_seconds
 from kinetics_jax.errors import UserError
 from kinetics_jax.policies import BlockPolicy, Dense, LiteSysBlockTopK, Policy, Sampling
+from kinetics_jax.shapes import tensor_misfit
 
 # What there are compilers for, and the chip of the cost model that it is.
 DEVICES = {"a100": "a100", "h100": "h100", "h200": "h200", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e"}
@@ -70,14 +71,17 @@ def memory_plan(
     device, chip = _device(device)
     _check(chips=chips, context=context, batch=batch, dtype=dtype, attention=attention, config=config)
     options = {"tokens": context, "attention": attention, "kv_bytes": BYTES[dtype], "weight_bytes": BYTES[dtype]}
+    if misfit := tensor_misfit(config, chips):
+        raise MemoryPlanError(f"--chips {chips} {misfit}; give {', '.join(map(str, _splitting(config)))}")
     room = fits(config, chip, chips=chips, **options)
+    holds = {count: fits(config, chip, chips=count, **options).sequences for count in _splitting(config)}
     asked = f"{config.name or 'the model'}, {{}} of {context} tokens, {attention}, {dtype}, on {chips} x {device}"
     if not room.sequences:
-        fewest = least_chips(config, chip, most=CHIPS[-1], **options)
-        cure = f"give --chips {fewest}" if fewest else f"not even {CHIPS[-1]} chips do: shorten --context"
+        fewest = next((count for count, sequences in holds.items() if sequences), None)
+        cure = f"give --chips {fewest}" if fewest else f"not even {max(holds)} chips do: shorten --context"
         raise MemoryPlanError(f"{asked.format('one sequence')}: does not fit; {_taken(room, chip)}; {cure}")
     batch = room.sequences if batch is None else batch
-    least = [count for count in CHIPS if fits(config, chip, chips=count, **options).sequences >= batch]
+    least = [count for count, sequences in holds.items() if sequences >= batch]
     too_many = (
         f"{asked.format(f'{batch} sequences')}: {room.sequences} fit; {_taken(room, chip)}; lower --batch to "
         f"{room.sequences}" + (f" or give --chips {least[0]}" if least else "")
@@ -105,7 +109,7 @@ def memory_plan(
     prompt = prefill_seconds(config, chip, prompt_tokens=context, page_size=attention.page_size, **priced)
     expected = {"prefill": float(prompt), "decode": float(step)}
     found = {name: _with_sums(answers[name]["memory"]) | {"expected_seconds": expected[name]} for name in programs}
-    holds = batch <= room.sequences
+    batch_fits = batch <= room.sequences
     return {
         "model": config.name,
         "device": device,
@@ -119,14 +123,14 @@ def memory_plan(
         **found,
         "fits": {
             "sequences": room.sequences,
-            "batch_fits": holds,
+            "batch_fits": batch_fits,
             "least_chips": least[0] if least else None,
             "memory_bytes": chip.memory,
             "reserve": RESERVE,
             "weight_bytes": room.weights,
             "sequence_bytes": room.sequence,
         },
-        "warnings": ([] if holds else [too_many])
+        "warnings": ([] if batch_fits else [too_many])
         + list(dict.fromkeys(text for name in programs for text in answers[name]["warnings"])),
     }
 
@@ -153,6 +157,11 @@ def _device(name: str) -> tuple[str, Hardware]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise MemoryPlanError(f"no device {name!r} to compile for{hint} (there are {', '.join(DEVICES)})")
     return key, HARDWARE[DEVICES[key]]
+
+
+def _splitting(config: ModelConfig) -> list[int]:
+    """The numbers of chips that split the model."""
+    return [count for count in CHIPS if not tensor_misfit(config, count)]
 
 
 def _is_tpu(device: str) -> bool:
@@ -228,6 +237,4 @@ def _why(answer: Mapping[str, str], device: str, full: str) -> str:
         newer = 'take Python 3.12 and pip install "jax>=0.11"'
         cure = newer if "jax 0.11" in answer["error"] else f"pip install {needs}"
         return f"no compiler for {device}: {answer['error']}; {cure}"
-    if answer["kind"] == "mesh":
-        return answer["error"].partition(": ")[2]
     return f"the compiler for {device} refuses: {answer['error']}"

@@ -13,9 +13,10 @@ from typing import Any
 
 from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 
-from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.engine import Request
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import Policy, Sampling
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.sharding import mesh_spelling
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.math_grading import grader_for

@@ -1,9 +1,10 @@
-"""What the engine pads prompts, page tables and its pool to, so that few programs are compiled. No jax: who prices or
-plans an engine that is not here asks too.
+"""What the engine pads prompts, page tables and its pool to, so that few programs are compiled, and what devices can
+split. No jax: who prices or plans an engine that is not here asks too.
 """
 
 from __future__ import annotations
 
+from kinetics_jax.config import ModelConfig
 from kinetics_jax.pages import RUN
 
 TILE = 256  # queries and keys of one tile of causal attention: no [time, time] score matrix is ever held
@@ -49,3 +50,16 @@ def pool_pages(tokens: int, page_size: int, slots: int) -> tuple[int, int]:
 def whole_runs(pages: int) -> int:
     """Rounded up to whole runs: some kernels take whole eights alone."""
     return -(-pages // RUN) * RUN
+
+
+def tensor_misfit(config: ModelConfig, tensor: int) -> str | None:
+    """What of a model so many tensor-parallel devices do not split evenly, to be read after their number; else None."""
+    inner = {"intermediate_size": config.intermediate_size} if len(config.moe_layers) < config.num_layers else {}
+    inner |= {"moe_intermediate_size": config.moe_intermediate_size} if config.moe_layers else {}
+    for field, size in ({"num_heads": config.num_heads} | inner).items():
+        if size % tensor:
+            return f"does not divide the model's {field}, {size}"
+    kv = config.num_kv_heads
+    if kv % tensor and tensor % kv:
+        return f"neither divides the model's {kv} KV heads nor is a multiple"
+    return None

@@ -20,9 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.errors import UserError
+from kinetics_jax.mesh_axes import AXES, MeshError, check_axes, mesh_sizes, spelled
+from kinetics_jax.shapes import tensor_misfit
 
-AXES = ("data", "expert", "tensor")  # neighbouring devices share a layer's tensors, which talk most
 ROWS = ("data", "expert")  # what splits the sequences
 MeshLike = Mesh | Mapping[str, int] | str  # a mesh, {"data": 2, "tensor": 4} or "data=2,tensor=4"
 
@@ -38,10 +38,6 @@ SPLIT: dict[str, tuple[str | None, ...]] = {
 }
 
 
-class MeshError(UserError):
-    """A mesh that cannot be made, or that does not divide a model; the message names the axis and the cure."""
-
-
 def make_mesh(mesh: MeshLike) -> Mesh:
     """A mesh with the axes `data`, `expert` and `tensor` over jax's devices, those left out being of size 1.
 
@@ -49,38 +45,29 @@ def make_mesh(mesh: MeshLike) -> Mesh:
     or more devices than there are.
     """
     if isinstance(mesh, Mesh):
-        _check_axes(mesh.axis_names, ", ".join(map(str, mesh.axis_names)))
+        check_axes(mesh.axis_names, ", ".join(map(str, mesh.axis_names)))
         order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
         sizes = [mesh.shape.get(axis, 1) for axis in AXES]
         return Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
-    sizes = _read(mesh) if isinstance(mesh, str) else dict(mesh)
-    _check_axes(sizes, _spelled(sizes))
-    if wrong := [axis for axis, size in sizes.items() if size < 1]:
-        raise MeshError(f"mesh {_spelled(sizes)!r}: {wrong[0]} must be at least 1")
+    sizes = mesh_sizes(mesh)
     count, devices = math.prod(sizes.values()), jax.devices()
     if count > len(devices):
-        raise MeshError(f"mesh {_spelled(sizes)!r} takes {count} devices; there are {len(devices)}")
+        raise MeshError(f"mesh {spelled(sizes)!r} takes {count} devices; there are {len(devices)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
     return Mesh(np.array(devices[:count]).reshape(shape), AXES)
 
 
 def mesh_spelling(mesh: Mesh) -> str:
     """`data=2,tensor=4`: the axes of more than one device; `data=1` where there are none."""
-    return _spelled({axis: size for axis, size in mesh.shape.items() if size > 1}) or "data=1"
+    return spelled({axis: size for axis, size in mesh.shape.items() if size > 1}) or "data=1"
 
 
 def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
     """Raises MeshError unless the mesh's axes divide the model."""
     tensor, experts = mesh.shape["tensor"], mesh.shape["expert"]
     name = f"mesh {mesh_spelling(mesh)!r}"
-    inner = {"intermediate_size": config.intermediate_size} if len(config.moe_layers) < config.num_layers else {}
-    inner |= {"moe_intermediate_size": config.moe_intermediate_size} if config.moe_layers else {}
-    for field, size in ({"num_heads": config.num_heads} | inner).items():
-        if size % tensor:
-            raise MeshError(f"{name}: tensor = {tensor} does not divide the model's {field}, {size}")
-    kv = config.num_kv_heads
-    if kv % tensor and tensor % kv:
-        raise MeshError(f"{name}: tensor = {tensor} neither divides the model's {kv} KV heads nor is a multiple")
+    if misfit := tensor_misfit(config, tensor):
+        raise MeshError(f"{name}: tensor = {tensor} {misfit}")
     if experts > 1 and not config.moe_layers:
         raise MeshError(f"{name}: the model has no experts; use data or tensor instead")
     if config.moe_layers and config.num_experts % experts:
@@ -138,23 +125,3 @@ def constrained(array: jax.Array, mesh: Mesh | None, *axes: str | tuple[str, ...
 
 def _of_vocabulary(name: str) -> bool:
     return name.startswith(("embed_tokens.", "lm_head."))
-
-
-def _read(text: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = (piece.strip() for piece in part.partition("="))
-        if axis in sizes or not size.isdecimal():
-            told = "is given twice" if axis in sizes else "needs a number of devices"
-            raise MeshError(f"mesh {text!r}: {axis or part!r} {told}; write it like data=2,tensor=4")
-        sizes[axis] = int(size)
-    return sizes
-
-
-def _check_axes(axes: tuple[str, ...] | dict[str, int], spelled: str) -> None:
-    if wrong := [axis for axis in axes if axis not in AXES]:
-        raise MeshError(f"mesh {spelled!r}: {wrong[0]!r} is not an axis (axes: {', '.join(AXES)})")
-
-
-def _spelled(sizes: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())

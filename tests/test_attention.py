@@ -12,8 +12,9 @@ import kinetics_jax as kj
 from kinetics_jax import attention, policies
 from kinetics_jax.attention import causal_attention
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.engine import Request
 from kinetics_jax.sampling import filter_logits, problem_hash, seed_key
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.shapes import TILE
 
 # Nothing at its default: two sink pages, two recent ones, one dense layer that is not the first.

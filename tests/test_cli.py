@@ -167,6 +167,7 @@ def test_generate_prints_samples():
         (["sample", SMALLEST, "--out", "OUT", "--chunk", "3000000000"], "chunk must be in"),
         (["sample", SMALLEST, "--out", "OUT", "--attention", "sliding_window:budget=10000000000"], "at most"),
         (["generate", SMALLEST, "--prompt", ""], "holds no token"),
+        (["sample", "no-such-model", "--out", "OUT", "--mesh", "tenser=4"], "'tenser' is not an axis"),
         (["dream"], ""),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny_config, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.engine import EngineSettings
 from kinetics_jax.runs import best_of_n, grade_again
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.tasks.problems import load_problem_file
 from kinetics_jax.tasks.prompts import render_prompts
 

@@ -13,8 +13,9 @@ import kinetics_jax as kj
 from kinetics_jax import engine as engine_module
 from kinetics_jax.attention import prefill_attend
 from kinetics_jax.cache import PagedCache
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
+from kinetics_jax.engine import Engine, Request
 from kinetics_jax.sampling import seed_key
+from kinetics_jax.settings import EngineSettings, RequestError
 from kinetics_jax.steps import Slots, decode_chunk
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())

@@ -8,7 +8,8 @@ from tiny import tiny_config, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax.config import ConfigError
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
+from kinetics_jax.engine import Engine, Request
+from kinetics_jax.settings import EngineSettings, RequestError
 
 GREEDY = kj.Sampling(temperature=0.0, max_tokens=12)
 REQUESTS = [Request("a", list(range(5, 26)), range(2)), Request("b", [7, 9, 4], range(1))]

@@ -26,6 +26,13 @@ CONTEXT = 32_768
         ("32B", "v5e", {}, "does not fit; .* give --chips 8"),
         ("235B-A22B", "v5e", {"chips": 8}, "not even 8 chips do: shorten --context"),
         ("8B", "TPU-v5e", {"chips": 4, "batch": 64}, "8 fit; .* lower --batch to 8$"),
+        (
+            "Qwen2.5-7B-Instruct",
+            "v5e",
+            {"chips": 8},
+            "--chips 8 does not divide the model's num_heads, 28; give 1, 2, 4$",
+        ),
+        ("Qwen2.5-7B-Instruct", "v5e", {"chips": 4, "batch": 500}, "lower --batch to [0-9]+$"),
     ],
 )
 def test_what_cannot_be_had_is_told_with_the_cure(size, device, options, told):

@@ -14,8 +14,9 @@ from kinetics_jax.checkpoints.hf import load_hf
 from kinetics_jax.checkpoints.resolve import CheckpointError
 from kinetics_jax.config import Llama3Scaling, ModelConfig
 from kinetics_jax.economics.memory import total_parameters
-from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.engine import Request
 from kinetics_jax.models.qwen3 import MixtureOfExperts, Qwen3, rope_table
+from kinetics_jax.settings import EngineSettings
 
 GREEDY = kj.Sampling(temperature=0, max_tokens=12)
 

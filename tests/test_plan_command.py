@@ -17,10 +17,11 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.economics.hardware import HARDWARE, HardwareError, hardware, save_hardware
 from kinetics_jax.economics.planner import PlanError
 from kinetics_jax.economics.workload import Workload, decoded
-from kinetics_jax.engine import EngineSettings, Request
+from kinetics_jax.engine import Request
 from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import load
 from kinetics_jax.policies import BlockTopK, Dense, Sampling
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.traces import RunWriter
 
 TINY = ModelConfig(131, 32, 48, 2, 4, 2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=256, name="tiny")

@@ -8,8 +8,8 @@ import pytest
 
 import kinetics_jax as kj
 from kinetics_jax.checkpoints.resolve import ASSETS, builtin_models
-from kinetics_jax.engine import EngineSettings
 from kinetics_jax.runs import best_of_n
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.tasks.problems import TaskError, load_problems
 from kinetics_jax.traces import RECORD_FIELDS
 

@@ -23,8 +23,10 @@ from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.checkpoints.tensors import named
 from kinetics_jax.cli import main
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
-from kinetics_jax.sharding import MeshError, check_mesh, make_mesh, mesh_spelling, param_sharding, row_shards
+from kinetics_jax.engine import Engine, Request
+from kinetics_jax.mesh_axes import MeshError
+from kinetics_jax.settings import EngineSettings, RequestError
+from kinetics_jax.sharding import check_mesh, make_mesh, mesh_spelling, param_sharding, row_shards
 from kinetics_jax.steps import decode_chunk
 
 SIMULATED = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # few bytes, many programs

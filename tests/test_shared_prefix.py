@@ -15,8 +15,9 @@ import kinetics_jax as kj
 from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.economics.prefix import STARTING, prefix_saving, sharing_pays
-from kinetics_jax.engine import Engine, EngineSettings, Request, RequestError
+from kinetics_jax.engine import Engine, Request
 from kinetics_jax.runs import best_of_n
+from kinetics_jax.settings import EngineSettings, RequestError
 from kinetics_jax.shared_prefix import share_prefixes, shared_prefix_decode
 from kinetics_jax.tasks.problems import load_problems
 from kinetics_jax.traces import TraceError
@@ -152,10 +153,10 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
     problems = load_problems("builtin", limit=2)
     sampling = kj.Sampling(max_tokens=6)
 
-    def run(name: str, n: int = 2, shared: bool | None = None):
+    def run(name: str, n: int = 2, shared: bool | None = None, policy=kj.Dense()):
         settings = EngineSettings(slots=4, shared_prefix=shared)
         return best_of_n(
-            lm, problems, task="builtin", n=n, policy=kj.Dense(), sampling=sampling, out=tmp_path / name,
+            lm, problems, task="builtin", n=n, policy=policy, sampling=sampling, out=tmp_path / name,
             settings=settings,
         )  # fmt: skip
 
@@ -168,6 +169,10 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
     assert len(run("shared").samples) == 4
     with pytest.raises(TraceError, match="shared_prefix"):
         run("shared", shared=False)
+    with pytest.raises(
+        TraceError, match="holds another run"
+    ):  # and not that sharing, which nobody asked for, cannot be
+        run("shared", policy=kj.BlockTopK(budget=8, page_size=2, dense_layers=()))
 
 
 def test_when_it_pays():
