@@ -16,12 +16,14 @@ from kinetics_jax.attention import decode_attend, empty_cache
 from kinetics_jax.checkpoints.resolve import builtin_models
 from kinetics_jax.economics.prefix import STARTING, prefix_saving, sharing_pays
 from kinetics_jax.engine import Engine, Request
+from kinetics_jax.policies import Policy
 from kinetics_jax.runs import best_of_n
 from kinetics_jax.settings import EngineSettings, RequestError
 from kinetics_jax.shared_prefix import share_prefixes, shared_prefix_decode
 from kinetics_jax.tasks.problems import load_problems
 from kinetics_jax.traces import TraceError
 
+DENSE = kj.Dense()
 SLOTS, WIDTH, PAGE, KV_HEADS, GROUP, HEAD = 9, 3, 4, 2, 2, 8
 PREFIX_PAGES, MAX_PAGES, POOL = 5, 9, 64
 
@@ -153,7 +155,7 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
     problems = load_problems("builtin", limit=2)
     sampling = kj.Sampling(max_tokens=6)
 
-    def run(name: str, n: int = 2, shared: bool | None = None, policy=kj.Dense()):
+    def run(name: str, n: int = 2, shared: bool | None = None, policy: Policy = DENSE):
         settings = EngineSettings(slots=4, shared_prefix=shared)
         return best_of_n(
             lm, problems, task="builtin", n=n, policy=policy, sampling=sampling, out=tmp_path / name,
@@ -169,9 +171,8 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
     assert len(run("shared").samples) == 4
     with pytest.raises(TraceError, match="shared_prefix"):
         run("shared", shared=False)
-    with pytest.raises(
-        TraceError, match="holds another run"
-    ):  # and not that sharing, which nobody asked for, cannot be
+    # Not that sharing, which nobody asked for, cannot be.
+    with pytest.raises(TraceError, match="holds another run"):
         run("shared", policy=kj.BlockTopK(budget=8, page_size=2, dense_layers=()))
 
 
