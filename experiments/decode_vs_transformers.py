@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from decode_bench.points import transformers_shape
 from decode_bench.worker import transformers_worker
 
 
@@ -36,7 +35,7 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
     point = {"runner": "transformers", "batch": batch, "context": arguments.context, "steps": arguments.steps}
     peer = transformers_worker(arguments.peer_python)
     try:
-        about = peer.get("make", point={**point, "shape": transformers_shape(config)})
+        about = peer.get("make", point={**point, "shape": config.to_hf()})
         turns = [
             (ours.seconds_per_step(), peer.get("time", runner="transformers")["seconds"])
             for _ in range(arguments.turns)

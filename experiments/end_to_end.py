@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from decode_bench.aims import PEER_BATCH, aims
-from decode_bench.points import ENGINE, PEERS, Point, Settings, shape, transformers_shape
+from decode_bench.points import ENGINE, PEERS, Point, Settings, shape
 from decode_bench.summary import COLUMNS, HOST_COLUMNS, table
 from decode_bench.worker import Worker, WorkerDied, engine_worker, transformers_worker
 from kernel_bench.byte_model import print_table
@@ -126,7 +126,7 @@ def measure(bench: Bench, points: Sequence[Point], settings: Settings, turns: in
         wanted = dataclasses.asdict(point) | {
             "steps": settings.steps,
             "settings": dataclasses.asdict(settings),
-            "shape": transformers_shape(shape(point.model, point.layers)),
+            "shape": shape(point.model, point.layers).to_hf(),
         }
         if ask(point, "make", point=wanted)["status"] == "ok":
             found[point] = []

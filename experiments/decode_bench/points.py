@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -73,19 +72,3 @@ def shape(model: str, layers: int = 0) -> ModelConfig:
     """A published shape by name, or `tiny`; cut to its first `layers` where that is not 0."""
     config = TINY if model == TINY.name else ModelConfig.named(model)
     return dataclasses.replace(config, num_layers=layers) if layers else config
-
-
-def transformers_shape(config: ModelConfig) -> dict[str, Any]:
-    """A dense Qwen3 shape in the words of transformers' Qwen3Config."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-    }

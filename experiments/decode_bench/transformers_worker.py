@@ -45,7 +45,7 @@ class Transformers:
 
     def _load(self, shape: dict[str, Any]) -> None:
         self.shape, self.model = None, None
-        config = Qwen3Config(**shape)
+        config = Qwen3Config.from_dict(shape)
         dtype, device = (torch.bfloat16, "cuda") if GPU else (torch.float32, "cpu")
         torch.manual_seed(0)
         with torch.device("meta"):
