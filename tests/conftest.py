@@ -9,6 +9,10 @@ import jax  # reads the variables below when it is imported: they are for comman
 import pytest
 from jaxtyping import install_import_hook
 
+# Every program is waited for where it is called. The TPU interpreter calls back into jax while a program runs; one more
+# dispatched meanwhile has locked both up, and what a test asks of its race detector must not come before the end.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 # Before any module of the package is imported; the traced functions are checked once per compilation.
 install_import_hook(
     [f"kinetics_jax.{name}" for name in ("attention", "language_model", "models", "sampling")],
