@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kinetics_jax.analysis.frontier import frontier, pareto
+from kinetics_jax.analysis.readers import read_all
+from kinetics_jax.analysis.samples import Pool, RunData, pooled
+from kinetics_jax.analysis.token_frontier import token_frontier
 from kinetics_jax.config import PUBLISHED, ModelConfig
-from kinetics_jax.economics.bayes import bayesian_interval
-from kinetics_jax.economics.estimators import cluster_bootstrap, pass_at_k
-from kinetics_jax.economics.frontier import frontier, pareto
-from kinetics_jax.economics.readers import read_all
-from kinetics_jax.economics.samples import Pool, RunData, pooled
-from kinetics_jax.economics.tokens import token_frontier
-from kinetics_jax.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save
 from kinetics_jax.policies import Dense, Policy, SlidingWindow
+from kinetics_jax.report.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save
+from kinetics_jax.stats.bayes import bayesian_interval
+from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
 
 SOURCE = "Epoch AI (epoch.ai), CC BY 4.0"
 NOTICE = f"{SOURCE} (https://creativecommons.org/licenses/by/4.0/); aggregated by experiments/epoch_frontier.py"

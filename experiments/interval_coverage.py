@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.economics.bayes import bayesian_interval
-from kinetics_jax.economics.estimators import cluster_bootstrap
+from kinetics_jax.stats.bayes import bayesian_interval
+from kinetics_jax.stats.estimators import cluster_bootstrap
 
 POPULATIONS = {
     "mixed, Beta(1, 1)": (1.0, 1.0),

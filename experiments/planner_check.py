@@ -26,7 +26,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.calibration import (
+from kinetics_jax.analysis.planner import Budget, Options, options, plan
+from kinetics_jax.analysis.samples import pooled, run_data
+from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.assets import builtin_models
+from kinetics_jax.cli.arguments import config_of
+from kinetics_jax.cli.demo import MAX_TOKENS, PAGE_SIZE
+from kinetics_jax.cli.plan import as_record
+from kinetics_jax.cli.terminal import command_line
+from kinetics_jax.costs.hardware import Hardware, hardware, save_hardware
+from kinetics_jax.devices.calibration import (
     SAMPLING,
     STEPS,
     Clock,
@@ -36,24 +45,16 @@ from kinetics_jax.calibration import (
     prefill_measure,
     start_measure,
 )
-from kinetics_jax.checkpoints.resolve import builtin_models
-from kinetics_jax.commands.cost import config_of
-from kinetics_jax.commands.plan import as_record
-from kinetics_jax.demo import MAX_TOKENS, PAGE_SIZE
-from kinetics_jax.economics.hardware import Hardware, hardware, save_hardware
-from kinetics_jax.economics.planner import Budget, Options, options, plan
-from kinetics_jax.economics.samples import pooled, run_data
-from kinetics_jax.economics.workload import Workload, decoded
-from kinetics_jax.engine import Request
+from kinetics_jax.devices.random_decode import RandomDecode
+from kinetics_jax.engine.engine import Request
+from kinetics_jax.files import write_whole
 from kinetics_jax.language_model import LanguageModel, load
-from kinetics_jax.policies import BlockTopK, Dense, Policy, Sampling, parse_policy, slug
-from kinetics_jax.random_decode import RandomDecode
-from kinetics_jax.runs import best_of_n
-from kinetics_jax.settings import EngineSettings
+from kinetics_jax.policies import BlockTopK, Dense, Policy, parse_policy, slug
+from kinetics_jax.runs.best_of_n import best_of_n
+from kinetics_jax.runs.folder import Run
+from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
-from kinetics_jax.terminal import command_line
-from kinetics_jax.traces import Run, write_whole
 
 TASK = "builtin"
 SEED, FRESH_SEED = 0, 1

@@ -2,7 +2,7 @@
 
     python experiments/reference_defects.py [--json | --markdown] [--out experiments/results/reference_defects.json]
 
-Costs are those of kinetics_jax.economics: its "upstream" convention is the published code's, to the digit. Choices and
+Costs are those of kinetics_jax.costs: its "upstream" convention is the published code's, to the digit. Choices and
 groupings are computed on a synthetic set that defects/choices.py describes. docs/economics.md holds the table.
 """
 
@@ -18,7 +18,7 @@ from defects.choices import CHOICES
 from defects.costs import COSTS
 from defects.rows import BEHAVIOURS, DEFECTS, Row
 
-from kinetics_jax.traces import write_whole
+from kinetics_jax.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "reference_defects.json"
 

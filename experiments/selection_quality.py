@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
     tables = summary.tables(list(found.values()))
     result = {"settings": settings, **{name: table.to_dict("records") for name, table in tables.items()}}
     if arguments.out:
-        from kinetics_jax.traces import write_whole
+        from kinetics_jax.files import write_whole
 
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(arguments.out, json.dumps(result, indent=1) + "\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig as ModelConfig
-    from kinetics_jax.economics.cost import generation_cost as generation_cost
+    from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from kinetics_jax.policies import Dense as Dense
     from kinetics_jax.policies import LiteSysBlockTopK as LiteSysBlockTopK
     from kinetics_jax.policies import RandomBlocks as RandomBlocks
-    from kinetics_jax.policies import Sampling as Sampling
     from kinetics_jax.policies import SlidingWindow as SlidingWindow
     from kinetics_jax.policies import TokenTopK as TokenTopK
     from kinetics_jax.policies import parse_policy as parse_policy
+    from kinetics_jax.runs.folder import read_run as read_run
     from kinetics_jax.settings import EngineSettings as EngineSettings
-    from kinetics_jax.traces import read_run as read_run
+    from kinetics_jax.settings import Sampling as Sampling
 
 _HOMES = {
     "BlockTopK": "policies",
@@ -34,13 +34,13 @@ _HOMES = {
     "ModelConfig": "config",
     "RandomBlocks": "policies",
     "Sample": "language_model",
-    "Sampling": "policies",
+    "Sampling": "settings",
     "SlidingWindow": "policies",
     "TokenTopK": "policies",
-    "generation_cost": "economics.cost",
+    "generation_cost": "costs.cost",
     "load": "language_model",
     "parse_policy": "policies",
-    "read_run": "traces",
+    "read_run": "runs.folder",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

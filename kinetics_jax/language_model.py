@@ -18,16 +18,16 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
 
-from kinetics_jax.abstract import abstract_model
-from kinetics_jax.attention import full_attend_on
-from kinetics_jax.checkpoints.convert import LOADERS, configured
+from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.checkpoints.files import fingerprint
+from kinetics_jax.checkpoints.loading import LOADERS, configured
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine import Engine, Request
-from kinetics_jax.policies import Dense, Policy, Sampling
-from kinetics_jax.settings import EngineSettings, RequestError
-from kinetics_jax.sharding import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
+from kinetics_jax.engine.abstract import abstract_model
+from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.policies import Dense, Policy
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling
+from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

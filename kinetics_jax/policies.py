@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 from typing import Any, ClassVar
@@ -264,43 +263,3 @@ def _read(text: str, name: str, value: str) -> Any:
         return value if name == "summary" else int(value)
     except ValueError as error:
         raise PolicyError(f"attention {text!r}: {name} = {value!r} is not a whole number") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn, in the order of Hugging Face's logits processors: temperature, top-k, top-p, min-p.
-
-    `temperature = 0` is greedy. `top_k = 0`, `top_p = 1` and `min_p = 0` switch a filter off. `max_tokens` bounds the
-    generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw. A sample ends
-    early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0 never.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 1024
-    seed: int = 0
-    repetition_window: int = 0
-
-    def __post_init__(self) -> None:
-        bounds = (
-            (
-                "temperature",
-                self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
-                "0 (greedy), or from 1e-6 up",
-            ),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 switches it off)"),
-            ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
-            ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
-            ("max_tokens", 1 <= self.max_tokens <= MOST_TOKENS, f"in 1 … {MOST_TOKENS}"),
-            ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
-            (
-                "repetition_window",
-                self.repetition_window == 0 or 16 <= self.repetition_window <= MOST_TOKENS,
-                f"0 (never stop), or in 16 … {MOST_TOKENS}: below that, ordinary text repeats itself",
-            ),
-        )
-        for name, good, want in bounds:
-            if not good:
-                raise PolicyError(f"sampling: {name} must be {want}, got {getattr(self, name)}")

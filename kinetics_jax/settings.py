@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.shapes import PREFILL_CHUNK
+from kinetics_jax.padding import PREFILL_CHUNK
+from kinetics_jax.policies import MOST_TOKENS, PolicyError
 
 # Beyond these a setting is a slip of the hand.
 MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
@@ -36,3 +38,43 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise RequestError(f"engine: {name} must be in 1 … {most}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn, in the order of Hugging Face's logits processors: temperature, top-k, top-p, min-p.
+
+    `temperature = 0` is greedy. `top_k = 0`, `top_p = 1` and `min_p = 0` switch a filter off. `max_tokens` bounds the
+    generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw. A sample ends
+    early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0 never.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 1024
+    seed: int = 0
+    repetition_window: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = (
+            (
+                "temperature",
+                self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+                "0 (greedy), or from 1e-6 up",
+            ),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 switches it off)"),
+            ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
+            ("max_tokens", 1 <= self.max_tokens <= MOST_TOKENS, f"in 1 … {MOST_TOKENS}"),
+            ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
+            (
+                "repetition_window",
+                self.repetition_window == 0 or 16 <= self.repetition_window <= MOST_TOKENS,
+                f"0 (never stop), or in 16 … {MOST_TOKENS}: below that, ordinary text repeats itself",
+            ),
+        )
+        for name, good, want in bounds:
+            if not good:
+                raise PolicyError(f"sampling: {name} must be {want}, got {getattr(self, name)}")

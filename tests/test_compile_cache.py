@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from kinetics_jax import compile_cache
-from kinetics_jax.checkpoints.resolve import builtin_models
+from kinetics_jax.assets import builtin_models
 from kinetics_jax.compile_cache import use_compile_cache, user_cache, watch_compiles
 from kinetics_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def config():
 
 def sample(folder: Path, cache: Path) -> tuple[dict, str]:
     """A small run in a process of its own: what it prints as JSON, and its warnings."""
-    command = [sys.executable, "-c", "from kinetics_jax.cli import main; main()", "sample", builtin_models()[0]]
+    command = [sys.executable, "-m", "kinetics_jax", "sample", builtin_models()[0]]
     size = ["--n", "1", "--limit", "3", "--slots", "3", "--max-tokens", "72", "--json"]
     done = subprocess.run(
         [*command, *size, "--out", str(folder), "--compile-cache", str(cache)],

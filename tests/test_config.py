@@ -1,14 +1,14 @@
 """config.json in its spellings, and the published sizes."""
 
 import json
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 from tiny import LLAMA, LLAMA3, MOE, PARITY_CASES, QWEN2, tiny_config
 
 from kinetics_jax.config import PUBLISHED, PUBLISHED_OTHERS, ConfigError, ModelConfig
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "configs"
+REAL = SHARED / "configs"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

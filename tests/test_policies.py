@@ -13,12 +13,12 @@ from kinetics_jax.policies import (
     LiteSysBlockTopK,
     PolicyError,
     RandomBlocks,
-    Sampling,
     SlidingWindow,
     TokenTopK,
     parse_policy,
     slug,
 )
+from kinetics_jax.settings import Sampling
 
 small, layers = st.integers(0, 3), st.lists(st.integers(0, 40), max_size=3).map(tuple)
 blocks = st.builds(

@@ -15,8 +15,8 @@ import numpy as np
 
 from defects.costs import lognormal_lengths
 from defects.rows import B200_FP8, MODELS, TOKENS_OF_PROMPT, Row
-from kinetics_jax.economics.cost import best_of_n_cost
-from kinetics_jax.economics.estimators import pass_at_k
+from kinetics_jax.costs.cost import best_of_n_cost
+from kinetics_jax.stats.estimators import pass_at_k
 
 AIME24 = {"0.6B": 11.5, "1.7B": 45.9, "4B": 71.7, "8B": 75.2, "14B": 79.6, "32B": 82.1}  # published pass@1, %
 PROBLEMS = 30

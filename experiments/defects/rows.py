@@ -44,32 +44,34 @@ DEFECTS = {  # what is wrong: what is right
 }
 
 BEHAVIOURS = {  # what the code does, not what it computes as a cost: what is wrong, and the tests of the right
-    "9: tokens are recounted from text": ("tests/economics/test_frontier.py::test_a_run_folder_becomes_run_data",),
+    "9: tokens are recounted from text": ("tests/analysis/test_frontier.py::test_a_run_folder_becomes_run_data",),
     "10: questions are mixed": (
-        "tests/economics/test_frontier.py::test_problems_of_one_id_must_be_one",
-        "tests/economics/test_frontier.py::test_runs_of_several_tasks_are_told_apart",
+        "tests/analysis/test_frontier.py::test_problems_of_one_id_must_be_one",
+        "tests/analysis/test_frontier.py::test_runs_of_several_tasks_are_told_apart",
     ),
-    "11: ties and labels of an envelope": ("tests/economics/test_frontier.py::test_pareto_is_its_definition",),
+    "11: ties and labels of an envelope": ("tests/analysis/test_frontier.py::test_pareto_is_its_definition",),
     "14: lengths are indexed by batch row, not by slot": (
-        "tests/test_engine.py::test_samples_do_not_depend_on_order_refill_or_neighbours",
+        "tests/engine/test_engine.py::test_samples_do_not_depend_on_order_refill_or_neighbours",
     ),
-    "14: the last token is dropped": ("tests/test_engine.py::test_cached_greedy_equals_the_argmax_chain",),
+    "14: the last token is dropped": ("tests/engine/test_engine.py::test_cached_greedy_equals_the_argmax_chain",),
     "14: the first token is not checked for the end": (
-        "tests/test_engine.py::test_an_end_token_drawn_first_ends_the_sample",
+        "tests/engine/test_engine.py::test_an_end_token_drawn_first_ends_the_sample",
     ),
-    "14: no guard at the model's length": ("tests/test_engine.py::test_what_cannot_fit_is_refused",),
-    "14: no seed": ("tests/test_engine.py::test_seed_and_problem_change_the_draws",),
+    "14: no guard at the model's length": ("tests/engine/test_engine.py::test_what_cannot_fit_is_refused",),
+    "14: no seed": ("tests/engine/test_engine.py::test_seed_and_problem_change_the_draws",),
     "14: top-k may drop the current token": (
         "tests/kernels/test_reference.py::test_selection_order_cover_and_budget",
-        "tests/test_sparse_attention.py::test_decoding_is_the_policy_and_nothing_else",
+        "tests/attention/test_sparse_attention.py::test_decoding_is_the_policy_and_nothing_else",
     ),
-    "14: random blocks repeat": ("tests/test_sparse_attention.py::test_random_blocks_are_uniform_and_distinct",),
+    "14: random blocks repeat": (
+        "tests/attention/test_sparse_attention.py::test_random_blocks_are_uniform_and_distinct",
+    ),
     "14: Quest's flags are read and not used": (
         "tests/kernels/test_reference.py::test_min_max_bounds_every_logit_of_the_page",
         "tests/kernels/test_reference.py::test_kinds_of_summaries_choose_different_pages",
     ),
     "15: page means are never updated": (
         "tests/kernels/test_reference.py::test_append_writes_one_token_and_closes_full_pages",
-        "tests/test_engine.py::test_prefill_and_decode_agree_to_the_bit_on_summaries",
+        "tests/engine/test_engine.py::test_prefill_and_decode_agree_to_the_bit_on_summaries",
     ),
 }

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kinetics_jax.economics.samples import Pool, RunData
-    from kinetics_jax.figure_style import Look
+    from kinetics_jax.analysis.samples import Pool, RunData
+    from kinetics_jax.report.figure_style import Look
 
 Table = Any  # a pandas DataFrame where it is drawn: its annotations do not say what indexing one returns
 DEMO = Path("demo")
@@ -62,7 +62,7 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
 
 def read_runs(paths: Sequence[Path], tokenizer: Path | None = None) -> list[RunData]:
     """Graded samples in any format, without paths those of the demo. Raises UserError when there are none."""
-    from kinetics_jax.economics.readers import read_all
+    from kinetics_jax.analysis.readers import read_all
 
     found = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
     if not found:
@@ -74,8 +74,8 @@ def write(
     arguments: argparse.Namespace, name: str, figure: Figure, tables: pd.DataFrame | Mapping[str, pd.DataFrame]
 ) -> None:
     """Writes the figure and its tables; prints the tables as JSON when asked, otherwise what was written."""
-    from kinetics_jax.figure_style import save
-    from kinetics_jax.traces import write_whole
+    from kinetics_jax.files import write_whole
+    from kinetics_jax.report.figure_style import save
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = tables if isinstance(tables, Mapping) else {"": tables}
@@ -109,7 +109,7 @@ def panels(count: int, width: float, style: Look, *, height: float = 0.86) -> tu
 
     The last of an odd number is as wide as the figure.
     """
-    from kinetics_jax.figure_style import blank
+    from kinetics_jax.report.figure_style import blank
 
     columns = 2 if width >= 4.5 and count > 1 else 1
     rows = -(-count // columns)
@@ -128,7 +128,7 @@ def label_ends(
 
     `ends` holds the last (x, y) of each line, in data coordinates; call it when the axes' limits are set.
     """
-    from kinetics_jax.figure_style import SMALL
+    from kinetics_jax.report.figure_style import SMALL
 
     figure = axes.figure
     points = 72 / figure.dpi
@@ -162,7 +162,7 @@ def look_of(pools: Sequence[Pool]) -> Look:
     """The look of the pools' models, a colour for each in order of size."""
     import pandas as pd
 
-    from kinetics_jax.figure_style import look
+    from kinetics_jax.report.figure_style import look
 
     rows = [{"model": pool.model, "parameters": pool.parameters, "attention": "dense"} for pool in pools]
     return look(pd.DataFrame(rows), dark=False)
@@ -170,7 +170,7 @@ def look_of(pools: Sequence[Pool]) -> Look:
 
 def model_legend(figure: Figure, style: Look) -> None:
     """Which colour is which model, below the panels."""
-    from kinetics_jax.figure_style import SMALL, handle
+    from kinetics_jax.report.figure_style import SMALL, handle
 
     figure.legend(
         handles=[handle(lw=4, color=colour, label=name.rpartition("/")[2]) for name, colour in style.colours.items()],
@@ -213,7 +213,7 @@ def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, fl
     """Words at a point, `offset` in points, legible over lines."""
     from matplotlib.patheffects import withStroke
 
-    from kinetics_jax.figure_style import SMALL
+    from kinetics_jax.report.figure_style import SMALL
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
     style = {"fontsize": SMALL, "path_effects": halo, "zorder": 8, **how}
@@ -222,7 +222,7 @@ def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, fl
 
 def title(axes: Axes, text: str) -> None:
     """A panel's title: small, on the left."""
-    from kinetics_jax.figure_style import SMALL
+    from kinetics_jax.report.figure_style import SMALL
 
     axes.set_title(text, fontsize=SMALL + 0.5, loc="left", pad=4)
 
@@ -247,7 +247,7 @@ def trace_parser(doc: str | None, *, convention: str = "traffic", hardware: str 
 
 def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str, Any]]:
     """The samples that a trace figure is drawn from, pooled by model and attention, and how to count their costs."""
-    from kinetics_jax.economics.samples import pooled
+    from kinetics_jax.analysis.samples import pooled
 
     return pooled(read_runs(arguments.runs, arguments.tokenizer)), {
         "convention": arguments.convention,
@@ -269,7 +269,7 @@ def unit(values: npt.ArrayLike) -> tuple[float, str]:
 
 def spoken(kind: str) -> str:
     """A kind of attention in words; token top-k by what it is."""
-    from kinetics_jax.attention_names import spoken_kind
+    from kinetics_jax.report.attention_names import spoken_kind
 
     return "oracle top-k" if kind == "token_topk" else spoken_kind(kind)
 

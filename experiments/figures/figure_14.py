@@ -21,7 +21,7 @@ from frontiers import Choice, best_of_n, long_cot
 from matplotlib.figure import Figure
 from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
-from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
 STRATEGIES = {"Best-of-N": best_of_n, "Long-CoT": long_cot}
 LAWS = {"eFLOPs": "sum of both", "max": "larger of both"}

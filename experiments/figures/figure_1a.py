@@ -37,7 +37,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.figure_style import SMALL, Look, blank, handle, plain
+from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain
 
 LAWS = {
     "FLOPs": ("previous law (FLOPs)", (0, (4, 1.5)), "^"),

@@ -22,11 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from kinetics_jax.analysis.power_laws import iso_cost
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.economics.cost import phi
-from kinetics_jax.economics.fits import iso_cost
-from kinetics_jax.economics.hardware import Hardware, hardware
-from kinetics_jax.figure_style import look, plain
+from kinetics_jax.costs.cost import phi
+from kinetics_jax.costs.hardware import Hardware, hardware
+from kinetics_jax.report.figure_style import look, plain
 
 LENGTHS = 2 ** np.arange(8, 18)  # output tokens
 NO_READS = 1e-12  # FLOP/byte: memory for nothing

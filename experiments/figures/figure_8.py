@@ -22,9 +22,9 @@ from common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser
 from frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
-from kinetics_jax.economics.samples import Pool
+from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
-from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain
 
 ORDER = ("dense", "token_topk", "block_topk", "litesys_block_topk", "random_blocks", "sliding_window")
 DASHES = ((0, (4, 1.5)), (0, (1, 1)), "-", (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (7, 1.5)))

@@ -22,12 +22,12 @@ from common import Table, panels, parser, read_runs, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kinetics_jax.analysis.ablations import budget_ablation
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.economics.ablations import budget_ablation
-from kinetics_jax.economics.cost import generation_cost
+from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
-from kinetics_jax.figure_style import LIGHT_COLOURS, MARKERS, SMALL, Look, look, plain
 from kinetics_jax.policies import Dense, LiteSysBlockTopK, parse_policy
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, MARKERS, SMALL, Look, look, plain
 
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)
 PAGE_SIZES = (8, 16, 32, 64, 128)

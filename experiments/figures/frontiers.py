@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kinetics_jax.economics.ablations import attention_budget
-from kinetics_jax.economics.allocation import best_for_all, best_per_problem
-from kinetics_jax.economics.estimators import cluster_bootstrap
-from kinetics_jax.economics.grid import Grid, default_caps, grid, halves
-from kinetics_jax.economics.samples import Pool
+from kinetics_jax.analysis.ablations import attention_budget
+from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
+from kinetics_jax.analysis.grid import Grid, default_caps, grid, halves
+from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.policies import parse_policy
+from kinetics_jax.stats.estimators import cluster_bootstrap
 
 BUDGETS = 96  # along a cost axis
 HALVINGS = 4  # of the samples, each used both ways

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.figure_style import Look, plain
+from kinetics_jax.report.figure_style import Look, plain
 
 LAWS = {"FLOPs": "previous law", "eFLOPs": "Kinetics law"}
 

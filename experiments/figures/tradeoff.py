@@ -11,9 +11,9 @@ from common import Table, cost_ticks, panels, pools_and_costs, spoken, title, un
 from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
-from kinetics_jax.economics.fits import power_law, spread
+from kinetics_jax.analysis.power_laws import power_law, spread
 from kinetics_jax.errors import UserError
-from kinetics_jax.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
 RESAMPLES = 400
 NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.figure_style import LIGHT, SMALL, handle, save
+from kinetics_jax.report.figure_style import LIGHT, SMALL, handle, save
 
 Table = Any  # a pandas.DataFrame; by its stubs, a filtered one may be a Series
 WIDTH = 3.4

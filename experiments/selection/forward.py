@@ -17,11 +17,13 @@ import numpy as np
 from flax import nnx
 from kinetics_kernels.reference import page_summary
 
-from kinetics_jax.attention import causal_attention, decode_attend, empty_cache, random_scores, token_mask
+from kinetics_jax.attention.cache import empty_cache
+from kinetics_jax.attention.causal import causal_attention
+from kinetics_jax.attention.decode import decode_attend, random_scores, token_mask
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.engine.programs import prefill
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks
-from kinetics_jax.steps import prefill
 
 EXACT = jax.lax.Precision.HIGHEST
 _causal_attention = jax.jit(causal_attention)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks, SlidingWindow, TokenTopK
-from kinetics_jax.sampling import seed_key
 from selection import texts
 from selection.forward import decode, go_on, log_likelihoods, random_draws, read
 from selection.mass import attention_mass

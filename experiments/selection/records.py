@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.traces import write_whole
+from kinetics_jax.files import write_whole
 
 KEY = ("part", "unit", "policy")
 

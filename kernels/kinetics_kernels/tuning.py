@@ -1,7 +1,8 @@
 """Which backend and options were the fastest on a device: tables of measurements, looked up by shape.
 
-A table is `tuned/<device slug>.json`, written by experiments/tune_kernels.py: `{"device": ..., "entries": [...]}`, each
-entry an op, a key, a backend, its options and the seconds it took. Nothing here measures, or looks at a device.
+A table is `tuned/<device slug>.json`, written by experiments/benchmarks/tune_kernels.py: `{"device": ..., "entries":
+[...]}`, each entry an op, a key, a backend, its options and the seconds it took. Nothing here measures, or looks at a
+device.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 
 TUNED = pathlib.Path(__file__).parent / "tuned"
-CURE = "delete it, or write it anew with experiments/tune_kernels.py"
+CURE = "delete it, or write it anew with experiments/benchmarks/tune_kernels.py"
 
 
 @dataclasses.dataclass(frozen=True)

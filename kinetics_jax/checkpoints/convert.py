@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +11,12 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from kinetics_jax.checkpoints.files import check_new
-from kinetics_jax.checkpoints.gguf import load_gguf, unpack_gguf
-from kinetics_jax.checkpoints.hf import load_hf, read_config, save_hf
-from kinetics_jax.checkpoints.orbax import load_orbax, save_orbax
+from kinetics_jax.checkpoints.hf import save_hf
+from kinetics_jax.checkpoints.loading import LOADERS, configured
+from kinetics_jax.checkpoints.orbax import save_orbax
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
-from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.config import DTYPES, ConfigError
 
-LOADERS = {"hf": load_hf, "orbax": load_orbax, "gguf": load_gguf}
 SAVERS = {"hf": save_hf, "orbax": save_orbax}
 
 
@@ -53,18 +50,3 @@ def convert(
     with configured(path, name=name) as (config, directory):
         _, weights = LOADERS[kind](path, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
         return save(target, dataclasses.replace(config, dtype=dtype or config.dtype), weights, companions=directory)
-
-
-@contextlib.contextmanager
-def configured(path: Path, *, name: str = "") -> Iterator[tuple[ModelConfig, Path]]:
-    """A checkpoint's configuration, under `name` or its own, and the directory of its config.json and tokenizer.
-
-    That of a GGUF file is made of its metadata, named like the file, and gone after the `with`.
-    """
-    if checkpoint_kind(path) != "gguf":
-        yield read_config(path, name=name), path
-        return
-    with tempfile.TemporaryDirectory(prefix="kinetics_jax-") as folder:
-        directory = Path(folder) / path.stem
-        directory.mkdir()
-        yield unpack_gguf(path, directory), directory

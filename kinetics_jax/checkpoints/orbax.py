@@ -15,13 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.files import (
-    list_orbax_files,
-    listed,
-    orbax_file_faults,
-    write_companions,
-    written_whole,
-)
+from kinetics_jax.checkpoints.files import list_orbax_files, listed, orbax_file_faults, write_companions, written_whole
 from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, CheckpointError
 from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, sharding_of
 from kinetics_jax.config import ModelConfig

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.errors import UserError
+from kinetics_jax.hub import hub_failure
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
 GGUF = ".gguf"
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
@@ -17,12 +18,6 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be found or loaded; the message lists everything that is wrong with it."""
-
-
-def builtin_models() -> list[str]:
-    """Names of the checkpoints that come with the package, smallest first."""
-    folders = [path.parent for path in ASSETS.glob("*/model.safetensors")]
-    return [folder.name for folder in sorted(folders, key=lambda folder: (folder / "model.safetensors").stat().st_size)]
 
 
 def resolve(name: str | Path) -> Path:
@@ -71,33 +66,6 @@ def checkpoint_kind(directory: Path) -> Literal["hf", "orbax", "gguf"]:
     raise CheckpointError(
         f"{directory}: not a checkpoint; one holds config.json and either *.safetensors or Orbax's {ORBAX_WEIGHTS}/"
     )
-
-
-def hub_failure(name: str, error: Exception) -> str:
-    """One line for a user about what huggingface_hub raised while `name` (a model or a data set) was fetched."""
-    from huggingface_hub import errors
-
-    hub, cause = f"{name}: not on disk, and the hub", error.__cause__
-    if isinstance(error, errors.GatedRepoError):  # before its parent, RepositoryNotFoundError
-        return f"{name}: gated on the hub; accept its terms on its page there and log in with `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{hub} has no repository of this name; if it is a private one, log in with `hf auth login`"
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"{hub} refused: {_first_line(error)}"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if isinstance(cause, errors.HfHubHTTPError):
-            return f"{hub} answered {cause.response.status_code}; try again later"
-        offline = " (HF_HUB_OFFLINE is set)" if isinstance(cause, errors.OfflineModeIsEnabled) else ""
-        partly = type(error).__name__ == "IncompleteSnapshotError"  # new in huggingface_hub 2
-        whole = "only partly on disk" if partly else "not on disk"
-        return f"{name}: {whole}, and the hub cannot be reached{offline}; download it where there is a network"
-    if isinstance(error, errors.HFValidationError):
-        return f"{name}: not on disk, and not a name on the hub ({_first_line(error)})"
-    return f"{name}: the download broke off ({type(error).__name__}: {_first_line(error)}); the same command resumes it"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0].strip().rstrip(".")
 
 
 def _from_hub(name: str) -> Path:

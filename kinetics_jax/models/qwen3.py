@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from kinetics_kernels.ops.grouped_matmul import grouped_matmul
 
 from kinetics_jax.config import Llama3Scaling, ModelConfig
-from kinetics_jax.sharding import constrained, rows_spec
+from kinetics_jax.sharding.mesh import constrained, rows_spec
 
 # attend(layer, q [batch, time, heads, head_dim], k, v [batch, time, kv_heads, head_dim], state)
 #   -> (out [batch, time, heads, head_dim], state)

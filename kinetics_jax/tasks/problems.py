@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.checkpoints.resolve import ASSETS, hub_failure
+from kinetics_jax.assets import ASSETS
 from kinetics_jax.errors import UserError
+from kinetics_jax.hub import hub_failure
 from kinetics_jax.tasks.answers import last_answer_box, thousands
 
 BUILTIN = "builtin"

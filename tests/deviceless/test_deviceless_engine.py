@@ -8,11 +8,10 @@ import pytest
 from flax import nnx
 
 import kinetics_jax as kj
-from kinetics_jax.attention import summary_layers
-from kinetics_jax.cache import PagedCache
+from kinetics_jax.attention.cache import PagedCache, summary_layers
+from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
+from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
-from kinetics_jax.sampling import seed_key
-from kinetics_jax.steps import Slots, decode_chunk, prefill
 
 BATCH, CONTEXT, PAGE = 8, 8192, 64
 # With jax 0.11.2 a stable top-k of more than 16 needs a device to choose its algorithm; 16 compiles without.

@@ -10,10 +10,10 @@ from flax import nnx
 from kinetics_kernels.ops.grouped_matmul import grouped_matmul
 
 import kinetics_jax as kj
-from kinetics_jax.attention import empty_cache
+from kinetics_jax.attention.cache import empty_cache
+from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
+from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
-from kinetics_jax.sampling import seed_key
-from kinetics_jax.steps import Slots, decode_chunk, prefill
 
 BATCH, CONTEXT, PAGE = 8, 8192, 64
 SPARSE = kj.BlockTopK(budget=1024, page_size=PAGE)  # its first layer is dense

@@ -8,8 +8,8 @@ import pytest
 from kinetics_kernels import targets
 
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.deviceless import memory_of, target_of
-from kinetics_jax.memory_plan import SAMPLING
+from kinetics_jax.devices.deviceless import memory_of, target_of
+from kinetics_jax.devices.memory_plan import SAMPLING
 from kinetics_jax.policies import BlockTopK
 
 CONTEXT = 32_768
@@ -42,8 +42,9 @@ def test_the_command_prints_the_plan_of_a_gpu():
     except targets.TargetUnavailable as reason:
         pytest.skip(str(reason))
     line = f"doctor --model 0.6B --device h100 --context {CONTEXT} --batch 32 --json --attention {SPARSE}"
-    script = "from kinetics_jax.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script, *line.split()], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "kinetics_jax", *line.split()], capture_output=True, text=True, check=True
+    )
     plan = json.loads(done.stdout)
     assert plan["decode"]["temp_bytes"] <= 0.05 * plan["decode"]["cache_bytes"] <= 0.05 * plan["decode"]["alias_bytes"]
     # Of a prompt of 16 chunks over 28 layers: attention's buffers are those of one layer.

@@ -1,14 +1,9 @@
 """The states that the kernel suites time, made where they only just fit."""
 
 import functools
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "experiments"))
-
 from kernel_bench.timing import random_array
 
 

@@ -3,16 +3,13 @@
 python tests/golden/make_goldens.py
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tiny import PARITY_CASES, tiny_config, write_checkpoint
+from transformers import AutoModelForCausalLM
 
 TIME = 37
 goldens = {}

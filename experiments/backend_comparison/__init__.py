@@ -1,7 +1,0 @@
-"""Recordings of the ops and of a checkpoint's decoding on one backend, and what differs between two of them."""
-
-import pathlib
-import sys
-
-# The kernels of this checkout, whatever is installed; so that a clone will do.
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "kernels"))

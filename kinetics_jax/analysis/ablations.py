@@ -1,0 +1,181 @@
+"""What shorter answers and smaller attention budgets cost in accuracy: tables with a row per setting. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kinetics_jax.analysis.samples import Pool, Problem, RunData, pooled
+from kinetics_jax.errors import UserError
+from kinetics_jax.policies import Policy
+from kinetics_jax.stats.estimators import cluster_bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEPS = 16  # caps in the default grid
+
+
+class AblationError(UserError):
+    """An ablation that the samples at hand cannot give; the message says why."""
+
+
+def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = None) -> pd.DataFrame:
+    """Accuracy had generation been capped at n tokens, from the samples as they are: a row per (model, attention, n).
+
+    Where the cut texts were graded (`RunData.caps`, as `kinetics grade --caps` leaves them), those grades count: the
+    paper's Long-CoT. Elsewhere an answer not finished within n tokens counts as wrong: a sample counts as right under
+    the cap n when it is right and has at most n tokens (the end token included). Right answers that stand in the first
+    n tokens of a longer sample are then not looked for, so cutting and grading again can only give more. A table holds
+    one rule for all its rows, the second unless all runs have grades at all its caps; `attrs["rule"]` says which:
+    "cut" or "finished". Either way a sample is charged min(its length, n) tokens.
+
+    Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
+    `ungraded`; `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 %
+    interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
+    ones included, mean over problems (NaN where token counts are missing).
+
+    `caps` defaults to those at which all runs were cut and graded, and no cap at all; where there are none, to
+    sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
+    measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
+    SamplesError as `samples.pooled` does, and where the second rule needs a token count that is missing.
+    """
+    import pandas as pd
+
+    pools = pooled(runs)
+    most = [_max_tokens(pool) for pool in pools]
+    if caps is None and (common := set.intersection(*(set(pool.caps) for pool in pools))):
+        caps = sorted({*common, max(most)})
+    elif caps is None:
+        longest = int(max(map(_longest, pools)))
+        caps = [-(-longest * step // STEPS) for step in range(1, STEPS + 1)]
+    if not caps or any(cap < 1 or cap != int(cap) for cap in caps):
+        raise AblationError(f"caps must be whole numbers of tokens, at least 1, got {list(caps)}")
+    cut = all(problem.knows(cap) for pool in pools for problem in pool.problems.values() for cap in caps)
+    if not cut and any(pool.caps for pool in pools):
+        warnings.warn(
+            "cut texts were not graded at all of these caps in all runs, so an answer counts only where it is finished "
+            "within the cap; grade all runs at the same caps (kinetics grade RUN --caps …)",
+            stacklevel=2,
+        )
+    rows = []
+    for pool, longest in zip(pools, most, strict=True):
+        grid = np.array(sorted({min(cap, longest) for cap in caps}))
+        right = np.stack([_right_within(problem, grid, cut) for problem in pool.problems.values()])
+        charged = np.stack([np.mean(problem.tokens_within(grid), axis=0) for problem in pool.problems.values()])
+        low, high = cluster_bootstrap(right)
+        rows += [
+            {
+                **_named(pool),
+                "cap": int(cap),
+                **pool.counts,
+                "accuracy": float(np.mean(right[:, i])),
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "mean_tokens": float(np.mean(charged[:, i])),
+            }
+            for i, cap in enumerate(grid)
+        ]
+    table = pd.DataFrame(rows)
+    table.attrs["rule"] = "cut" if cut else "finished"
+    return table
+
+
+def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
+    """Pass@1 against the attention budget: a row per (model, attention), dense attention included.
+
+    Columns: `model`, its `parameters` (used per token), `attention`; `kind` of policy, its `budget` in tokens attended
+    per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `ungraded`;
+    `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 % interval `low` …
+    `high`; `difference` from the model's dense accuracy over the same problems, and its paired interval
+    `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run,
+    or one with other settings, of which a warning tells); `mean_output_tokens` of a sample, mean over problems.
+    Intervals are NaN for one problem.
+
+    Raises SamplesError as `samples.pooled` does, AblationError for a policy without a budget.
+    """
+    import pandas as pd
+
+    pools = pooled(runs)
+    right = [np.array([problem.right / problem.graded for problem in pool.problems.values()]) for pool in pools]
+    dense = {pool.model: (pool, r) for pool, r in zip(pools, right, strict=True) if pool.attention.kind == "dense"}
+    rows = []
+    for pool, mine in zip(pools, right, strict=True):
+        low, high = cluster_bootstrap(mine)
+        sparse = pool.attention.kind != "dense"
+        apart = np.full_like(mine, np.nan)
+        if sparse and pool.model in dense:
+            other, theirs = dense[pool.model]
+            if differ := pool.settings_apart(other):
+                warnings.warn(
+                    f"{pool}: not compared with dense attention, which was run with other {differ}", stacklevel=2
+                )
+            else:
+                apart = mine - theirs  # pools hold the same problems in the same order, so that differences pair
+        apart_low, apart_high = cluster_bootstrap(apart)
+        rows.append(
+            {
+                **_named(pool),
+                "kind": pool.attention.kind,
+                "budget": attention_budget(pool.attention) if sparse else np.nan,
+                "options": _other_options(pool.attention),
+                **pool.counts,
+                "accuracy": float(np.mean(mine)),
+                "low": float(low),
+                "high": float(high),
+                "difference": float(np.mean(apart)),
+                "difference_low": float(apart_low),
+                "difference_high": float(apart_high),
+                "mean_output_tokens": float(np.mean([np.mean(problem.lengths) for problem in pool.problems.values()])),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def attention_budget(policy: Policy) -> int:
+    """Tokens that a sparse policy attends to per step and KV head; for policies of pages, pages × page size.
+
+    Raises AblationError for a policy that has none.
+    """
+    budget = getattr(policy, "budget", 0) or getattr(policy, "pages", 0) * getattr(policy, "page_size", 0)
+    if not budget:
+        raise AblationError(f"attention {policy} has no budget in tokens")
+    return int(budget)
+
+
+def _named(pool: Pool) -> dict[str, Any]:
+    return {"model": pool.model, "parameters": pool.parameters, "attention": str(pool.attention)}
+
+
+def _max_tokens(pool: Pool) -> int:
+    """How long a sample could have become; where the run does not say, the longest, or the largest graded cap."""
+    longest = _longest(pool)
+    told = pool.settings.get("max_tokens") or max(pool.caps, default=1)
+    return int(told if np.isnan(longest) else max(told, longest))
+
+
+def _longest(pool: Pool) -> float:
+    """Tokens of the longest sample; NaN where a count is missing."""
+    return float(np.max([problem.longest for problem in pool.problems.values()]))
+
+
+def _right_within(problem: Problem, caps: np.ndarray, cut: bool) -> np.ndarray:
+    """The share of graded samples that are right within each of `caps [caps]`; float64 [caps], NaN where none is.
+
+    `cut`: by the grades of the cut texts, where they were recorded.
+    """
+    if not cut:
+        problem = dataclasses.replace(problem, caps=(), correct_within=[])
+    grades = problem.grades_within(caps)
+    graded = np.sum(~np.isnan(grades), axis=0)
+    return np.divide(np.nansum(grades, axis=0), graded, out=np.full(len(caps), np.nan), where=graded > 0)
+
+
+def _other_options(policy: Policy) -> str:
+    """What the spelling says besides kind and budget: `page_size=2,dense_layers=none`."""
+    options = str(policy).partition(":")[2].split(",")
+    return ",".join(option for option in options if not option.startswith(("budget=", "pages=")))

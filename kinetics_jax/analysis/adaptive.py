@@ -1,0 +1,163 @@
+"""Adaptive allocation replayed on stored samples: stop sampling a problem when a rule says so, and count the cost.
+
+Samples are redrawn in random orders, without replacement, in waves that decode side by side. A verifier is assumed that
+knows a right answer when it sees one, as pass@N does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """Stop a problem once it is solved (`until_solved`), or after `most` samples; with `probe`, also after so many
+    samples when none of them is right. Samples come in waves of `wave`; a wave that has begun is finished.
+
+    Raises SamplesError for numbers that make no sense.
+    """
+
+    most: int
+    wave: int = 1
+    probe: int | None = None
+    until_solved: bool = True
+
+    def __post_init__(self) -> None:
+        if self.most < 1 or self.wave < 1:
+            raise SamplesError(f"a stop rule needs most and wave of at least 1, got {self.most} and {self.wave}")
+        if self.probe is not None and not 1 <= self.probe <= self.most:
+            raise SamplesError(f"probe must be in 1 … {self.most} (most), got {self.probe}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Means over problems and orders: `accuracy` (share of problems solved) with its interval from redrawing problems,
+    `cost` in Tera-eFLOPs per problem with its interval, `samples` drawn per problem.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    cost: float
+    cost_low: float
+    cost_high: float
+    samples: float
+
+
+def replay(
+    pool: Pool, rule: StopRule, *, orders: int = 200, seed: int = 0, shared_prompt: bool = True, **costs: Any
+) -> Replay:
+    """What a stop rule would have achieved and cost on a pool's graded samples.
+
+    Every wave pays for itself. What the trials of a problem share (its prefill, and with `shared_prompt` the reads of
+    its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads with each.
+    `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves and shared
+    prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a problem has,
+    SamplesError where an architecture or a token count lacks.
+    """
+    config = pool.priced()
+    rng = np.random.default_rng(seed)
+    solved, spent, drawn = np.empty((3, len(pool.problems)))
+    for i, (name, problem) in enumerate(pool.problems.items()):
+        graded = [j for j, grade in enumerate(problem.grades) if grade is not None]
+        if rule.most > len(graded):
+            raise EstimateError(
+                f"{pool}: problem {name!r} has {len(graded)} graded samples, the rule may draw {rule.most}; lower most"
+            )
+        right = np.array([bool(problem.grades[j]) for j in graded])
+        lengths = np.array([problem.lengths[j] for j in graded])
+        cost = generation_cost(
+            config,
+            prompt_tokens=int(problem.prompt_tokens),
+            output_tokens=lengths,
+            attention=pool.attention,
+            shared_prompt=shared_prompt,
+            **costs,
+        )
+        prefill = sum(np.mean(value) for name, value in cost.shared.items() if name.startswith("prefill"))
+        shared = sum(
+            (value for name, value in cost.shared.items() if not name.startswith("prefill")), np.zeros(len(right))
+        )
+        own = cost.total - prefill - shared
+        order = np.argsort(rng.random((orders, len(right))), axis=1)[:, : rule.most]
+        hits = right[order]
+        count = _drawn(hits, rule)
+        taken = np.arange(rule.most) < count[:, None]
+        waves = np.arange(0, rule.most, rule.wave)
+        longest = np.maximum.reduceat(np.where(taken, shared[order], 0.0), waves, axis=1)  # shares grow with length
+        spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
+        solved[i] = np.mean(np.any(hits & taken, axis=1))
+        drawn[i] = np.mean(count)
+    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved), cluster_bootstrap(spent)
+    return Replay(
+        float(solved.mean()), float(low), float(high), float(spent.mean()), float(cost_low), float(cost_high),
+        float(drawn.mean()),
+    )  # fmt: skip
+
+
+def replay_table(
+    pools: Sequence[Pool],
+    *,
+    trials: Sequence[int] | None = None,
+    wave: int = 1,
+    probe: int | None = None,
+    orders: int = 200,
+    seed: int = 0,
+    shared_prompt: bool = True,
+    **costs: Any,
+) -> pd.DataFrame:
+    """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
+
+    Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
+    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after so many samples
+    without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
+    happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
+    """
+    import pandas as pd
+
+    rows = []
+    for pool in pools:
+        fixed = grid([pool], trials=trials, shared_prompt=shared_prompt, **costs)
+        for i, n in enumerate(fixed.configurations["N"]):
+            early = None if probe is None or probe >= n else probe
+            rule = StopRule(most=int(n), wave=min(wave, int(n)), probe=early)
+            found = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
+            cost = float(fixed.cost[i].mean())
+            rows.append(
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n)}
+                | dataclasses.asdict(found)
+                | {
+                    "fixed_accuracy": float(fixed.accuracy[i].mean()),
+                    "fixed_cost": cost,
+                    "saved": 1 - found.cost / cost,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _drawn(hits: np.ndarray, rule: StopRule) -> np.ndarray:
+    """Samples drawn in each order, from `hits [orders, most]` bool."""
+    most = np.full(len(hits), rule.most)
+
+    def to_the_end_of_its_wave(count: np.ndarray) -> np.ndarray:
+        return np.minimum(-(-count // rule.wave) * rule.wave, rule.most)
+
+    found = np.any(hits, axis=1)
+    first = np.argmax(hits, axis=1) + 1
+    count = np.where(found, to_the_end_of_its_wave(first), most) if rule.until_solved else most
+    if rule.probe is not None:
+        probed = int(to_the_end_of_its_wave(np.array(rule.probe)))
+        count = np.where(np.any(hits[:, :probed], axis=1), count, np.minimum(count, probed))
+    return count

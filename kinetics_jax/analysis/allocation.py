@@ -1,0 +1,211 @@
+"""Who gets how much: the paper's Algorithms 1 and 2, one configuration for all, and both on samples they have not seen.
+
+Both algorithms are one rule over different grids: for every problem, of the configurations that cost at most C, the one
+with the highest accuracy. Algorithm 1 (Best-of-N) chooses among (model, attention, N), Algorithm 2 (long chains of
+thought) among (model, attention, cap) at N = 1. The rule knows how every problem turned out: with few samples it picks
+lucky configurations, and `honest_allocation` says by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.analysis.frontier import pareto
+from kinetics_jax.analysis.grid import Grid, default_trials, grid, halves
+from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.stats.estimators import cluster_bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Allocation:
+    """`limits [limits]`, cost allowed per problem, Tera-eFLOPs. `choice [limits, problems]`: the row of the grid, -1
+    where nothing is affordable (accuracy 0, cost 0). `accuracy` and `cost` `[limits, problems]`: what it gives.
+    """
+
+    limits: np.ndarray
+    choice: np.ndarray
+    accuracy: np.ndarray
+    cost: np.ndarray
+
+
+def best_per_problem(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
+    """Algorithms 1 and 2: per problem, the most accurate configuration that costs at most C; the cheapest of equals.
+
+    The best is found anew for every problem. The paper's curves are means over problems of `accuracy`. `law` says what
+    counts as cost when choosing, `Grid.spent`; the allocation's own `cost` is eFLOPs under any.
+    """
+    limits, spent = _limits(limits), cells.spent(law)
+    choice = np.full((len(limits), len(cells.problems)), -1)
+    for problem in range(len(cells.problems)):
+        choice[:, problem] = _best_within(spent[:, problem], cells.accuracy[:, problem], limits)
+    return scored(cells, limits, choice)
+
+
+def best_for_all(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
+    """One configuration for all problems: the most accurate on average that costs at most C on average, by a law."""
+    limits = _limits(limits)
+    choice = _best_within(cells.spent(law).mean(axis=1), cells.accuracy.mean(axis=1).round(12), limits)
+    return scored(cells, limits, np.repeat(choice[:, None], len(cells.problems), axis=1))
+
+
+def scored(cells: Grid, limits: np.ndarray, choice: np.ndarray) -> Allocation:
+    """What choices `[limits, problems]` give on a grid, that they were made on or another with the same rows."""
+    columns = np.arange(len(cells.problems))
+
+    def given(values: np.ndarray) -> np.ndarray:
+        return np.where(choice >= 0, values[choice, columns], 0.0)
+
+    return Allocation(limits, choice, given(cells.accuracy), given(cells.cost))
+
+
+def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float = 0.95) -> pd.DataFrame:
+    """A row per limit: `limit`, `accuracy` (mean over problems) with its interval `low` … `high` from redrawing
+    problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, the cheaper
+    of equally frequent ones; None where nothing is affordable) with the `share` of problems that get it.
+
+    The interval is that of these choices; it knows nothing of their optimism.
+    """
+    import pandas as pd
+
+    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence)
+    mean_cost = cells.cost.mean(axis=1)
+    rows = []
+    for i, limit in enumerate(allocation.limits):
+        used, counts = np.unique(allocation.choice[i], return_counts=True)
+        best = min(zip(-counts, mean_cost[used], used, strict=True))[2] if used.max() >= 0 else -1
+        named: dict[str, Any] = dict.fromkeys(("model", "attention", "N", "cap"))
+        if best >= 0:
+            named = {name: cells.configurations[name].to_numpy()[best] for name in named}
+        rows.append(
+            {
+                "limit": limit,
+                "accuracy": float(np.mean(allocation.accuracy[i])),
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "cost": float(np.mean(allocation.cost[i])),
+                **named,
+                "share": float(np.mean(allocation.choice[i] == best)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def honest_allocation(
+    pools: Sequence[Pool],
+    limits: npt.ArrayLike,
+    *,
+    law: str = "eFLOPs",
+    splits: int = 20,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """What choosing is worth on samples that it has not seen: chosen on one half of every problem's samples, scored on
+    the other; the mean over `splits` random halvings, each used both ways.
+
+    A row per limit and `choice`: `per_problem` (`best_per_problem`) and `for_all` (`best_for_all`). Columns `limit`,
+    `choice`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing problems, `cost` spent
+    there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference.
+
+    `options` are those of `grid.grid`; N goes up to half of the samples. `on_progress` is called with (halvings done,
+    all). Raises SamplesError for less than one halving, and as `grid.grid` and `halves` do.
+    """
+    import pandas as pd
+
+    limits = _limits(limits)
+    if splits < 1:
+        raise SamplesError(f"an honest allocation needs at least one halving, got {splits}")
+    rules = {"per_problem": best_per_problem, "for_all": best_for_all}
+    shape = len(limits), len(pools[0].problems)
+    unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
+    if options.get("trials") is None:
+        options["trials"] = [n for n in default_trials(_fewest(pools)) if n <= _fewest_graded(pools) // 2]
+    for split in range(splits):
+        one, two = (grid(half, **options) for half in halves(pools, seed + split))
+        for chosen_on, scored_on in ((one, two), (two, one)):
+            for name, rule in rules.items():
+                there = rule(chosen_on, limits, law=law)
+                elsewhere = scored(scored_on, limits, there.choice)
+                seen[name] += there.accuracy
+                unseen[name] += elsewhere.accuracy
+                spent[name] += elsewhere.cost
+        if on_progress:
+            on_progress(split + 1, splits)
+    rows = []
+    for name in rules:
+        accuracy = unseen[name] / (2 * splits)
+        low, high = cluster_bootstrap(accuracy.T)
+        promised = seen[name].mean(axis=1) / (2 * splits)
+        rows += [
+            {
+                "limit": limit,
+                "choice": name,
+                "accuracy": float(accuracy[i].mean()),
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "cost": float(spent[name][i].mean() / (2 * splits)),
+                "seen": float(promised[i]),
+                "optimism": float(promised[i] - accuracy[i].mean()),
+            }
+            for i, limit in enumerate(limits)
+        ]
+    return pd.DataFrame(rows)
+
+
+def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
+    """The best of all rows of a table with `cost` and `accuracy` at every cost: the rows that `pareto` keeps, cheapest
+    first, one of equal ones (the first). Each keeps its own labels, so that the label at a cost is that of the row
+    which makes the envelope there.
+
+    `smooth`, odd, replaces accuracies by their running median over so many rows, kept non-decreasing; 0 does not.
+    Raises SamplesError for another number.
+    """
+    if smooth and (smooth < 0 or smooth % 2 == 0):
+        raise SamplesError(f"smooth must be 0 or an odd number of rows, got {smooth}")
+    kept = table.loc[pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())]
+    kept = kept.sort_values(by=["cost", "accuracy"], kind="stable").drop_duplicates(["cost", "accuracy"])
+    kept = kept.reset_index(drop=True)
+    if smooth:
+        accuracy, reach = kept["accuracy"].to_numpy(), smooth // 2
+        medians = [np.median(accuracy[max(0, i - reach) : i + reach + 1]) for i in range(len(accuracy))]
+        kept["accuracy"] = np.maximum.accumulate(medians)
+    return kept
+
+
+def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> np.ndarray:
+    """`count` limits, evenly spaced in the logarithm, from the cheapest cell of the grid to the dearest, by a law."""
+    spent = cells.spent(law)
+    return np.geomspace(spent.min(), spent.max() * (1 + 1e-9), count)
+
+
+def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Row of the highest accuracy at a cost of at most each limit, the cheapest of equals; -1 where there is none."""
+    order = np.lexsort((-accuracy, cost))  # by cost; the most accurate first among equals
+    ordered = accuracy[order]
+    leads = np.concatenate([[True], ordered[1:] > np.maximum.accumulate(ordered)[:-1]])
+    best = np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))  # the latest row to take the lead
+    affordable = np.searchsorted(cost[order], limits, side="right") - 1
+    return np.where(affordable >= 0, order[best[np.maximum(affordable, 0)]], -1)
+
+
+def _limits(limits: npt.ArrayLike) -> np.ndarray:
+    limits = np.atleast_1d(np.asarray(limits, np.float64))
+    if limits.ndim != 1 or not limits.size or not np.all(limits >= 0):
+        raise SamplesError(f"cost limits must be numbers from 0 up, Tera-eFLOPs per problem, got {limits}")
+    return limits
+
+
+def _fewest(pools: Sequence[Pool]) -> Pool:
+    return min(pools, key=lambda pool: min(problem.graded for problem in pool.problems.values()))
+
+
+def _fewest_graded(pools: Sequence[Pool]) -> int:
+    return min(problem.graded for pool in pools for problem in pool.problems.values())

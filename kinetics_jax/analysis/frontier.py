@@ -1,0 +1,109 @@
+"""From graded samples to accuracy against cost: a row per (model, attention, N), and which rows pay."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.samples import Pool, RunData, pooled
+from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.stats.estimators import cluster_bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def frontier(
+    runs: Iterable[RunData],
+    *,
+    convention: str = "traffic",
+    hardware: str | Hardware | None = None,
+    intensity: float | None = None,
+    trials: Sequence[int] | None = None,
+    caps: Sequence[int] | None = None,
+    shared_prompt: bool = False,
+) -> pd.DataFrame:
+    """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
+
+    Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
+    `ungraded` behind the row; `accuracy`, the mean over problems of pass@N, and the 95 % interval `low` … `high` from
+    redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens` of a sample, mean over problems;
+    `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over the measured lengths (equation
+    10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`, `hardware` (None with an
+    intensity), `intensity`.
+
+    Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
+    of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
+    sample too, and a column `cap` behind N; see `grid.grid`. Ungraded samples count towards lengths and cost, not
+    towards accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that
+    was cut off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled`
+    does, and for a run without the architecture or the token counts that a cost needs; EstimateError for more trials
+    than graded samples; CostError and HardwareError for costs that cannot be computed.
+    """
+    import pandas as pd
+
+    pools = pooled(runs)
+    costs: dict[str, Any] = {"convention": convention, "hardware": hardware, "intensity": intensity}
+    cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
+    names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
+    tables = []
+    for pool in pools:
+        of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
+        _warn_of_ungraded(pool, int(of_pool.configurations["N"].to_numpy().max()))
+        low, high = cluster_bootstrap(of_pool.accuracy.T)
+        table = of_pool.configurations
+        if caps is None:
+            table = table.drop(columns="cap")
+        tables.append(
+            table.assign(
+                **pool.counts,
+                accuracy=np.round(np.mean(of_pool.accuracy, axis=1), 12),  # equal accuracies tie, rounding or not
+                low=low,
+                high=high,
+                mean_output_tokens=np.mean(of_pool.tokens, axis=1),
+                compute=np.mean(of_pool.compute, axis=1),
+                memory=np.mean(of_pool.memory, axis=1),
+                cost=np.mean(of_pool.cost, axis=1),
+            )
+        )
+    table = pd.concat(tables, ignore_index=True)
+    table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
+    name = hardware.name if isinstance(hardware, Hardware) else hardware
+    table.attrs = {
+        "convention": convention,
+        "hardware": name if intensity is not None or name else "h100",
+        "intensity": intensity,
+    }
+    return table
+
+
+def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
+    """Which of `cost [rows]`, `accuracy [rows]` no other row beats: at least as accurate, at most as costly, and
+    strictly one of the two. Equal rows stand or fall together. Returns bool [rows]; NaN never stands.
+    """
+    cost, accuracy = np.asarray(cost, np.float64), np.asarray(accuracy, np.float64)
+    standing = np.zeros(len(cost), bool)
+    best, best_cost = -np.inf, np.nan
+    for row in np.lexsort((-accuracy, cost)):  # by cost; the most accurate first among equals
+        if accuracy[row] > best and not np.isnan(cost[row]):
+            best, best_cost = accuracy[row], cost[row]
+        standing[row] = accuracy[row] == best and cost[row] == best_cost
+    return standing
+
+
+def _warn_of_ungraded(pool: Pool, most: int) -> None:
+    counts = pool.counts
+    if not counts["ungraded"]:
+        return
+    name, problem = min(pool.problems.items(), key=lambda item: item[1].graded)
+    short = f"; N ends at {most}, since problem {name!r} has {problem.graded} of {len(problem.lengths)} graded"
+    warnings.warn(
+        f"{pool}: {counts['ungraded']} of {counts['samples']} samples have no grade (the grader gave up); they count "
+        f"for cost, not for accuracy{short if 2 * most <= len(problem.lengths) else ''}",
+        stacklevel=3,
+    )

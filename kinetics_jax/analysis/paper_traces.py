@@ -1,0 +1,178 @@
+"""The JSONL files that the paper's own code writes, as RunData. No jax.
+
+Line 1 says what the run was: `attn_local`, `attn_topk`, `attn_block_topk`, `attn_block_size`. Every other line is a
+sample: `query`; `choices` or `choice`, the known answer (a text, or a list of one); `prediction`, the model's text or a
+list of one; `score`, 0 or 100. Nothing says which of a question's samples it is, what the model was called, or how many
+tokens it generated: questions are told apart by their text, samples by their place in the file, the model by the file's
+name where that has one, and tokens are counted anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kinetics_jax.analysis.samples import RunData, SamplesError, agree
+from kinetics_jax.config import PUBLISHED
+from kinetics_jax.policies import Dense, LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
+
+SINK_TOKENS = 4
+# Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
+PROMPT_AROUND_QUESTION = 80
+SHORT = 48  # characters of a question that stand in its id
+KNOWN = ("attn_local", "attn_topk", "attn_block_topk", "attn_block_size")
+SPARSE_NAMES = re.compile(r"topk|_local\d|stride|quest|nsample")
+
+
+def recognised(first: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a file's first two records are of this format."""
+    return any({"query", "prediction", "score"} <= record.keys() for record in first)
+
+
+def read(
+    path: Path,
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    model: str | None = None,
+    attention: Policy | None = None,
+    tokenizer: Any = None,
+) -> RunData:
+    """A file's samples; `rows` are its records, each with where it stands. Other arguments as in `readers.read_all`.
+
+    `output_tokens` are those of the prediction, without an end token that it does not spell; `prompt_tokens` those of
+    the question and the 80 that the paper's code puts around it. Both are None without a tokenizer. Raises SamplesError
+    naming file and line.
+    """
+    metadata: Mapping[str, Any] = {}
+    if "query" not in rows[0][1]:
+        (_, metadata), *rows = rows
+    if not rows:
+        raise SamplesError(f"{path}: holds no samples")
+    policy = agree(path, "attention", _policy(path, metadata), attention)
+    if policy is None:
+        raise SamplesError(f"{path}: does not say its attention (its first line has no attn_local …); name it")
+    name = agree(path, "model", metadata.get("model") or _model(path), model)
+    if name is None:
+        raise SamplesError(f"{path}: neither its first line nor its name says which model it is of; name the model")
+    questions, answers, texts, correct = zip(*(_sample(path, where, fields) for where, fields in rows), strict=True)
+    asked: dict[str, tuple[str, str]] = {}
+    for (where, _), question, answer in zip(rows, questions, answers, strict=True):
+        if asked.setdefault(_id(question), (question, answer)) != (question, answer):
+            raise SamplesError(f"{path}, {where}: the same question has another known answer further up")
+    lengths = prompts = [None] * len(texts)
+    if tokenizer is not None:
+        count = _counter(tokenizer)
+        lengths = count(texts)
+        distinct = list(dict.fromkeys(questions))
+        by_question = dict(zip(distinct, count(distinct), strict=True))
+        prompts = [by_question[question] + PROMPT_AROUND_QUESTION for question in questions]
+    return RunData(
+        model=name,
+        attention=policy,
+        config=None,
+        problem=[_id(question) for question in questions],
+        sample=[(str(path.resolve()), i) for i in range(len(texts))],
+        prompt_tokens=prompts,
+        output_tokens=lengths,
+        correct=list(correct),
+        task=str(metadata.get("task") or ""),
+        asked=asked,
+    )
+
+
+def _sample(path: Path, where: str, fields: Mapping[str, Any]) -> tuple[str, str, str, bool | None]:
+    """Question, known answer, text and grade of a record."""
+    try:
+        query, text = fields["query"], _one(fields["prediction"])
+        gold = _one(fields["choices"] if "choices" in fields else fields["choice"])
+        score = fields["score"]
+    except KeyError as error:
+        raise SamplesError(f"{path}, {where}: no {error.args[0]!r}") from error
+    except ValueError as error:
+        raise SamplesError(f"{path}, {where}: prediction and choices are a text, or a list of one") from error
+    if not isinstance(query, str):
+        raise SamplesError(f"{path}, {where}: query is no text")
+    if score not in (0, 1, 100, None):
+        raise SamplesError(f"{path}, {where}: score is 0 or 100, not {score!r}")
+    return query, gold, text, None if score is None else score > 0
+
+
+def _one(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, int | float):  # a known answer that is a number
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _policy(path: Path, metadata: Mapping[str, Any]) -> Policy | None:
+    """The attention that the first line states, as that code reads it: dense unless `attn_local` is a number.
+
+    Budgets are counted as its cost model does, so that they price alike under the upstream convention: k tokens and the
+    local window of token top-k; the window, beside four sink tokens, where nothing is chosen.
+    """
+    said = {name: value for name, value in metadata.items() if name.startswith(("attn_", "quest_"))}
+    if other := [name for name in said if name not in KNOWN and name.startswith("attn_") and said[name] is not None]:
+        raise SamplesError(f"{path}: {', '.join(other)} of its first line has no counterpart here")
+    if said.get("quest_topk_blocks") is not None:
+        raise SamplesError(f"{path}: quest_topk_blocks of its first line has no counterpart here")
+    local, tokens, blocks = (said.get(name) for name in KNOWN[:3])
+    if local is None and (tokens is not None or blocks is not None):
+        local = 0
+    if local is None:
+        if not metadata or (not said and SPARSE_NAMES.search(path.stem)):
+            return None
+        return Dense()
+    numbers = [value for value in (local, tokens, blocks, said.get("attn_block_size")) if value is not None]
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in numbers):
+        raise SamplesError(f"{path}: attn_… of its first line are whole numbers, got {said}")
+    if blocks is not None:
+        return LiteSysBlockTopK(pages=blocks, page_size=said.get("attn_block_size") or 16, local=local)
+    if tokens:
+        return TokenTopK(budget=tokens + local)
+    return SlidingWindow(budget=SINK_TOKENS + local, sink_tokens=SINK_TOKENS)
+
+
+def _model(path: Path) -> str | None:
+    """A published model that the file's name spells as the paper's files do: aime24_qwen3-1-7b_local0.jsonl."""
+    named = {size.lower().replace(".", "-"): f"Qwen/Qwen3-{size}" for size in PUBLISHED}
+    spelled = re.search(r"qwen3[-_]([0-9a-z.-]+?)(?=_|$)", path.stem.lower())
+    return named.get(spelled[1].replace(".", "-")) if spelled else None
+
+
+def _id(question: str) -> str:
+    """A question's id: its text where that is short, else its beginning and a hash of the whole."""
+    text = " ".join(question.split())
+    if len(text) <= SHORT:
+        return text
+    return f"{text[:SHORT]}… {hashlib.blake2b(question.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+
+
+def _counter(tokenizer: Any) -> Any:
+    """A function from texts to token counts; nothing is added before or after a text."""
+    if isinstance(tokenizer, str | Path):
+        path = Path(tokenizer)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise SamplesError(f"{path}: not a tokenizer ({error})") from error
+
+    def count(texts: Sequence[str]) -> list[int]:
+        counts = []
+        for start in range(0, len(texts), 64):  # bounds the memory of encodings
+            batch = [
+                text.encode("utf-8", "replace").decode() for text in texts[start : start + 64]
+            ]  # no lone surrogates
+            batch = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            counts += [len(encoding.ids) for encoding in batch]
+        return counts
+
+    return count

@@ -1,0 +1,186 @@
+"""Power laws along an envelope, and what equal costs buy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kinetics_jax.analysis.allocation import Allocation
+    from kinetics_jax.analysis.grid import Grid
+
+STEEPEST = 4.0  # exponents are looked for in -STEEPEST … STEEPEST
+LONGEST = 1 << 24  # tokens: beyond any context
+
+
+class FitError(UserError):
+    """Points that a law cannot be fitted to; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """y = scale * x ** exponent + offset, with an interval `(low, high)` of each (NaN where there is none)."""
+
+    scale: float
+    exponent: float
+    offset: float = 0.0
+    scale_interval: tuple[float, float] = (np.nan, np.nan)
+    exponent_interval: tuple[float, float] = (np.nan, np.nan)
+    offset_interval: tuple[float, float] = (np.nan, np.nan)
+
+    def __call__(self, x: npt.ArrayLike) -> Any:
+        return self.scale * np.asarray(x, np.float64) ** self.exponent + self.offset
+
+    def __str__(self) -> str:
+        return f"{self.scale:.4g} x^{self.exponent:.3g}" + (f" {self.offset:+.4g}" if self.offset else "")
+
+
+def power_law(
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    offset: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> PowerLaw:
+    """The power law through points `x, y [points]`, x > 0.
+
+    Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
+    squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
+    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those
+    take `law_along`, or redraw the problems, fit each time and give the laws to `spread`. NaN for fewer than one point
+    more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or numbers
+    that have no logarithm.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    law = _fitted(x, y, offset)
+    parameters = 3 if offset else 2
+    if len(x) <= parameters:
+        return law
+    rng = np.random.default_rng(seed)
+    laws = []
+    while len(laws) < resamples:
+        drawn = rng.integers(len(x), size=len(x))
+        if len(np.unique(x[drawn])) >= parameters:
+            laws.append(_fitted(x[drawn], y[drawn], offset))
+    return spread(law, laws, confidence=confidence)
+
+
+def law_along(
+    cells: Grid,
+    allocation: Allocation,
+    quantity: str | npt.ArrayLike,
+    *,
+    where: npt.ArrayLike | None = None,
+    offset: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> PowerLaw:
+    """How what is chosen grows with cost along an allocation: means over problems against the mean cost paid.
+
+    `quantity`: `tokens` of a sample, a numeric column of the grid's configurations (`N`, `cap`, `parameters`), or a
+    number for each configuration (KV budgets, say), NaN where a configuration has none. `where` bool [limits]: the
+    limits that count; by default those at which every problem affords something that has the quantity. Intervals
+    redraw problems, choices as they are, and fit each time. Raises FitError as `power_law` does.
+    """
+    if isinstance(quantity, str) and quantity == "tokens":
+        values = cells.tokens
+    else:
+        column = cells.configurations[quantity].to_numpy(np.float64) if isinstance(quantity, str) else quantity
+        values = np.broadcast_to(np.asarray(column, np.float64)[:, None], cells.tokens.shape)
+    chosen = np.where(allocation.choice >= 0, values[allocation.choice, np.arange(len(cells.problems))], np.nan)
+    counts = ~np.isnan(chosen).any(axis=1)
+    if where is not None:
+        counts &= np.asarray(where, bool)
+    cost, chosen = allocation.cost[counts], chosen[counts]
+    law = _fitted(cost.mean(axis=1), chosen.mean(axis=1), offset)
+    if len(cells.problems) == 1:
+        return law
+    draws = np.random.default_rng(seed).integers(len(cells.problems), size=(resamples, len(cells.problems)))
+    laws = [_fitted(cost[:, drawn].mean(axis=1), chosen[:, drawn].mean(axis=1), offset) for drawn in draws]
+    return spread(law, laws, confidence=confidence)
+
+
+def spread(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
+    """The law with percentile intervals from fits to redrawn data. Raises FitError without any."""
+    if not redrawn:
+        raise FitError("intervals of a law need fits to redrawn data")
+    tail = (1 - confidence) / 2
+    intervals = {}
+    for name in ("scale", "exponent", "offset"):
+        low, high = np.quantile([getattr(other, name) for other in redrawn], [tail, 1 - tail])
+        intervals[f"{name}_interval"] = float(low), float(high)
+    return dataclasses.replace(law, **intervals)
+
+
+def _fitted(x: np.ndarray, y: np.ndarray, offset: bool) -> PowerLaw:
+    parameters = 3 if offset else 2
+    if x.ndim != 1 or x.shape != y.shape:
+        raise FitError(f"a power law needs a y for every x, got shapes {x.shape} and {y.shape}")
+    if len(np.unique(x)) < parameters:
+        raise FitError(f"a power law of {parameters} parameters needs as many different x, got {len(np.unique(x))}")
+    if not (np.all(np.isfinite(x) & (x > 0) & np.isfinite(y)) and (offset or np.all(y > 0))):
+        raise FitError("a power law needs positive, finite numbers" + (" for x" if offset else ""))
+    return _with_offset(x, y) if offset else _through_logarithms(x, y)
+
+
+def _through_logarithms(x: np.ndarray, y: np.ndarray) -> PowerLaw:
+    exponent, level = np.polyfit(np.log(x), np.log(y), 1)
+    return PowerLaw(float(np.exp(level)), float(exponent))
+
+
+def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
+    """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
+    base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
+    exponent, slope, level = 0.0, 0.0, y.mean()
+    low, high = -STEEPEST, STEEPEST
+    for _ in range(12):
+        exponents = np.linspace(low, high, 65)
+        powers = (x / base) ** exponents[:, None]
+        centred = powers - powers.mean(axis=1, keepdims=True)
+        size = np.sum(centred**2, axis=1)
+        slopes = np.divide(centred @ (y - y.mean()), size, out=np.zeros_like(size), where=size > 1e-24)
+        misses = np.sum((y - y.mean() - slopes[:, None] * centred) ** 2, axis=1)
+        misses[size <= 1e-24] = np.inf  # exponent 0: that law is a constant
+        best = int(np.argmin(misses))
+        exponent, slope, level = exponents[best], slopes[best], y.mean() - slopes[best] * powers[best].mean()
+        step = exponents[1] - exponents[0]
+        low, high = exponent - step, exponent + step
+    return PowerLaw(float(slope / base**exponent), float(exponent), float(level))
+
+
+def iso_cost(
+    config: ModelConfig,
+    total: npt.ArrayLike,
+    *,
+    prompt_tokens: npt.ArrayLike,
+    trials: npt.ArrayLike = 1,
+    **costs: Any,
+) -> Any:
+    """Tokens of a sample that a cost buys: the largest whole number of them that costs at most `total` Tera-eFLOPs.
+
+    `total`, `prompt_tokens` and `trials` are numbers or arrays that broadcast; over a range of trials this is a contour
+    of equal cost. `costs` are attention, convention, hardware … of `cost.generation_cost`. Returns float64 of the
+    broadcast shape; 0 where not even one token is affordable, infinite where 2 ** 24 are.
+    """
+    total, prompt, count = np.broadcast_arrays(*map(np.asarray, (total, prompt_tokens, trials)))
+
+    def affordable(tokens: np.ndarray) -> np.ndarray:
+        return generation_cost(config, prompt_tokens=prompt, output_tokens=tokens, trials=count, **costs).total <= total
+
+    low, high = np.zeros(total.shape), np.full(total.shape, float(LONGEST))
+    endless = affordable(high)
+    while np.any(high - low > 1):
+        middle = (low + high) // 2
+        fits = affordable(middle)
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return np.where(endless, np.inf, low)[()]

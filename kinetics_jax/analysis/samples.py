@@ -1,0 +1,373 @@
+"""Graded samples, whatever their source, as the economics needs them: one RunData per run, pooled by configuration."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import UserError
+from kinetics_jax.policies import Policy, parse_policy
+from kinetics_jax.runs.cut_grades import grades_within
+from kinetics_jax.runs.folder import Run
+
+
+class SamplesError(UserError):
+    """Runs that cannot be compared as they are; the message names the run and the cure."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunData:
+    """What a frontier needs of one run. The fields from `problem` to `correct` are parallel, one entry per sample.
+
+    `config`: the architecture, None where it is not known: accuracy and tokens can be told, costs cannot. `problem`:
+    ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`, `output_tokens`:
+    counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample was not graded.
+    `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not known.
+    `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what was
+    asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text that
+    put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been cut
+    after that many tokens and the cut text been graded. Raises SamplesError when the parallel fields' lengths differ,
+    or caps are not whole numbers from 1 up in ascending order.
+    """
+
+    model: str
+    attention: Policy
+    config: ModelConfig | None
+    problem: Sequence[str]
+    sample: Sequence[Hashable]
+    prompt_tokens: npt.ArrayLike | Sequence[int | None]
+    output_tokens: npt.ArrayLike | Sequence[int | None]
+    correct: Sequence[bool | None]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: str = ""
+    asked: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    caps: Sequence[int] = ()
+    correct_within: Sequence[Sequence[bool | None]] = ()
+    answers: Sequence[str | None] = ()
+
+    def __post_init__(self) -> None:
+        counts = {
+            field: len(np.atleast_1d(np.asarray(getattr(self, field), object)))
+            for field in ("problem", "sample", "prompt_tokens", "output_tokens", "correct")
+        }
+        if self.caps:
+            counts["correct_within"] = len(self.correct_within)
+        if len(self.answers):
+            counts["answers"] = len(self.answers)
+        if len(set(counts.values())) > 1:
+            raise SamplesError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
+        caps = list(self.caps)
+        if any(cap < 1 or cap != int(cap) for cap in caps) or caps != sorted(set(caps)):
+            raise SamplesError(
+                f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
+                f"got {caps}"
+            )
+        if any(len(grades) != len(caps) for grades in self.correct_within):
+            raise SamplesError(
+                f"run of {self.model} {self.attention}: correct_within needs a grade for each of {len(caps)} caps"
+            )
+
+
+def agree(source: object, what: str, there: Any, given: Any) -> Any:
+    """What a source says or, where it says nothing, what was given. Raises SamplesError where the two differ."""
+    if there is not None and given is not None and there != given:
+        raise SamplesError(f"{source}: its {what} is {there}, not {given} as given; leave {what} out")
+    return given if there is None else there
+
+
+def run_data(run: Run) -> RunData:
+    """A run folder as read, for `frontier`, with the grades of its cut samples where it has them.
+
+    Raises SamplesError naming the folder and what run.json lacks, TraceError for grades that cannot be read.
+    """
+    missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
+    if missing:
+        raise SamplesError(f"{run.path / 'run.json'}: missing {', '.join(missing)}")
+    try:
+        config = dict(run.run["config"])
+        shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
+        attention = parse_policy(run.run["policy"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SamplesError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+    settings = {**run.run.get("sampling", {}), "dtype": run.run.get("dtype"), "weights": run.run.get("weights")}
+    wanted = run.run.get("n", 0) * len(run.problems)
+    if len(run.samples) < wanted:
+        warnings.warn(
+            f"{run.path}: unfinished, {len(run.samples)} of {wanted} samples; short samples end first, so accuracy and "
+            f"cost are off; the command that began the run finishes it",
+            stacklevel=2,
+        )
+    caps, correct_within = grades_within(run)
+    return RunData(
+        model=run.run["model"],
+        attention=attention,
+        config=shape,
+        problem=[record["problem"] for record in run.samples],
+        sample=[(record["seed"], record["sample"]) for record in run.samples],
+        prompt_tokens=[record["prompt_tokens"] for record in run.samples],
+        output_tokens=[len(record["output_tokens"]) for record in run.samples],
+        correct=[record["correct"] for record in run.samples],
+        settings={name: value for name, value in settings.items() if name != "seed"},
+        task=run.run.get("task") or "",
+        asked={name: (problem.get("question"), problem.get("answer")) for name, problem in run.problems.items()},
+        prompts={name: problem.get("prompt", "") for name, problem in run.problems.items()},
+        caps=caps,
+        correct_within=correct_within,
+        answers=[record.get("answer") for record in run.samples],
+    )
+
+
+@dataclasses.dataclass
+class Problem:
+    """The samples of one problem.
+
+    `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
+    output tokens, NaN where they were not recorded; `grades`, None where the sample has none; where cut texts were
+    graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are known,
+    `answers`, None for a sample that gives none.
+    """
+
+    prompt_tokens: float
+    lengths: list[float]
+    grades: list[bool | None]
+    caps: tuple[int, ...] = ()
+    correct_within: list[tuple[bool | None, ...]] = dataclasses.field(default_factory=list)
+    answers: list[str | None] = dataclasses.field(default_factory=list)
+
+    @property
+    def graded(self) -> int:
+        return sum(grade is not None for grade in self.grades)
+
+    @property
+    def right(self) -> int:
+        return sum(grade is True for grade in self.grades)
+
+    @property
+    def longest(self) -> float:
+        """Tokens of the longest sample, at least 1; NaN where a length is missing."""
+        return math.nan if any(map(math.isnan, self.lengths)) else float(max([1, *self.lengths]))
+
+    def knows(self, cap: int) -> bool:
+        """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
+        return cap in self.caps or self.longest <= cap
+
+    def grades_within(self, caps: npt.ArrayLike) -> np.ndarray:
+        """Grades of the samples, had each been cut after so many tokens: float64 [samples, caps], NaN for no grade.
+
+        A cap that is among `caps` takes the recorded grades. Under another a sample counts by its own grade when it
+        ends within the cap, and as wrong when it does not (unless it has no grade at all): right answers that stand in
+        the text before the cap are not looked for, so that cutting and grading again can only give more. Raises
+        SamplesError where that needs a length that was not recorded.
+        """
+        caps = np.atleast_1d(np.asarray(caps))
+        lengths = np.array(self.lengths, np.float64)[:, None]
+        grades = _as_numbers(self.grades)[:, None]
+        within = np.where(np.isnan(grades) | (lengths <= caps), grades, 0.0)
+        missing = np.isnan(lengths) & ~np.isnan(grades)
+        for i, cap in enumerate(caps):
+            if cap in self.caps:
+                column = self.caps.index(int(cap))
+                within[:, i] = _as_numbers(row[column] for row in self.correct_within)
+            elif np.any(missing):
+                raise SamplesError(
+                    f"{int(np.sum(missing))} of {len(lengths)} samples of a problem have no token count, so it is not "
+                    f"known which end within {cap} tokens"
+                )
+        return within
+
+    def tokens_within(self, caps: npt.ArrayLike) -> np.ndarray:
+        """Tokens of the samples, had each been cut: min(length, cap), float64 [samples, caps]; NaN where missing."""
+        return np.minimum(np.array(self.lengths, np.float64)[:, None], np.atleast_1d(np.asarray(caps, np.float64)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """All samples of one model under one attention, by problem id in ascending order.
+
+    `config` is None where the architecture is not known. All problems have the same `caps`.
+    """
+
+    model: str
+    attention: Policy
+    config: ModelConfig | None
+    settings: Mapping[str, Any]
+    problems: dict[str, Problem]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.attention}"
+
+    @property
+    def caps(self) -> tuple[int, ...]:
+        """The caps at which cut texts were graded; none for a pool that holds only finished samples."""
+        return next(iter(self.problems.values())).caps
+
+    @property
+    def parameters(self) -> float:
+        """Parameters used per token; NaN where the architecture is not known."""
+        return np.nan if self.config is None else self.config.active_parameters
+
+    def priced(self) -> ModelConfig:
+        """The architecture, for a cost. Raises SamplesError where it, or a token count, is not known."""
+        if self.config is None:
+            raise SamplesError(
+                f"{self}: the architecture is not known, so no cost can be told; name the model by a published name "
+                "or give its config (accuracy against tokens needs neither)"
+            )
+        for what, missing in (
+            ("prompt", [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)]),
+            ("output", [name for name, problem in self.problems.items() if np.isnan(problem.longest)]),
+        ):
+            if missing:
+                raise SamplesError(
+                    f"{self}: {what} token counts are missing for {len(missing)} of {len(self.problems)} problems "
+                    f"({missing[0]!r}, say), so no cost can be told; a missing count is not taken for zero"
+                )
+        return self.config
+
+    def settings_apart(self, other: Pool) -> str:
+        """Names of the settings in which two pools differ; empty for none."""
+        names = dict.fromkeys((*self.settings, *other.settings))
+        return ", ".join(name for name in names if self.settings.get(name) != other.settings.get(name))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a table says of the pool: `problems`, `samples`, `ungraded`."""
+        samples = sum(len(problem.lengths) for problem in self.problems.values())
+        graded = sum(problem.graded for problem in self.problems.values())
+        return {"problems": len(self.problems), "samples": samples, "ungraded": samples - graded}
+
+
+def pooled(runs: Iterable[RunData]) -> list[Pool]:
+    """Runs of one model and attention made one, in the order of the runs; every pool holds the same problems.
+
+    Raises SamplesError when there is nothing to compare, the runs' tasks or problems differ, runs of one pool differ
+    in their settings or architecture, a sample is there twice, or a problem has no graded sample. Grades of cut texts
+    are kept at the caps that all runs of a pool have; a warning tells when those are fewer than one of them has.
+    """
+    members: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
+    for run in runs:
+        members[run.model, str(run.attention)].append(run)
+    if not members:
+        raise SamplesError("no runs to compare")
+    _one_task([run for group in members.values() for run in group])
+    pools = [_pool(group) for group in members.values()]
+    _same_problems(pools)
+    return pools
+
+
+def _one_task(runs: list[RunData]) -> None:
+    """Accuracies over different tasks do not compare; nor do problems that share nothing but their id."""
+    tasks: dict[str, set[str]] = collections.defaultdict(set)
+    for run in runs:
+        tasks[run.task].update(run.problem)
+    if len({frozenset(problems) for task, problems in tasks.items() if task}) > 1:
+        raise SamplesError(
+            f"runs of several tasks ({', '.join(sorted(filter(None, tasks)))}): accuracies over different problems do "
+            "not compare; give the runs of one task at a time"
+        )
+    asked: dict[str, tuple[Hashable, RunData]] = {}
+    for run in runs:
+        for problem, what in run.asked.items():
+            there, other = asked.setdefault(problem, (what, run))
+            if there != what:
+                raise SamplesError(
+                    f"problem {problem!r} is not the same in {other.model} {other.attention} (task {other.task}) and "
+                    f"{run.model} {run.attention} (task {run.task}); compare runs of one problem set"
+                )
+    prompts: dict[tuple[str, str], tuple[str, RunData]] = {}
+    for run in runs:
+        for problem, text in run.prompts.items():
+            there, other = prompts.setdefault((run.model, problem), (text, run))
+            if there != text:
+                raise SamplesError(
+                    f"{run.model}: problem {problem!r} was put to it in different words under {other.attention} and "
+                    f"{run.attention} (another template, or thinking on and off); compare runs of one kind of prompt"
+                )
+
+
+def _pool(runs: list[RunData]) -> Pool:
+    run = runs[0]
+    pool = Pool(run.model, run.attention, run.config, run.settings, {})
+    caps, said = _common_caps(runs), all(len(run.answers) for run in runs)
+    problems, seen = pool.problems, set[tuple[str, Hashable]]()
+    for run in runs:
+        if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
+            raise SamplesError(
+                f"{pool}: runs that differ in {', '.join(other)} cannot be pooled; compare them one at a time"
+            )
+        if run.config != pool.config:
+            raise SamplesError(f"{pool}: runs of different architectures cannot be pooled; name the models apart")
+        prompts, lengths = _counts(run.prompt_tokens), _counts(run.output_tokens)
+        columns = [list(run.caps).index(cap) for cap in caps]
+        for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
+            if (problem, sample) in seen:
+                raise SamplesError(f"{pool}: problem {problem!r} sample {sample} is there twice; give each run once")
+            seen.add((problem, sample))
+            if (entry := problems.get(problem)) is None:
+                entry = problems[problem] = Problem(prompts[i], [], [], caps)
+            missing = math.isnan(entry.prompt_tokens) and math.isnan(prompts[i])
+            if entry.prompt_tokens != prompts[i] and not missing:
+                raise SamplesError(
+                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; the "
+                    "runs were made with different prompts"
+                )
+            entry.lengths.append(lengths[i])
+            entry.grades.append(_grade(run.correct[i]))
+            if said:
+                entry.answers.append(run.answers[i])
+            if caps:
+                entry.correct_within.append(tuple(_grade(run.correct_within[i][column]) for column in columns))
+    if not problems:
+        raise SamplesError(f"{pool}: the run holds no samples yet")
+    bare = [problem for problem, entry in problems.items() if not entry.graded]
+    if bare:
+        raise SamplesError(
+            f"{pool}: problem {bare[0]!r} has no graded sample ({len(bare)} such), the grader gave up on all of them; "
+            "grade the run again (kinetics grade RUN)"
+        )
+    return dataclasses.replace(pool, problems=dict(sorted(problems.items())))
+
+
+def _common_caps(runs: list[RunData]) -> tuple[int, ...]:
+    common = set.intersection(*(set(run.caps) for run in runs))
+    if any(set(run.caps) - common for run in runs):
+        warnings.warn(
+            f"{runs[0].model} {runs[0].attention}: its runs were cut and graded at different caps, only the common "
+            f"ones are used ({', '.join(map(str, sorted(common))) or 'none'}); grade the others at the same caps",
+            stacklevel=4,
+        )
+    return tuple(sorted(common))
+
+
+def _counts(values: npt.ArrayLike | Sequence[int | None]) -> list[float]:
+    """Whole numbers, NaN where one is missing."""
+    return [value if math.isnan(value) else int(value) for value in np.asarray(values, np.float64).tolist()]
+
+
+def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:
+    return np.array([np.nan if grade is None else float(grade) for grade in grades])
+
+
+def _grade(value: bool | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _same_problems(pools: list[Pool]) -> None:
+    """Accuracies over different problems do not compare: an unfinished run would win by its easy beginning."""
+    first, *others = pools
+    for pool in others:
+        odd = sorted(first.problems.keys() ^ pool.problems.keys())
+        if odd:
+            raise SamplesError(
+                f"{first} has {len(first.problems)} problems, {pool} has {len(pool.problems)}, and they differ "
+                f"({odd[0]!r}, say); finish the runs, or give runs over the same problems"
+            )

@@ -1,0 +1,65 @@
+"""Accuracy against generated tokens: what can be told of models whose architecture, and so cost, is not public."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kinetics_jax.analysis.frontier import pareto
+from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
+from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def token_frontier(runs: Iterable[RunData], *, trials: Sequence[int] | None = None) -> pd.DataFrame:
+    """Accuracy and output tokens of every (model, attention, N): a table with one row each, in the order of the runs.
+
+    Columns: `model`, its `parameters` (NaN where not known), `attention`, `N`; `problems`, `samples`, `ungraded`;
+    `accuracy`, the mean over problems of pass@N, with the 95 % interval `low` … `high` from redrawing problems;
+    `tokens`, generated for N samples of a problem, mean over problems, with `tokens_low` … `tokens_high` from the same
+    redrawing; `on_frontier`, see `frontier.pareto`. Tokens of unlike models are unlike in cost: nothing here says which
+    model is cheaper to run.
+
+    `trials` defaults to the powers of two up to the fewest graded samples of the problems of each run. Raises
+    SamplesError as `samples.pooled` does, and for missing token counts; EstimateError for more trials than graded
+    samples.
+    """
+    import pandas as pd
+
+    rows = []
+    for pool in pooled(runs):
+        problems = pool.problems.values()
+        if lacking := [name for name, problem in pool.problems.items() if np.isnan(problem.longest)]:
+            raise SamplesError(
+                f"{pool}: token counts are missing for {len(lacking)} of {len(problems)} problems ({lacking[0]!r}, say)"
+            )
+        graded = np.array([problem.graded for problem in problems])
+        right = np.array([problem.right for problem in problems])
+        counts = np.array([2**i for i in range(int(graded.min()).bit_length())] if trials is None else trials)
+        solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
+        spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
+        low, high = cluster_bootstrap(solved)
+        tokens_low, tokens_high = cluster_bootstrap(spent)
+        rows += [
+            {
+                "model": pool.model,
+                "parameters": pool.parameters,
+                "attention": str(pool.attention),
+                "N": int(n),
+                **pool.counts,
+                "accuracy": round(float(np.mean(solved[:, i])), 12),  # equal accuracies tie, rounding errors or not
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "tokens": float(np.mean(spent[:, i])),
+                "tokens_low": float(tokens_low[i]),
+                "tokens_high": float(tokens_high[i]),
+            }
+            for i, n in enumerate(counts)
+        ]
+    table = pd.DataFrame(rows)
+    table["on_frontier"] = pareto(table["tokens"].to_numpy(), table["accuracy"].to_numpy())
+    return table

@@ -1,0 +1,165 @@
+"""Accuracy of a vote among k samples of a problem, as an expectation over which k samples are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.stats.estimators import EstimateError
+
+EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
+EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
+
+
+def majority_vote(
+    answers: Sequence[Hashable], correct: Sequence[bool], k: npt.ArrayLike, *, draws: int = 4000, seed: int = 0
+) -> Any:
+    """Probability that the most frequent answer among k of one problem's samples is right.
+
+    `answers [samples]`: what each says, None for nothing, which casts no vote; `correct [samples]`. All right answers
+    are one, since the grader found each equal to the known one; wrong ones are one when they are equal as given, so
+    that wrong answers in several spellings split their votes. Ties are broken at random: the expectation is taken over
+    that too. k samples of which none answers are wrong. k are drawn without replacement; k is a whole number or an
+    array, and the result has its shape.
+
+    Exact up to 256 samples, beyond that the mean over `draws` seeded draws. Raises EstimateError unless 1 <= k <= n,
+    and for a right sample without an answer.
+    """
+    labels, right = _labels(answers, correct)
+    ks = _sizes(k, len(labels))
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    silent = int(np.sum(labels < 0))
+    won = []
+    for size in ks.ravel():
+        if right < 0:
+            won.append(0.0)
+        elif len(labels) <= EXACT_SAMPLES:
+            won.append(_majority(int(sizes[right]), np.delete(sizes, right), silent, int(size)))
+        else:
+            won.append(_drawn(labels, right, np.ones(len(labels)), int(size), draws, seed))
+    return np.array(won).reshape(ks.shape)[()]
+
+
+def weighted_vote(
+    answers: Sequence[Hashable],
+    correct: Sequence[bool],
+    weights: npt.ArrayLike,
+    k: npt.ArrayLike,
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> Any:
+    """As `majority_vote`, where a sample's vote counts `weights [samples]` (a verifier's score, say), at least 0.
+
+    Exact where there are at most 20,000 sets of k samples, else the mean over `draws` seeded draws; ties, to 1e-9 of
+    the winner's weight, are broken at random in the expectation. An answer of no weight at all can still tie.
+    """
+    labels, right = _labels(answers, correct)
+    ks = _sizes(k, len(labels))
+    scores = np.asarray(weights, np.float64)
+    if scores.shape != labels.shape or not np.all((scores >= 0) & np.isfinite(scores)):
+        raise EstimateError("a weighted vote needs a finite weight, at least 0, for each sample")
+    won = []
+    for size in ks.ravel():
+        if right < 0:
+            won.append(0.0)
+        elif math.comb(len(labels), int(size)) <= EXACT_DRAWS:
+            chosen = np.array(list(combinations(range(len(labels)), int(size))))
+            won.append(float(np.mean(_shares(labels[chosen], scores[chosen], right))))
+        else:
+            won.append(_drawn(labels, right, scores, int(size), draws, seed))
+    return np.array(won).reshape(ks.shape)[()]
+
+
+def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
+    """`majority_vote` among k graded samples of each problem of a pool: float64 [problems, *k's shape].
+
+    Raises EstimateError where the samples' answers are not known, and as `majority_vote` does.
+    """
+    won = []
+    for name, problem in pool.problems.items():
+        if not problem.answers:
+            raise EstimateError(
+                f"{pool}: what the samples of problem {name!r} answered is not known, so they cannot vote"
+            )
+        graded = [i for i, grade in enumerate(problem.grades) if grade is not None]
+        won.append(majority_vote([problem.answers[i] for i in graded], [bool(problem.grades[i]) for i in graded], k))
+    return np.array(won)
+
+
+def _labels(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.ndarray, int]:
+    """Whole numbers for answers, -1 for none, and the number of the right one, -1 where no sample has it."""
+    if len(answers) != len(correct) or not len(answers):
+        raise EstimateError(
+            f"a vote needs samples, and a grade for each: {len(answers)} answers, {len(correct)} grades"
+        )
+    if any(good and answer is None for answer, good in zip(answers, correct, strict=True)):
+        raise EstimateError("a vote cannot count a sample that is right and has no answer")
+    numbers: dict[Hashable, int] = {}
+    names = [("right",) if good else ("wrong", answer) for answer, good in zip(answers, correct, strict=True)]
+    labels = [
+        -1 if answer is None else numbers.setdefault(name, len(numbers))
+        for name, answer in zip(names, answers, strict=True)
+    ]
+    return np.array(labels), numbers.get(("right",), -1)
+
+
+def _sizes(k: npt.ArrayLike, samples: int) -> np.ndarray:
+    ks = np.asarray(k)
+    if np.any(ks < 1) or np.any(ks > samples) or np.any(ks != np.floor(ks)):
+        raise EstimateError(f"a vote among k of {samples} samples needs a whole 1 <= k <= {samples}, got {k}")
+    return ks
+
+
+def _majority(right: int, others: np.ndarray, silent: int, k: int) -> float:
+    """The exact expectation: `right` samples say the right thing, `others [answers]` something else each.
+
+    For every number x of right votes: the ways in which no other answer gets more than x of the remaining k - x, each
+    that ties weighed by u. A tie of t others is won with probability 1 / (t + 1), the integral of u^t over 0 … 1, which
+    a Gauss-Legendre rule of enough nodes gives exactly.
+    """
+    total = math.comb(right + int(others.sum()) + silent, k)
+    won = 0.0
+    for votes in range(1, min(right, k) + 1):
+        rest = k - votes
+        rivals = others[others >= votes]
+        nodes, weights = np.polynomial.legendre.leggauss(min(len(rivals), rest // votes) // 2 + 1)
+        ties = (nodes + 1) / 2
+        ways = np.zeros((len(ties), rest + 1))
+        ways[:, : silent + 1] = [math.comb(silent, y) for y in range(min(silent, rest) + 1)]
+        for size in others:
+            own = np.array([math.comb(int(size), y) for y in range(min(int(size), votes, rest) + 1)], np.float64)
+            factor = np.tile(own, (len(ties), 1))
+            if len(own) > votes:
+                factor[:, votes] *= ties
+            longer = np.zeros_like(ways)
+            for y in range(factor.shape[1]):
+                longer[:, y:] += factor[:, y, None] * ways[:, : rest + 1 - y]
+            ways = longer
+        won += math.comb(right, votes) * float(weights @ ways[:, rest]) / 2 / total
+    return won
+
+
+def _drawn(labels: np.ndarray, right: int, weights: np.ndarray, k: int, draws: int, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    chosen = np.argsort(rng.random((draws, len(labels))), axis=1)[:, :k]
+    return float(np.mean(_shares(labels[chosen], weights[chosen], right)))
+
+
+def _shares(labels: np.ndarray, weights: np.ndarray, right: int) -> np.ndarray:
+    """The right answer's part in the victory of every draw: 1, 0, or 1 / ties. `labels, weights [draws, k]`."""
+    rows = np.arange(len(labels))[:, None]
+    width = int(labels.max()) + 2
+    cast, scores = np.zeros((len(labels), width), bool), np.zeros((len(labels), width))
+    cast[rows, labels] = True
+    np.add.at(scores, (rows, labels), weights)  # those without an answer fall into the last column
+    scores = np.where(cast, scores, -1.0)[:, :-1]
+    best = scores.max(axis=1, keepdims=True)
+    winners = (scores >= best - 1e-9 * np.abs(best)) & (best >= 0)
+    return winners[:, right] / np.maximum(winners.sum(axis=1), 1) if right < winners.shape[1] else np.zeros(len(labels))

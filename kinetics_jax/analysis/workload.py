@@ -1,0 +1,152 @@
+"""How long an engine takes for many samples: which runs when in how many slots, and the seconds of all steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+
+import numpy as np
+
+from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
+from kinetics_jax.policies import Policy
+
+CHUNK = 32  # the engine's decode steps between two looks of the host, by default
+MOMENTS = 48  # steps at which the contexts of a workload are looked at
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Workload:
+    """Samples to be drawn, problem by problem: `prompts [problems]` and `lengths [problems, trials]`, in tokens."""
+
+    prompts: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Seconds of a workload: of prefill and the starts of samples, of decode, and how many decode steps those are."""
+
+    prefill: float
+    decode: float
+    steps: int
+
+    @property
+    def total(self) -> float:
+        return self.prefill + self.decode
+
+
+def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: int | None = None) -> Workload:
+    """`trials` samples of each of `problems` problems like the pool's, none longer than `cap` tokens.
+
+    A problem's lengths are evenly spaced quantiles of its samples', in an order that does not depend on them; for
+    fewer problems than the pool's they are evenly spaced by their mean length, for more they repeat. Raises
+    SamplesError where a count of tokens is missing.
+    """
+    pool.priced()
+    stored = list(pool.problems.values())
+    by_length = sorted(range(len(stored)), key=lambda i: (float(np.mean(stored[i].lengths)), i))
+    count = len(stored) if problems is None else problems
+    if count < len(stored):
+        middles = (np.arange(count) + 0.5) * len(stored) / count - 0.5
+        chosen = sorted(by_length[int(i)] for i in np.rint(middles))
+    else:
+        chosen = [i % len(stored) for i in range(count)]
+    rng = np.random.default_rng(0)
+    lengths = np.empty((count, trials))
+    for row, i in enumerate(chosen):
+        known = np.maximum(stored[i].lengths, 1)
+        lengths[row] = rng.permutation(np.rint(np.quantile(known, (np.arange(trials) + 0.5) / trials)))
+    if cap is not None:
+        lengths = np.minimum(lengths, cap)
+    return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
+
+
+def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np.ndarray, int]:
+    """The decode step at which each of `lengths [samples]` starts, and the steps in all.
+
+    As the engine does it: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an
+    eighth of the slots has stopped while others wait. A sample takes a step for every token but its first.
+    """
+    steps = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
+    start = np.zeros(len(steps), np.int64)
+    running: list[int] = []  # ends
+    now = following = 0
+    patience = max(1, slots // 8)
+    while following < len(steps):
+        for _ in range(min(slots - len(running), len(steps) - following)):
+            start[following] = now
+            if steps[following]:
+                heapq.heappush(running, now + int(steps[following]))
+            following += 1
+        if following == len(steps):
+            break
+        if not running:
+            continue
+        if len(running) == slots:  # chunks in which nothing stops change nothing
+            now += (running[0] - now - 1) // chunk * chunk
+        stopped = [heapq.heappop(running) for _ in range(min(patience, len(running)))]
+        end = min(now + chunk, stopped[-1])
+        for left in stopped:
+            if left > end:
+                heapq.heappush(running, left)
+        while running and running[0] <= end:
+            heapq.heappop(running)
+        now = end
+    return start, int(np.max(start + steps, initial=0))
+
+
+def decoded(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
+    """How `slots` slots decode a workload: contexts of the batch `[moments, slots]`, the steps, and the starts.
+
+    The contexts are those of MOMENTS steps, evenly spaced, longest first; 0 for an idle slot. A start is one prompt's
+    samples that begin between the same two chunks: what the engine starts by one program.
+    """
+    lengths = work.lengths.ravel()
+    trials = work.lengths.shape[1]
+    prompts = np.repeat(work.prompts, trials)
+    start, steps = schedule(lengths, slots)
+    starts = len(np.unique(np.stack([np.repeat(np.arange(len(work.prompts)), trials), start]), axis=1).T)
+    moments = np.floor((np.arange(min(MOMENTS, steps)) + 0.5) * steps / max(min(MOMENTS, steps), 1))[:, None]
+    contexts = np.where((start <= moments) & (moments < start + lengths - 1), prompts + moments - start + 1, 0)
+    contexts = -np.sort(-contexts, axis=1)[:, :slots]  # never more than the slots are at work
+    return np.pad(contexts, ((0, 0), (0, slots - contexts.shape[1]))), steps, starts
+
+
+def workload_seconds(
+    config: ModelConfig,
+    policy: Policy,
+    hardware: Hardware,
+    work: Workload,
+    *,
+    slots: int,
+    cap: int,
+    chips: int = 1,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+) -> Seconds:
+    """Seconds of all samples of a workload, decoded in `slots` slots; `cap` is the most tokens a sample may get.
+
+    The contexts of the batch are looked at in MOMENTS steps; compilation and loading are left out.
+    """
+    page_size = policy.page_size
+    prefill = prefill_seconds(
+        config, hardware, prompt_tokens=work.prompts, page_size=page_size, chips=chips, weight_bytes=weight_bytes
+    )
+    contexts, steps, starts = decoded(work, slots)
+    starting = float(np.sum(prefill)) + hardware.start_seconds * (starts - len(work.prompts))
+    if not steps:
+        return Seconds(starting, 0.0, 0)
+    each = step_seconds(
+        config,
+        policy,
+        hardware,
+        contexts=contexts,
+        width=np.max(work.prompts) + cap,
+        chips=chips,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+    )
+    return Seconds(starting, float(np.mean(each)) * steps, steps)

@@ -1,0 +1,169 @@
+"""The KV cache on the device: per-layer page pools with their summaries, and the copy that a shared prefix needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
+from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.policies import (
+    BlockTopK,
+    Policy,
+)
+from kinetics_jax.sharding.mesh import ROWS, kv_copies, pool_spec
+
+# Of one layer: K, V and its summaries, None where its policy needs none.
+Pools = tuple[jax.Array, jax.Array, jax.Array | None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and summaries `[kv_heads, num_pages,
+    head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, 2, head_dim]` where their kind,
+    `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
+
+    On a `mesh`, each device of its tensor axis holds its own KV heads (copies, where there are fewer; `kv_heads` counts
+    them all), and each shard of the sequences its own `num_pages / shards` pages, whose ids count from 0.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    summaries: tuple[jax.Array | None, ...]
+    summary: str = dataclasses.field(default="mean", metadata={"static": True})
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def create(
+        cls,
+        config: ModelConfig,
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: DTypeLike,
+        summary_layers: frozenset[int] = frozenset(),
+        summary: str = "mean",
+        mesh: Mesh | None = None,
+    ) -> PagedCache:
+        """An empty cache of `num_pages` pages, those of all shards of a mesh; layers in `summary_layers` keep page
+        summaries, in `dtype` too, of the kind `summary`.
+        """
+        kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, mesh)
+        pool = (kv_heads, num_pages, page_size, config.head_dim)
+        kept = (*pool[:2], *([2] if SUMMARY_VECTORS[summary] == 2 else []), config.head_dim)
+        layers, device = range(config.num_layers), NamedSharding(mesh, pool_spec()) if mesh else None
+        return cls(
+            k=tuple(jnp.zeros(pool, dtype, device=device) for _ in layers),
+            v=tuple(jnp.zeros(pool, dtype, device=device) for _ in layers),
+            summaries=tuple(
+                jnp.zeros(kept, dtype, device=device) if layer in summary_layers else None for layer in layers
+            ),
+            summary=summary,
+            mesh=mesh,
+        )
+
+    def pools(self, layer: int) -> Pools:
+        """One layer's."""
+        return self.k[layer], self.v[layer], self.summaries[layer]
+
+    def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
+        """The cache with one layer's pools replaced."""
+
+        def replaced(pools: tuple, pool: jax.Array | None) -> tuple:
+            return (*pools[:layer], pool, *pools[layer + 1 :])
+
+        return dataclasses.replace(
+            self, k=replaced(self.k, k), v=replaced(self.v, v), summaries=replaced(self.summaries, summaries)
+        )
+
+    def write_prompt(
+        self, layer: int, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array
+    ) -> PagedCache:
+        """Stores one prompt's K and V, `[time, kv_heads, head_dim]` with time = prompt_pages * page_size.
+
+        `pages` holds physical ids, -1 for pages beyond the prompt (not written); `length` counts the prompt's tokens.
+        Pages that the prompt fills get their summary; the last, partial one holds padding beyond `length`.
+        """
+        return self.with_layer(layer, *write_prompt(self.pools(layer), k, v, pages, length, self.summary))
+
+    def copy_pages(self, source: Int[Array, " count"], target: Int[Array, " count"]) -> PagedCache:
+        """Copies whole pages in every layer, K and V; pairs with a negative target are left out.
+
+        Only a prompt's last, partial page is ever copied, and a partial page has no summary. On a mesh there are as
+        many pairs for each shard, of its own pages.
+        """
+
+        def copied(pools: tuple[jax.Array, ...], source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+            def of(pool: jax.Array) -> jax.Array:
+                goal = jnp.where(target >= 0, target, pool.shape[1])
+                return pool.at[:, goal].set(pool.at[:, source].get(mode="clip"), mode="drop")
+
+            return tuple(map(of, pools))
+
+        rows = PartitionSpec(ROWS)
+        whole = self.on_shards(copied, (rows, rows), pool_spec())((*self.k, *self.v), source, target)
+        return dataclasses.replace(self, k=whole[: len(self.k)], v=whole[len(self.k) :])
+
+    def on_shards(self, function: Callable, specs: tuple[PartitionSpec, ...], out: PartitionSpec) -> Callable:
+        """`function(pools, *arguments)` on each device, for what it holds; `specs` of the arguments, `out` of results.
+
+        The function itself where there is no mesh.
+        """
+        if self.mesh is None:
+            return function
+        return jax.shard_map(function, mesh=self.mesh, in_specs=(pool_spec(), *specs), out_specs=out, check_vma=False)
+
+
+def write_prompt(
+    pools: Pools, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array, summary: str
+) -> Pools:
+    """`PagedCache.write_prompt` of one layer's pools, with summaries of a kind."""
+    k_pages, v_pages, summaries = pools
+    kv_heads, num_pages, page_size, head_dim = k_pages.shape
+    target = jnp.where(pages >= 0, pages, num_pages)  # out of range: dropped
+
+    def paged(x: jax.Array, pool: jax.Array) -> jax.Array:
+        return x.reshape(-1, page_size, kv_heads, head_dim).transpose(2, 0, 1, 3).astype(pool.dtype)
+
+    keys = paged(k, k_pages)
+    if summaries is not None:
+        full = (jnp.arange(pages.shape[0]) + 1) * page_size <= length
+        closed = jnp.where(full, target, num_pages)
+        summaries = set_summaries(summaries, closed, page_summary(keys, summary), summary)
+    return (
+        k_pages.at[:, target].set(keys, mode="drop"),
+        v_pages.at[:, target].set(paged(v, v_pages), mode="drop"),
+        summaries,
+    )
+
+
+def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
+    """The layers whose pages need summaries under a policy."""
+    if isinstance(policy, BlockTopK):
+        return frozenset(range(num_layers)) - set(policy.dense_layers)
+    return frozenset()
+
+
+def empty_cache(
+    policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+) -> PagedCache:
+    """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search.
+
+    On a mesh `num_pages` are those of all shards of the sequences (`sharding.row_shards`).
+    """
+    return PagedCache.create(
+        config,
+        num_pages=num_pages,
+        page_size=policy.page_size,
+        dtype=dtype,
+        summary_layers=summary_layers(policy, config.num_layers),
+        summary=policy.summary if isinstance(policy, BlockTopK) else "mean",
+        mesh=mesh,
+    )

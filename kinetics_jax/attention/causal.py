@@ -1,0 +1,164 @@
+"""Causal attention of a full forward and of prefill, tile by tile: the `attend` functions that a model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from kinetics_jax.attention.cache import PagedCache, Pools, write_prompt
+from kinetics_jax.attention.heads import Heads, on_mesh
+from kinetics_jax.models.qwen3 import Attend
+from kinetics_jax.padding import TILE, paged_tile
+
+EXACT = jax.lax.Precision.HIGHEST  # float32 products stay float32 on TPU and GPU too
+
+
+def causal_attention(
+    q: Float[Array, "batch time heads head_dim"],
+    k: Float[Array, "batch time kv_heads head_dim"],
+    v: Float[Array, "batch time kv_heads head_dim"],
+) -> Float[Array, "batch time heads head_dim"]:
+    """Causal grouped-query attention, scaled by head_dim ** -0.5, tile by tile with a running softmax in float32.
+
+    Tiles above the diagonal are skipped, so the work is half of time², and memory grows with time alone.
+    """
+    tile = min(TILE, q.shape[1])
+    keys, values = _tiled(k, tile), _tiled(v, tile)
+    return _attend_in_tiles(q, lambda index: (keys[index], values[index]), k.shape[2], tile)
+
+
+def paged_causal_attention(
+    q: Float[Array, "1 time heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, " pages"],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
+) -> Float[Array, "1 time heads head_dim"]:
+    """Causal attention of tokens `start … start + time` of one sequence of `length` tokens over its pages.
+
+    The pages hold the keys of these tokens too. `start` and time are multiples of `paged_tile(page_size)`.
+    """
+    kv_heads, _, page_size, head_dim = k_pages.shape
+    tile = paged_tile(page_size)
+    pages = tile // page_size
+
+    def tokens(pool: jax.Array, index: jax.Array) -> jax.Array:  # → [1, kv_heads, tile, head_dim] float32
+        ids = jax.lax.dynamic_slice_in_dim(page_table, index * pages, pages)
+        there = index * tile + jnp.arange(tile) < length  # free pages may hold NaN
+        read = pool.at[:, ids].get(mode="clip").reshape(kv_heads, tile, head_dim)
+        return jnp.where(there[:, None], read, 0).astype(jnp.float32)[None]
+
+    return _attend_in_tiles(
+        q, lambda index: (tokens(k_pages, index), tokens(v_pages, index)), kv_heads, tile, start // tile
+    )
+
+
+def _tiled(x: jax.Array, tile: int) -> jax.Array:
+    """`[batch, time, heads, head_dim]` → `[tiles, batch, heads, tile, head_dim]` float32, padded with zeros."""
+    batch, time, heads, head_dim = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -time % tile), (0, 0), (0, 0))).astype(jnp.float32)
+    return x.reshape(batch, -1, tile, heads, head_dim).transpose(1, 0, 3, 2, 4)
+
+
+def _attend_in_tiles(
+    q: jax.Array,
+    keys_and_values: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    kv_heads: int,
+    tile: int,
+    first: jax.Array | int = 0,
+) -> jax.Array:
+    """Causal attention of `q [batch, time, heads, head_dim]`, whose tile i stands at place `first + i` of the sequence.
+
+    `keys_and_values(index)` gives those of a tile of it, `[batch, kv_heads, tile, head_dim]` float32 each.
+    """
+    batch, time, heads, head_dim = q.shape
+    group = heads // kv_heads
+    queries = _tiled(q, tile)  # [tiles, batch, heads, tile, head_dim]
+    queries = queries.reshape(-1, batch, kv_heads, group, tile, head_dim) * head_dim**-0.5
+    row, column = jnp.arange(tile)[:, None], jnp.arange(tile)[None, :]
+
+    def query_tile(index: jax.Array, tiles: jax.Array) -> jax.Array:
+        place = first + index
+
+        def key_tile(other: jax.Array, carry):
+            top, total, out = carry
+            keys, values = keys_and_values(other)
+            scores = jnp.einsum("bhgqd,bhkd->bhgqk", tiles[index], keys, precision=EXACT)
+            scores = jnp.where((other < place) | (column <= row), scores, -jnp.inf)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+            weights = jnp.exp(scores - new_top[..., None])
+            shrink = jnp.exp(top - new_top)
+            total = total * shrink + jnp.sum(weights, axis=-1)
+            out = out * shrink[..., None] + jnp.einsum("bhgqk,bhkd->bhgqd", weights, values, precision=EXACT)
+            return new_top, total, out
+
+        rows = (batch, kv_heads, group, tile)
+        start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
+        _, total, out = jax.lax.fori_loop(0, place + 1, key_tile, start)
+        return jax.lax.dynamic_update_index_in_dim(tiles, out / total[..., None], index, 0)
+
+    # What attends takes its queries' place: a buffer of zeros for it would be made, for all layers, before the first.
+    out = jax.lax.fori_loop(0, queries.shape[0], query_tile, queries)
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
+    return out[:, :time].astype(q.dtype)
+
+
+def full_attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None) -> tuple[jax.Array, None]:
+    """Causal attention over the tokens given, without a cache."""
+    del layer
+    return causal_attention(q, k, v), state
+
+
+def full_attend_on(mesh: Mesh | None) -> Attend:
+    """`full_attend` of a model that lies on a mesh."""
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None):
+        return on_mesh(mesh, lambda heads, q, k, v, state: full_attend(layer, q, k, v, state), q, k, v, state)
+
+    return attend
+
+
+def prefill_attend(pages: Int[Array, "*shards prompt_pages"], length: Int[Array, "*shards"]) -> Attend:
+    """Causal attention over one prompt (batch 1), whose K and V are stored in the pages given.
+
+    On a mesh over one prompt for each shard of the sequences, with a row of pages and a length for each.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, pages, length):
+            pools = write_prompt(pools, k[0], v[0], pages[0], length[0], cache.summary)
+            return causal_attention(q, k, v), pools
+
+        rows = pages.reshape(q.shape[0], -1), length.reshape(-1)
+        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
+        # The barrier makes each layer store before the next one starts; else K and V of all layers wait for the end.
+        return jax.lax.optimization_barrier((out, cache.with_layer(layer, *pools)))
+
+    return attend
+
+
+def prefill_chunk_attend(
+    page_table: Int[Array, "*shards pages"], start: Int[Array, ""], length: Int[Array, "*shards"]
+) -> Attend:
+    """Causal attention of a chunk of one prompt (batch 1) over the prompt's pages, after storing the chunk's K and V.
+
+    See `paged_causal_attention`; `page_table` covers the whole prompt. On a mesh as `prefill_attend`.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, length, start):
+            page_size, table, start = pools[0].shape[2], table[0], start[0]
+            chunk = jax.lax.dynamic_slice_in_dim(table, start // page_size, k.shape[1] // page_size)
+            pools = write_prompt(pools, k[0], v[0], chunk, length[0] - start, cache.summary)
+            return paged_causal_attention(q, pools[0], pools[1], table, start, length[0]), pools
+
+        rows = page_table.reshape(q.shape[0], -1), length.reshape(-1), jnp.broadcast_to(start, q.shape[:1])
+        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
+        return jax.lax.optimization_barrier((out, cache.with_layer(layer, *pools)))
+
+    return attend

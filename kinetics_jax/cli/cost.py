@@ -1,0 +1,213 @@
+"""`kinetics cost`: what a configuration costs, part by part, how long it takes on which chip, and what fits there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from kinetics_jax.cli.arguments import config_of
+from kinetics_jax.errors import UserError
+from kinetics_jax.policies import Policy, parse_policy
+
+if TYPE_CHECKING:
+    from kinetics_jax.config import ModelConfig
+    from kinetics_jax.costs.cost import Cost
+    from kinetics_jax.costs.hardware import Hardware
+
+Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
+BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
+MOST_CHIPS = 1024
+
+
+def cost(
+    *,
+    model: Annotated[
+        str, tyro.conf.arg(metavar="MODEL", help="Published or built-in name, or a config.json or its directory.")
+    ],
+    output: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS")],
+    prompt: int = 256,
+    trials: int = 1,
+    attention: Annotated[
+        str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
+    ] = "dense",
+    convention: str = "traffic",
+    hardware: str | None = None,
+    intensity: float | None = None,
+    batch: int | None = None,
+    chips: int = 1,
+    shared_prompt: bool = False,
+    kv_dtype: Dtype = "bfloat16",
+    weight_dtype: Dtype = "bfloat16",
+    compute_dtype: str | None = None,
+    price: float | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """What samples cost: every component, seconds per chip, and how many sequences fit.
+
+    Args:
+        output: Tokens of a sample; several stand for equally likely lengths, and the cost is the expected one.
+        prompt: Tokens of the prompt.
+        trials: Samples of the prompt.
+        convention: How costs are counted: traffic, paper or upstream (docs/economics.md).
+        hardware: Chip, or a .json profile; by default h100 prices the reads, and seconds are of all known chips.
+        intensity: FLOP per byte that prices the reads, instead of a chip's.
+        batch: Sequences that decode side by side and share the reads of the weights; by default those are left out.
+        chips: Chips that the model is split over (tensor parallel; communication is not counted).
+        shared_prompt: Trials read the prompt's KV once for all.
+        kv_dtype: Type of the KV cache.
+        weight_dtype: Type of the weights.
+        compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; by default bfloat16.
+        price: Price of a chip-hour, with --hardware.
+        as_json: Print JSON; amounts in units of 1e12.
+    """
+    from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
+    from kinetics_jax.costs.hardware import HARDWARE
+    from kinetics_jax.costs.hardware import hardware as hardware_named
+
+    if not output:
+        raise UserError("--output needs a number of tokens")
+    if not 1 <= chips <= MOST_CHIPS:
+        raise UserError(f"--chips must be at least 1 and at most {MOST_CHIPS}, got {chips}")
+    if price is not None and hardware is None:
+        raise UserError("--price is of a chip: give --hardware too")
+    if hardware is not None and intensity is not None:
+        raise UserError("give --hardware or --intensity, not both: the hardware has an intensity of its own")
+    if compute_dtype is not None and intensity is not None:
+        raise UserError("--compute-dtype picks a chip's peak; --intensity has none")
+    policy, config = parse_policy(attention), config_of(model)
+
+    def chip(named: str) -> Hardware:
+        found = hardware_named(named)
+        found = found if compute_dtype is None else found.at(compute_dtype)
+        return found if price is None else dataclasses.replace(found, price_per_hour=price)
+
+    def priced(**by: Any) -> Cost:
+        lengths = {"output_tokens": output[0]} if len(output) == 1 else {"output_lengths": output}
+        compute = generation_cost if len(output) == 1 else best_of_n_cost
+        return compute(
+            config,
+            prompt_tokens=prompt,
+            trials=trials,
+            attention=policy,
+            convention=convention,
+            kv_bytes=BYTES[kv_dtype],
+            weight_bytes=BYTES[weight_dtype],
+            batch=batch,
+            shared_prompt=shared_prompt,
+            **lengths,
+            **by,
+        )
+
+    priced_on = chip(hardware or "h100") if intensity is None else None
+    total = priced(hardware=priced_on, intensity=intensity)
+    known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
+    rows = [
+        _on(
+            each,
+            priced(hardware=each).per_chip(config, chips),
+            config,
+            policy,
+            chips=chips,
+            tokens=max(1, prompt + max(output)),
+            shared_tokens=prompt if shared_prompt and max(output) > 0 else 0,
+            kv_bytes=BYTES[kv_dtype],
+            weight_bytes=BYTES[weight_dtype],
+        )
+        for each in known
+    ]
+    asked = {
+        "model": config.name or model,
+        "attention": str(policy),
+        "convention": convention,
+        "prompt_tokens": prompt,
+        "output_tokens": output[0] if len(output) == 1 else list(output),
+        "trials": trials,
+        "batch": batch,
+        "shared_prompt": shared_prompt,
+        "kv_dtype": kv_dtype,
+        "intensity": priced_on.intensity if priced_on else intensity,
+        "priced_on": priced_on.name if priced_on else None,
+    }
+    if as_json:
+        print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
+    else:
+        _print(total, asked, rows)
+
+
+def _has_peak(name: str, dtype: str | None) -> bool:
+    from kinetics_jax.costs.hardware import HARDWARE, HardwareError
+
+    if dtype is not None and not any(dtype in chip.peaks for chip in HARDWARE.values()):
+        raise HardwareError(f"no chip has a peak for {dtype!r}")
+    return dtype is None or dtype in HARDWARE[name].peaks
+
+
+def _on(chip: Hardware, cost: Cost, config: ModelConfig, policy: Policy, *, tokens: int, **options: Any) -> dict:
+    """A row of the hardware table: one chip's seconds and room."""
+    from kinetics_jax.costs.memory import fits, least_chips
+
+    room = fits(config, chip, tokens=tokens, attention=policy, **options)
+    chips = options.pop("chips")
+    return {
+        "name": chip.name,
+        "intensity": chip.intensity,
+        "chips": chips,
+        "seconds": float(cost.seconds),
+        "additive_seconds": float(cost.additive_seconds),
+        "price": None if cost.price is None else float(cost.price) * chips,
+        "fits": room.sequences,
+        "weights_gb_per_chip": room.weights / 1e9,
+        "sequence_gb_per_chip": room.sequence / 1e9,
+        "least_chips": least_chips(config, chip, tokens=tokens, attention=policy, most=MOST_CHIPS, **options),
+    }
+
+
+def _amounts(cost: Cost) -> dict[str, Any]:
+    return {
+        "compute": float(cost.compute),
+        "memory": float(cost.memory),
+        "total": float(cost.total),
+        "roofline": float(cost.roofline),
+        "parts": {name: float(amount) for name, amount in cost.parts.items()},
+        "shared": {name: float(amount) for name, amount in cost.shared.items()},
+    }
+
+
+def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
+    import pandas as pd
+
+    from kinetics_jax.cli.terminal import print_table
+    from kinetics_jax.costs.memory import RESERVE
+
+    lengths = asked["output_tokens"]
+    length = f"{lengths} output tokens" if isinstance(lengths, int) else f"output tokens among {lengths}, expected"
+    where = f" ({asked['priced_on']})" if asked["priced_on"] else ""
+    print(
+        f"{asked['model']}, {asked['attention']}: {asked['trials']} trials of {length} for a prompt of "
+        f"{asked['prompt_tokens']}; {asked['convention']} convention, I = {asked['intensity']:.4g}{where}, "
+        f"{asked['kv_dtype']} KV\n"
+    )
+    total = float(cost.total)
+
+    def row(part: str, amount: Any) -> dict[str, Any]:
+        share = f"{amount / total:.1%}" if total else "-"
+        return {"part": part.replace("_", " "), "Tera-eFLOPs": float(amount), "share": share}
+
+    parts = [row(name, amount) for name, amount in cost.parts.items() if amount]
+    sums = {"compute": cost.compute, "memory": cost.memory, "total": total, "roofline (max)": cost.roofline}
+    print_table(pd.DataFrame([*parts, *(row(name, amount) for name, amount in sums.items())]), False)
+    table = pd.DataFrame(rows).rename(columns={"name": "chip", "intensity": "I", "additive_seconds": "not overlapped"})
+    sequence = table.pop("sequence_gb_per_chip").iloc[0]
+    weights = table.pop("weights_gb_per_chip").iloc[0]
+    if all(each["price"] is None for each in rows):
+        table = table.drop(columns="price")
+    longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
+    print(
+        f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"
+        f"{longest} tokens ({sequence:.3g} GB a chip) fit beside the weights ({weights:.3g} GB a chip),\n"
+        f"{RESERVE:.0%} in reserve; the fewest chips, a power of two, that hold one.\n"
+    )
+    print_table(table, False)

@@ -1,0 +1,162 @@
+"""`kinetics doctor`: what is here, which backend each op uses and why; for a model, its memory plan on any device."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from kinetics_jax.errors import UserError
+from kinetics_jax.policies import parse_policy
+
+CONTEXT = 32_768
+
+
+def doctor(
+    *,
+    model: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="MODEL", help="Plan the memory of this one: as `kinetics cost` takes it. With --device."),
+    ] = None,
+    device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    chips: int | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    attention: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None,
+    page_size: int | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Devices, versions, built-in models, and which backend each op uses and why. With --model, a memory plan: the
+    engine's programs compiled for a device that need not be here, what they take of it, and what fits.
+
+    Args:
+        device: The plan's device: a100, h100, h200, v5e, v5p or v6e.
+        chips: 1, 2, 4 or 8 of them, tensor parallel (default 1).
+        context: Most tokens of a sequence, prompt and output (default 32768).
+        batch: Sequences that decode side by side; by default as many as fit.
+        attention: dense (the default), or block_topk:budget=1024,page_size=64 (see the README).
+        page_size: Tokens of a page, instead of the policy's own, at the same budget.
+        dtype: Of weights and KV cache (default bfloat16).
+        as_json: Print JSON.
+    """
+    if model is not None:
+        _plan(
+            model,
+            device,
+            as_json,
+            chips=1 if chips is None else chips,
+            context=CONTEXT if context is None else context,
+            batch=batch,
+            attention=attention or "dense",
+            page_size=page_size,
+            dtype=dtype or "bfloat16",
+        )
+        return
+    given = {"device": device, "chips": chips, "context": context, "batch": batch}
+    given |= {"attention": attention, "page-size": page_size, "dtype": dtype}
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"--{names[0]} is of a memory plan: give --model too")
+    _here(as_json)
+
+
+def _plan(
+    model: str, device: str | None, as_json: bool, *, attention: str, page_size: int | None, **asked: Any
+) -> None:
+    from tqdm import tqdm
+
+    from kinetics_jax.cli.arguments import config_of
+    from kinetics_jax.devices.memory_plan import DEVICES, PROGRAMS, memory_plan, paged_by
+
+    if device is None:
+        raise UserError(f"--model asks for a memory plan: give --device too, one of {', '.join(DEVICES)}")
+    config, policy = config_of(model), parse_policy(attention)
+    if page_size is not None:
+        policy = paged_by(policy, page_size)
+    with tqdm(total=len(PROGRAMS), desc=f"compile for {device}", unit="program", leave=False, delay=1) as bar:
+        plan = memory_plan(config, device, attention=policy, on_program=lambda program: bar.update(), **asked)
+    for text in plan["warnings"]:
+        warnings.warn(text, stacklevel=2)
+    if as_json:
+        print(json.dumps(plan, indent=1))
+    else:
+        _print(plan)
+
+
+def _print(plan: dict[str, Any]) -> None:
+    import pandas as pd
+
+    from kinetics_jax.cli.terminal import print_table
+    from kinetics_jax.devices.memory_plan import PROGRAMS
+
+    room = plan["fits"]
+    print(
+        f"{plan['model']}, {plan['dtype']}, {plan['attention']}, pages of {plan['page_size']}: {plan['batch']} "
+        f"sequences of {plan['context']} tokens on {plan['chips']} x {plan['device']}\n\n"
+        "MB of each device, as compiled\n"
+    )
+    rows = {
+        "weights": "weight_bytes",
+        "KV cache": "cache_bytes",
+        "all arguments": "argument_bytes",
+        "aliased": "alias_bytes",
+        "temporary": "temp_bytes",
+        "code": "code_bytes",
+        "at once": "peak_bytes",
+    }
+    table = [{"": label, **{name: f"{plan[name][of] / 1e6:,.1f}" for name in PROGRAMS}} for label, of in rows.items()]
+    table.append({"": "temporary / cache", **{name: f"{plan[name]['temp_share']:.2%}" for name in PROGRAMS}})
+    seconds = {"seconds to compile": "compile_seconds", "expected seconds": "expected_seconds"}
+    table += [{"": label, **{name: f"{plan[name][of]:.4g}" for name in PROGRAMS}} for label, of in seconds.items()]
+    print_table(pd.DataFrame(table), False)
+    step = plan["decode"]["expected_seconds"]
+    print(
+        f"\nExpected at the data sheet's rates: a prompt of {plan['context']} tokens; a decode step of {plan['batch']} "
+        f"such sequences, {plan['batch'] / step:,.0f} tokens/s."
+    )
+    print(
+        f"What fits: {room['sequences']} sequences ({room['sequence_bytes'] / 1e9:.2f} GB each on a device, beside "
+        f"{room['weight_bytes'] / 1e9:.1f} GB of weights; {room['reserve']:.0%} of {room['memory_bytes'] / 1e9:.0f} GB "
+        "in reserve)."
+    )
+
+
+def _here(as_json: bool) -> None:
+    import importlib.metadata
+
+    import jax
+    import kinetics_kernels
+    from kinetics_kernels.backends import chosen_backend
+
+    from kinetics_jax.assets import builtin_models
+
+    found = {
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("kinetics_jax", "jax", "flax", "numpy", "tokenizers")
+        },
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "builtin_models": builtin_models(),
+        "ops": {
+            name: {
+                platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
+                for platform in ("cpu", "cuda", "tpu")
+            }
+            for name in kinetics_kernels.__all__
+        },
+    }
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    ops = found.pop("ops")
+    for section, content in found.items():
+        print(section)
+        for entry in content.items() if isinstance(content, dict) else content:
+            print("  " + (entry if isinstance(entry, str) else " ".join(entry)))
+    print("ops")
+    for name, platforms in ops.items():
+        alike = len({tuple(chosen.values()) for chosen in platforms.values()}) == 1
+        for platform, chosen in [("everywhere", platforms["cpu"])] if alike else platforms.items():
+            where = platform if alike else f"on {platform}"
+            print(f"  {name} {where}: {chosen['backend']} ({chosen['why']})")

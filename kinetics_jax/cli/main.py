@@ -1,0 +1,58 @@
+"""The `kinetics` command: what users type and read. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import tyro
+
+from kinetics_jax.cli.calibrate import calibrate
+from kinetics_jax.cli.convert import convert
+from kinetics_jax.cli.cost import cost
+from kinetics_jax.cli.demo import demo
+from kinetics_jax.cli.doctor import doctor
+from kinetics_jax.cli.frontier import frontier
+from kinetics_jax.cli.generate import generate
+from kinetics_jax.cli.grade import grade
+from kinetics_jax.cli.plan import plan
+from kinetics_jax.cli.sample import sample
+from kinetics_jax.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def main() -> None:
+    """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
+    warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
+    commands = {
+        command.__name__: command
+        for command in (demo, sample, grade, cost, frontier, plan, calibrate, generate, convert, doctor)
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="kinetics",
+            description="Which model, how many samples, how sparse an attention: sampled, graded, costed.",
+        )
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        name = str(error.filename or "").removesuffix(".partial")  # as the user knows it
+        sys.exit(_fail(f"{name}: {error.strerror}" if name else str(error)))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # on the way out already
+        print("kinetics: stopped; a run keeps what it has finished, and the same command continues it", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"kinetics: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,141 @@
+"""`kinetics plan`: what to run on a budget, from runs that were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from kinetics_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kinetics_jax.analysis.planner import Plan
+
+COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "seconds", "dollars")
+
+
+def plan(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    hardware: str = "h100",
+    chips: int = 1,
+    seconds: float | None = None,
+    dollars: float | None = None,
+    target_accuracy: float | None = None,
+    problems: int | None = None,
+    trials: tuple[int, ...] = (),
+    caps: tuple[int, ...] = (),
+    batches: tuple[int, ...] = (),
+    price: float | None = None,
+    seed: int = 0,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """The best model, N, length, attention and batch on a budget, from stored runs.
+
+    Args:
+        runs: Run folders over the same problems.
+        hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
+        chips: Chips that work on every sequence together.
+        seconds: Budget in seconds, prefill and decode of all problems.
+        dollars: Budget in money, at the hardware's price or --price.
+        target_accuracy: Find the cheapest way to this accuracy.
+        problems: How many problems are to be solved; by default as many as the runs have.
+        trials: Samples of a problem to choose from; by default powers of two.
+        caps: Most tokens of a sample to choose from; by default the runs' and half of it.
+        batches: Sequences side by side to choose from; by default powers of two that fit.
+        price: Price of a chip-hour.
+        seed: Of the bootstrap and the halvings.
+        as_json: Print JSON.
+    """
+    from kinetics_jax.analysis import planner
+    from kinetics_jax.analysis.samples import pooled, run_data
+    from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.runs.folder import read_run
+
+    if not runs:
+        raise UserError("plan: name at least one run folder")
+    budget = planner.Budget(seconds, dollars, target_accuracy)
+    chip = hardware_named(hardware)
+    if price is not None:
+        chip = dataclasses.replace(chip, price_per_hour=price)
+    budget.limit(chip, max(chips, 1))  # an impossible budget is told before the runs are read
+    found = planner.options(
+        pooled([run_data(read_run(path)) for path in runs]),
+        chip,
+        chips=chips,
+        problems=problems,
+        trials=trials or None,
+        caps=caps or None,
+        batches=batches or None,
+    )
+    advice = planner.plan(found, budget, seed=seed)
+    for warning in found.warnings:
+        print(f"kinetics: {warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(as_record(advice), indent=1, allow_nan=False))
+    else:
+        _print(advice)
+
+
+def as_record(advice: Plan) -> dict[str, Any]:
+    """The advice for JSON; numbers that do not exist are null."""
+
+    def row(index: int | None) -> dict[str, Any] | None:
+        if index is None:
+            return None
+        why = {"why_not": advice.why_not[index]} if index in advice.why_not else {}
+        values = advice.row(index)
+        return {name: _known(value) for name, value in values.items()} | why
+
+    return {
+        "chosen": row(advice.chosen),
+        "accuracy": advice.accuracy,
+        "interval": [_known(advice.low), _known(advice.high)],
+        "optimism": advice.optimism,
+        "expected_accuracy": advice.expected_accuracy,
+        "run_interval": [advice.run_low, advice.run_high],
+        "runner_up": row(advice.runner_up),
+        "beyond": row(advice.beyond),
+        "hardware": advice.options.hardware.name,
+        "calibrated": advice.options.hardware.calibrated,
+        "chips": advice.options.chips,
+        "problems": advice.options.problems,
+        "configurations": len(advice.options.table),
+        "warnings": list(advice.options.warnings),
+    }
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(advice: Plan) -> None:
+    import pandas as pd
+
+    from kinetics_jax.cli.terminal import print_table
+
+    labels = {"run this": advice.chosen, "runner-up": advice.runner_up, "out of reach": advice.beyond}
+    shown = {label: index for label, index in labels.items() if index is not None}
+    table = pd.DataFrame([{"": label} | _columns(advice.row(index)) for label, index in shown.items()])
+    print_table(table.dropna(axis=1, how="all"), False)
+    found = advice.options
+    print(
+        f"\n{found.problems} problems on {found.chips} x {found.hardware.name}; {len(found.table)} configurations.\n"
+        f"Accuracy {advice.accuracy:.3f}, 95 % interval {advice.low:.3f} … {advice.high:.3f} over problems, as if "
+        "chosen beforehand.\n"
+        f"Chosen among many on the same problems it looks {advice.optimism:.3f} too good: expect "
+        f"{advice.expected_accuracy:.3f};\n"
+        f"the score of one run falls into {advice.run_low:.3f} … {advice.run_high:.3f} (95 %)."
+    )
+    for label, index in shown.items():
+        if index in advice.why_not:
+            print(f"{label}: {advice.why_not[index]}")
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] if name != "seconds" or math.isfinite(row[name]) else None for name in COLUMNS}

@@ -1,0 +1,138 @@
+"""What commands show while they work, and how Ctrl-C reaches them. Heavy imports wait until something is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinetics_jax.runs.best_of_n import Progress
+
+
+@contextlib.contextmanager
+def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar over samples, with tokens per second, on standard error; after the first chunk, what was compiled.
+
+    Ctrl-C is heard when the bar is next called, after a chunk and its records; a second one interrupts at once.
+    """
+    from tqdm import tqdm
+
+    from kinetics_jax.compile_cache import watch_compiles
+
+    with contextlib.ExitStack() as stack:
+        check = stack.enter_context(_interrupts_wait())
+        compiled = stack.enter_context(watch_compiles())
+        bar: Any = None
+        warm = False
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal bar, warm
+            if bar is None:  # not before the run is known to be possible; what an earlier run left is not counted
+                bar = stack.enter_context(
+                    tqdm(desc=title, unit="sample", total=progress.total, initial=progress.finished)
+                )
+            bar.update(progress.finished - bar.n)
+            elapsed = bar.format_dict["elapsed"]
+            if progress.tokens and elapsed:
+                aside = f", set aside {progress.set_aside}×" if progress.set_aside else ""
+                bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s{aside}")
+            if progress.tokens and not warm:
+                warm = True
+                tqdm.write(compiled.line(), file=sys.stderr)
+            check()
+
+        yield on_progress
+
+
+@contextlib.contextmanager
+def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over (done, total) on standard error. Ctrl-C is heard when it is next called, as `sample_bar`."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as stack:
+        check = stack.enter_context(_interrupts_wait())
+        bar: Any = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=title, unit=unit, total=total))
+            bar.update(done - bar.n)
+            check()
+
+        yield on_progress
+
+
+@contextlib.contextmanager
+def warm_up_report() -> Iterator[Callable[[int], None]]:
+    """Yields what an engine calls after every chunk; after the first one, standard error hears what was compiled."""
+    from kinetics_jax.compile_cache import watch_compiles
+
+    with watch_compiles() as compiled:
+        warm = False
+
+        def on_chunk(_: int) -> None:
+            nonlocal warm
+            if not warm:
+                print(compiled.line(), file=sys.stderr)
+            warm = True
+
+        yield on_chunk
+
+
+@contextlib.contextmanager
+def tensor_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over tensors, shown when it takes longer than a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit="tensor", leave=False, delay=1) as bar:
+
+        def on_tensor(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_tensor
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises KeyboardInterrupt once Ctrl-C was pressed; a second Ctrl-C raises by itself."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: whoever started us wants none
+        yield lambda: None
+        return
+    pressed = False
+
+    def on_press(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nkinetics: stopping after this chunk; press again to stop at once", file=sys.stderr)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def print_table(table: Any, as_json: bool) -> None:
+    """A data frame to standard output, as aligned text or as JSON records."""
+    if as_json:
+        records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+        print(json.dumps(records, indent=1, allow_nan=False))
+    else:
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["kinetics", *sys.argv[1:]])

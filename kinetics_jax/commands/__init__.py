@@ -1,1 +1,0 @@
-"""Commands of `kinetics`, a file each; cli.py registers them."""

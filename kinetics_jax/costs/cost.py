@@ -1,0 +1,340 @@
+"""What generating samples costs in FLOPs and memory reads, under three named conventions.
+
+Every amount is in units of 1e12 (Tera-eFLOPs). Memory is bytes times the hardware's intensity I, so that both add up:
+eFLOPs = C_comp + I * C_mem (the paper's equation 3).
+
+`traffic` (default): what an engine really computes and reads, token by token; equal to a sum over the tokens. Left
+    out: writes, norms, softmax, sampling, page tables, and what prefill's attention reads. Weight reads count when
+    `batch` is given. Defined in full in traffic.py.
+`paper`: equations (1)-(4), (8) and (9) as published, integral in length. In conventions.py.
+`upstream`: the formulas of the paper's published code with its defects, to reproduce published numbers. There too.
+
+docs/economics.md has the equations of all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs import conventions
+from kinetics_jax.costs.conventions import Components, CostError
+from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.traffic import traffic
+from kinetics_jax.policies import POLICIES, Dense, Policy
+from kinetics_jax.stats.estimators import expected_max
+
+CONVENTIONS = ("traffic", "paper", "upstream")
+UNIT = 1e12
+DENSE = Dense()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cost:
+    """Cost in Tera-eFLOPs: float64 scalars, or arrays of one shape.
+
+    `parts` names every component and adds up to `total`; the names that end in `_reads` are memory, times I. In
+    `traffic` what is attended to falls into `dense_`, `forced_` and `chosen_`; `attention` and `kv_reads` are their
+    sums, in every convention. `shared` says, by the same names, what of the parts all trials of a prompt cost once.
+    `hardware` is None when only an intensity was given. `overhead_seconds` is what the decode steps take beside
+    arithmetic and reads; 0 for a data-sheet chip, and without a batch that shares it.
+    """
+
+    compute: Any
+    memory: Any
+    parts: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    hardware: Hardware | None = None
+    overhead_seconds: Any = 0.0
+
+    @property
+    def total(self) -> Any:
+        """Equation (4): compute plus memory."""
+        return self.compute + self.memory
+
+    @property
+    def roofline(self) -> Any:
+        """The larger of compute and memory: what is left when arithmetic and reads overlap in full."""
+        return np.maximum(self.compute, self.memory)
+
+    @property
+    def attention(self) -> Any:
+        """Decode's attention compute, of all layers, forced and chosen; the search and prefill not among it."""
+        return self._sum("attention")
+
+    @property
+    def kv_reads(self) -> Any:
+        """Decode's reads of K and V, of all layers, forced and chosen, times I; summaries not among them."""
+        return self._sum("kv_reads")
+
+    @property
+    def seconds(self) -> Any:
+        """Seconds on the hardware in its own form, overheads included: of the roofline for every data-sheet chip, of
+        the sum for a calibrated profile that says so. None without hardware.
+        """
+        if self.hardware is None:
+            return None
+        return self.hardware.seconds(self._amounts(self.hardware)) + self.overhead_seconds
+
+    @property
+    def additive_seconds(self) -> Any:
+        """Seconds when nothing overlaps: the paper's "B200-seconds" on `b200-fp8`. None without hardware."""
+        if self.hardware is None:
+            return None
+        chip = dataclasses.replace(self.hardware, form="sum")
+        return chip.seconds(self._amounts(chip)) + self.overhead_seconds
+
+    @property
+    def price(self) -> Any:
+        """`seconds` at the hardware's price per hour, in its currency. None without either."""
+        if self.hardware is None or self.hardware.price_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.hardware.price_per_hour
+
+    def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
+        """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
+
+        Its `roofline` and `seconds` are of the mean work, as of many attempts that run side by side.
+        """
+
+        def mean(value: Any) -> Any:
+            return np.mean(value, axis=axis)
+
+        return Cost(
+            compute=mean(self.compute),
+            memory=mean(self.memory),
+            parts={name: mean(value) for name, value in self.parts.items()},
+            shared={name: mean(value) for name, value in self.shared.items()},
+            hardware=self.hardware,
+            overhead_seconds=mean(np.broadcast_to(self.overhead_seconds, np.shape(self.compute))),
+        )
+
+    def _amounts(self, chip: Hardware) -> dict[str, Any]:
+        """FLOPs and bytes of the parts."""
+        return {
+            name: part * (UNIT / (chip.intensity if name.endswith("_reads") else 1))
+            for name, part in self.parts.items()
+        }
+
+    def per_chip(self, config: ModelConfig, chips: int) -> Cost:
+        """The busiest chip's share when `chips` work on every sequence together (tensor parallel).
+
+        Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by
+        no more than the number of KV heads, beyond which chips read copies. Communication is not counted. `price` is
+        then that of one chip. Raises CostError for less than one chip.
+        """
+        if chips < 1:
+            raise CostError(f"chips must be at least 1, got {chips}")
+        heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+
+        def split(amounts: Mapping[str, Any]) -> dict[str, Any]:
+            cache = ("kv_reads", "search_reads")
+            return {name: v * (heads if name.endswith(cache) else 1 / chips) for name, v in amounts.items()}
+
+        return _sums(split(self.parts), split(self.shared), self.hardware, self.overhead_seconds)
+
+    def _sum(self, name: str) -> Any:
+        kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
+        return sum(self.parts[kind] for kind in kinds if kind in self.parts)
+
+
+def generation_cost(
+    config: ModelConfig,
+    *,
+    prompt_tokens: npt.ArrayLike,
+    output_tokens: npt.ArrayLike,
+    trials: npt.ArrayLike = 1,
+    attention: Policy = DENSE,
+    convention: str = "traffic",
+    intensity: float | None = None,
+    hardware: str | Hardware | None = None,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+    batch: int | None = None,
+    shared_prompt: bool = False,
+) -> Cost:
+    """Cost of `trials` samples of `output_tokens` each for one prompt of `prompt_tokens`.
+
+    The three are whole numbers or arrays that broadcast; so is the result. Over measured lengths take the mean of the
+    result, never of the lengths (equation 10). Give `intensity` (FLOP/byte) or `hardware` (a name or Hardware;
+    default h100), not both. `kv_bytes` and `weight_bytes` are bytes per element. Only for `traffic`: `batch`, the
+    sequences that decode side by side and share every read of the weights (default: the reads are amortised away),
+    and `shared_prompt`: what all trials read of the prompt is read once per step (the KV of dense attention and the
+    summaries; chosen pages are each trial's own). Raises CostError for what makes no sense or has no meaning in the
+    convention. Equations: see conventions.py.
+    """
+    prompt, output, count = (
+        _whole(name, value, least)
+        for name, value, least in (
+            ("prompt_tokens", prompt_tokens, 0),
+            ("output_tokens", output_tokens, 0),
+            ("trials", trials, 1),
+        )
+    )
+    intensity, chip = _hardware(intensity, hardware)
+    components = _components(
+        config, prompt, output, count, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
+    )
+    shape = np.broadcast_shapes(prompt.shape, output.shape, count.shape)
+
+    def whole(amount: Any) -> Any:
+        return np.broadcast_to(amount, shape)[()]
+
+    amounts = {name: whole(count * own + shared) for name, (own, shared) in components.items()}
+    shared = {name: whole(once) for name, (_, once) in components.items() if _counts(once)}
+    overhead = whole(count * _overhead(config, output, chip, batch))
+    return _cost(amounts, shared, intensity, chip, overhead)
+
+
+def best_of_n_cost(
+    config: ModelConfig,
+    *,
+    prompt_tokens: int,
+    output_lengths: npt.ArrayLike,
+    trials: npt.ArrayLike,
+    attention: Policy = DENSE,
+    convention: str = "traffic",
+    intensity: float | None = None,
+    hardware: str | Hardware | None = None,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+    batch: int | None = None,
+    shared_prompt: bool = False,
+) -> Cost:
+    """Expected cost of `trials` samples of one problem, their lengths drawn from `output_lengths [samples]`.
+
+    `trials` is a whole number or an array; the result has its shape. In `paper` and `upstream` this is the mean of
+    `generation_cost` over the lengths (equation 10): what trials share is charged for a trial of average length. In
+    `traffic` with `shared_prompt` it is charged until the last of the trials ends, as the exact expectation over
+    draws without replacement. Other arguments and errors as in `generation_cost`; CostError without a length,
+    EstimateError when that expectation needs more trials than there are lengths.
+    """
+    prompt, count = _whole("prompt_tokens", prompt_tokens, 0), _whole("trials", trials, 1)
+    lengths = _whole("output_lengths", output_lengths, 0)
+    if prompt.ndim or lengths.ndim != 1 or not lengths.size:
+        raise CostError(
+            f"best_of_n_cost: one prompt length and a list of output lengths are needed, got shapes "
+            f"{prompt.shape} and {lengths.shape}"
+        )
+    intensity, chip = _hardware(intensity, hardware)
+    flat = np.atleast_1d(count).ravel()
+    components = _components(
+        config, prompt, lengths[:, None], flat, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
+    )
+
+    def expected(once: Any) -> np.ndarray:  # [trials]
+        if not _counts(once):
+            return np.zeros(flat.shape)
+        once = np.broadcast_to(once, (lengths.size, flat.size))
+        if shared_prompt:  # everything shared grows with length: the longest trial has the largest amount
+            return np.array([expected_max(once[:, i], int(trial)) for i, trial in enumerate(flat)])
+        return np.mean(once, axis=0)
+
+    def whole(amount: Any) -> Any:
+        return np.broadcast_to(amount, flat.shape).reshape(count.shape)[()]
+
+    once = {name: expected(shared) for name, (_, shared) in components.items()}
+    amounts = {name: whole(flat * _mean(own) + once[name]) for name, (own, _) in components.items()}
+    shared = {name: whole(once[name]) for name, (_, amount) in components.items() if _counts(amount)}
+    overhead = whole(flat * _mean(_overhead(config, lengths, chip, batch)))
+    return _cost(amounts, shared, intensity, chip, overhead)
+
+
+def phi(config: ModelConfig, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike, intensity: float) -> Any:
+    """Attention over parameter cost, [2 r L_in D + (r + I) D L_out] / 2P, with P of the `paper` convention.
+
+    As published: for many trials, which share the reads of the prompt. Whole numbers or arrays that broadcast,
+    `intensity` in FLOP/byte; returns float64 of the broadcast shape. Raises CostError for negative lengths.
+    """
+    prompt = _whole("prompt_tokens", prompt_tokens, 0)
+    output = _whole("output_tokens", output_tokens, 0)
+    attention = 2 * config.group * prompt + (config.group + intensity) * output
+    return attention * config.kv_elements_per_token / (2 * config.active_parameters)
+
+
+def _whole(name: str, value: npt.ArrayLike, least: int) -> np.ndarray:
+    """The value as a float64 array, exact for token counts and their squares. Refuses fractions and NaN."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" or not np.all((array >= least) & (array == np.floor(array))):
+        raise CostError(f"{name} must be whole numbers, at least {least}, got {value}")
+    return array.astype(np.float64)
+
+
+def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple[float, Hardware | None]:
+    if intensity is not None and hardware is not None:
+        raise CostError("give intensity= or hardware=, not both: the hardware has an intensity of its own")
+    if intensity is not None:
+        if not 0 < intensity < np.inf:
+            raise CostError(f"intensity must be positive (FLOP/byte), got {intensity}")
+        return float(intensity), None
+    chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
+    return chip.intensity, chip
+
+
+def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, batch: int | None) -> Any:
+    """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
+    if chip is None or batch is None:
+        return 0.0
+    return np.maximum(output - 1, 0) * chip.overhead_seconds(config.num_layers, config.vocab_size, batch) / batch
+
+
+def _counts(amount: Any) -> bool:
+    """Whether an amount is more than the literal 0 of a component that has no such share."""
+    return not (isinstance(amount, int) and amount == 0)
+
+
+def _mean(own: Any) -> Any:
+    """Over lengths, the first axis, where an amount depends on them; otherwise it is its own mean."""
+    return np.mean(own, axis=0) if np.ndim(own) else own
+
+
+def _cost(
+    amounts: dict[str, Any], shared: dict[str, Any], intensity: float, chip: Hardware | None, overhead: Any
+) -> Cost:
+    def priced(amounts: dict[str, Any]) -> dict[str, Any]:
+        return {name: v * ((intensity if name.endswith("_reads") else 1) / UNIT) for name, v in amounts.items()}
+
+    return _sums(priced(amounts), priced(shared), chip, overhead)
+
+
+def _sums(parts: dict[str, Any], shared: dict[str, Any], chip: Hardware | None, overhead: Any) -> Cost:
+    memory = sum(value for name, value in parts.items() if name.endswith("_reads"))
+    compute = sum(value for name, value in parts.items() if not name.endswith("_reads"))
+    return Cost(compute, memory, parts, shared, chip, overhead)
+
+
+def _components(
+    config: ModelConfig,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    trials: np.ndarray,
+    policy: Policy,
+    convention: str,
+    kv_bytes: float,
+    weight_bytes: float,
+    batch: int | None,
+    shared_prompt: bool,
+) -> Components:
+    if convention not in CONVENTIONS:
+        raise CostError(f"convention {convention!r} is not known (known: {', '.join(CONVENTIONS)})")
+    if not isinstance(policy, tuple(POLICIES.values())):
+        raise CostError(f"the cost of attention {policy} is not defined")
+    if not (kv_bytes > 0 and weight_bytes > 0):
+        raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
+    if batch is not None and batch < 1:
+        raise CostError(f"batch must be at least 1, got {batch}")
+    if convention == "traffic":
+        return traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
+    if batch is not None or shared_prompt:
+        raise CostError(f'batch and shared_prompt have no meaning in the {convention} convention; use "traffic"')
+    if convention == "paper":
+        return conventions.paper(config, prompt, output, policy, kv_bytes)
+    if kv_bytes != 2:
+        raise CostError('the upstream convention fixes two bytes per KV element; use "paper" or "traffic"')
+    return conventions.upstream(config, prompt, output, trials, policy)

@@ -1,0 +1,278 @@
+"""Peak arithmetic, memory bandwidth and memory of accelerators: data sheets by name, and profiles from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from kinetics_jax.errors import UserError
+from kinetics_jax.files import write_whole
+
+DTYPES = ("bfloat16", "float8", "int8", "tf32", "float32")
+# Kinds of work that a measured profile can price apart. A cost's component is of the first kind that its name ends in.
+KINDS = (
+    "prefill_linear",
+    "prefill_attention",
+    "linear",
+    "attention",
+    "search",
+    "top_k",
+    "weight_reads",
+    "kv_reads",
+    "search_reads",
+)
+Form = Literal["max", "sum"]
+
+
+class HardwareError(UserError):
+    """Hardware that is not known or cannot exist; the message names it and the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """One chip, as its data sheet has it or as it was measured.
+
+    `flops`: FLOP/s of dense (not structured-sparse) matrix products, bf16 unless the name says otherwise;
+    `bandwidth`: bytes/s of its memory; `memory`: bytes; `price_per_hour`: in any one currency, None when not given;
+    `source`: where the numbers are from; `peaks`: peak operations/s by dtype (DTYPES), by default that of bfloat16.
+
+    A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, `layer_seconds`
+    for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
+    vocabulary; `prompt_seconds` to start a prompt, `start_seconds` each time that more of its samples begin later),
+    and whether arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
+    seconds of one FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`:
+    attention takes every sequence of a step to be as long as the longest, and a search takes all pages that a sequence
+    may get, as the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one
+    line, for every impossible number.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    price_per_hour: float | None = None
+    source: str = ""
+    peaks: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    step_seconds: float = 0.0
+    layer_seconds: float = 0.0
+    form: Form = "max"
+    row_seconds: float = 0.0
+    logit_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    start_seconds: float = 0.0
+    unit_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    padded: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{field} must be a positive number, got {getattr(self, field)!r}"
+            for field in ("flops", "bandwidth", "memory")
+            if not _number(getattr(self, field), positive=True)
+        ]
+        overheads = [field.name for field in dataclasses.fields(self) if field.name.endswith("_seconds")]
+        overheads.remove("unit_seconds")
+        wrong += [
+            f"{field} must be a number, at least 0, got {getattr(self, field)!r}"
+            for field in (*overheads, "price_per_hour")
+            if not (_number(getattr(self, field)) or (field == "price_per_hour" and self.price_per_hour is None))
+        ]
+        wrong += [
+            f"{field} must be text, got {getattr(self, field)!r}"
+            for field in ("name", "source")
+            if not isinstance(getattr(self, field), str)
+        ]
+        if not isinstance(self.padded, bool):
+            wrong.append(f"padded must be true or false, got {self.padded!r}")
+        if not isinstance(self.unit_seconds, Mapping):
+            wrong.append(f"unit_seconds must be an object of numbers by kind of work, got {self.unit_seconds!r}")
+        else:
+            wrong += [
+                f"unit_seconds.{kind} must be a number, at least 0, of one of {', '.join(KINDS)}, got {seconds!r}"
+                for kind, seconds in self.unit_seconds.items()
+                if kind not in KINDS or not _number(seconds)
+            ]
+        if self.form not in get_args(Form):
+            wrong.append(f"form must be max or sum, got {self.form!r}")
+        if not isinstance(self.peaks, Mapping):
+            wrong.append(f"peaks must be an object of numbers by dtype, got {self.peaks!r}")
+        else:
+            wrong += [
+                f"peaks has {dtype!r}, which is not one of {', '.join(DTYPES)}"
+                for dtype in self.peaks
+                if dtype not in DTYPES
+            ]
+            wrong += [
+                f"peaks.{dtype} must be a positive number, got {peak!r}"
+                for dtype, peak in self.peaks.items()
+                if not _number(peak, positive=True)
+            ]
+        if wrong:
+            raise HardwareError(f"hardware {self.name!r}: {'; '.join(wrong)}")
+        object.__setattr__(self, "peaks", dict(self.peaks) or {"bfloat16": self.flops})
+        object.__setattr__(self, "unit_seconds", dict(self.unit_seconds))
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs that fit in the time of reading one byte: I in the paper's equation (3)."""
+        return self.flops / self.bandwidth
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the profile was measured with a decoding engine, and is not a data sheet's."""
+        return bool(self.unit_seconds)
+
+    def seconds(self, amounts: Mapping[str, Any]) -> Any:
+        """Seconds of arithmetic and reads in the chip's form, without overheads.
+
+        `amounts`: FLOPs, or bytes where the name ends in `_reads`, by component of a cost; scalars or arrays that
+        broadcast.
+        """
+        work: dict[bool, Any] = {False: 0.0, True: 0.0}  # by whether it is reads
+        for name, amount in amounts.items():
+            reads = name.endswith("_reads")
+            kind = next((kind for kind in KINDS if name.endswith(kind)), name)
+            each = 1 / (self.bandwidth if reads else self.flops)
+            work[reads] = work[reads] + amount * self.unit_seconds.get(kind, each)
+        return work[False] + work[True] if self.form == "sum" else np.maximum(work[False], work[True])
+
+    def overhead_seconds(self, layers: int, vocab: int, batch: Any) -> Any:
+        """What a decode step of `batch` sequences takes beside arithmetic and reads."""
+        rows = batch * (layers * self.row_seconds + vocab * self.logit_seconds)
+        return self.step_seconds + layers * self.layer_seconds + rows
+
+    def at(self, dtype: str) -> Hardware:
+        """The chip when its matrix products are of that dtype: `flops` is that peak, the name says so.
+
+        Raises HardwareError when the data sheet gives no such peak.
+        """
+        if dtype not in self.peaks:
+            known = ", ".join(self.peaks)
+            raise HardwareError(f"hardware {self.name!r}: no peak for {dtype!r} (its data sheet has {known})")
+        if self.peaks[dtype] == self.flops:
+            return self
+        return dataclasses.replace(self, name=f"{self.name} {dtype}", flops=self.peaks[dtype])
+
+
+def hardware(spec: str | Path) -> Hardware:
+    """The chip of that name in HARDWARE, or the one that a JSON profile describes.
+
+    In names, case, spaces, hyphens and underscores do not matter (`H100`, `TPU v5e`). Text that ends in .json or holds
+    a slash is the path of a profile: an object with the fields of Hardware (`name`, `flops`, `bandwidth` and `memory`
+    are needed), as `save_hardware` writes it. Raises HardwareError, with the closest name where there is one, or with
+    every bad field of the profile.
+    """
+    text = str(spec)
+    if isinstance(spec, Path) or text.endswith(".json") or "/" in text:
+        return _profile(Path(spec))
+    key = _key(text)
+    if key not in _BY_KEY:
+        near = difflib.get_close_matches(key, _BY_KEY, n=1)
+        hint = f"; did you mean {_BY_KEY[near[0]].name}?" if near else ""
+        known = ", ".join(HARDWARE)
+        raise HardwareError(f"no hardware named {text!r}{hint} (known: {known}; or give the path of a .json profile)")
+    return _BY_KEY[key]
+
+
+def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, Any] | None = None) -> None:
+    """Writes a profile that `hardware(path)` reads back to an equal chip; never leaves half a file.
+
+    `record` (anything JSON can hold) is kept beside the fields and not read: how the numbers were measured.
+    """
+    fields = dataclasses.asdict(hardware) | ({} if record is None else {"record": dict(record)})
+    write_whole(Path(path), json.dumps(fields, indent=1) + "\n")
+
+
+def _profile(path: Path) -> Hardware:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise HardwareError(f"{path}: no such hardware profile (a chip by name is one of {', '.join(HARDWARE)})") from (
+            error
+        )
+    except (OSError, ValueError) as error:
+        raise HardwareError(f"{path}: not a JSON hardware profile ({error})") from error
+    if not isinstance(fields, dict):
+        raise HardwareError(f"{path}: holds {type(fields).__name__}, expected an object with the fields of a chip")
+    fields.pop("record", None)
+    known = {field.name: field.default for field in dataclasses.fields(Hardware)}
+    needed = ("name", "flops", "bandwidth", "memory")
+    wrong = [f"{name} is missing" for name in needed if name not in fields]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            wrong.append(f"{name} is not a field" + (f" (did you mean {near[0]}?)" if near else ""))
+    placeholder: dict[str, Any] = {"name": path.stem, "flops": 1.0, "bandwidth": 1.0, "memory": 1.0}
+    given = {name: value for name, value in fields.items() if name in known}
+    try:
+        chip = Hardware(**(placeholder | given))  # so that the fields which are there are judged, whatever is missing
+    except HardwareError as error:
+        wrong.append(str(error).partition(": ")[2])
+        chip = None
+    if wrong or chip is None:
+        raise HardwareError(f"{path}: {'; '.join(wrong)}")
+    return chip
+
+
+def _number(value: Any, *, positive: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return value > 0 if positive else value >= 0
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def _chip(name: str, memory: float, bandwidth: float, source: str, dtype: str = "bfloat16", **tera: float) -> Hardware:
+    """A data-sheet chip; peaks in 1e12 operations/s, `flops` that of `dtype`."""
+    peaks = {name: round(peak * 1e12) for name, peak in tera.items()}
+    return Hardware(name, float(peaks[dtype]), bandwidth, memory, source=source, peaks=peaks)
+
+
+# Peaks without structured sparsity: half of what NVIDIA's data sheets print where a footnote says "with sparsity".
+# Bytes as the source has them: decimal for GPUs, binary where Google's pages say GiB.
+_HOPPER: dict[str, Any] = {"bfloat16": 989.5, "float8": 1979, "int8": 1979, "tf32": 494.5, "float32": 67}
+_BLACKWELL: dict[str, Any] = {"bfloat16": 2250, "float8": 4500, "int8": 4500, "tf32": 1100, "float32": 75}
+_B200 = "NVIDIA HGX B200 (arithmetic) and DGX B200 (memory) data sheets, one of eight GPUs"
+_TPU = "Google Cloud documentation, "
+HARDWARE: dict[str, Hardware] = {
+    chip.name: chip
+    for chip in (
+        _chip(
+            "a100", 80e9, 2.039e12, "NVIDIA A100 80GB SXM data sheet", bfloat16=312, int8=624, tf32=156, float32=19.5
+        ),
+        _chip("h100", 80e9, 3.35e12, "NVIDIA H100 SXM data sheet", **_HOPPER),
+        _chip("h200", 141e9, 4.8e12, "NVIDIA H200 SXM data sheet", **_HOPPER),
+        _chip("b200", 180e9, 8e12, _B200, **_BLACKWELL),
+        # The paper's I = 562.5: fp8 arithmetic, which it charges on two-byte KV all the same.
+        _chip("b200-fp8", 180e9, 8e12, f"{_B200}; fp8 arithmetic, as the paper has it", "float8", **_BLACKWELL),
+        _chip(
+            "l40s", 48e9, 864e9, "NVIDIA L40S data sheet", bfloat16=362.05, float8=733, int8=733, tf32=183, float32=91.6
+        ),
+        _chip(
+            "mi300x",
+            192e9,
+            5.3e12,
+            "AMD Instinct MI300X data sheet",
+            bfloat16=1307.4,
+            float8=2614.9,
+            int8=2614.9,
+            tf32=653.7,
+            float32=163.4,
+        ),
+        _chip("tpu-v4", 32 * 2**30, 1.228e12, f"{_TPU}TPU v4", bfloat16=275, int8=275),
+        _chip("tpu-v5e", 16e9, 819e9, f"{_TPU}TPU v5e; int8 from its TPU v6e page", bfloat16=197, int8=393),
+        _chip("tpu-v5p", 95 * 2**30, 2.765e12, f"{_TPU}TPU v5p; int8 as announced", bfloat16=459, float8=459, int8=918),
+        _chip("tpu-v6e", 32 * 2**30, 1.638e12, f"{_TPU}TPU v6e", bfloat16=918, float8=918, int8=1836),
+        _chip("tpu-v7x", 192 * 2**30, 7.38e12, f"{_TPU}TPU7x (Ironwood)", bfloat16=2307, float8=4614),
+    )
+}
+_BY_KEY = {_key(name): chip for name, chip in HARDWARE.items()}

@@ -1,0 +1,119 @@
+"""What fits: bytes of weights and of KV cache, and how many sequences of which length go beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.conventions import CostError
+from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.traffic import touched_parameters
+from kinetics_jax.policies import SUMMARY_VECTORS, BlockTopK, Dense, LiteSysBlockTopK, Policy
+
+RESERVE = 0.1  # of a chip's memory, for activations, logits, the runtime and fragmentation
+DENSE = Dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What one chip of a group holds, in bytes, and how many sequences that leaves room for; 0: not one fits.
+
+    `weights` and `sequence` (KV and summaries of one sequence beside the shared prompt) are of one chip, as are
+    `shared` (the prompt's whole pages, kept once) and `free` (memory without the reserve and the weights; negative
+    where the weights alone do not fit).
+    """
+
+    sequences: int
+    weights: float
+    sequence: float
+    shared: float
+    free: float
+    chips: int
+
+
+def total_parameters(config: ModelConfig) -> int:
+    """All parameters of the model, every expert among them; tied embeddings counted once."""
+    experts = round(touched_parameters(config, math.inf)) - config.matmul_parameters  # those that no token uses at once
+    return config.active_parameters + experts
+
+
+def kv_bytes_per_token(config: ModelConfig, attention: Policy = DENSE, *, kv_bytes: float = 2) -> float:
+    """Bytes of K and V of one token over all layers, with its share of the page summaries where the attention keeps
+    some: a vector or two of `head_dim` per page and KV head in every sparse layer, of the cache's own type.
+    """
+    return (config.kv_elements_per_token + _summary_elements(config, attention) / attention.page_size) * kv_bytes
+
+
+def fits(
+    config: ModelConfig,
+    hardware: str | Hardware,
+    *,
+    tokens: int,
+    chips: int = 1,
+    attention: Policy = DENSE,
+    shared_tokens: int = 0,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+    reserve: float = RESERVE,
+) -> Fit:
+    """How many sequences of `tokens` tokens (prompt and output) fit beside the weights on `chips` chips together.
+
+    Tensor parallel: weights are split evenly, KV heads go to the chips whole. With more chips than KV heads, every head
+    is kept by several chips, its K and V projections too, so further chips make room for weights but hold no more
+    sequences of it; with a number of chips that does not divide the heads, the fullest chip decides. Sequences occupy
+    whole pages; the whole pages of `shared_tokens` prompt tokens are kept once for all of them. `reserve` is the
+    fraction of a chip's memory left to activations and the runtime. Raises CostError for what cannot be meant,
+    HardwareError for an unknown chip.
+    """
+    chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware)
+    if chips < 1 or tokens < 1 or not 0 <= shared_tokens < tokens:
+        raise CostError(
+            f"fits needs at least one chip and one token, and fewer shared tokens than tokens: chips {chips}, "
+            f"tokens {tokens}, shared_tokens {shared_tokens}"
+        )
+    if not (kv_bytes > 0 and weight_bytes > 0 and 0 <= reserve < 1):
+        raise CostError(
+            f"kv_bytes and weight_bytes must be positive and reserve in [0, 1), got {kv_bytes}, {weight_bytes}, "
+            f"{reserve}"
+        )
+    heads = -(-config.num_kv_heads // chips)  # KV heads of the fullest chip
+    projections = 2 * config.num_layers * config.hidden_size * config.head_dim  # of one KV head
+    split = total_parameters(config) - projections * config.num_kv_heads
+    weights = weight_bytes * (split / chips + projections * heads)
+
+    size = attention.page_size
+    page = kv_bytes * heads / config.num_kv_heads * _page_elements(config, attention)
+    shared = shared_tokens // size
+    sequence = page * (-(-tokens // size) - shared)
+    free = chip.memory * (1 - reserve) - weights
+    room = free - page * shared
+    sequences = 0 if room < sequence else int(room // sequence)
+    return Fit(sequences, weights, sequence, page * shared, free, chips)
+
+
+def least_chips(config: ModelConfig, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options) -> int:
+    """The smallest power of two of chips, up to `most`, that holds one sequence of `tokens`; 0 if none does.
+
+    `options` as in `fits`.
+    """
+    chips = 1
+    while chips <= most:
+        if fits(config, hardware, tokens=tokens, chips=chips, **options).sequences:
+            return chips
+        chips *= 2
+    return 0
+
+
+def _summary_elements(config: ModelConfig, attention: Policy) -> int:
+    """Elements of one page's summaries over all layers and KV heads."""
+    if not isinstance(attention, BlockTopK | LiteSysBlockTopK):
+        return 0
+    vectors = SUMMARY_VECTORS[attention.summary] if isinstance(attention, BlockTopK) else 1
+    layers = config.num_layers - sum(layer < config.num_layers for layer in attention.dense_layers)
+    return layers * config.num_kv_heads * config.head_dim * vectors
+
+
+def _page_elements(config: ModelConfig, attention: Policy) -> int:
+    return attention.page_size * config.kv_elements_per_token + _summary_elements(config, attention)

@@ -1,0 +1,138 @@
+"""Seconds of a decode step and of a prefill on a chip: the amounts of the `traffic` convention, priced by Hardware.
+
+The one place where seconds of an engine come from: `kinetics calibrate` fits a profile to it, the planner sums it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.cost import DENSE, UNIT, generation_cost
+from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.traffic import touched_parameters
+from kinetics_jax.padding import prompt_shape
+from kinetics_jax.policies import LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
+
+
+def step_amounts(
+    config: ModelConfig,
+    policy: Policy,
+    *,
+    contexts: npt.ArrayLike,
+    width: npt.ArrayLike | None = None,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+    padded: bool = False,
+) -> dict[str, Any]:
+    """FLOPs and bytes (`…_reads`) of one decode step of a batch, by component, each of shape `[...]`.
+
+    `contexts [..., batch]`: tokens of every sequence, the step's own included; 0 for an idle slot, which still goes
+    through the linear layers. `padded`: see Hardware; `width [...]` is then the longest that a sequence may get, by
+    default the longest there is.
+    """
+    contexts = np.asarray(contexts, np.float64)
+    batch, longest = contexts.shape[-1], contexts.max(-1)
+    if padded and isinstance(policy, TokenTopK | SlidingWindow | LiteSysBlockTopK):
+        policy, longest = DENSE, np.maximum(longest, 0 if width is None else width)  # masked, not skipped
+
+    def attended(lengths: np.ndarray) -> dict[str, Any]:
+        """Of one sequence: the single step that a sequence of one token fewer takes."""
+        cost = generation_cost(
+            config, prompt_tokens=np.maximum(lengths - 1, 0), output_tokens=2, attention=policy, intensity=1
+        )
+        return {
+            name: (kv_bytes / 2 if name.endswith("_reads") else 1) * UNIT * np.where(lengths > 0, amount, 0)
+            for name, amount in cost.parts.items()
+            if not name.startswith("prefill") and name != "linear"
+        }
+
+    if padded:
+        amounts = {name: batch * amount for name, amount in attended(longest).items()}
+        searched = np.maximum(longest if width is None else width, getattr(policy, "budget", 0) + 1)
+        amounts |= {
+            name: batch * amount
+            for name, amount in attended(np.broadcast_to(searched, longest.shape)).items()
+            if name in ("search", "top_k", "search_reads")
+        }
+    else:
+        amounts = {name: amount.sum(-1) for name, amount in attended(contexts).items()}
+    return amounts | {
+        "linear": np.full(longest.shape, 2.0 * config.matmul_parameters * batch),
+        "weight_reads": np.full(longest.shape, weight_bytes * touched_parameters(config, batch)),
+    }
+
+
+def step_seconds(
+    config: ModelConfig,
+    policy: Policy,
+    hardware: Hardware,
+    *,
+    contexts: npt.ArrayLike,
+    width: npt.ArrayLike | None = None,
+    chips: int = 1,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+) -> Any:
+    """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`.
+
+    `chips` work on every sequence together and talk for free (`Cost.per_chip`); overheads are those of one.
+    """
+    contexts = np.asarray(contexts)
+    amounts = step_amounts(
+        config,
+        policy,
+        contexts=contexts,
+        width=width,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+        padded=hardware.padded,
+    )
+    overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
+    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
+
+
+def prefill_amounts(
+    config: ModelConfig, *, prompt_tokens: npt.ArrayLike, page_size: int, weight_bytes: float = 2
+) -> dict[str, Any]:
+    """FLOPs and bytes of one prompt's prefill, `[...]`, by component.
+
+    `prompt_tokens [...]` is padded as the engine does it (`shapes.prompt_shape`); it reads the weights for every chunk.
+    """
+    chunk, tokens = padded_prompt(prompt_tokens, page_size)
+    cost = generation_cost(config, prompt_tokens=tokens, output_tokens=1, intensity=1)
+    amounts = {name: UNIT * amount for name, amount in cost.parts.items() if name.startswith("prefill")}
+    return amounts | {"weight_reads": weight_bytes * touched_parameters(config, chunk) * (tokens / chunk)}
+
+
+def padded_prompt(prompt_tokens: npt.ArrayLike, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that the engine computes at a time, and in all, for prompts of `prompt_tokens [...]`, each `[...]`."""
+    lengths = np.asarray(prompt_tokens, np.float64)
+    shaped = [prompt_shape(int(np.ceil(length)), page_size) for length in lengths.ravel()]
+    chunk, tokens = np.array(shaped, np.float64).reshape(-1, 2).T
+    return chunk.reshape(lengths.shape), tokens.reshape(lengths.shape)
+
+
+def prefill_seconds(
+    config: ModelConfig,
+    hardware: Hardware,
+    *,
+    prompt_tokens: npt.ArrayLike,
+    page_size: int,
+    chips: int = 1,
+    weight_bytes: float = 2,
+) -> Any:
+    """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`."""
+    amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
+    overhead = hardware.prompt_seconds + hardware.overhead_seconds(config.num_layers, config.vocab_size, 1)
+    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
+
+
+def _per_chip(amounts: dict[str, Any], config: ModelConfig, chips: int) -> dict[str, Any]:
+    """The busiest chip's share, as Cost.per_chip has it: KV heads go to the chips whole."""
+    heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+    cache = ("kv_reads", "search_reads")
+    return {name: amount * (heads if name.endswith(cache) else 1 / chips) for name, amount in amounts.items()}

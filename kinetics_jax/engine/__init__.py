@@ -1,0 +1,1 @@
+"""Batched decoding: schedule, pages, jitted programs, sampling."""

@@ -1,0 +1,269 @@
+"""The engine's programs on the device: prefill of one prompt, the start of its samples, a chunk of decode steps, and
+a sample's way to the host and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from kinetics_jax.attention.cache import PagedCache
+from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
+from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.shared_prefix import SharedPrefix
+from kinetics_jax.engine.sampling import sample_keys, sample_tokens
+from kinetics_jax.policies import Policy
+from kinetics_jax.settings import Sampling
+from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Device state, one row per slot: the newest token (not in the cache yet), tokens stored in the cache, tokens
+    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`; on a mesh the first slots
+    are those of its first shard of the sequences, and so on.
+    """
+
+    token: jax.Array
+    stored: jax.Array
+    produced: jax.Array
+    limit: jax.Array
+    active: jax.Array
+    key: jax.Array
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def idle(cls, slots: int, seed: jax.Array, mesh: Mesh | None = None) -> Slots:
+        zeros = jnp.zeros(slots, jnp.int32)
+        idle = cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)), mesh)
+        return jax.device_put(idle, rows_sharding(mesh)) if mesh else idle
+
+    def in_place(self) -> Slots:
+        """The same, each row on the devices of its shard: the compiler may have moved them."""
+        return jax.tree.map(lambda row: constrained(row, self.mesh, ROWS), self)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
+def prefill(
+    graph: nnx.GraphDef, weights: nnx.State, cache: PagedCache, tokens: jax.Array, length: jax.Array, pages: jax.Array
+) -> tuple[PagedCache, jax.Array]:
+    """Runs one prompt, `tokens [1, time]` padded beyond `length`; stores its K and V in `pages [time / page_size]`.
+
+    Returns the cache and the logits after the last prompt token, `[1, vocab]` float32. On a mesh it runs a prompt for
+    each shard of the sequences: `tokens [shards, time]`, `length [shards]` (0: none), `pages [shards, …]` and the
+    logits have a row for each.
+    """
+    model = nnx.merge(graph, weights)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
+    return cache, model.logits(_token_at(hidden, length - 1))
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
+def prefill_chunk(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    tokens: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    page_table: jax.Array,
+) -> tuple[PagedCache, jax.Array]:
+    """Runs tokens `start … start + time` of a long prompt, `tokens [1, time]`; those before are in the cache already.
+
+    `start` is a multiple of time, and time of `shapes.paged_tile(page_size)`; `length` counts the whole prompt's
+    tokens, beyond which `tokens` is padding; `page_table [pages]` names the whole prompt's pages, -1 unused, and covers
+    whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32. On a mesh it runs
+    a prompt for each shard, as `prefill` does.
+    """
+    model = nnx.merge(graph, weights)
+    time = tokens.shape[1]
+    positions = jnp.broadcast_to(start + jnp.arange(time), tokens.shape)
+    hidden, cache = model(tokens, positions, prefill_chunk_attend(page_table, start, length), cache)
+    return cache, model.logits(_token_at(hidden, jnp.minimum(length - start, time) - 1))
+
+
+def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
+    """`hidden [rows, time, …]` at one place of each row; `place [rows]`, or a scalar for the only row."""
+    if not place.ndim:
+        return jax.lax.dynamic_slice_in_dim(hidden[0], place, 1)
+    return jax.vmap(lambda row, at: jax.lax.dynamic_index_in_dim(row, at, keepdims=False))(hidden, place)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
+def start_samples(
+    cache: PagedCache,
+    slots: Slots,
+    logits: jax.Array,
+    chosen: jax.Array,
+    samples: jax.Array,
+    limit: jax.Array,
+    length: jax.Array,
+    seed: jax.Array,
+    problem: jax.Array,
+    source: jax.Array,
+    target: jax.Array,
+    *,
+    sampling: Sampling,
+    eos: tuple[int, ...],
+) -> tuple[PagedCache, Slots]:
+    """Starts samples of one prompt in the `chosen [slots]` bool slots: copies its partial page, draws the first token.
+
+    `logits [1, vocab]` and `length` (scalar int32, the prompt's tokens) are prefill's; `samples [slots]` int32 are the
+    sample indices, `limit` (scalar int32) the most tokens each may produce; `seed` the run's key, `problem` (scalar
+    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy). On a mesh the
+    chosen slots are all of one shard, whose row of `logits [shards, vocab]` and whose pages are meant.
+    """
+    rows = slots.token.shape[0]
+    cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
+    keys = sample_keys(seed, problem, samples)
+    each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
+    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(samples), sampling, slots.mesh)
+    started = Slots(
+        token=jnp.where(chosen, first, slots.token),
+        stored=jnp.where(chosen, length, slots.stored),
+        produced=jnp.where(chosen, 1, slots.produced),
+        limit=jnp.where(chosen, limit, slots.limit),
+        active=jnp.where(chosen, ~_is_end(first, eos) & (limit > 1), slots.active),
+        key=jnp.where(chosen, keys, slots.key),
+        mesh=slots.mesh,
+    )
+    return cache, started.in_place()
+
+
+def _draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling, mesh: Mesh | None) -> jax.Array:
+    """`sample_tokens`; on a mesh each device draws for its own rows, a part of them where they divide."""
+    if mesh is None:
+        return sample_tokens(logits, keys, positions, sampling)
+    rows = PartitionSpec(rows_spec(mesh, logits.shape[0], AXES) or ROWS)
+    # Under shard_map: the top-k of rows that jit splits becomes a sort, over which the TPU compiler falls.
+    local = functools.partial(sample_tokens, sampling=sampling)
+    return jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(logits, keys, positions)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "policy", "sampling", "eos", "chunk", "backend"), donate_argnames=("cache",)
+)
+def decode_chunk(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    slots: Slots,
+    page_table: jax.Array,
+    patience: jax.Array,
+    shared: SharedPrefix | None = None,
+    *,
+    policy: Policy,
+    sampling: Sampling,
+    eos: tuple[int, ...],
+    chunk: int,
+    backend: str | None = None,
+) -> tuple[PagedCache, Slots, jax.Array]:
+    """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
+
+    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. `shared`,
+    `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a
+    slot was not running.
+    """
+    model = nnx.merge(graph, weights)
+    began = jnp.sum(slots.active)
+
+    def running(carry) -> jax.Array:
+        step, _, slots, _ = carry
+        left = jnp.sum(slots.active)
+        return (step < chunk) & (left > 0) & (began - left < patience)
+
+    def one_step(carry):
+        step, cache, slots, drawn = carry
+        lengths = jnp.where(slots.active, slots.stored + 1, 0)
+        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
+        attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
+        hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
+        token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
+        token = jnp.where(slots.active, token, slots.token)
+        produced = slots.produced + slots.active
+        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
+        slots = dataclasses.replace(
+            slots,
+            token=token,
+            stored=slots.stored + slots.active,
+            produced=produced,
+            active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
+        )
+        return step + 1, cache, slots.in_place(), drawn
+
+    drawn = constrained(jnp.full((slots.token.shape[0], chunk), -1, jnp.int32), slots.mesh, ROWS)
+    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
+    return cache, slots, drawn
+
+
+@jax.jit
+def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
+    """Copies of pages `[count]` int32 of every layer, with their summaries: a cache of `count` pages, for the host.
+
+    `shard` (scalar int32) is whose pages they are, 0 where there is no mesh.
+    """
+    if cache.mesh is None:
+        return jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)
+
+    def copied(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
+        def of(pool: jax.Array) -> jax.Array:
+            everyones = jax.lax.all_gather(pool.at[:, pages].get(mode="clip"), ROWS)
+            return jax.lax.dynamic_index_in_dim(everyones, shard, keepdims=False)
+
+        return jax.tree.map(of, cache)
+
+    whole = PartitionSpec()
+    return cache.on_shards(copied, (whole, whole), PartitionSpec("tensor"))(cache, shard, pages)
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def load_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
+    """Writes what `save_pages` gave into pages `[count]` int32 of a shard; -1: that one is left out."""
+
+    def written(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
+        here = pages >= 0 if cache.mesh is None else (pages >= 0) & (jax.lax.axis_index(ROWS) == shard)
+
+        def of(pool: jax.Array, pages_of_it: jax.Array) -> jax.Array:
+            return pool.at[:, jnp.where(here, pages, pool.shape[1])].set(pages_of_it, mode="drop")
+
+        return jax.tree.map(of, cache, saved)
+
+    whole = PartitionSpec()
+    return cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())(cache, shard, pages, saved)
+
+
+@jax.jit
+def resume_sample(
+    slots: Slots,
+    slot: jax.Array,
+    token: jax.Array,
+    stored: jax.Array,
+    produced: jax.Array,
+    limit: jax.Array,
+    seed: jax.Array,
+    problem: jax.Array,
+    sample: jax.Array,
+) -> Slots:
+    """A sample that was set aside goes on in a slot; scalars, the row's fields and what its key is folded from."""
+    key = sample_keys(seed, problem, sample[None])[0]
+    resumed = Slots(
+        token=slots.token.at[slot].set(token),
+        stored=slots.stored.at[slot].set(stored),
+        produced=slots.produced.at[slot].set(produced),
+        limit=slots.limit.at[slot].set(limit),
+        active=slots.active.at[slot].set(True),
+        key=slots.key.at[slot].set(key),
+        mesh=slots.mesh,
+    )
+    return resumed.in_place()
+
+
+def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+    return jnp.isin(token, jnp.array(eos, jnp.int32))

@@ -1,0 +1,1 @@
+"""Best-of-N runs and their folders."""

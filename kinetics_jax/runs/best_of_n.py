@@ -1,0 +1,197 @@
+"""One Best-of-N run: a checkpoint, a task and a policy go in, a run folder comes out. The same call continues it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
+
+from kinetics_jax.engine.engine import Request
+from kinetics_jax.language_model import LanguageModel
+from kinetics_jax.policies import Policy
+from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
+from kinetics_jax.settings import EngineSettings, Sampling
+from kinetics_jax.sharding.mesh import mesh_spelling
+from kinetics_jax.tasks.answers import completed
+from kinetics_jax.tasks.math_grading import grader_for
+from kinetics_jax.tasks.problems import Problem
+from kinetics_jax.tasks.prompts import render_prompts
+
+VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: samples finished (earlier ones included) of the total; since it began, tokens drawn and how
+    often a sample was set aside because the pool ran dry.
+    """
+
+    finished: int
+    total: int
+    tokens: int
+    set_aside: int = 0
+
+
+def best_of_n(
+    lm: LanguageModel,
+    problems: Sequence[Problem],
+    *,
+    task: str,
+    n: int,
+    policy: Policy,
+    sampling: Sampling,
+    out: str | Path,
+    prompts: Mapping[str, str] | None = None,
+    settings: EngineSettings = EngineSettings(),
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Run:
+    """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
+
+    `prompts` are the problems' texts by id, by default as `render_prompts` puts them; `task` chooses the grader. What
+    the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError when
+    `out` holds another configuration, RequestError when a prompt cannot fit, GradingError for a known answer that
+    cannot be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
+    """
+    prompts = prompts or render_prompts(problems, lm.directory, task=task)
+    answers = {problem.id: problem.answer for problem in problems}
+    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
+    engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
+    if settings.shared_prefix is None and (begun := _began_sharing(Path(out))) is not None:
+        # It would round otherwise. Where this engine cannot, the writer says how it differs from the run that is there.
+        settings = dataclasses.replace(settings, shared_prefix=begun and not engine.prefix_obstacle)
+    else:
+        settings = dataclasses.replace(settings, shared_prefix=engine.shares_prefix(requests))
+    description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
+    snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
+    engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
+    engine.check(requests)  # before the folder is touched
+    with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
+        left = [
+            dataclasses.replace(
+                request, samples=[i for i in request.samples if (request.problem, i) not in writer.done]
+            )
+            for request in requests
+        ]
+        finished, total, tokens = len(writer.done), n * len(problems), 0
+
+        def on_chunk(drawn: int) -> None:
+            nonlocal tokens
+            tokens += drawn
+            on_progress(Progress(finished, total, tokens, engine.counts.set_aside))
+
+        on_progress(Progress(finished, total, tokens))
+        for sample in engine.run(left, on_chunk=on_chunk):
+            text = lm.decode(sample.output_tokens)
+            writer.append(
+                {
+                    **dataclasses.asdict(sample),
+                    **dataclasses.asdict(grader(completed(prompts[sample.problem], text), answers[sample.problem])),
+                    "text": text,
+                    "seed": sampling.seed,
+                    "seconds": round(sample.seconds, 6),
+                }
+            )
+            finished += 1
+    return read_run(out)
+
+
+def grade_again(
+    path: str | Path, *, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> tuple[Run, list[tuple[str, int]]]:
+    """Grades the stored samples of a run folder anew, as its task is graded now.
+
+    Returns the run and the (problem, sample) of every grade that changed. The old grades stand until all new ones are
+    there. Raises TraceError for a sample without text or a run that another process is writing.
+    """
+    stored = read_run(path)
+    if "task" not in stored.run:
+        raise TraceError(f"{stored.path / 'run.json'}: names no task, which chooses the grader")
+    done = 0
+
+    def grade(record: dict[str, Any], answer: str) -> dict[str, Any]:
+        nonlocal done
+        if record["text"] is None:
+            raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
+        prompt = stored.problems[record["problem"]]["prompt"]
+        fields = dataclasses.asdict(grader(completed(prompt, record["text"]), answer))
+        done += 1
+        on_progress(Progress(done, len(stored.samples), 0))
+        return fields
+
+    with grader_for(stored.run["task"], [problem["answer"] for problem in stored.problems.values()]) as grader:
+        before, after = regrade(path, grade)
+    changed = [
+        (new["problem"], new["sample"])
+        for old, new in zip(before.samples, after.samples, strict=True)
+        if (old["correct"], old["grader"]) != (new["correct"], new["grader"])
+    ]
+    return after, changed
+
+
+def _began_sharing(out: Path) -> bool | None:
+    """Whether the run in `out` began with shared prefixes; None where there is none that can be read."""
+    try:
+        begun = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none there, or RunWriter says what is wrong with it
+        return None
+    return isinstance(begun, dict) and begun.get("shared_prefix") is True
+
+
+def describe(
+    lm: LanguageModel,
+    *,
+    task: str,
+    n: int,
+    policy: Policy,
+    sampling: Sampling,
+    settings: EngineSettings,
+    command: str,
+) -> dict[str, Any]:
+    """run.json: what the samples are a function of, then where they were made."""
+    return {
+        "model": lm.config.name,
+        "config": dataclasses.asdict(lm.config),
+        "weights": lm.fingerprint,
+        "dtype": str(lm.dtype),
+        "policy": str(policy),
+        "sampling": dataclasses.asdict(sampling),
+        "task": task,
+        "n": n,
+        "slots": settings.slots,
+        "chunk": settings.chunk,
+        "prefill_chunk": settings.prefill_chunk,
+        **({"shared_prefix": True} if settings.shared_prefix else {}),  # other rounding; without it, as ever
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "device": lm.device.device_kind,
+        "mesh": mesh_spelling(lm.mesh) if lm.mesh else None,
+        "backends": {op: lm.backend or chosen_backend(op)[0] for op in KERNEL_OPS},
+        "git_revision": _git_revision(),
+        "command": command,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of the checkout this package runs from; None when it does not run from one."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,111 @@
+"""The grades of cut samples beside a run: cut_grades.jsonl in its folder, written by truncation.py. No jax.
+
+    {"schema": 1, "grader": …, "tokenizer": …}                            first line: what the grades are a function of
+    {"caps": [2048, 4096]}                                                asked for, once for every command
+    {"problem", "seed", "sample", "of", "cap", "correct", "answer", "grader"}      one for every cut sample and cap
+
+Appended and flushed as texts are graded; of several lines for one sample and cap the last counts. `of` tells what was
+graded: a sample whose tokens, prompt or known answer have changed since is as good as not graded. A sample that ends
+within a cap is not cut there, and has no line: its own grade stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kinetics_jax.runs.folder import Run, TraceError, read_lines
+
+NAME = "cut_grades.jsonl"
+SCHEMA = 1
+LINE_TYPES: dict[str, Any] = {
+    "problem": str,
+    "seed": int,
+    "sample": int,
+    "of": str,
+    "cap": int,
+    "correct": bool | None,
+}
+Key = tuple[str, int, int, int]  # problem, seed, sample, cap
+
+
+@dataclasses.dataclass(frozen=True)
+class CutGrades:
+    """The file as read. `maker`: its first line. `caps`: all that were asked for, ascending. `grades`: those that are
+    of the samples as they are now. `whole`: bytes up to a torn last line.
+    """
+
+    maker: dict[str, Any]
+    caps: tuple[int, ...]
+    grades: dict[Key, bool | None]
+    whole: int
+
+
+def read_cut_grades(run: Run) -> CutGrades | None:
+    """The grades of a run's cut samples, None where there are none.
+
+    A torn last line is dropped with a warning. Raises TraceError naming the line that cannot be read.
+    """
+    path = Path(run.path) / NAME
+    if not path.exists():
+        return None
+    records, whole = read_lines(path, {})
+    if not records:  # begun, and stopped before its first line
+        return None
+    if records[0].get("schema") != SCHEMA:
+        raise TraceError(f"{path}: not grades of schema {SCHEMA}; remove it and grade again (kinetics grade --caps …)")
+    now = {sample_key(record): digest(run, record) for record in run.samples}
+    caps: set[int] = set()
+    grades: dict[Key, bool | None] = {}
+    for number, record in enumerate(records[1:], start=2):
+        if "caps" in record:
+            caps.update(int(cap) for cap in record["caps"])
+        elif any(name not in record for name in LINE_TYPES):
+            raise TraceError(f"{path}, line {number}: not a grade; remove the file and grade again")
+        elif now.get(key := sample_key(record)) == record["of"]:
+            grades[*key, record["cap"]] = record["correct"]
+    return CutGrades(records[0], tuple(sorted(caps)), grades, whole)
+
+
+def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ...]]]:
+    """Caps, ascending, and for each sample of the run its grades at them, as `RunData` takes them.
+
+    Only caps at which every sample that is longer was graded; a warning tells of others.
+    """
+    cut = read_cut_grades(run)
+    if cut is None:
+        return (), []
+    longer = {
+        cap: [sample_key(record) for record in run.samples if len(record["output_tokens"]) > cap] for cap in cut.caps
+    }
+    lacking = {cap: sum((*key, cap) not in cut.grades for key in keys) for cap, keys in longer.items()}
+    if unfinished := [cap for cap in cut.caps if lacking[cap]]:
+        warnings.warn(
+            f"{Path(run.path) / NAME}: {lacking[unfinished[0]]} of {len(longer[unfinished[0]])} samples are not graded "
+            f"at cap {unfinished[0]}; cap{'s' if len(unfinished) > 1 else ''} {', '.join(map(str, unfinished))} left "
+            f"out (kinetics grade {run.path} --caps … finishes them)",
+            stacklevel=3,
+        )
+    caps = tuple(cap for cap in cut.caps if not lacking[cap])
+    return caps, [tuple(_grade(cut, record, cap) for cap in caps) for record in run.samples] if caps else []
+
+
+def _grade(cut: CutGrades, record: dict[str, Any], cap: int) -> bool | None:
+    ends = len(record["output_tokens"]) <= cap
+    return record["correct"] if ends else cut.grades[*sample_key(record), cap]
+
+
+def sample_key(record: dict[str, Any]) -> tuple[str, int, int]:
+    """What tells a run's samples apart."""
+    return record["problem"], record["seed"], record["sample"]
+
+
+def digest(run: Run, record: dict[str, Any]) -> str:
+    """Of what a sample's cut grades depend on, besides the grader and the tokenizer; 16 hex digits."""
+    problem = run.problems[record["problem"]]
+    graded = [record["output_tokens"], problem.get("prompt"), problem.get("answer")]
+    return hashlib.blake2b(json.dumps(graded).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,1 @@
+"""Device meshes: axes, and where each array lies."""

@@ -1,0 +1,1 @@
+"""Estimators and intervals: pass@k, expected maxima, bootstraps."""

@@ -1,0 +1,129 @@
+"""Power laws recovered from points made with them, the published ones among them; contours against their costs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kinetics_jax.analysis.allocation import Allocation, best_per_problem
+from kinetics_jax.analysis.grid import Grid
+from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, spread
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.policies import BlockTopK, Dense
+
+PUBLISHED = [(91.68, 0.80, 0), (213.58, 0.74, 0), (22.08, 0.92, 0)]
+PUBLISHED_BUDGETS = [(81.77, 0.25, -212), (140.92, 0.17, -212), (161.83, 0.19, -212)]
+COSTS = np.geomspace(60, 20_000, 24)
+
+
+@pytest.mark.parametrize(("scale", "exponent", "offset"), PUBLISHED + PUBLISHED_BUDGETS)
+def test_published_laws_are_found_again(scale, exponent, offset):
+    law = PowerLaw(scale, exponent, offset)
+    found = power_law(COSTS, law(COSTS), offset=bool(offset), resamples=50)
+    np.testing.assert_allclose([found.scale, found.exponent], [scale, exponent], rtol=1e-5)
+    np.testing.assert_allclose(found.offset, offset, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found.exponent_interval, exponent, rtol=1e-4)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        y = 3 * COSTS**0.7 * np.exp(0.2 * rng.standard_normal(len(COSTS)))
+        law = power_law(COSTS, y, resamples=200, seed=seed)
+        held += law.exponent_interval[0] <= 0.7 <= law.exponent_interval[1]
+        assert law.scale_interval[0] < law.scale < law.scale_interval[1]
+    assert 0.86 <= held / 200 <= 0.99
+
+
+def test_a_law_with_an_offset_is_the_least_squares_one():
+    rng = np.random.default_rng(1)
+    y = 80 * COSTS**0.25 - 212 + 4 * rng.standard_normal(len(COSTS))
+    law = power_law(COSTS, y, offset=True, resamples=20)
+    best = np.sum((y - law(COSTS)) ** 2)
+    for change in (0.99, 1.01):
+        for other in (
+            PowerLaw(law.scale * change, law.exponent, law.offset),
+            PowerLaw(law.scale, law.exponent * change, law.offset),
+            PowerLaw(law.scale, law.exponent, law.offset * change),
+        ):
+            assert np.sum((y - other(COSTS)) ** 2) > best
+    falling = power_law(COSTS, 5 * COSTS**-0.5 + 2, offset=True, resamples=5)
+    np.testing.assert_allclose([falling.scale, falling.exponent, falling.offset], [5, -0.5, 2], rtol=1e-4)
+
+
+def test_spread_takes_percentiles():
+    laws = [PowerLaw(scale, 0.5) for scale in range(101)]
+    law = spread(PowerLaw(50, 0.5), laws, confidence=0.9)
+    np.testing.assert_allclose(law.scale_interval, (5, 95))
+    assert law.exponent_interval == (0.5, 0.5)
+    assert str(law) == "50 x^0.5"
+    assert str(PowerLaw(81.77, 0.25, -212)) == "81.77 x^0.25 -212"
+    assert np.isnan(power_law([1, 2], [1, 2]).scale_interval).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "offset", "says"),
+    [
+        ([1, 2, 3], [1, 2], False, "a y for every x"),
+        ([1, 1, 1], [1, 2, 3], False, "as many different x, got 1"),
+        ([1, 2], [1, 2], True, "3 parameters"),
+        ([0, 2, 3], [1, 2, 3], False, "positive"),
+        ([1, 2, 3], [-1, 2, 3], False, "positive"),
+    ],
+)
+def test_what_is_no_power_law_is_refused(x, y, offset, says):
+    with pytest.raises(FitError, match=says):
+        power_law(x, y, offset=offset)
+    with pytest.raises(FitError, match="redrawn"):
+        spread(PowerLaw(1, 1), [])
+
+
+@pytest.mark.parametrize("attention", [Dense(), BlockTopK(budget=1024)], ids=str)
+def test_what_a_cost_buys(attention):
+    config, trials = ModelConfig.named("8B"), np.array([1, 4, 32])
+    totals = np.array([[100.0], [3000.0]])
+    costs = {"attention": attention, "hardware": "h100"}
+    tokens = iso_cost(config, totals, prompt_tokens=200, trials=trials, **costs)
+    assert tokens.shape == (2, 3)
+
+    def total(n):
+        return generation_cost(config, prompt_tokens=200, output_tokens=n, trials=trials, **costs).total
+
+    assert (total(tokens) <= totals).all()
+    assert (total(tokens + 1) > totals).all()
+    assert (np.diff(tokens, axis=1) < 0).all()
+    assert iso_cost(config, 0.0, prompt_tokens=200, **costs) == 0
+    assert iso_cost(config, 1e30, prompt_tokens=200, **costs) == np.inf
+
+
+def lengthening_grid(problems=12, seed=0):
+    """Accuracy grows with every configuration, each of which costs c and generates 90 c^0.8 tokens, a little off."""
+    rng = np.random.default_rng(seed)
+    cost = np.repeat(COSTS[:, None], problems, axis=1)
+    tokens = 90 * cost**0.8 * np.exp(0.1 * rng.standard_normal(problems))
+    rows = pd.DataFrame({"model": "m", "parameters": 1.0, "attention": "dense", "N": np.arange(1, 25), "cap": 9})
+    accuracy = np.repeat(np.linspace(0.1, 0.9, len(COSTS))[:, None], problems, axis=1)
+    return Grid(rows, tuple(map(str, range(problems))), accuracy, cost / 2, cost / 2, tokens)
+
+
+def test_a_law_along_an_allocation():
+    cells = lengthening_grid()
+    chosen = best_per_problem(cells, np.append(COSTS, 1.0))  # at 1 nothing is affordable, which does not count
+    law = law_along(cells, chosen, "tokens")
+    np.testing.assert_allclose(law.exponent, 0.8)
+    np.testing.assert_allclose(law.exponent_interval, 0.8)
+    assert law.scale_interval[0] < law.scale < law.scale_interval[1]  # problems differ in their scale alone
+    np.testing.assert_allclose(law(COSTS), cells.tokens.mean(axis=1))
+    some = np.append(COSTS, 1.0) > 500
+    budgets = 82 * COSTS**0.25 - 212
+    found = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
+    np.testing.assert_allclose([found.scale, found.exponent, found.offset], [82, 0.25, -212], rtol=1e-3)
+    by_column = law_along(cells, chosen, "N", where=some)
+    assert by_column.exponent == law_along(cells, chosen, np.arange(1.0, 25), where=some).exponent
+    alone = Allocation(chosen.limits, chosen.choice[:, :1], chosen.accuracy[:, :1], chosen.cost[:, :1])
+    one = Grid(cells.configurations, ("0",), *(a[:, :1] for a in (cells.accuracy, cells.compute, cells.memory)),
+               cells.tokens[:, :1])  # fmt: skip
+    assert np.isnan(law_along(one, alone, "tokens").exponent_interval).all()
+    with pytest.raises(FitError, match="as many different x, got 0"):
+        law_along(cells, chosen, np.full(len(COSTS), np.nan))

@@ -1,0 +1,262 @@
+"""Every format of samples, read back from files written here; what is not there stays missing."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from paths import SHARED
+
+from kinetics_jax.analysis.frontier import frontier
+from kinetics_jax.analysis.readers import read_all, read_samples
+from kinetics_jax.analysis.samples import SamplesError, pooled
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.policies import Dense, LiteSysBlockTopK, SlidingWindow, TokenTopK
+from kinetics_jax.runs.folder import RunWriter
+
+QWEN = SHARED / "qwen3-tokenizer"
+BLOCKS = {"attn_local": 0, "attn_block_topk": 64, "attn_block_size": 16, "attn_topk": None}
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def sample(query, score, text="so \\boxed{3}", **more):
+    return {"query": query, "choices": ["3"], "prediction": [text], "score": score, **more}
+
+
+def tiny_tokenizer():
+    """One token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def test_the_papers_files(tmp_path):
+    first = write_lines(
+        tmp_path / "aime24_qwen3-1-7b_local0_block16_blocktopk64.jsonl",
+        BLOCKS,
+        sample("What is one and two?", 100.0, "a b c"),
+        sample("What is three?", 0.0, "a"),
+        sample("What is one and two?", 0.0, "a b"),
+    )
+    run = read_samples(first, tokenizer=tiny_tokenizer())
+    assert (run.model, run.config) == ("Qwen/Qwen3-1.7B", ModelConfig.named("1.7B"))
+    assert run.attention == LiteSysBlockTopK(pages=64, page_size=16)
+    assert run.problem == ["What is one and two?", "What is three?", "What is one and two?"]
+    assert (run.output_tokens, run.prompt_tokens) == ([3, 1, 2], [85, 83, 85])
+    assert run.correct == [True, False, False]
+    second = write_lines(tmp_path / "more.jsonl", {**BLOCKS, "model": "1.7B"}, sample("What is three?", 100))
+    runs = read_all([first, second], tokenizer=tiny_tokenizer())
+    (pool,) = pooled([dataclasses.replace(run, task="") for run in runs])
+    assert pool.problems["What is three?"].grades == [False, True]
+    with pytest.raises(SamplesError, match="is there twice"):
+        pooled(read_all([first, first]))
+
+
+def test_without_a_tokenizer_tokens_are_missing(tmp_path):
+    path = write_lines(tmp_path / "aime24_qwen3-8b_dense.jsonl", {"attn_local": None}, sample("?", 100))
+    run = read_samples(path)
+    assert (run.attention, run.output_tokens, run.prompt_tokens) == (Dense(), [None], [None])
+    with pytest.raises(SamplesError, match="token counts are missing"):
+        frontier([run])
+
+
+@pytest.mark.skipif(not QWEN.exists(), reason="../shared/data/qwen3-tokenizer is not there")
+def test_tokens_are_those_of_the_models_tokenizer(tmp_path):
+    path = write_lines(
+        tmp_path / "aime24_qwen3-8b_dense.jsonl",
+        {"attn_local": None},
+        sample("What is 1+1?", 100, "<think>\n2</think>"),
+    )
+    for tokenizer in (QWEN, QWEN / "tokenizer.json", str(QWEN)):
+        run = read_samples(path, tokenizer=tokenizer)
+        assert run.output_tokens == [4]  # <think>, the line's end, 2, </think>
+        assert run.prompt_tokens == [87]
+    assert frontier([run, dataclasses.replace(run, sample=[9])])["accuracy"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "policy"),
+    [
+        ({"attn_local": None, "attn_topk": None}, Dense()),
+        ({"task": "aime24", "pass@1": 50.0, "total_example": 4}, Dense()),
+        (BLOCKS, LiteSysBlockTopK(pages=64, page_size=16)),
+        ({**BLOCKS, "attn_local": 128}, LiteSysBlockTopK(pages=64, page_size=16, local=128)),
+        ({"attn_local": 0, "attn_topk": 1024, "attn_block_topk": None}, TokenTopK(1024)),
+        ({"attn_local": 128, "attn_topk": 128}, TokenTopK(256)),
+        ({"attn_local": 1024}, SlidingWindow(1028)),
+    ],
+)
+def test_the_first_line_says_the_attention(tmp_path, metadata, policy):
+    assert read_samples(write_lines(tmp_path / "a.jsonl", metadata, sample("?", 0)), model="8B").attention == policy
+
+
+def test_the_papers_files_cost_what_its_code_says(tmp_path):
+    """Golden value of block top-k, 8B, 64 blocks of 16, 256 tokens in and 16384 out."""
+    path = write_lines(tmp_path / "aime24_qwen3-8b.jsonl", BLOCKS, sample("?", 100))
+    run = read_samples(path)
+    assert run.config is not None
+    cost = generation_cost(
+        run.config,
+        prompt_tokens=256,
+        output_tokens=16384,
+        trials=32,
+        attention=run.attention,
+        convention="upstream",
+        intensity=562.5,
+    )
+    np.testing.assert_allclose(cost.total, 63871.459, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([BLOCKS, sample("?", 50)], "line 2: score is 0 or 100, not 50"),
+        ([BLOCKS, sample("?", 0), {"query": "?", "score": 0, "prediction": "x"}], "line 3: no 'choice'"),
+        ([BLOCKS, sample("?", 0) | {"prediction": ["x", "y"]}], "line 2: prediction and choices are a text"),
+        ([BLOCKS, sample("?", 0), sample("?", 0) | {"choices": ["4"]}], "line 3: the same question has another"),
+        ([{**BLOCKS, "attn_stride": 4}, sample("?", 0)], "attn_stride of its first line has no counterpart"),
+        ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "are whole numbers"),
+        ([sample("?", 0)], "does not say its attention"),
+        ([{"task": "aime24"}, [1]], "line 2: not a record"),
+    ],
+)
+def test_what_the_papers_files_cannot_hold_is_told_with_its_line(tmp_path, lines, message):
+    with pytest.raises(SamplesError, match=f"a.jsonl.*{message}"):
+        read_samples(write_lines(tmp_path / "a.jsonl", *lines), model="8B")
+
+
+def test_what_is_given_must_not_contradict_a_file(tmp_path):
+    path = write_lines(tmp_path / "aime24_qwen3-8b.jsonl", BLOCKS, sample("?", 0))
+    with pytest.raises(SamplesError, match="its attention is litesys_block_topk"):
+        read_samples(path, attention="dense")
+    with pytest.raises(SamplesError, match=r"its model is Qwen/Qwen3-8B, not Qwen/Qwen3-4B as given"):
+        read_samples(path, model="Qwen/Qwen3-4B")
+    bare = write_lines(tmp_path / "local0_topk8.jsonl", {"task": "t"}, sample("?", 0))
+    with pytest.raises(SamplesError, match="does not say its attention"):  # its name says that it is not dense
+        read_samples(bare, model="8B")
+    assert read_samples(bare, model="8B", attention="token_topk:budget=8").attention == TokenTopK(8)
+    with pytest.raises(SamplesError, match="says which model"):
+        read_samples(bare, attention="token_topk:budget=8")
+
+
+ROWS = [
+    {"problem": "a", "sample": 1, "tokens": 10, "correct": 1},
+    {"problem": "a", "sample": 2, "tokens": "", "correct": 0},
+    {"problem": "b", "sample": 1, "tokens": 30, "correct": ""},
+]
+
+
+def write_table(path, rows):
+    if path.suffix == ".jsonl":
+        return write_lines(path, *rows)
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).replace("", None).to_parquet(path)
+        return path
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_tables(tmp_path, ending):
+    run = read_samples(write_table(tmp_path / f"t{ending}", ROWS), model="gpt")
+    assert (run.model, run.attention, run.config) == ("gpt", Dense(), None)
+    assert (run.problem, run.sample) == (["a", "a", "b"], [1, 2, 1])
+    assert run.output_tokens == [10, None, 30]
+    assert run.correct == [True, False, None]
+    assert run.prompt_tokens == [None] * 3
+    full = [row | {"model": "8B", "attention": "block_topk:budget=64", "prompt_tokens": 5} for row in ROWS]
+    run = read_samples(write_table(tmp_path / f"full{ending}", full))
+    assert (run.model, str(run.attention)) == ("Qwen/Qwen3-8B", "block_topk:budget=64,page_size=16")
+    assert (run.config, run.prompt_tokens) == (ModelConfig.named("8B"), [5] * 3)
+
+
+def test_a_table_of_several_models_and_runs(tmp_path):
+    rows = [
+        {"problem_id": "a", "epoch": e, "output_tokens": e, "correct": 1, "model": model, "run": run}
+        for model, run in (("x", "1"), ("x", "2"), ("8B", "3"))
+        for e in (1, 2)
+    ]
+    path = write_table(tmp_path / "t.csv", rows)
+    runs = read_all([path])
+    assert [run.model for run in runs] == ["x (1)", "x (2)", "Qwen/Qwen3-8B"]
+    assert [run.config is None for run in runs] == [True, True, False]
+    with pytest.raises(SamplesError, match="holds 3 runs"):
+        read_samples(path)
+    small = ModelConfig.named("0.6B")
+    with pytest.raises(SamplesError, match=r"a config is for the one model .* it is x \(1\), x \(2\)"):
+        read_all([path], config=small)
+    one = write_table(tmp_path / "one.csv", rows[:2])
+    assert read_samples(one, config=small).config == small
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": "many"}, "tokens cannot be 'many'"),
+        ({"tokens": -1}, "tokens cannot be"),
+        ({"tokens": 1.5}, "tokens cannot be"),
+        ({"correct": "perhaps"}, "correct cannot be 'perhaps'"),
+        ({"problem": ""}, "no problem"),
+    ],
+)
+def test_bad_rows_are_told_by_file_and_line(tmp_path, ending, change, message):
+    path = write_table(tmp_path / f"t{ending}", [ROWS[0], ROWS[1] | change, ROWS[2]])
+    line = 3 if ending == ".csv" else 2
+    with pytest.raises(SamplesError, match=rf"t\{ending}, line {line}: {message}"):
+        read_samples(path, model="m")
+
+
+def test_what_is_no_table_is_told(tmp_path):
+    with pytest.raises(SamplesError, match="not a run folder, nor a file of samples"):
+        read_samples(tmp_path / "none.csv")
+    with pytest.raises(
+        SamplesError, match="no column correct; a table of samples has problem, sample, tokens, correct"
+    ):
+        read_samples(write_table(tmp_path / "t.csv", [{"problem": 1, "sample": 1, "tokens": 1}]), model="m")
+    with pytest.raises(SamplesError, match="says no model"):
+        read_samples(write_table(tmp_path / "t.csv", ROWS))
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(json.dumps(ROWS[0]) + '\n{"problem": "a", "sam')
+    with pytest.raises(SamplesError, match=r"torn\.jsonl, line 2: not valid JSON"):
+        read_samples(torn, model="m")
+    (tmp_path / "short.csv").write_text("problem,sample,tokens,correct\na,1,2\n")
+    with pytest.raises(SamplesError, match="line 2: not as many fields"):
+        read_samples(tmp_path / "short.csv", model="m")
+    for name in ("x.parquet", "x.txt", "empty.csv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(SamplesError, match=name):
+            read_samples(tmp_path / name, model="m")
+
+
+def write_run(path):
+    run = {"model": "m", "policy": "dense", "config": dataclasses.asdict(ModelConfig.named("0.6B")), "n": 1}
+    record = {"problem": "a", "sample": 0, "seed": 0, "prompt_tokens": 3, "output_tokens": [1, 2], "text": "x"}
+    record |= {"finish_reason": "stop", "correct": True, "answer": "1", "grader": "ok", "seconds": 1.0}
+    with RunWriter(path, run, [{"id": "a", "question": "?", "answer": "1", "prompt": "?"}]) as writer:
+        writer.append(record)
+    return path
+
+
+def test_run_folders_and_directories(tmp_path):
+    run = read_samples(write_run(tmp_path / "run"))
+    assert (run.model, run.output_tokens, run.config) == ("m", [2], ModelConfig.named("0.6B"))
+    with pytest.raises(SamplesError, match="its model is m, not n as given"):
+        read_samples(tmp_path / "run", model="n")
+    write_table(tmp_path / "t.csv", [row | {"model": "m2"} for row in ROWS])
+    assert [run.model for run in read_all([tmp_path])] == ["m", "m2"]
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SamplesError, match=r"nothing: not a run folder \(it holds no run\.json\), nor"):
+        read_all([tmp_path / "nothing"])

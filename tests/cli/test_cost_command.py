@@ -1,0 +1,142 @@
+"""`kinetics cost`, mostly called in this process; test_cli.py meets the command line in processes of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kinetics_jax.assets import builtin_models
+from kinetics_jax.cli.cost import cost
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.hardware import HARDWARE, Hardware, save_hardware
+from kinetics_jax.errors import UserError
+
+QWEN = {"model": "Qwen/Qwen3-8B", "output": (16384,), "trials": 32, "attention": "block_topk:page_size=16,pages=64"}
+SCRIPT = "from kinetics_jax.cli.main import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def printed(capsys, **arguments):
+    cost(**arguments, as_json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_published_example_without_jax():
+    line = "cost --model Qwen/Qwen3-8B --prompt 256 --output 16384 --trials 32 --convention upstream --intensity 562.5"
+    found = json.loads(run(*line.split(), "--attention", QWEN["attention"], "--json").stdout)
+    for name, golden in {"compute": 8980.5692, "memory": 54890.89, "total": 63871.459}.items():
+        assert float(f"{found[name]:.8g}") == golden
+    assert sum(found["parts"].values()) == pytest.approx(found["total"])
+    assert found["priced_on"] is None
+
+
+def test_a_user_s_mistake_is_one_line():
+    assert run("cost", "--model", "Qwen/Qwen3-9B", "--output", "9", code=2).stderr.count("\n") == 1
+
+
+def test_expected_cost_over_lengths(capsys):
+    case = {"model": "14B", "prompt": 200, "trials": 4, "convention": "upstream", "intensity": 562.5}
+    found = printed(capsys, **case, output=(4000, 8000, 16000))
+    assert float(f"{found['total']:.8g}") == 22108.316
+    assert found["output_tokens"] == [4000, 8000, 16000]
+
+
+def test_seconds_and_room_on_every_chip(capsys):
+    found = printed(capsys, **QWEN, batch=8)
+    rows = {row["name"]: row for row in found["hardware"]}
+    assert list(rows) == list(HARDWARE)
+    assert found["priced_on"] == "h100"
+    assert rows["h100"]["seconds"] == pytest.approx(found["roofline"] * 1e12 / HARDWARE["h100"].flops)
+    assert rows["h100"]["additive_seconds"] == pytest.approx(found["total"] * 1e12 / HARDWARE["h100"].flops)
+    assert rows["h100"]["price"] is None
+    assert rows["h200"]["seconds"] < rows["h100"]["seconds"]
+    assert rows["h200"]["fits"] > rows["h100"]["fits"] > 0
+    assert rows["tpu-v5e"]["fits"] == 0
+    assert rows["tpu-v5e"]["least_chips"] == 2
+
+
+def test_chips_share_the_work_and_kv_heads_bound_it(capsys):
+    case = {**QWEN, "hardware": "h100", "price": 2.0, "attention": "dense"}
+    one, eight, sixteen = (printed(capsys, **case, chips=chips)["hardware"][0] for chips in (1, 8, 16))
+    assert eight["seconds"] == pytest.approx(one["seconds"] / 8)
+    assert sixteen["seconds"] == pytest.approx(eight["seconds"])  # reads bound it, and there are eight KV heads
+    assert sixteen["additive_seconds"] < eight["additive_seconds"]
+    assert one["price"] == pytest.approx(one["seconds"] / 1800)
+    assert eight["price"] == pytest.approx(one["price"])
+
+
+def test_types_of_cache_weights_and_arithmetic(capsys):
+    wide = printed(capsys, **QWEN, batch=8)
+    narrow = printed(capsys, **QWEN, batch=8, kv_dtype="float8", weight_dtype="int8")
+    assert narrow["compute"] == wide["compute"]
+    assert narrow["memory"] == pytest.approx(wide["memory"] / 2)
+    faster = printed(capsys, **QWEN, compute_dtype="float8")
+    assert faster["intensity"] == pytest.approx(1979e12 / 3.35e12)
+    assert [row["name"].split()[0] for row in faster["hardware"]] == [
+        name for name, chip in HARDWARE.items() if "float8" in chip.peaks
+    ]
+
+
+def test_models_and_chips_from_files(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(ModelConfig.named("8B").to_hf()))
+    save_hardware(tmp_path / "chip.json", Hardware("mine", 1e14, 1e12, 24e9, price_per_hour=1.0))
+    by_name = printed(capsys, **QWEN, hardware="h100")
+    for path in (tmp_path, tmp_path / "config.json"):
+        found = printed(capsys, **{**QWEN, "model": str(path)}, hardware=str(tmp_path / "chip.json"))
+        assert found["compute"] == by_name["compute"]
+        assert found["model"] == tmp_path.name
+        assert found["hardware"][0]["name"] == "mine"
+        assert found["hardware"][0]["price"] > 0
+    assert printed(capsys, model=builtin_models()[0], output=(100,))["model"] == builtin_models()[0]
+
+
+def test_the_table_names_every_part(capsys):
+    cost(**QWEN, batch=4, hardware="b200", price=4.0)
+    text = capsys.readouterr().out
+    for words in ("chosen kv reads", "search reads", "top k", "weight reads", "roofline (max)", "price", "least_chips"):
+        assert words in text
+    assert "100.0%" in text
+    cost(model="0.6B", output=(0,), prompt=0)
+    assert "total" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "Qwen/Qwen3-9B"}, "no published model named 'Qwen/Qwen3-9B'"),
+        ({"model": "/nowhere/config.json"}, "nor is it a config.json"),
+        ({"attention": "block_topk"}, "give budget="),
+        ({"convention": "flops"}, "'flops' is not known"),
+        ({"hardware": "h10"}, "did you mean h100"),
+        ({"hardware": "none.json"}, "no such hardware profile"),
+        ({"hardware": "h100", "intensity": 3.0}, "not both"),
+        ({"hardware": "a100", "compute_dtype": "float8"}, "no peak for 'float8'"),
+        ({"compute_dtype": "float8", "intensity": 3.0}, "--compute-dtype picks"),
+        ({"compute_dtype": "fp5"}, "no peak for 'fp5'"),
+        ({"intensity": float("nan")}, "intensity must be positive"),
+        ({"price": 1.0}, "give --hardware too"),
+        ({"price": -1.0, "hardware": "h100"}, "price_per_hour must be"),
+        ({"chips": 0}, "--chips must be at least 1"),
+        ({"output": ()}, "--output needs a number"),
+        ({"output": (-1,)}, "output_tokens must be whole"),
+        ({"output": (1, -1)}, "output_lengths must be whole"),
+        ({"prompt": -1}, "prompt_tokens must be whole"),
+        ({"trials": 0}, "trials must be whole"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"convention": "paper", "batch": 4}, "no meaning in the paper"),
+        ({"convention": "upstream", "kv_dtype": "float8"}, "fixes two bytes"),
+        ({"convention": "upstream", "model": "30B-A3B"}, "no parameter count"),
+        ({"shared_prompt": True, "output": (9, 10)}, "cannot be estimated from 2 values"),
+    ],
+)
+def test_bad_input_is_told(wrong, message):
+    with pytest.raises(UserError, match=message) as raised:
+        cost(**{**QWEN, **wrong})
+    assert "\n" not in str(raised.value)

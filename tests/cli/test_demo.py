@@ -1,0 +1,100 @@
+"""The demo, whole: what it writes, that a seed fixes it, that an interrupted one continues."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from kinetics_jax.assets import builtin_models
+from kinetics_jax.cli import demo
+
+
+@contextlib.contextmanager
+def no_bar(title: str):
+    yield lambda progress: None
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    grid = demo.Grid([builtin_models()[0]], budgets=(32,), problems=6, samples=2)
+    monkeypatch.setattr(demo, "demo_grid", lambda *, quick: grid)
+
+
+def contents(folder) -> dict[str, object]:
+    """Every file of a demo; samples without their wall time."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "samples.jsonl":
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            found[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_a_seed_fixes_every_file(tmp_path):
+    table = demo.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
+    first, second, other = (contents(tmp_path / name) for name in "abc")
+    assert first == second
+    assert first.keys() == other.keys()
+    runs = [name for name in first if name.endswith("samples.jsonl")]
+    assert len(runs) == 2
+    assert all(first[name] != other[name] for name in runs)
+    names = {f"{name}.{kind}" for name in ("frontier", "length", "budget") for kind in ("csv", "png")}
+    assert {*names, "pass_at_k.png", "report.html"} == {name for name in first if "/" not in name}
+    assert list(table["N"]) == [1, 2, 1, 2]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "frontier.csv"), table, check_exact=False)
+    budgets = pd.read_csv(tmp_path / "a" / "budget.csv")
+    assert list(budgets["kind"]) == ["dense", "block_topk"]
+    assert list(budgets["accuracy"].round(9)) == list(table.loc[table["N"] == 1, "accuracy"].round(9))
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
+    demo.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
+    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+    runs = sorted((tmp_path / "cut").glob("*/samples.jsonl"))
+    lines = runs[0].read_bytes().splitlines(keepends=True)
+    runs[0].write_bytes(b"".join(lines[:5]))
+    (tmp_path / "cut" / "report.html").unlink()
+    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+
+    def in_order(found):
+        by_sample = lambda records: sorted(records, key=lambda r: (r["problem"], r["sample"]))  # noqa: E731
+        return {name: by_sample(value) if isinstance(value, list) else value for name, value in found.items()}
+
+    assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
+
+
+def test_the_grid_runs_rivals_for_the_largest_model_only():
+    grid = demo.demo_grid(quick=False)
+    *smaller, largest = ([str(policy) for policy in grid.policies(model)] for model in grid.models)
+    assert len({tuple(policies) for policies in smaller}) == 1
+    assert largest[: len(smaller[0])] == smaller[0]
+    assert largest[len(smaller[0]) :] == [
+        "sliding_window:budget=96,dense_layers=none",
+        "sliding_window:budget=64,dense_layers=none",
+        "random_blocks:budget=96,page_size=2,dense_layers=none",
+        "random_blocks:budget=64,page_size=2,dense_layers=none",
+    ]
+
+
+def test_quick_demo_as_a_user_runs_it(tmp_path):
+    began = time.monotonic()
+    command = [sys.executable, "-m", "kinetics_jax", "demo", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "on_frontier" in done.stdout
+    assert "tokens/s" in done.stderr
+    report = (tmp_path / "report.html").read_text()
+    assert "http" not in report.replace("http://www.w3.org", "")
+    for run in tmp_path.glob("*/run.json"):
+        assert len((run.parent / "samples.jsonl").read_text().splitlines()) == 32 * 4
+    print(f"quick demo: {time.monotonic() - began:.0f} s")

@@ -1,0 +1,155 @@
+"""`kinetics frontier` in this process, over plain tables; tests/cli/test_cli.py meets it with run folders."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
+from kinetics_jax.analysis.frontier import frontier as frontier_table
+from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.readers import read_all
+from kinetics_jax.analysis.samples import SamplesError, pooled
+from kinetics_jax.cli.frontier import frontier
+from kinetics_jax.errors import UserError
+
+SCRIPT = "from kinetics_jax.cli.main import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
+BASE = {"hardware": "h200", "as_json": True}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Two published models, dense and sparse: a table each."""
+    folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    for size, chance in (("0.6B", 0.3), ("4B", 0.6)):
+        for attention in ("dense", "block_topk:budget=256,page_size=16"):
+            problem = np.repeat(np.arange(8), 6)
+            columns = {
+                "model": f"Qwen/Qwen3-{size}",
+                "attention": attention,
+                "problem": problem,
+                "sample": np.tile(np.arange(6), 8),
+                "prompt_tokens": 100 + problem,
+                "tokens": rng.integers(100, 4000, 48),
+                "correct": rng.random(48) < chance,
+            }
+            pd.DataFrame(columns).to_csv(folder / f"{size}-{attention[:5]}.csv", index=False)
+    return folder
+
+
+def printed(capsys, *runs, **arguments):
+    frontier(runs, **{**BASE, **arguments})
+    return pd.DataFrame(json.loads(capsys.readouterr().out))
+
+
+def test_every_configuration(tables, capsys, tmp_path):
+    table = printed(capsys, tables, trials=(1, 4), caps=(1000, 4000), csv=tmp_path / "f.csv", figure=tmp_path / "f.png")
+    expected = frontier_table(read_all([tables]), trials=[1, 4], caps=[1000, 4000], hardware="h200")
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "f.csv"), expected, check_dtype=False)
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("law", ["eFLOPs", "FLOPs"])
+@pytest.mark.parametrize(
+    ("how", "axes"), [("best-of-n", {"trials": [1, 2, 4]}), ("long-cot", {"trials": [1], "caps": [900, 2000, 9000]})]
+)
+def test_allocations(tables, capsys, tmp_path, how, axes, law):
+    asked = {"caps": (900, 2000, 9000)} if how == "long-cot" else {}
+    limits = (1e-9, 100.0, 200.0, 1e9)
+    table = printed(capsys, tables, allocate=how, limits=limits, law=law, figure=tmp_path / "a.png", **asked)
+    cells = grid(pooled(read_all([tables])), hardware="h200", **axes)
+    assert list(table["choice"]) == ["per_problem"] * 4 + ["for_all"] * 4
+    assert list(table["limit"]) == [*limits, *limits]
+    for choice, rule in (("per_problem", best_per_problem), ("for_all", best_for_all)):
+        rows, best = table[table["choice"] == choice], rule(cells, limits, law=law)
+        np.testing.assert_allclose(rows["accuracy"], best.accuracy.mean(axis=1))
+        np.testing.assert_allclose(rows["cost"], best.cost.mean(axis=1))
+    assert table["model"].isna().tolist() == [True, False, False, False] * 2
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_limits_are_found(tables, capsys):
+    table = printed(capsys, tables, allocate="long-cot")
+    assert len(table) == 48
+    accuracy = table["accuracy"].to_numpy().reshape(2, 24)
+    assert (np.diff(accuracy, axis=1) >= -1e-12).all()
+    assert accuracy[0, -1] >= accuracy[1, -1]
+
+
+def test_honest(tables, capsys, tmp_path):
+    arguments = {"allocate": "best-of-n", "honest": True, "splits": 2, "limits": (50.0, 1e9)}
+    table = printed(capsys, tables, figure=tmp_path / "h.png", **arguments)
+    assert set(table["choice"]) == {"per_problem", "for_all"}
+    assert (table["optimism"] > -0.2).all()
+    assert table["optimism"][1] > 0
+    assert (tmp_path / "h.png").stat().st_size > 5000
+
+
+def test_adaptive(tables, capsys):
+    table = printed(capsys, tables, allocate="adaptive", trials=(4,), wave=2, probe=2)
+    assert list(table["N"]) == [4] * 4
+    assert (table["samples"] <= 4).all()
+    assert (table["saved"] > 0).all()
+
+
+def test_files_that_do_not_say_their_model(tables, capsys, tmp_path):
+    whole = pd.read_csv(next(tables.glob("4B-dense.csv"))).drop(columns=["model", "attention"])
+    whole.to_csv(tmp_path / "t.csv", index=False)
+    named = printed(capsys, tmp_path / "t.csv", model="Qwen/Qwen3-4B", attention="token_topk:budget=256")
+    assert set(named["attention"]) == {"token_topk:budget=256"}
+    shape = {
+        "model_type": "qwen3", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    own = printed(capsys, tmp_path / "t.csv", model="mine", config=tmp_path)
+    assert set(own["model"]) == {"mine"}
+    assert own["cost"][0] < named["cost"][0] / 100
+    with pytest.raises(SamplesError, match="architecture is not known"):
+        printed(capsys, tmp_path / "t.csv", model="mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"honest": True}, "go with --allocate"),
+        ({"limits": (1.0,)}, "go with --allocate"),
+        ({"law": "FLOPs"}, "go with --allocate"),
+        ({"allocate": "adaptive", "honest": True}, "go with --allocate best-of-n"),
+        ({"wave": 2}, "--allocate adaptive"),
+        ({"allocate": "best-of-n", "probe": 2}, "--allocate adaptive"),
+        ({"allocate": "best-of-n", "caps": (9,)}, "is about N"),
+        ({"allocate": "long-cot", "trials": (2,)}, "N = 1"),
+        ({"allocate": "long-cot", "report": "r.html"}, "--report"),
+        ({"allocate": "adaptive", "figure": "f.png"}, "draws no figure"),
+        ({"caps": (9,), "report": "r.html"}, "leave out"),
+        ({"report": "r.txt"}, "must end in .html"),
+        ({"figure": "f.gif"}, "must end in .png"),
+        ({"allocate": "best-of-n", "limits": (-1.0,)}, "cost limits must be"),
+        ({"allocate": "best-of-n", "honest": True, "splits": 0}, "at least one halving"),
+        ({"trials": (99,)}, "k = "),
+        ({"caps": (0,)}, "at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(tables, tmp_path, arguments, says):
+    paths = {name: tmp_path / arguments[name] for name in ("report", "figure") if name in arguments}
+    with pytest.raises(UserError, match=says) as caught:
+        frontier((tables,), **{**BASE, **arguments, **paths})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="at least one run folder"):
+        frontier(())
+
+
+def test_the_command_line_without_jax(tables, tmp_path):
+    line = [sys.executable, "-c", SCRIPT, "frontier", tables, "--caps", "900", "9000", "--trials", "1", "4"]
+    done = subprocess.run([*map(str, line), "--json"], capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    longest = rows[2]["cap"]
+    assert [(row["cap"], row["N"]) for row in rows[:4]] == [(900, 1), (900, 4), (longest, 1), (longest, 4)]
+    refused = subprocess.run([*map(str, line[:4]), "--honest"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

@@ -1,0 +1,208 @@
+"""`kinetics plan` and `kinetics calibrate`: what they print, and what they refuse in one line."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import tiny_config, tiny_prompts, write_checkpoint
+
+from kinetics_jax.analysis.planner import PlanError
+from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.cli.calibrate import calibrate as calibrate_command
+from kinetics_jax.cli.plan import plan
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware, save_hardware
+from kinetics_jax.devices.calibration import Plan, Point, calibrate, interleaved, make_plan
+from kinetics_jax.engine import engine as engine_module
+from kinetics_jax.engine.engine import Request
+from kinetics_jax.errors import UserError
+from kinetics_jax.language_model import load
+from kinetics_jax.policies import BlockTopK, Dense
+from kinetics_jax.runs.folder import RunWriter
+from kinetics_jax.settings import EngineSettings, Sampling
+
+TINY = ModelConfig(131, 32, 48, 2, 4, 2, head_dim=8, tie_word_embeddings=True, max_position_embeddings=256, name="tiny")
+
+
+def write_run(path, policy, rate, seed):
+    """A finished run folder of ten problems, four samples each."""
+    rng = np.random.default_rng(seed)
+    config = dict(vars(TINY))
+    run = {
+        "model": "tiny",
+        "config": config,
+        "policy": policy,
+        "dtype": "float32",
+        "task": "builtin",
+        "n": 4,
+        "sampling": {"temperature": 1.0, "max_tokens": 32, "seed": 0},
+    }
+    problems = [{"id": f"p{i}", "question": f"q{i}", "answer": "1", "prompt": f"q{i}"} for i in range(10)]
+    with RunWriter(path, run, problems) as writer:
+        for problem in problems:
+            for sample in range(4):
+                writer.append(
+                    {
+                        "problem": problem["id"],
+                        "sample": sample,
+                        "seed": 0,
+                        "prompt_tokens": 12,
+                        "output_tokens": [5] * int(rng.integers(4, 32)),
+                        "text": "",
+                        "finish_reason": "stop",
+                        "correct": bool(rng.random() < rate),
+                        "answer": "1",
+                        "grader": "ok",
+                        "seconds": 0.1,
+                    }
+                )
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    sparse = "block_topk:budget=16,page_size=4,dense_layers=none"
+    return write_run(folder / "dense", "dense", 0.6, 1), write_run(folder / "sparse", sparse, 0.5, 2)
+
+
+def test_plan_prints_the_advice_as_a_table_and_as_json(runs, capsys):
+    plan(runs, seconds=60, chips=1, as_json=True)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    chosen = found["chosen"]
+    assert chosen["N"] == 4
+    assert chosen["seconds"] < 60
+    assert found["problems"] == 10
+    assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+    assert found["runner_up"]["why_not"]
+    assert not found["calibrated"]
+    assert "data sheet" in printed.err
+    plan(runs, seconds=60, chips=1)
+    text = capsys.readouterr().out
+    assert "run this" in text
+    assert "runner-up: " in text
+
+
+def test_plan_takes_a_profile_and_a_price(runs, tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    save_hardware(path, HARDWARE["h100"])
+    plan(
+        runs,
+        hardware=str(path),
+        dollars=1.0,
+        price=2.0,
+        problems=5,
+        trials=(2,),
+        caps=(16,),
+        batches=(4,),
+        as_json=True,
+    )
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    assert (found["N"], found["cap"], found["batch"]) == (2, 16, 4)
+    assert found["dollars"] == pytest.approx(found["seconds"] / 3600 * 2)
+
+
+def test_plan_refuses_in_one_line(runs):
+    with pytest.raises(PlanError, match="give a budget"):
+        plan(runs)
+    with pytest.raises(PlanError, match="nothing fits into 1e-09 seconds; the cheapest, tiny"):
+        plan(runs, seconds=1e-9)
+    with pytest.raises(PlanError, match="no price per hour"):
+        plan(runs, dollars=1)
+    with pytest.raises(HardwareError, match="did you mean h100"):
+        plan(runs, hardware="h10", seconds=1)
+    with pytest.raises(UserError, match="at least one run"):
+        plan((), seconds=1)
+    with pytest.raises(HardwareError, match="price_per_hour must be a number, at least 0"):
+        plan(runs, seconds=1, price=-2)
+    with pytest.raises(UserError, match=r"must end in \.json"):
+        calibrate_command(out=runs[0])
+    with pytest.raises(UserError, match="no published model"):
+        calibrate_command(model=("nothing-7b",))
+
+
+def test_plan_leaves_with_code_2_and_needs_no_jax(runs):
+    script = "from kinetics_jax.cli.main import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "plan", str(runs[0]), "--seconds", "1e-9"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("kinetics: plan: nothing fits into 1e-09 seconds")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_held_out_is_not_fitted():
+    found = make_plan()
+    assert not {(point.shape, point.batch) for point in found.fitted} & {
+        (point.shape, point.batch) for point in found.held_out
+    }
+    assert {point.policy for point in found.held_out if point.policy != Dense()}.isdisjoint(
+        point.policy for point in found.fitted
+    )
+    assert make_plan(quick=True).parts < found.parts
+
+
+def test_measures_take_turns_and_spells_of_other_work_do_not_count():
+    calls = []
+
+    def measure(name, seconds):
+        def once():
+            calls.append(name)
+            time.sleep(0.02)
+            return seconds * (3 if len(calls) > 18 else 1)  # the second half of the measurement is disturbed
+
+        return once
+
+    found = interleaved({"a": measure("a", 1.0), "b": measure("b", 2.0)})
+    assert found == {"a": 1.0, "b": 2.0}
+    assert {"a", "b"} <= set(calls[:8])
+
+
+def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch):
+    lm = load(write_checkpoint(tmp_path, tiny_config(), seed=5), dtype="float32")
+    starts = []
+    counted = engine_module.start_samples
+    monkeypatch.setattr(engine_module, "start_samples", lambda *a, **k: starts.append(1) or counted(*a, **k))
+    requests = [Request(f"p{i}", prompt, range(4)) for i, prompt in enumerate(tiny_prompts(5, first=3))]
+    engine = lm.engine(
+        sampling=Sampling(temperature=1.0, max_tokens=40, seed=3), attention=Dense(), settings=EngineSettings(slots=3)
+    )
+    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in engine.run(requests)}
+    work = Workload(
+        np.array([len(request.prompt) for request in requests]),
+        np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
+    )
+    _, steps, expected = decoded(work, 3)
+    assert (engine.counts.steps, len(starts)) == (steps, expected)
+    assert expected > len(requests)
+
+
+def test_calibrate_measures_this_device(tmp_path):
+    """A whole calibration on a tiny shape: every time is positive, the profile reads back, all parts are told."""
+    sparse = BlockTopK(budget=16, page_size=4, dense_layers=())
+    fitted = [
+        Point("tiny", policy, batch, context, 64)
+        for policy in (Dense(), sparse)
+        for batch in (1, 4)
+        for context in (8, 32, 64)
+    ]
+    shape = Plan({"tiny": TINY}, fitted, [Point("tiny", Dense(), 2, 40, 64)], (20,))
+    told = []
+    found = calibrate(shape, price_per_hour=1.5, on_part=told.append)
+    assert len(told) == shape.parts
+    assert all(step.seconds > 0 for step, _ in (*found.fitted, *found.held_out))
+    assert np.isfinite([error for _, error in (*found.fitted, *found.held_out)]).all()
+    assert found.hardware.calibrated
+    assert found.hardware.padded
+    assert 0 <= found.hardware.start_seconds < 1
+    path = tmp_path / "here.json"
+    save_hardware(path, found.hardware, record=found.record())
+    assert hardware(path) == found.hardware
+    assert hardware(path).price_per_hour == 1.5
