@@ -27,8 +27,10 @@ from kinetics_jax.analysis.frontier import frontier, pareto
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.analysis.token_frontier import token_frontier
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.config import PUBLISHED, ModelConfig
-from kinetics_jax.policies import Dense, Policy, SlidingWindow
 from kinetics_jax.report.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save
 from kinetics_jax.stats.bayes import bayesian_interval
 from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
@@ -67,7 +69,7 @@ GPT_OSS_120B = ModelConfig(
     name="gpt-oss-120b",
 )
 EVERY_OTHER_LAYER = SlidingWindow(budget=128, sink_tokens=0, dense_layers=tuple(range(1, 36, 2)))
-SHAPES: dict[str, tuple[ModelConfig, Policy, str]] = {
+SHAPES: dict[str, tuple[ModelConfig, AttentionPolicy, str]] = {
     "qwen3-235b-a22b-thinking-2507": (
         dataclasses.replace(PUBLISHED["235B-A22B"], name="qwen3-235b-a22b-thinking-2507"),
         Dense(),

@@ -30,6 +30,10 @@ from kinetics_jax.analysis.planner import Budget, Options, options, plan
 from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.analysis.workload import Workload, decoded
 from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import parse_policy, slug
 from kinetics_jax.cli.arguments import config_of
 from kinetics_jax.cli.demo import MAX_TOKENS, PAGE_SIZE
 from kinetics_jax.cli.plan import as_record
@@ -49,7 +53,6 @@ from kinetics_jax.devices.random_decode import RandomDecode
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.files import write_whole
 from kinetics_jax.language_model import LanguageModel, load
-from kinetics_jax.policies import BlockTopK, Dense, Policy, parse_policy, slug
 from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import Run
 from kinetics_jax.settings import EngineSettings, Sampling
@@ -63,7 +66,7 @@ BATCHES = (8, 16, 32, 64)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def profile(path: Path, models: list[str], policies: list[Policy], quick: bool, clock: Clock) -> Hardware:
+def profile(path: Path, models: list[str], policies: list[AttentionPolicy], quick: bool, clock: Clock) -> Hardware:
     """The profile at `path`, measured at the models' own shapes where there is none yet."""
     if not path.exists():
         measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
@@ -79,7 +82,15 @@ def profile(path: Path, models: list[str], policies: list[Policy], quick: bool, 
 
 
 def sampled(
-    lm: LanguageModel, problems: list[Problem], policy: Policy, *, n: int, cap: int, slots: int, seed: int, out: Path
+    lm: LanguageModel,
+    problems: list[Problem],
+    policy: AttentionPolicy,
+    *,
+    n: int,
+    cap: int,
+    slots: int,
+    seed: int,
+    out: Path,
 ) -> Run:
     """A Best-of-N run, drawn where it is not there yet."""
     return best_of_n(
@@ -96,7 +107,7 @@ def sampled(
 
 
 def timed(
-    lm: LanguageModel, problems: list[Problem], policy: Policy, row: dict[str, Any], turns: int, clock: Clock
+    lm: LanguageModel, problems: list[Problem], policy: AttentionPolicy, row: dict[str, Any], turns: int, clock: Clock
 ) -> list[dict[str, float]]:
     """Every turn the engine's seconds for all samples of all problems, and the seconds of `parts`; compiled before."""
     prompts = render_prompts(problems, lm.directory, task=TASK)
@@ -122,7 +133,9 @@ def timed(
     return found
 
 
-def parts_of(lm: LanguageModel, policy: Policy, work: Workload, *, slots: int, cap: int, clock: Clock) -> Clock:
+def parts_of(
+    lm: LanguageModel, policy: AttentionPolicy, work: Workload, *, slots: int, cap: int, clock: Clock
+) -> Clock:
     """Measures what the planner adds up, now: a decode step, a prompt, a start; times how often a run needs each.
 
     Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
@@ -203,7 +216,7 @@ def main() -> None:
     known, fresh = problems[:half], problems[half:]
     if arguments.quick:
         known, fresh = known[:16], fresh[:16]
-    policies: list[Policy] = [Dense()]
+    policies: list[AttentionPolicy] = [Dense()]
     policies += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in arguments.budgets]
     arguments.work.mkdir(parents=True, exist_ok=True)
     chip = hardware(arguments.hardware or _measured(arguments, policies))
@@ -272,7 +285,7 @@ def main() -> None:
         write_whole(arguments.json, json.dumps(written, indent=1) + "\n")
 
 
-def _measured(arguments: argparse.Namespace, policies: list[Policy]) -> Path:
+def _measured(arguments: argparse.Namespace, policies: list[AttentionPolicy]) -> Path:
     path = arguments.work / "hardware.json"
     profile(path, [arguments.models[0], arguments.models[-1]], policies[1:], arguments.quick, CLOCKS[arguments.clock])
     return path

@@ -9,37 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
+    from kinetics_jax.attention.policies.dense import Dense as Dense
+    from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
+    from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
+    from kinetics_jax.attention.policies.registry import parse_policy as parse_policy
+    from kinetics_jax.attention.policies.sliding_window import SlidingWindow as SlidingWindow
+    from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
-    from kinetics_jax.policies import BlockTopK as BlockTopK
-    from kinetics_jax.policies import Dense as Dense
-    from kinetics_jax.policies import LiteSysBlockTopK as LiteSysBlockTopK
-    from kinetics_jax.policies import RandomBlocks as RandomBlocks
-    from kinetics_jax.policies import SlidingWindow as SlidingWindow
-    from kinetics_jax.policies import TokenTopK as TokenTopK
-    from kinetics_jax.policies import parse_policy as parse_policy
     from kinetics_jax.runs.folder import read_run as read_run
     from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.settings import Sampling as Sampling
 
 _HOMES = {
-    "BlockTopK": "policies",
-    "Dense": "policies",
+    "BlockTopK": "attention.policies.block_topk",
+    "Dense": "attention.policies.dense",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
-    "LiteSysBlockTopK": "policies",
+    "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
     "ModelConfig": "config",
-    "RandomBlocks": "policies",
+    "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",
     "Sampling": "settings",
-    "SlidingWindow": "policies",
-    "TokenTopK": "policies",
+    "SlidingWindow": "attention.policies.sliding_window",
+    "TokenTopK": "attention.policies.token_topk",
     "generation_cost": "costs.cost",
     "load": "language_model",
-    "parse_policy": "policies",
+    "parse_policy": "attention.policies.registry",
     "read_run": "runs.folder",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,13 +19,14 @@ from jax.typing import DTypeLike
 from kinetics_kernels.backends import backend_error
 
 from kinetics_jax.attention.causal import full_attend_on
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.checkpoints.files import fingerprint
 from kinetics_jax.checkpoints.loading import LOADERS, configured
 from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.abstract import abstract_model
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.policies import Dense, Policy
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 
@@ -126,7 +127,7 @@ class LanguageModel:
         return _full_forward(self.graph, self.weights, tokens)
 
     def engine(
-        self, *, sampling: Sampling, attention: Policy = Dense(), settings: EngineSettings = EngineSettings()
+        self, *, sampling: Sampling, attention: AttentionPolicy = Dense(), settings: EngineSettings = EngineSettings()
     ) -> Engine:
         """An engine over these weights, for samples as they finish: what runs and `generate` are made of."""
         return Engine(
@@ -147,7 +148,7 @@ class LanguageModel:
         *,
         n: int = 1,
         sampling: Sampling = Sampling(),
-        attention: Policy = Dense(),
+        attention: AttentionPolicy = Dense(),
         settings: EngineSettings | None = None,
         on_chunk: Callable[[int], None] = lambda tokens: None,
     ) -> list[Sample]:

@@ -7,10 +7,13 @@ import math
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.padding import PREFILL_CHUNK
-from kinetics_jax.policies import MOST_TOKENS, PolicyError
 
-# Beyond these a setting is a slip of the hand.
-MOST = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
+MAX_TOKENS = 1 << 24  # beyond any context: a larger number is surely a typo
+MAX = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
+
+
+class SamplingError(UserError):
+    """A sampling setting that makes no sense; the message names it, its value and the cure."""
 
 
 class RequestError(UserError):
@@ -34,10 +37,10 @@ class EngineSettings:
     shared_prefix: bool | None = False
 
     def __post_init__(self) -> None:
-        for name, most in MOST.items():
+        for name, limit in MAX.items():
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise RequestError(f"engine: {name} must be in 1 … {most}, got {value}")
+            if value is not None and not 1 <= value <= limit:
+                raise RequestError(f"engine: {name} must be in 1 … {limit}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 switches it off)"),
             ("top_k", self.top_k >= 0, "at least 0 (0 switches it off)"),
             ("min_p", 0 <= self.min_p < 1, "in [0, 1) (0 switches it off)"),
-            ("max_tokens", 1 <= self.max_tokens <= MOST_TOKENS, f"in 1 … {MOST_TOKENS}"),
+            ("max_tokens", 1 <= self.max_tokens <= MAX_TOKENS, f"in 1 … {MAX_TOKENS}"),
             ("seed", 0 <= self.seed < 2**32, "in 0 … 2**32 - 1"),
             (
                 "repetition_window",
-                self.repetition_window == 0 or 16 <= self.repetition_window <= MOST_TOKENS,
-                f"0 (never stop), or in 16 … {MOST_TOKENS}: below that, ordinary text repeats itself",
+                self.repetition_window == 0 or 16 <= self.repetition_window <= MAX_TOKENS,
+                f"0 (never stop), or in 16 … {MAX_TOKENS}: below that, ordinary text repeats itself",
             ),
         )
         for name, good, want in bounds:
             if not good:
-                raise PolicyError(f"sampling: {name} must be {want}, got {getattr(self, name)}")
+                raise SamplingError(f"sampling: {name} must be {want}, got {getattr(self, name)}")

@@ -20,9 +20,10 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.devices.random_decode import RandomDecode, random_weights, read_bandwidth
-from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.report.figure_style import save
 
 

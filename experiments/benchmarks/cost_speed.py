@@ -15,11 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import CONVENTIONS, generation_cost
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, Policy, RandomBlocks, SlidingWindow, TokenTopK
 
-POLICIES: tuple[Policy, ...] = (
+POLICIES: tuple[AttentionPolicy, ...] = (
     Dense(),
     BlockTopK(budget=1024),
     TokenTopK(1024),

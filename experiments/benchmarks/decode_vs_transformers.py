@@ -25,9 +25,9 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
     """One batch size: the two take turns; ratios are of the same turn."""
     import jax
 
+    from kinetics_jax.attention.policies.dense import Dense
     from kinetics_jax.config import ModelConfig
     from kinetics_jax.devices.random_decode import RandomDecode, random_weights
-    from kinetics_jax.policies import Dense
 
     config = ModelConfig.named(arguments.model)
     weights = random_weights(config)

@@ -39,15 +39,17 @@ from kinetics_jax.analysis.frontier import frontier
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import RunData, pooled
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import UPSTREAM_PARAMETERS
 from kinetics_jax.files import write_whole
-from kinetics_jax.policies import Dense, LiteSysBlockTopK, Policy
 
 MODELS = [f"Qwen/Qwen3-{size}" for size in UPSTREAM_PARAMETERS]
 PROBLEMS, SAMPLES, LONGEST = 30, 32, 32_768
 # Dense, and the budgets of the paper with their page sizes: 128 to 2048 tokens.
-POLICIES: list[Policy] = [
+POLICIES: list[AttentionPolicy] = [
     Dense(),
     *(LiteSysBlockTopK(pages=k, page_size=size) for k, size in ((1, 128), (4, 64), (16, 32), (64, 16), (256, 8))),
 ]
@@ -167,7 +169,7 @@ def by_groups(runs: list[RunData], limits: np.ndarray) -> Curves:
     return curves
 
 
-def scalar_cost(config: ModelConfig, prompt: int, output: int, policy: Policy) -> float:
+def scalar_cost(config: ModelConfig, prompt: int, output: int, policy: AttentionPolicy) -> float:
     """One sample in the upstream convention, Tera-eFLOPs; plain Python numbers."""
     parameters = UPSTREAM_PARAMETERS[config.name.removeprefix("Qwen/Qwen3-")]
     heads = config.num_layers * config.num_heads * config.head_dim

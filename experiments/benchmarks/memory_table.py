@@ -20,29 +20,31 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import PUBLISHED, ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE
 from kinetics_jax.costs.memory import RESERVE, fits
 from kinetics_jax.devices.memory_plan import CHIPS, DEVICES, PROGRAMS, MemoryPlanError, memory_plan
 from kinetics_jax.files import write_whole
-from kinetics_jax.policies import BlockTopK, Dense, Policy
 
 CONTEXT, USEFUL = 32_768, 8
 TABLE_DEVICES = ("h100", "h200", "v5e")
-POLICIES: tuple[Policy, ...] = (Dense(), BlockTopK(budget=1024, page_size=64))
+POLICIES: tuple[AttentionPolicy, ...] = (Dense(), BlockTopK(budget=1024, page_size=64))
 RESULTS = Path(__file__).parent / "results" / "memory_plan.json"
 MARKS = "<!-- memory_table.py writes what is between these marks -->"
 HEADS = ("Model", "Device", "Attention", "Batch", "Weights, GB", "KV, GB", "Temp decode, MB (of KV)")
 HEADS += ("Temp prefill, MB", "Peak, GB", "Compile decode / prefill, s (CPU s)", "Expected step, ms", "Tokens/s")
 
 
-def chips_for(config: ModelConfig, device: str, policy: Policy) -> int:
+def chips_for(config: ModelConfig, device: str, policy: AttentionPolicy) -> int:
     """The fewest chips that hold USEFUL sequences; the most there are where they hold one at least; 0: none does."""
     room = {n: fits(config, DEVICES[device], tokens=CONTEXT, chips=n, attention=policy).sequences for n in CHIPS}
     return next((n for n in CHIPS if room[n] >= USEFUL), CHIPS[-1] if room[CHIPS[-1]] else 0)
 
 
-def row_of(size: str, device: str, policy: Policy) -> dict[str, Any]:
+def row_of(size: str, device: str, policy: AttentionPolicy) -> dict[str, Any]:
     """The plan, or why there is none."""
     config = ModelConfig.named(size)
     asked = {"size": size, "device": device, "attention": str(policy), "jax": importlib.metadata.version("jax")}

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.registry import parse_policy, slug
 from kinetics_jax.files import write_whole
-from kinetics_jax.policies import parse_policy, slug
 from kinetics_jax.runs.folder import read_lines
 from kinetics_jax.settings import Sampling
 from kinetics_jax.tasks.problems import Problem, load_problems

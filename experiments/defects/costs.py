@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from defects.rows import B200_FP8, BLOCKS, LENGTHS, MODELS, TOKENS_OF_PROMPT, Row
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import UPSTREAM_PARAMETERS
 from kinetics_jax.costs.cost import UNIT, Cost, best_of_n_cost, generation_cost, phi
 from kinetics_jax.costs.hardware import hardware
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, TokenTopK
 from kinetics_jax.stats.estimators import expected_max
 
 GOLDEN: dict[str, Any] = {"prompt_tokens": 256, "output_tokens": 16_384, "intensity": B200_FP8}

@@ -23,10 +23,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kinetics_jax.analysis.ablations import budget_ablation
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Dense, LiteSysBlockTopK, parse_policy
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, MARKERS, SMALL, Look, look, plain
 
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)

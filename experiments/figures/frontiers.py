@@ -17,7 +17,7 @@ from kinetics_jax.analysis.ablations import attention_budget
 from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
 from kinetics_jax.analysis.grid import Grid, default_caps, grid, halves
 from kinetics_jax.analysis.samples import Pool
-from kinetics_jax.policies import parse_policy
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 BUDGETS = 96  # along a cost axis

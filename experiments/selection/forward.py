@@ -20,10 +20,13 @@ from kinetics_kernels.reference import page_summary
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.causal import causal_attention
 from kinetics_jax.attention.decode import decode_attend, random_scores, token_mask
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.programs import prefill
 from kinetics_jax.language_model import LanguageModel
-from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks
 
 EXACT = jax.lax.Precision.HIGHEST
 _causal_attention = jax.jit(causal_attention)
@@ -97,7 +100,7 @@ def page_mask(selected: jax.Array, page_size: int, length: int, heads: int) -> j
 
 
 def kept_tokens(
-    policy: Policy, q: jax.Array, k: jax.Array, logits: jax.Array, lengths: jax.Array, draws: jax.Array | None
+    policy: AttentionPolicy, q: jax.Array, k: jax.Array, logits: jax.Array, lengths: jax.Array, draws: jax.Array | None
 ) -> jax.Array:
     """What a policy attends to at each position: bool `[time, heads, length]`.
 
@@ -129,7 +132,7 @@ def kept_tokens(
 
 @functools.partial(jax.jit, static_argnames=("policy",))
 def masked_attention(
-    policy: Policy,
+    policy: AttentionPolicy,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -153,7 +156,9 @@ def masked_attention(
     return jax.lax.map(one_row, (q, k, v, draws))
 
 
-def go_on(model, prefix: Prefix, tokens: np.ndarray, policy: Policy, draws: list[jax.Array] | None = None) -> jax.Array:
+def go_on(
+    model, prefix: Prefix, tokens: np.ndarray, policy: AttentionPolicy, draws: list[jax.Array] | None = None
+) -> jax.Array:
     """Hidden states `[rows, time, hidden]` of `tokens [rows, time]` that go on from a prefix under a policy.
 
     `draws` (of each layer) as `random_draws` gives them, for RandomBlocks alone.
@@ -183,7 +188,9 @@ def _step(graph, weights, cache, token, lengths, table, keys, *, policy):
     return cache, model.logits(hidden[:, 0])
 
 
-def decode(lm: LanguageModel, prompt: list[int], tokens: list[int], policy: Policy, key: jax.Array) -> np.ndarray:
+def decode(
+    lm: LanguageModel, prompt: list[int], tokens: list[int], policy: AttentionPolicy, key: jax.Array
+) -> np.ndarray:
     """Logits `[time, vocab]` after each of `tokens`, fed one by one behind a prompt by the engine's prefill and
     `decode_attend`: what `go_on` must equal.
 

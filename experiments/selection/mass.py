@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import kinetics_kernels as kernels
 import numpy as np
 
-from kinetics_jax.policies import PAGE_SIZE, BlockTopK, Dense, Policy, RandomBlocks
+from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
 from selection.forward import Prefix, kept_tokens, masked_attention, page_mask, token_logits
 
 # Bounds, not policies: the tokens, and the pages beside the forced ones, that weigh most, averaged over a KV group.
@@ -24,7 +27,7 @@ def _weights(q: jax.Array, k: jax.Array, lengths: jax.Array) -> tuple[jax.Array,
 
 
 @functools.partial(jax.jit, static_argnames=("policy",))
-def policy_mass(policy: Policy, q, k, logits, weights, lengths, draws) -> jax.Array:
+def policy_mass(policy: AttentionPolicy, q, k, logits, weights, lengths, draws) -> jax.Array:
     """Mean over positions and heads of the kept weight; arguments as of `kept_tokens`, `weights` the softmax."""
     return jnp.mean(jnp.sum(jnp.where(kept_tokens(policy, q, k, logits, lengths, draws), weights, 0), axis=-1))
 
@@ -56,7 +59,7 @@ def attention_mass(
     model,
     prefix: Prefix,
     tokens: np.ndarray,
-    policies: Sequence[Policy],
+    policies: Sequence[AttentionPolicy],
     budgets: tuple[int, ...],
     *,
     every: int,

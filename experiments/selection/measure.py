@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.language_model import LanguageModel
-from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks, SlidingWindow, TokenTopK
 from selection import texts
 from selection.forward import decode, go_on, log_likelihoods, random_draws, read
 from selection.mass import attention_mass
@@ -20,16 +25,16 @@ QUESTION = 56  # tokens left for a question and its answer
 OnRecord = Callable[[], object]
 
 
-def policies(budgets: Sequence[int]) -> list[Policy]:
+def policies(budgets: Sequence[int]) -> list[AttentionPolicy]:
     """What is compared, at every budget."""
-    found: list[Policy] = []
+    found: list[AttentionPolicy] = []
     for budget in budgets:
         found += [BlockTopK(budget=budget, summary=summary) for summary in ("mean", "min_max", "mean_std")]
         found += [SlidingWindow(budget=budget), RandomBlocks(budget=budget), TokenTopK(budget=budget)]
     return found
 
 
-def needle_policies(budgets: Sequence[int], length: int) -> list[Policy]:
+def needle_policies(budgets: Sequence[int], length: int) -> list[AttentionPolicy]:
     """Dense, and every budget that a prompt exceeds."""
     return [Dense(), *policies([budget for budget in budgets if budget < length])]
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.files import write_whole
-from kinetics_jax.policies import BlockTopK, parse_policy
 from kinetics_jax.report.attention_names import spoken_kind
 from selection.mass import PAGES_BY_MASS, TOKENS_BY_MASS
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.analysis.samples import Pool, Problem, RunData, pooled
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Policy
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def attention_budget(policy: Policy) -> int:
+def attention_budget(policy: AttentionPolicy) -> int:
     """Tokens that a sparse policy attends to per step and KV head; for policies of pages, pages × page size.
 
     Raises AblationError for a policy that has none.
@@ -175,7 +175,7 @@ def _right_within(problem: Problem, caps: np.ndarray, cut: bool) -> np.ndarray:
     return np.divide(np.nansum(grades, axis=0), graded, out=np.full(len(caps), np.nan), where=graded > 0)
 
 
-def _other_options(policy: Policy) -> str:
+def _other_options(policy: AttentionPolicy) -> str:
     """What the spelling says besides kind and budget: `page_size=2,dense_layers=none`."""
     options = str(policy).partition(":")[2].split(",")
     return ",".join(option for option in options if not option.startswith(("budget=", "pages=")))

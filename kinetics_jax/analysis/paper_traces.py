@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.analysis.samples import RunData, SamplesError, agree
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import PUBLISHED
-from kinetics_jax.policies import Dense, LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
 
 SINK_TOKENS = 4
 # Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
@@ -37,7 +41,7 @@ def read(
     rows: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     model: str | None = None,
-    attention: Policy | None = None,
+    attention: AttentionPolicy | None = None,
     tokenizer: Any = None,
 ) -> RunData:
     """A file's samples; `rows` are its records, each with where it stands. Other arguments as in `readers.read_all`.
@@ -110,7 +114,7 @@ def _one(value: Any) -> str:
     return value
 
 
-def _policy(path: Path, metadata: Mapping[str, Any]) -> Policy | None:
+def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
     """The attention that the first line states, as that code reads it: dense unless `attn_local` is a number.
 
     Budgets are counted as its cost model does, so that they price alike under the upstream convention: k tokens and the

@@ -18,8 +18,9 @@ from typing import Any
 
 from kinetics_jax.analysis import paper_traces as reference_traces
 from kinetics_jax.analysis.samples import RunData, SamplesError, agree, run_data
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ConfigError, ModelConfig
-from kinetics_jax.policies import Policy, parse_policy
 from kinetics_jax.runs.folder import read_run
 
 # What a column may be called, the name it has in messages first.
@@ -43,7 +44,7 @@ def read_samples(
     path: str | Path,
     *,
     model: str | None = None,
-    attention: Policy | str | None = None,
+    attention: AttentionPolicy | str | None = None,
     config: ModelConfig | None = None,
     tokenizer: Any = None,
 ) -> RunData:
@@ -59,13 +60,13 @@ def read_all(
     paths: Iterable[str | Path],
     *,
     model: str | None = None,
-    attention: Policy | str | None = None,
+    attention: AttentionPolicy | str | None = None,
     config: ModelConfig | None = None,
     tokenizer: Any = None,
 ) -> list[RunData]:
     """The samples of several sources, a RunData for every configuration of each; `samples.pooled` makes them one.
 
-    A source is a run folder, a file (.csv, .jsonl or .parquet), or a directory of those. `model`, `attention` (a Policy
+    A source is a run folder, a file (.csv, .jsonl or .parquet), or a directory of those. `model`, `attention` (a policy
     or its spelling) and `config` are for files that do not say; where one does say, they must not contradict it. A
     table that names no attention is dense. The architecture of a published Qwen3 model is known by its name; that of
     another is None unless `config` is given. `tokenizer` counts the tokens of the paper's own files: a
@@ -95,7 +96,7 @@ def _sources(path: Path) -> list[Path]:
     return found
 
 
-def _read(source: Path, *, model: str | None, attention: Policy | None, tokenizer: Any) -> list[RunData]:
+def _read(source: Path, *, model: str | None, attention: AttentionPolicy | None, tokenizer: Any) -> list[RunData]:
     if source.is_dir():
         run = run_data(read_run(source))
         agree(source, "model", run.model, model)
@@ -176,7 +177,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     return ((f"row {number}", fields) for number, fields in enumerate(records, start=1))
 
 
-def _table(path: Path, rows: Sequence[Row], model: str | None, attention: Policy | None) -> list[RunData]:
+def _table(path: Path, rows: Sequence[Row], model: str | None, attention: AttentionPolicy | None) -> list[RunData]:
     """A RunData for every (model, attention, run) of a plain table."""
     if not rows:
         raise SamplesError(f"{path}: holds no samples")
@@ -216,7 +217,9 @@ def _name(path: Path, there: str | None, run: str | None, given: str | None) -> 
     return f"{name} ({run})" if run else name
 
 
-def _run(path: Path, rows: list[dict[str, Any]], model: str, there: Policy | None, attention: Policy | None) -> RunData:
+def _run(
+    path: Path, rows: list[dict[str, Any]], model: str, there: AttentionPolicy | None, attention: AttentionPolicy | None
+) -> RunData:
     samples = [row["sample"] for row in rows]
     if all(sample.lstrip("-").isdigit() for sample in samples):
         samples = [int(sample) for sample in samples]
@@ -254,7 +257,7 @@ def _table_row(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)  # a table spells few policies, many times
-def _policy(text: str) -> Policy | None:
+def _policy(text: str) -> AttentionPolicy | None:
     return parse_policy(text) if text else None
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Policy, parse_policy
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
 
@@ -39,7 +40,7 @@ class RunData:
     """
 
     model: str
-    attention: Policy
+    attention: AttentionPolicy
     config: ModelConfig | None
     problem: Sequence[str]
     sample: Sequence[Hashable]
@@ -197,7 +198,7 @@ class Pool:
     """
 
     model: str
-    attention: Policy
+    attention: AttentionPolicy
     config: ModelConfig | None
     settings: Mapping[str, Any]
     problems: dict[str, Problem]

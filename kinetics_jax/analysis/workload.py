@@ -8,10 +8,10 @@ import heapq
 import numpy as np
 
 from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
-from kinetics_jax.policies import Policy
 
 CHUNK = 32  # the engine's decode steps between two looks of the host, by default
 MOMENTS = 48  # steps at which the contexts of a workload are looked at
@@ -117,7 +117,7 @@ def decoded(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
 
 def workload_seconds(
     config: ModelConfig,
-    policy: Policy,
+    policy: AttentionPolicy,
     hardware: Hardware,
     work: Workload,
     *,

@@ -12,11 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.policies import (
-    BlockTopK,
-    Policy,
-)
 from kinetics_jax.sharding.mesh import ROWS, kv_copies, pool_spec
 
 # Of one layer: K, V and its summaries, None where its policy needs none.
@@ -144,7 +142,7 @@ def write_prompt(
     )
 
 
-def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
+def summary_layers(policy: AttentionPolicy, num_layers: int) -> frozenset[int]:
     """The layers whose pages need summaries under a policy."""
     if isinstance(policy, BlockTopK):
         return frozenset(range(num_layers)) - set(policy.dense_layers)
@@ -152,7 +150,7 @@ def summary_layers(policy: Policy, num_layers: int) -> frozenset[int]:
 
 
 def empty_cache(
-    policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+    policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
 ) -> PagedCache:
     """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search.
 

@@ -14,18 +14,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from kinetics_jax.attention.cache import PagedCache, Pools
 from kinetics_jax.attention.heads import Heads, on_mesh
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.attention.shared_prefix import SharedPrefix, shared_prefix_decode
 from kinetics_jax.models.qwen3 import Attend
-from kinetics_jax.policies import (
-    BlockPolicy,
-    BlockTopK,
-    Dense,
-    LiteSysBlockTopK,
-    Policy,
-    RandomBlocks,
-    SlidingWindow,
-    TokenTopK,
-)
 
 # Folded into a token's key for RandomBlocks: beyond any vocabulary, whose draws count up from 0 under the same key.
 RANDOM_BLOCKS = 0x52424C4B
@@ -53,7 +51,7 @@ class DecodeOps:
 
 
 def decode_attend(
-    policy: Policy,
+    policy: AttentionPolicy,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     keys: Key[Array, " batch"] | None = None,
@@ -94,12 +92,12 @@ def decode_attend(
     return attend
 
 
-def _is_dense(policy: Policy, layer: int) -> bool:
+def _is_dense(policy: AttentionPolicy, layer: int) -> bool:
     return isinstance(policy, Dense) or layer in policy.dense_layers
 
 
 def _decode_layer(
-    policy: Policy,
+    policy: AttentionPolicy,
     layer: int,
     heads: Heads,
     query: jax.Array,

@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from kinetics_kernels.backends import chosen_backend
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.policies import Dense, Policy
 
 # Query heads per KV head that a kernel takes at once; the reference takes any number.
 GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 16}
@@ -62,7 +63,7 @@ def prefix_width(slots: int, query_group: int, backend: str | None) -> int:
 
 
 def prefix_obstacle(
-    config: ModelConfig, policy: Policy, *, slots: int, backend: str | None, mesh: Mesh | None
+    config: ModelConfig, policy: AttentionPolicy, *, slots: int, backend: str | None, mesh: Mesh | None
 ) -> str | None:
     """Why an engine cannot share prefixes, to be read after "shared_prefix"; None where it can."""
     if mesh is not None:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import config_of
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Dense, parse_policy
 
 
 def calibrate(

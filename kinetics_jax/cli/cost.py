@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import config_of
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Policy, parse_policy
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
@@ -145,7 +146,9 @@ def _has_peak(name: str, dtype: str | None) -> bool:
     return dtype is None or dtype in HARDWARE[name].peaks
 
 
-def _on(chip: Hardware, cost: Cost, config: ModelConfig, policy: Policy, *, tokens: int, **options: Any) -> dict:
+def _on(
+    chip: Hardware, cost: Cost, config: ModelConfig, policy: AttentionPolicy, *, tokens: int, **options: Any
+) -> dict:
     """A row of the hardware table: one chip's seconds and room."""
     from kinetics_jax.costs.memory import fits, least_chips
 

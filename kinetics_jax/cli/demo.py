@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.registry import slug
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.cli.terminal import print_table, sample_bar
-from kinetics_jax.policies import BlockTopK, Dense, Policy, RandomBlocks, SlidingWindow, slug
 from kinetics_jax.settings import Sampling
 from kinetics_jax.tasks.problems import load_problems
 
@@ -45,12 +50,12 @@ class Grid:
     samples: int
     rivals: tuple[int, ...] = ()
 
-    def policies(self, model: str) -> list[Policy]:
+    def policies(self, model: str) -> list[AttentionPolicy]:
         """Dense, then block top-k by falling budget, then its rivals: a window, and pages drawn by lot.
 
         All in every layer. The oracle is left out: no convention charges for finding its tokens.
         """
-        found: list[Policy] = [Dense()]
+        found: list[AttentionPolicy] = [Dense()]
         found += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.budgets]
         if model == self.models[-1]:
             found += [SlidingWindow(budget=budget, dense_layers=()) for budget in self.rivals]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import parse_policy
 
 CONTEXT = 32_768
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.terminal import warm_up_report
-from kinetics_jax.policies import parse_policy
 from kinetics_jax.tasks.prompts import ChatTemplate
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.grade import run_summary, run_totals
 from kinetics_jax.cli.terminal import command_line, sample_bar
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import parse_policy
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
 from kinetics_jax.tasks.prompts import PromptStyle, render_prompts
 

@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import BlockPolicy, BlockTopK, Dense, LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
 
 # Parameters by published name in the paper's code; tied embeddings of the small models count twice.
 UPSTREAM_PARAMETERS = {"0.6B": 0.752e9, "1.7B": 2.03e9, "4B": 4.02e9, "8B": 8.19e9, "14B": 14.77e9, "32B": 32.76e9}
@@ -26,7 +32,9 @@ class CostError(UserError):
     """A cost that cannot be computed as asked; the message says why and what to change."""
 
 
-def paper(config: ModelConfig, prompt: np.ndarray, output: np.ndarray, policy: Policy, kv_bytes: float) -> Components:
+def paper(
+    config: ModelConfig, prompt: np.ndarray, output: np.ndarray, policy: AttentionPolicy, kv_bytes: float
+) -> Components:
     """Equations (1), (2), (8) and (9), integral in length; P counts all parameters used per token.
 
     Sparse attention: the budget's tokens once they are there, before that all of them (the exact sum, where equation 8
@@ -55,7 +63,7 @@ def paper(config: ModelConfig, prompt: np.ndarray, output: np.ndarray, policy: P
 
 
 def upstream(
-    config: ModelConfig, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray, policy: Policy
+    config: ModelConfig, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray, policy: AttentionPolicy
 ) -> Components:
     """The published code's formulas, floors and signs included; negative where they are.
 

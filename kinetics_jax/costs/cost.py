@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import POLICIES
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs import conventions
 from kinetics_jax.costs.conventions import Components, CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.traffic import traffic
-from kinetics_jax.policies import POLICIES, Dense, Policy
 from kinetics_jax.stats.estimators import expected_max
 
 CONVENTIONS = ("traffic", "paper", "upstream")
@@ -150,7 +152,7 @@ def generation_cost(
     prompt_tokens: npt.ArrayLike,
     output_tokens: npt.ArrayLike,
     trials: npt.ArrayLike = 1,
-    attention: Policy = DENSE,
+    attention: AttentionPolicy = DENSE,
     convention: str = "traffic",
     intensity: float | None = None,
     hardware: str | Hardware | None = None,
@@ -198,7 +200,7 @@ def best_of_n_cost(
     prompt_tokens: int,
     output_lengths: npt.ArrayLike,
     trials: npt.ArrayLike,
-    attention: Policy = DENSE,
+    attention: AttentionPolicy = DENSE,
     convention: str = "traffic",
     intensity: float | None = None,
     hardware: str | Hardware | None = None,
@@ -314,7 +316,7 @@ def _components(
     prompt: np.ndarray,
     output: np.ndarray,
     trials: np.ndarray,
-    policy: Policy,
+    policy: AttentionPolicy,
     convention: str,
     kv_bytes: float,
     weight_bytes: float,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.traffic import touched_parameters
-from kinetics_jax.policies import SUMMARY_VECTORS, BlockTopK, Dense, LiteSysBlockTopK, Policy
 
 RESERVE = 0.1  # of a chip's memory, for activations, logits, the runtime and fragmentation
 DENSE = Dense()
@@ -39,7 +42,7 @@ def total_parameters(config: ModelConfig) -> int:
     return config.active_parameters + experts
 
 
-def kv_bytes_per_token(config: ModelConfig, attention: Policy = DENSE, *, kv_bytes: float = 2) -> float:
+def kv_bytes_per_token(config: ModelConfig, attention: AttentionPolicy = DENSE, *, kv_bytes: float = 2) -> float:
     """Bytes of K and V of one token over all layers, with its share of the page summaries where the attention keeps
     some: a vector or two of `head_dim` per page and KV head in every sparse layer, of the cache's own type.
     """
@@ -52,7 +55,7 @@ def fits(
     *,
     tokens: int,
     chips: int = 1,
-    attention: Policy = DENSE,
+    attention: AttentionPolicy = DENSE,
     shared_tokens: int = 0,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
@@ -106,7 +109,7 @@ def least_chips(config: ModelConfig, hardware: str | Hardware, *, tokens: int, m
     return 0
 
 
-def _summary_elements(config: ModelConfig, attention: Policy) -> int:
+def _summary_elements(config: ModelConfig, attention: AttentionPolicy) -> int:
     """Elements of one page's summaries over all layers and KV heads."""
     if not isinstance(attention, BlockTopK | LiteSysBlockTopK):
         return 0
@@ -115,5 +118,5 @@ def _summary_elements(config: ModelConfig, attention: Policy) -> int:
     return layers * config.num_kv_heads * config.head_dim * vectors
 
 
-def _page_elements(config: ModelConfig, attention: Policy) -> int:
+def _page_elements(config: ModelConfig, attention: AttentionPolicy) -> int:
     return attention.page_size * config.kv_elements_per_token + _summary_elements(config, attention)

@@ -8,11 +8,11 @@ from typing import get_args
 
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import KINDS, Form, Hardware
 from kinetics_jax.costs.step_time import prefill_amounts, prefill_seconds, step_amounts, step_seconds
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Policy
 
 FOLDS = 5
 OVERHEADS = ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds")
@@ -29,7 +29,7 @@ class Step:
     """
 
     config: ModelConfig
-    policy: Policy
+    policy: AttentionPolicy
     batch: int
     context: int
     width: int

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import DENSE, UNIT, generation_cost
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.traffic import touched_parameters
 from kinetics_jax.padding import prompt_shape
-from kinetics_jax.policies import LiteSysBlockTopK, Policy, SlidingWindow, TokenTopK
 
 
 def step_amounts(
     config: ModelConfig,
-    policy: Policy,
+    policy: AttentionPolicy,
     *,
     contexts: npt.ArrayLike,
     width: npt.ArrayLike | None = None,
@@ -68,7 +71,7 @@ def step_amounts(
 
 def step_seconds(
     config: ModelConfig,
-    policy: Policy,
+    policy: AttentionPolicy,
     hardware: Hardware,
     *,
     contexts: npt.ArrayLike,

@@ -6,25 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import Components
-from kinetics_jax.policies import (
-    SUMMARY_VECTORS,
-    BlockPolicy,
-    BlockTopK,
-    Dense,
-    LiteSysBlockTopK,
-    Policy,
-    SlidingWindow,
-    TokenTopK,
-)
 
 
 def traffic(
     config: ModelConfig,
     prompt: np.ndarray,
     output: np.ndarray,
-    policy: Policy,
+    policy: AttentionPolicy,
     kv_bytes: float,
     weight_bytes: float,
     batch: int | None,

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from kinetics_kernels.backends import chosen_backend
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_fit import Fit, Prefill, Step, fit, relative_errors
 from kinetics_jax.devices.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 from kinetics_jax.engine.capacity import device_memory
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.policies import BlockTopK, Dense, Policy
 from kinetics_jax.settings import EngineSettings, Sampling
 
 Clock = Callable[[], float]
@@ -53,7 +55,7 @@ class Plan:
         return len(self.programs) + ROUNDS * measured + 2
 
     @property
-    def programs(self) -> list[tuple[str, int, Policy, int]]:
+    def programs(self) -> list[tuple[str, int, AttentionPolicy, int]]:
         """What is compiled once: shape, batch, policy and width; dense contexts share the widest one's."""
         return list(dict.fromkeys(point.program for point in (*self.fitted, *self.held_out)))
 
@@ -63,13 +65,13 @@ class Point:
     """A decode step to be timed: `batch` sequences of `context` tokens in tables of `width`."""
 
     shape: str
-    policy: Policy
+    policy: AttentionPolicy
     batch: int
     context: int
     width: int
 
     @property
-    def program(self) -> tuple[str, int, Policy, int]:
+    def program(self) -> tuple[str, int, AttentionPolicy, int]:
         return self.shape, self.batch, self.policy, self.width
 
 
@@ -154,7 +156,7 @@ SHAPES = {
 
 def make_plan(
     shapes: dict[str, ModelConfig] | None = None,
-    policies: Sequence[Policy] = (),
+    policies: Sequence[AttentionPolicy] = (),
     *,
     batches: Sequence[int] = (),
     quick: bool = False,

@@ -26,11 +26,12 @@ import numpy as np
 from jax.sharding import Mesh
 from kinetics_kernels import targets
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.engine.programs import decode_chunk, prefill, prefill_chunk
 from kinetics_jax.padding import pool_pages, prompt_shape
-from kinetics_jax.policies import Policy, parse_policy
 from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.sharding.axes import AXES
 from kinetics_jax.sharding.mesh import check_mesh
@@ -43,7 +44,7 @@ def memory_of(
     target: targets.Target,
     config: ModelConfig,
     *,
-    policy: Policy,
+    policy: AttentionPolicy,
     sampling: Sampling,
     context: int,
     batch: int,

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, Hardware
 from kinetics_jax.costs.memory import RESERVE, Fit, fits
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import BlockPolicy, Dense, LiteSysBlockTopK, Policy
 from kinetics_jax.settings import Sampling
 from kinetics_jax.sharding.axes import tensor_misfit
 
@@ -48,7 +51,7 @@ def memory_plan(
     context: int,
     chips: int = 1,
     batch: int | None = None,
-    attention: Policy = DENSE,
+    attention: AttentionPolicy = DENSE,
     dtype: str = "bfloat16",
     programs: Sequence[str] = PROGRAMS,
     on_program: Callable[[str], object] = lambda program: None,
@@ -136,7 +139,7 @@ def memory_plan(
     }
 
 
-def paged_by(attention: Policy, page_size: int) -> Policy:
+def paged_by(attention: AttentionPolicy, page_size: int) -> AttentionPolicy:
     """The policy with pages of another size and the same budget of tokens.
 
     Raises MemoryPlanError for a policy whose pages are of one size always, PolicyError for a size that does not divide
@@ -169,7 +172,9 @@ def _is_tpu(device: str) -> bool:
     return DEVICES[device].startswith("tpu")
 
 
-def _check(*, chips: int, context: int, batch: int | None, dtype: str, attention: Policy, config: ModelConfig) -> None:
+def _check(
+    *, chips: int, context: int, batch: int | None, dtype: str, attention: AttentionPolicy, config: ModelConfig
+) -> None:
     if chips not in CHIPS:
         raise MemoryPlanError(f"--chips must be one of {', '.join(map(str, CHIPS))}, got {chips}")
     for name, value in {"context": context, "batch": batch}.items():

@@ -15,11 +15,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from kinetics_jax.attention.cache import empty_cache
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.programs import Slots, decode_chunk
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
-from kinetics_jax.policies import Policy
 from kinetics_jax.settings import Sampling
 
 GREEDY = Sampling(temperature=0, max_tokens=1)
@@ -39,7 +39,7 @@ class RandomDecode:
         *,
         batch: int,
         context: int,
-        policy: Policy,
+        policy: AttentionPolicy,
         steps: int,
         sampling: Sampling = GREEDY,
         dtype: DTypeLike = jnp.float32,

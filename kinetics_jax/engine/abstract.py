@@ -11,11 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from kinetics_jax.attention.cache import PagedCache, empty_cache
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.programs import Slots
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
-from kinetics_jax.policies import Policy
 from kinetics_jax.sharding.mesh import param_sharding, pool_spec, rows_sharding
 
 
@@ -34,7 +34,7 @@ def abstract_model(
 
 
 def abstract_cache(
-    policy: Policy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+    policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
 ) -> PagedCache:
     """`empty_cache` as shapes; `num_pages` are those of all shards."""
     cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=num_pages, dtype=dtype, mesh=mesh))

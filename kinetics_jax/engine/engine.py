@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kinetics_jax.attention.cache import empty_cache
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import (
     SharedPrefix,
     prefix_obstacle,
@@ -43,7 +44,6 @@ from kinetics_jax.engine.programs import (
 from kinetics_jax.engine.sampling import problem_hash, seed_key
 from kinetics_jax.engine.schedule import Prompt, Request, Running, Schedule
 from kinetics_jax.padding import pool_pages, prefill_size, prompt_shape, table_width, whole_runs
-from kinetics_jax.policies import Policy
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import check_mesh, kv_copies, mesh_spelling, row_shards, rows_sharding
 
@@ -92,7 +92,7 @@ class Engine:
         weights: nnx.State,
         config: ModelConfig,
         *,
-        policy: Policy,
+        policy: AttentionPolicy,
         sampling: Sampling,
         settings: EngineSettings = EngineSettings(),
         cache_dtype: DTypeLike = jnp.float32,

@@ -15,9 +15,9 @@ from jax.sharding import Mesh, PartitionSpec
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
 from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix
 from kinetics_jax.engine.sampling import sample_keys, sample_tokens
-from kinetics_jax.policies import Policy
 from kinetics_jax.settings import Sampling
 from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
 
@@ -159,7 +159,7 @@ def decode_chunk(
     patience: jax.Array,
     shared: SharedPrefix | None = None,
     *,
-    policy: Policy,
+    policy: AttentionPolicy,
     sampling: Sampling,
     eos: tuple[int, ...],
     chunk: int,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinetics_jax.policies import POLICIES
+from kinetics_jax.attention.policies.registry import POLICIES
 from kinetics_jax.report.attention_names import attention_names, kind_of, spoken_kind
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Any
 
 from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.language_model import LanguageModel
-from kinetics_jax.policies import Policy
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
 from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.sharding.mesh import mesh_spelling
@@ -45,7 +45,7 @@ def best_of_n(
     *,
     task: str,
     n: int,
-    policy: Policy,
+    policy: AttentionPolicy,
     sampling: Sampling,
     out: str | Path,
     prompts: Mapping[str, str] | None = None,
@@ -150,7 +150,7 @@ def describe(
     *,
     task: str,
     n: int,
-    policy: Policy,
+    policy: AttentionPolicy,
     sampling: Sampling,
     settings: EngineSettings,
     command: str,

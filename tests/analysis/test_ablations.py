@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from kinetics_jax.analysis.ablations import AblationError, attention_budget, budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import frontier
 from kinetics_jax.analysis.samples import RunData, SamplesError
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.policies import BlockTopK, Dense, parse_policy
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 SMALL = ModelConfig.named("0.6B")

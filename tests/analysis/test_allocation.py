@@ -21,9 +21,10 @@ from kinetics_jax.analysis.allocation import (
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid
 from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
-from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 

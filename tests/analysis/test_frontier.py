@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from kinetics_jax.analysis.frontier import frontier, pareto
 from kinetics_jax.analysis.samples import RunData, SamplesError, run_data
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
-from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.runs.folder import Run
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
 

@@ -10,9 +10,12 @@ import pytest
 from kinetics_jax.analysis.frontier import frontier
 from kinetics_jax.analysis.grid import default_caps, default_trials, grid, halves, longest
 from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import best_of_n_cost
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, TokenTopK
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 

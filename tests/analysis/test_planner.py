@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose, options, pass_at_n, plan
 from kinetics_jax.analysis.samples import Pool, Problem
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.policies import BlockTopK, Dense, Policy
 from kinetics_jax.stats.estimators import pass_at_k
 
 SMALL = ModelConfig(512, 64, 128, 2, 4, 2, head_dim=16, name="small")
@@ -23,7 +25,9 @@ CHIP = Hardware("chip", 1e9, 1e8, 1e9, price_per_hour=3.6)
 MEASURED = Hardware("measured", 1e9, 1e8, 1e9, step_seconds=1e-3, unit_seconds={"linear": 1e-9}, form="sum")
 
 
-def pool(config: ModelConfig, rate: float, *, seed: int = 0, attention: Policy = Dense(), problems: int = 12) -> Pool:
+def pool(
+    config: ModelConfig, rate: float, *, seed: int = 0, attention: AttentionPolicy = Dense(), problems: int = 12
+) -> Pool:
     rng = np.random.default_rng(seed)
     stored = {}
     for index in range(problems):

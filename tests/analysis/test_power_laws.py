@@ -7,9 +7,10 @@ import pytest
 from kinetics_jax.analysis.allocation import Allocation, best_per_problem
 from kinetics_jax.analysis.grid import Grid
 from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, spread
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
-from kinetics_jax.policies import BlockTopK, Dense
 
 PUBLISHED = [(91.68, 0.80, 0), (213.58, 0.74, 0), (22.08, 0.92, 0)]
 PUBLISHED_BUDGETS = [(81.77, 0.25, -212), (140.92, 0.17, -212), (161.83, 0.19, -212)]

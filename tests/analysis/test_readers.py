@@ -12,9 +12,12 @@ from paths import SHARED
 from kinetics_jax.analysis.frontier import frontier
 from kinetics_jax.analysis.readers import read_all, read_samples
 from kinetics_jax.analysis.samples import SamplesError, pooled
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
-from kinetics_jax.policies import Dense, LiteSysBlockTopK, SlidingWindow, TokenTopK
 from kinetics_jax.runs.folder import RunWriter
 
 QWEN = SHARED / "qwen3-tokenizer"

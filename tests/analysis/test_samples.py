@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import frontier
 from kinetics_jax.analysis.samples import Problem, RunData, SamplesError, pooled
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.policies import Dense
 
 SMALL = ModelConfig.named("0.6B")
 RUN = RunData(

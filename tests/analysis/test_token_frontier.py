@@ -7,7 +7,7 @@ import pytest
 
 from kinetics_jax.analysis.samples import RunData, SamplesError
 from kinetics_jax.analysis.token_frontier import token_frontier
-from kinetics_jax.policies import Dense
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 RUN = RunData(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kinetics_jax.analysis.samples import RunData, pooled
 from kinetics_jax.analysis.votes import majority_vote, pool_majority, weighted_vote
-from kinetics_jax.policies import Dense
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 RIGHT = "42"

@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 
 import kinetics_jax as kj
-from kinetics_jax.policies import Policy
+from kinetics_jax.attention.policies.base import AttentionPolicy
 
 RANDOM_BLOCKS = 0x52424C4B  # part of what fixes a sample's draws: not taken from the package
 
 
-def attended(policy: Policy, query: np.ndarray, keys: np.ndarray, draw) -> set[int]:
+def attended(policy: AttentionPolicy, query: np.ndarray, keys: np.ndarray, draw) -> set[int]:
     """Positions that one KV head attends to: `query [group, head_dim]`, `keys [length, head_dim]`, float64.
 
     `draw(page)` is the random number of a page.
@@ -67,7 +67,7 @@ def litesys(policy: kj.LiteSysBlockTopK, query: np.ndarray, keys: np.ndarray) ->
 
 
 def masked_logits(
-    lm: kj.LanguageModel, tokens: list[int], prompt: int, policy: Policy | None, key: jax.Array | None = None
+    lm: kj.LanguageModel, tokens: list[int], prompt: int, policy: AttentionPolicy | None, key: jax.Array | None = None
 ) -> np.ndarray:
     """Logits `[time, vocab]` of a forward without cache or tiles, dense in the prompt and sparse behind it.
 

@@ -9,10 +9,10 @@ from masked_forward import masked_logits
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax import policies
 from kinetics_jax.attention import decode as attention
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import causal_attention
+from kinetics_jax.attention.policies import block_topk
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.sampling import filter_logits, problem_hash, seed_key
 from kinetics_jax.padding import TILE
@@ -95,7 +95,7 @@ def test_nan_in_every_page_nobody_wrote_changes_nothing(lm, policy, monkeypatch)
 
 
 def test_the_settings_know_the_summaries_that_the_kernels_know():
-    assert policies.SUMMARY_VECTORS == reference.SUMMARY_VECTORS
+    assert block_topk.SUMMARY_VECTORS == reference.SUMMARY_VECTORS
 
 
 def test_more_pages_than_a_sequence_has_cost_nothing():

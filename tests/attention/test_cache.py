@@ -10,9 +10,9 @@ from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax import policies
 from kinetics_jax.attention.cache import PagedCache, empty_cache
 from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.policies import block_topk
 from kinetics_jax.engine.programs import prefill
 
 
@@ -22,7 +22,7 @@ def lm(tmp_path_factory):
 
 
 def test_policies_and_kernels_know_the_same_summaries():
-    assert policies.SUMMARY_VECTORS == SUMMARY_VECTORS
+    assert block_topk.SUMMARY_VECTORS == SUMMARY_VECTORS
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

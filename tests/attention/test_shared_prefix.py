@@ -15,6 +15,7 @@ import kinetics_jax as kj
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import (
     STARTING,
     prefix_saving,
@@ -23,7 +24,6 @@ from kinetics_jax.attention.shared_prefix import (
     sharing_pays,
 )
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.policies import Policy
 from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import TraceError
 from kinetics_jax.settings import EngineSettings, RequestError
@@ -161,7 +161,7 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
     problems = load_problems("builtin", limit=2)
     sampling = kj.Sampling(max_tokens=6)
 
-    def run(name: str, n: int = 2, shared: bool | None = None, policy: Policy = DENSE):
+    def run(name: str, n: int = 2, shared: bool | None = None, policy: AttentionPolicy = DENSE):
         settings = EngineSettings(slots=4, shared_prefix=shared)
         return best_of_n(
             lm, problems, task="builtin", n=n, policy=policy, sampling=sampling, out=tmp_path / name,

@@ -11,6 +11,8 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 from kinetics_jax.analysis.planner import PlanError
 from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
 from kinetics_jax.cli.plan import plan
 from kinetics_jax.config import ModelConfig
@@ -20,7 +22,6 @@ from kinetics_jax.engine import engine as engine_module
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import load
-from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.runs.folder import RunWriter
 from kinetics_jax.settings import EngineSettings, Sampling
 

@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import UPSTREAM_PARAMETERS, CostError
 from kinetics_jax.costs.cost import best_of_n_cost, generation_cost, phi
 from kinetics_jax.costs.hardware import HARDWARE, Hardware
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, RandomBlocks, SlidingWindow, TokenTopK
 
 B200_FP8 = 562.5
 TINY = ModelConfig(

@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import Hardware, HardwareError
 from kinetics_jax.costs.memory import fits, kv_bytes_per_token, least_chips, total_parameters
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK, TokenTopK
 
 
 def test_parameters_and_kv_bytes_are_the_published_ones():

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from kinetics_jax.analysis.samples import Pool, Problem
 from kinetics_jax.analysis.workload import Workload, decoded, schedule, workload, workload_seconds
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import Hardware, HardwareError, hardware, save_hardware
 from kinetics_jax.costs.step_fit import FitError, Prefill, Step, fit, relative_errors
 from kinetics_jax.costs.step_time import padded_prompt, prefill_amounts, prefill_seconds, step_amounts, step_seconds
-from kinetics_jax.policies import BlockTopK, Dense, SlidingWindow
 
 CONFIG = ModelConfig(512, 64, 128, 3, 4, 2, head_dim=16, name="three")
 SPARSE = BlockTopK(budget=32, page_size=8, dense_layers=(0,))

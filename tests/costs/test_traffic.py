@@ -8,18 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
-from kinetics_jax.policies import (
-    SUMMARY_VECTORS,
-    BlockPolicy,
-    BlockTopK,
-    Dense,
-    LiteSysBlockTopK,
-    RandomBlocks,
-    SlidingWindow,
-    TokenTopK,
-)
 from kinetics_jax.stats.estimators import EstimateError
 
 TINY = ModelConfig(

@@ -7,10 +7,10 @@ import sys
 import pytest
 from kinetics_kernels import targets
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.devices.deviceless import memory_of, target_of
 from kinetics_jax.devices.memory_plan import SAMPLING
-from kinetics_jax.policies import BlockTopK
 
 CONTEXT = 32_768
 SPARSE = BlockTopK(budget=1024, page_size=64)

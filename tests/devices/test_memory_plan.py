@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.cli.doctor import doctor
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.devices.memory_plan import memory_plan, paged_by
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import BlockTopK, Dense, LiteSysBlockTopK
 
 CONTEXT = 32_768
 

@@ -19,9 +19,9 @@ from tiny import tiny_config, write_checkpoint
 import kinetics_jax as kj
 from kinetics_jax.attention.causal import causal_attention
 from kinetics_jax.attention.decode import random_scores
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.errors import UserError
-from kinetics_jax.policies import Policy
 
 PREFIX, TIME, SIZE = 45, 20, 4
 TEXT = np.random.default_rng(3).integers(4, 131, PREFIX + TIME + 1).tolist()
@@ -30,7 +30,7 @@ BUDGETS = (12, 20)
 EVERYTHING = 68
 
 
-def policies(budget: int) -> list[Policy]:
+def policies(budget: int) -> list[AttentionPolicy]:
     blocks = {"budget": budget, "page_size": SIZE, "dense_layers": (0,)}
     return [
         *(kj.BlockTopK(**blocks, summary=summary) for summary in ("mean", "min_max", "mean_std")),

@@ -9,8 +9,9 @@ import pytest
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.samples import run_data
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.policies import BlockTopK, Dense
 from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure
 from kinetics_jax.report.report import pick_samples, tables_of, write_report
 from kinetics_jax.runs.folder import Run

@@ -17,12 +17,14 @@ from flax import nnx
 
 from kinetics_jax.attention.cache import PagedCache, empty_cache
 from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.engine.programs import prefill
 from kinetics_jax.engine.sampling import filter_logits, problem_hash, sample_keys, seed_key
 from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import LanguageModel, load
-from kinetics_jax.policies import Dense, Policy, parse_policy
 from kinetics_jax.settings import Sampling
 from kinetics_jax.tasks.problems import BUILTIN, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
@@ -100,7 +102,9 @@ def check_model(name: str, attention: str) -> None:
         raise ComparisonError(str(error)) from error
 
 
-def _generate(lm: LanguageModel, prompts: list[list[int]], samples: int, policy: Policy, drawn: Sampling) -> np.ndarray:
+def _generate(
+    lm: LanguageModel, prompts: list[list[int]], samples: int, policy: AttentionPolicy, drawn: Sampling
+) -> np.ndarray:
     """`[problems, 1 + samples, max_tokens]` int32: the engine's greedy sample and those drawn, -1 after the end."""
     greedy = dataclasses.replace(drawn, temperature=0.0)
     found = [(0, sample) for sample in lm.generate(prompts, n=1, sampling=greedy, attention=policy)]
@@ -121,7 +125,7 @@ def _full_logits(lm: LanguageModel, prompts: list[list[int]]) -> np.ndarray:
 
 
 def replay(
-    lm: LanguageModel, prompts: list[list[int]], tokens: np.ndarray, policy: Policy, drawn: Sampling
+    lm: LanguageModel, prompts: list[list[int]], tokens: np.ndarray, policy: AttentionPolicy, drawn: Sampling
 ) -> tuple[np.ndarray, np.ndarray]:
     """Feeds samples through the cache token by token, all side by side.
 
@@ -171,7 +175,7 @@ def replay(
 
 
 def _prefilled(
-    lm: LanguageModel, prompts: list[list[int]], policy: Policy, table: np.ndarray
+    lm: LanguageModel, prompts: list[list[int]], policy: AttentionPolicy, table: np.ndarray
 ) -> tuple[PagedCache, jax.Array]:
     """A cache that holds `prompts`, each in its row of `table [rows, width]`, and the logits after them."""
     size = policy.page_size
@@ -200,7 +204,7 @@ def _step(
     keys: jax.Array,
     table: jax.Array,
     *,
-    policy: Policy,
+    policy: AttentionPolicy,
     backend: str | None,
 ) -> tuple[PagedCache, jax.Array]:
     """One decode step of `rows` sequences, idle where not `there`: the cache and logits `[rows, vocab]`."""

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.step_time import step_amounts
-from kinetics_jax.policies import BlockTopK
 
 # So small that a test compiles and decodes it in seconds.
 TINY = ModelConfig(

@@ -5,20 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kinetics_jax
-from kinetics_jax.policies import (
-    POLICIES,
-    SUMMARY_VECTORS,
-    BlockTopK,
-    Dense,
-    LiteSysBlockTopK,
-    PolicyError,
-    RandomBlocks,
-    SlidingWindow,
-    TokenTopK,
-    parse_policy,
-    slug,
-)
-from kinetics_jax.settings import Sampling
+from kinetics_jax.attention.policies.base import PolicyError
+from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.registry import POLICIES, parse_policy, slug
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.attention.policies.token_topk import TokenTopK
 
 small, layers = st.integers(0, 3), st.lists(st.integers(0, 40), max_size=3).map(tuple)
 blocks = st.builds(
@@ -127,22 +121,3 @@ def test_budget_and_pages_are_two_spellings_of_one_thing():
 def test_impossible_policies_say_why(text, says):
     with pytest.raises(PolicyError, match=says):
         parse_policy(text)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"temperature": -1},
-        {"temperature": 1e-38},
-        {"temperature": float("inf")},
-        {"top_p": 0},
-        {"top_p": 1.1},
-        {"top_k": -1},
-        {"min_p": 1},
-        {"max_tokens": 0},
-        {"seed": -1},
-    ],
-)
-def test_impossible_sampling_is_refused(setting):
-    with pytest.raises(PolicyError, match=next(iter(setting))):
-        Sampling(**setting)
