@@ -19,11 +19,12 @@ from kinetics_kernels.reference import page_summary
 
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.causal import causal_attention
-from kinetics_jax.attention.decode import decode_attend, random_scores, token_mask
+from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks, random_scores
+from kinetics_jax.attention.policies.tokens import TokenPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.programs import prefill
 from kinetics_jax.language_model import LanguageModel
@@ -111,8 +112,9 @@ def kept_tokens(
     there = logits > -jnp.inf
     if isinstance(policy, Dense):
         return there
-    if not isinstance(policy, BlockTopK | RandomBlocks):
-        return token_mask(policy, logits, lengths, k.shape[1]) & there
+    if isinstance(policy, TokenPolicy):
+        return policy.mask(logits, lengths, k.shape[1]) & there
+    assert isinstance(policy, BlockTopK | RandomBlocks), policy
     paged = by_pages(k, policy.page_size)
     table = jnp.broadcast_to(jnp.arange(paged.shape[1], dtype=jnp.int32), (q.shape[0], paged.shape[1]))
     budget: dict[str, Any] = {

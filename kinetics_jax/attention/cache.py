@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.sharding.mesh import ROWS, kv_copies, pool_spec
 
@@ -24,7 +24,7 @@ Pools = tuple[jax.Array, jax.Array, jax.Array | None]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedCache:
-    """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and summaries `[kv_heads, num_pages,
+    """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and page summaries `[kv_heads, num_pages,
     head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, 2, head_dim]` where their kind,
     `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
 
@@ -32,9 +32,9 @@ class PagedCache:
     them all), and each shard of the sequences its own `num_pages / shards` pages, whose ids count from 0.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
-    summaries: tuple[jax.Array | None, ...]
+    k: tuple[jax.Array | np.ndarray, ...]  # NumPy on the host, where preempted samples wait
+    v: tuple[jax.Array | np.ndarray, ...]
+    summaries: tuple[jax.Array | np.ndarray | None, ...]
     summary: str = dataclasses.field(default="mean", metadata={"static": True})
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -68,7 +68,7 @@ class PagedCache:
         )
 
     def pools(self, layer: int) -> Pools:
-        """One layer's."""
+        """K, V and summaries of one layer."""
         return self.k[layer], self.v[layer], self.summaries[layer]
 
     def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
@@ -92,27 +92,27 @@ class PagedCache:
         return self.with_layer(layer, *write_prompt(self.pools(layer), k, v, pages, length, self.summary))
 
     def copy_pages(self, source: Int[Array, " count"], target: Int[Array, " count"]) -> PagedCache:
-        """Copies whole pages in every layer, K and V; pairs with a negative target are left out.
+        """Copies whole pages in every layer, K and V; pairs with a negative target are skipped.
 
-        Only a prompt's last, partial page is ever copied, and a partial page has no summary. On a mesh there are as
-        many pairs for each shard, of its own pages.
+        Only a prompt's last, partial page is ever copied, and a partial page has no summary. On a mesh each
+        shard copies as many pairs, of its own pages.
         """
 
         def copied(pools: tuple[jax.Array, ...], source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
-            def of(pool: jax.Array) -> jax.Array:
-                goal = jnp.where(target >= 0, target, pool.shape[1])
-                return pool.at[:, goal].set(pool.at[:, source].get(mode="clip"), mode="drop")
+            def copy_pool(pool: jax.Array) -> jax.Array:
+                destination = jnp.where(target >= 0, target, pool.shape[1])
+                return pool.at[:, destination].set(pool.at[:, source].get(mode="clip"), mode="drop")
 
-            return tuple(map(of, pools))
+            return tuple(map(copy_pool, pools))
 
         rows = PartitionSpec(ROWS)
         whole = self.on_shards(copied, (rows, rows), pool_spec())((*self.k, *self.v), source, target)
         return dataclasses.replace(self, k=whole[: len(self.k)], v=whole[len(self.k) :])
 
     def on_shards(self, function: Callable, specs: tuple[PartitionSpec, ...], out: PartitionSpec) -> Callable:
-        """`function(pools, *arguments)` on each device, for what it holds; `specs` of the arguments, `out` of results.
+        """`function(pools, *arguments)` on each device, on its own part; the function itself without a mesh.
 
-        The function itself where there is no mesh.
+        `specs` are those of the arguments, `out` that of the results.
         """
         if self.mesh is None:
             return function
@@ -122,7 +122,7 @@ class PagedCache:
 def write_prompt(
     pools: Pools, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array, summary: str
 ) -> Pools:
-    """`PagedCache.write_prompt` of one layer's pools, with summaries of a kind."""
+    """`PagedCache.write_prompt` of one layer's pools; `summary` is the kind of page summary they keep."""
     k_pages, v_pages, summaries = pools
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
     target = jnp.where(pages >= 0, pages, num_pages)  # out of range: dropped
@@ -144,15 +144,13 @@ def write_prompt(
 
 def summary_layers(policy: AttentionPolicy, num_layers: int) -> frozenset[int]:
     """The layers whose pages need summaries under a policy."""
-    if isinstance(policy, BlockTopK):
-        return frozenset(range(num_layers)) - set(policy.dense_layers)
-    return frozenset()
+    return frozenset(policy.sparse_layers(num_layers) if policy.cache_summary else ())
 
 
 def empty_cache(
     policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
 ) -> PagedCache:
-    """A cache as a policy needs it: pages of its size, and summaries of its kind in the layers that search.
+    """A cache as a policy needs it: pages of its size, and page summaries of its kind in sparse layers.
 
     On a mesh `num_pages` are those of all shards of the sequences (`sharding.row_shards`).
     """
@@ -162,6 +160,6 @@ def empty_cache(
         page_size=policy.page_size,
         dtype=dtype,
         summary_layers=summary_layers(policy, config.num_layers),
-        summary=policy.summary if isinstance(policy, BlockTopK) else "mean",
+        summary=policy.cache_summary or "mean",
         mesh=mesh,
     )

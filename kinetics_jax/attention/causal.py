@@ -24,7 +24,7 @@ def causal_attention(
 ) -> Float[Array, "batch time heads head_dim"]:
     """Causal grouped-query attention, scaled by head_dim ** -0.5, tile by tile with a running softmax in float32.
 
-    Tiles above the diagonal are skipped, so the work is half of time², and memory grows with time alone.
+    Tiles above the diagonal are skipped: the work is half of time², and scratch memory is linear in time.
     """
     tile = min(TILE, q.shape[1])
     keys, values = _tiled(k, tile), _tiled(v, tile)
@@ -49,9 +49,9 @@ def paged_causal_attention(
 
     def tokens(pool: jax.Array, index: jax.Array) -> jax.Array:  # → [1, kv_heads, tile, head_dim] float32
         ids = jax.lax.dynamic_slice_in_dim(page_table, index * pages, pages)
-        there = index * tile + jnp.arange(tile) < length  # free pages may hold NaN
+        stored = index * tile + jnp.arange(tile) < length  # free pages may hold NaN
         read = pool.at[:, ids].get(mode="clip").reshape(kv_heads, tile, head_dim)
-        return jnp.where(there[:, None], read, 0).astype(jnp.float32)[None]
+        return jnp.where(stored[:, None], read, 0).astype(jnp.float32)[None]
 
     return _attend_in_tiles(
         q, lambda index: (tokens(k_pages, index), tokens(v_pages, index)), kv_heads, tile, start // tile
@@ -72,9 +72,9 @@ def _attend_in_tiles(
     tile: int,
     first: jax.Array | int = 0,
 ) -> jax.Array:
-    """Causal attention of `q [batch, time, heads, head_dim]`, whose tile i stands at place `first + i` of the sequence.
+    """Causal attention of `q [batch, time, heads, head_dim]`, whose tile i is tile `first + i` of the sequence.
 
-    `keys_and_values(index)` gives those of a tile of it, `[batch, kv_heads, tile, head_dim]` float32 each.
+    `keys_and_values(index)` returns those of a tile, `[batch, kv_heads, tile, head_dim]` float32 each.
     """
     batch, time, heads, head_dim = q.shape
     group = heads // kv_heads
@@ -102,20 +102,20 @@ def _attend_in_tiles(
         _, total, out = jax.lax.fori_loop(0, place + 1, key_tile, start)
         return jax.lax.dynamic_update_index_in_dim(tiles, out / total[..., None], index, 0)
 
-    # What attends takes its queries' place: a buffer of zeros for it would be made, for all layers, before the first.
+    # Each tile's output overwrites its queries: XLA would allocate a separate zeros buffer for every layer up front.
     out = jax.lax.fori_loop(0, queries.shape[0], query_tile, queries)
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
     return out[:, :time].astype(q.dtype)
 
 
 def full_attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None) -> tuple[jax.Array, None]:
-    """Causal attention over the tokens given, without a cache."""
+    """Causal attention over all tokens, without a cache: the `attend` of a full forward."""
     del layer
     return causal_attention(q, k, v), state
 
 
 def full_attend_on(mesh: Mesh | None) -> Attend:
-    """`full_attend` of a model that lies on a mesh."""
+    """`full_attend` for a model on a mesh, or on one device."""
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None):
         return on_mesh(mesh, lambda heads, q, k, v, state: full_attend(layer, q, k, v, state), q, k, v, state)
@@ -124,9 +124,9 @@ def full_attend_on(mesh: Mesh | None) -> Attend:
 
 
 def prefill_attend(pages: Int[Array, "*shards prompt_pages"], length: Int[Array, "*shards"]) -> Attend:
-    """Causal attention over one prompt (batch 1), whose K and V are stored in the pages given.
+    """Causal attention over one prompt (batch 1), whose K and V are written to `pages` (physical ids, -1 unused).
 
-    On a mesh over one prompt for each shard of the sequences, with a row of pages and a length for each.
+    On a mesh, one prompt for each shard of the sequences, with a row of pages and a length for each.
     """
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):

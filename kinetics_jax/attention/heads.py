@@ -14,12 +14,15 @@ from kinetics_jax.sharding.mesh import kv_copies, pool_spec, rows_spec
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """A device's part of the heads: `first`, the number of its first KV head; the query `group` of its KV heads, which
-    copies of a head share, `[batch, time, heads, head_dim]`; and its own queries' place `within` that.
+    """A device's part of the heads.
+
+    `first`: the number of its first KV head. `group_queries [batch, time, heads, head_dim]`: the queries of all heads
+    that share its KV heads, which is more than its own where several devices hold copies of one KV head. `within`: its
+    own queries' first place among them.
     """
 
     first: jax.Array | int
-    group: jax.Array
+    group_queries: jax.Array
     within: jax.Array | int = 0
 
 
@@ -35,7 +38,7 @@ def on_mesh(
     """`body(heads, q, k, v, pools, *rows) -> (out, pools)` for the sequences, heads and pages of each device.
 
     `q, k, v [batch, time, heads, head_dim]` and `rows [batch, …]` are those of all devices; q and k have as many heads
-    as the model, whatever copies of KV heads the pools hold.
+    as the model, even where the pools hold copies of KV heads.
     """
     if mesh is None:
         return body(Heads(0, q), q, k, v, pools, *rows)

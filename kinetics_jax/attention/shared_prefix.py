@@ -1,14 +1,14 @@
-"""Decode attention of samples that share a prompt: its whole pages are read once for all, their own pages by each.
+"""Decode attention of samples that share a prompt: whole pages of the prompt are read once for all of them.
 
 Two passes of `paged_decode` and a merge by log-sum-exp. In the first the queries of up to `width` samples of a prompt
 stand side by side as one larger query group, so that K and V of the prompt's pages are read once for them. In the
-second every sample attends to the pages behind its prompt's. Every sample takes both, in whatever company: that the
-samples beside it come and go, or that its prompt's pages are its own after it was set aside, changes nothing but
-rounding of nothing: the same tokens are summed in the same order.
+second every sample attends to the pages behind its prompt's. Every sample takes both passes, whoever decodes beside
+it. Neighbours that come and go, or pages of its own after it was preempted, change no bit: every sample sums the same
+tokens in the same order.
 
-The floor, for a dense layer and a step, of m samples of a prompt with P tokens in whole pages and o tokens of their
-own, E bytes of K and V a token: (ceil(m / width) · P + m · o) · E, against m · (P + o) · E read apart; beside it the
-packed queries and two partial outputs a sample and head (economics/prefix.py counts them). Products: 4 · heads ·
+The byte floor of a dense layer and step, for m samples of a prompt with P tokens in whole pages and o tokens of their
+own, E bytes of K and V a token: (ceil(m / width) · P + m · o) · E, against m · (P + o) · E without sharing, beside the
+packed queries and two partial outputs for each sample and head (`prefix_saving`). Products: 4 · heads ·
 head_dim · (P + o) · m either way; in the first pass width times as many for each byte.
 """
 
@@ -26,7 +26,6 @@ from jax.typing import DTypeLike
 from kinetics_kernels.backends import chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 
 # Query heads per KV head that a kernel takes at once; the reference takes any number.
@@ -36,7 +35,7 @@ GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 16}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SharedPrefix:
-    """Who shares what in a decode chunk; all int32.
+    """Which samples share which pages in a decode chunk; all int32.
 
     Rows of the first pass, used ones before the rest: `table [rows, prefix_pages]` physical ids, -1 unused, `lengths
     [rows]` tokens (0: unused), `members [rows, width]` slots, -1 none. For each slot: its `place [slots]` among
@@ -53,25 +52,25 @@ class SharedPrefix:
 
 
 def resolved_backend(backend: str | None) -> str:
-    """What paged_decode runs on."""
+    """The backend that paged_decode uses: the forced one, or what suits the device."""
     return backend or chosen_backend("paged_decode")[0]
 
 
 def prefix_width(slots: int, query_group: int, backend: str | None) -> int:
-    """How many samples the first pass takes at once: what fits a kernel's query group; 1: nothing to share."""
+    """How many samples the first pass takes at once: as many as fit a kernel's query group; 1: nothing to share."""
     return max(1, min(slots, GROUP_ROWS[resolved_backend(backend)] // query_group))
 
 
 def prefix_obstacle(
     config: ModelConfig, policy: AttentionPolicy, *, slots: int, backend: str | None, mesh: Mesh | None
 ) -> str | None:
-    """Why an engine cannot share prefixes, to be read after "shared_prefix"; None where it can."""
+    """Why an engine cannot share prefixes, as the end of a sentence on shared_prefix; None if it can."""
     if mesh is not None:
         return "is for one device, not for a mesh"
-    if not (isinstance(policy, Dense) or policy.dense_layers):
+    if not any(policy.is_dense(layer) for layer in range(config.num_layers)):
         return f"is for dense layers, and {policy} has none"
     if prefix_width(slots, config.group, backend) == 1:
-        return f"finds no room beside the {config.group} query heads of a KV head, or one slot only"
+        return f"needs two slots or more, and kernels that take more than the {config.group} query heads of a KV head"
     return None
 
 
@@ -84,7 +83,7 @@ def sharing_chosen(
     dtype: DTypeLike,
     backend: str | None,
 ) -> bool:
-    """Whether the cost model shares the prefixes of `prompts`: tokens and samples of each (economics/prefix.py)."""
+    """Whether the cost model shares the prefixes of `prompts`: tokens and samples of each (`sharing_pays`)."""
     return sharing_pays(
         config,
         [(tokens // page_size * page_size, samples) for tokens, samples in prompts],

@@ -68,13 +68,13 @@ def _plan(
     from tqdm import tqdm
 
     from kinetics_jax.cli.arguments import config_of
-    from kinetics_jax.devices.memory_plan import DEVICES, PROGRAMS, memory_plan, paged_by
+    from kinetics_jax.devices.memory_plan import DEVICES, PROGRAMS, memory_plan
 
     if device is None:
         raise UserError(f"--model asks for a memory plan: give --device too, one of {', '.join(DEVICES)}")
     config, policy = config_of(model), parse_policy(attention)
     if page_size is not None:
-        policy = paged_by(policy, page_size)
+        policy = policy.with_page_size(page_size)
     with tqdm(total=len(PROGRAMS), desc=f"compile for {device}", unit="program", leave=False, delay=1) as bar:
         plan = memory_plan(config, device, attention=policy, on_program=lambda program: bar.update(), **asked)
     for text in plan["warnings"]:

@@ -1,4 +1,4 @@
-"""What generating samples costs in FLOPs and memory reads, under three named conventions.
+"""The cost of generating samples in FLOPs and memory reads, under three named conventions.
 
 Every amount is in units of 1e12 (Tera-eFLOPs). Memory is bytes times the hardware's intensity I, so that both add up:
 eFLOPs = C_comp + I * C_mem (the paper's equation 3).
@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.registry import POLICIES
+from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs import conventions
 from kinetics_jax.costs.conventions import Components, CostError
@@ -34,7 +33,6 @@ from kinetics_jax.stats.estimators import expected_max
 
 CONVENTIONS = ("traffic", "paper", "upstream")
 UNIT = 1e12
-DENSE = Dense()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,12 +65,12 @@ class Cost:
 
     @property
     def attention(self) -> Any:
-        """Decode's attention compute, of all layers, forced and chosen; the search and prefill not among it."""
+        """Decode's attention compute, of all layers, forced and chosen; excluding search and prefill."""
         return self._sum("attention")
 
     @property
     def kv_reads(self) -> Any:
-        """Decode's reads of K and V, of all layers, forced and chosen, times I; summaries not among them."""
+        """Decode's reads of K and V, of all layers, forced and chosen, times I; excluding summaries."""
         return self._sum("kv_reads")
 
     @property
@@ -125,25 +123,29 @@ class Cost:
         }
 
     def per_chip(self, config: ModelConfig, chips: int) -> Cost:
-        """The busiest chip's share when `chips` work on every sequence together (tensor parallel).
-
-        Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by
-        no more than the number of KV heads, beyond which chips read copies. Communication is not counted. `price` is
-        then that of one chip. Raises CostError for less than one chip.
+        """The busiest chip's share when `chips` work on every sequence together: see `split_over_chips`. `price` is
+        then that of one chip.
         """
-        if chips < 1:
-            raise CostError(f"chips must be at least 1, got {chips}")
-        heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
-
-        def split(amounts: Mapping[str, Any]) -> dict[str, Any]:
-            cache = ("kv_reads", "search_reads")
-            return {name: v * (heads if name.endswith(cache) else 1 / chips) for name, v in amounts.items()}
-
-        return _sums(split(self.parts), split(self.shared), self.hardware, self.overhead_seconds)
+        parts, shared = (split_over_chips(amounts, config, chips) for amounts in (self.parts, self.shared))
+        return _sums(parts, shared, self.hardware, self.overhead_seconds)
 
     def _sum(self, name: str) -> Any:
         kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
         return sum(self.parts[kind] for kind in kinds if kind in self.parts)
+
+
+def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig, chips: int) -> dict[str, Any]:
+    """The busiest chip's share of every component when `chips` work on every sequence together (tensor parallel).
+
+    Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by no
+    more than the number of KV heads, beyond which chips read copies. Communication is not counted. Raises CostError for
+    less than one chip.
+    """
+    if chips < 1:
+        raise CostError(f"chips must be at least 1, got {chips}")
+    heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+    cache = ("kv_reads", "search_reads")
+    return {name: amount * (heads if name.endswith(cache) else 1 / chips) for name, amount in amounts.items()}
 
 
 def generation_cost(
@@ -168,8 +170,8 @@ def generation_cost(
     default h100), not both. `kv_bytes` and `weight_bytes` are bytes per element. Only for `traffic`: `batch`, the
     sequences that decode side by side and share every read of the weights (default: the reads are amortised away),
     and `shared_prompt`: what all trials read of the prompt is read once per step (the KV of dense attention and the
-    summaries; chosen pages are each trial's own). Raises CostError for what makes no sense or has no meaning in the
-    convention. Equations: see conventions.py.
+    summaries; chosen pages are each trial's own). Raises CostError if an argument makes no sense or has no meaning
+    in the convention. Equations: see docs/economics.md.
     """
     prompt, output, count = (
         _whole(name, value, least)
@@ -181,15 +183,24 @@ def generation_cost(
     )
     intensity, chip = _hardware(intensity, hardware)
     components = _components(
-        config, prompt, output, count, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
+        config,
+        prompt,
+        output,
+        count,
+        attention,
+        convention=convention,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+        batch=batch,
+        shared_prompt=shared_prompt,
     )
     shape = np.broadcast_shapes(prompt.shape, output.shape, count.shape)
 
     def whole(amount: Any) -> Any:
         return np.broadcast_to(amount, shape)[()]
 
-    amounts = {name: whole(count * own + shared) for name, (own, shared) in components.items()}
-    shared = {name: whole(once) for name, (_, once) in components.items() if _counts(once)}
+    amounts = {name: whole(count * own + (0 if once is None else once)) for name, (own, once) in components.items()}
+    shared = {name: whole(once) for name, (_, once) in components.items() if once is not None}
     overhead = whole(count * _overhead(config, output, chip, batch))
     return _cost(amounts, shared, intensity, chip, overhead)
 
@@ -227,11 +238,20 @@ def best_of_n_cost(
     intensity, chip = _hardware(intensity, hardware)
     flat = np.atleast_1d(count).ravel()
     components = _components(
-        config, prompt, lengths[:, None], flat, attention, convention, kv_bytes, weight_bytes, batch, shared_prompt
+        config,
+        prompt,
+        lengths[:, None],
+        flat,
+        attention,
+        convention=convention,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+        batch=batch,
+        shared_prompt=shared_prompt,
     )
 
     def expected(once: Any) -> np.ndarray:  # [trials]
-        if not _counts(once):
+        if once is None:
             return np.zeros(flat.shape)
         once = np.broadcast_to(once, (lengths.size, flat.size))
         if shared_prompt:  # everything shared grows with length: the longest trial has the largest amount
@@ -241,9 +261,9 @@ def best_of_n_cost(
     def whole(amount: Any) -> Any:
         return np.broadcast_to(amount, flat.shape).reshape(count.shape)[()]
 
-    once = {name: expected(shared) for name, (_, shared) in components.items()}
+    once = {name: expected(amount) for name, (_, amount) in components.items()}
     amounts = {name: whole(flat * _mean(own) + once[name]) for name, (own, _) in components.items()}
-    shared = {name: whole(once[name]) for name, (_, amount) in components.items() if _counts(amount)}
+    shared = {name: whole(once[name]) for name, (_, amount) in components.items() if amount is not None}
     overhead = whole(flat * _mean(_overhead(config, lengths, chip, batch)))
     return _cost(amounts, shared, intensity, chip, overhead)
 
@@ -286,11 +306,6 @@ def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, ba
     return np.maximum(output - 1, 0) * chip.overhead_seconds(config.num_layers, config.vocab_size, batch) / batch
 
 
-def _counts(amount: Any) -> bool:
-    """Whether an amount is more than the literal 0 of a component that has no such share."""
-    return not (isinstance(amount, int) and amount == 0)
-
-
 def _mean(own: Any) -> Any:
     """Over lengths, the first axis, where an amount depends on them; otherwise it is its own mean."""
     return np.mean(own, axis=0) if np.ndim(own) else own
@@ -317,6 +332,7 @@ def _components(
     output: np.ndarray,
     trials: np.ndarray,
     policy: AttentionPolicy,
+    *,
     convention: str,
     kv_bytes: float,
     weight_bytes: float,
@@ -325,8 +341,8 @@ def _components(
 ) -> Components:
     if convention not in CONVENTIONS:
         raise CostError(f"convention {convention!r} is not known (known: {', '.join(CONVENTIONS)})")
-    if not isinstance(policy, tuple(POLICIES.values())):
-        raise CostError(f"the cost of attention {policy} is not defined")
+    if not isinstance(policy, AttentionPolicy):
+        raise CostError(f"attention must be a policy such as kj.Dense(), got {policy!r:.80}")
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
     if batch is not None and batch < 1:

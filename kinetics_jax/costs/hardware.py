@@ -47,11 +47,11 @@ class Hardware:
     A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, `layer_seconds`
     for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
     vocabulary; `prompt_seconds` to start a prompt, `start_seconds` each time that more of its samples begin later),
-    and whether arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
-    seconds of one FLOP or byte, by kind (KINDS); where a kind is not named, `flops` and `bandwidth` tell. `padded`:
+    and its `form`: arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
+    seconds of one FLOP or byte, by kind (KINDS); other kinds follow from `flops` and `bandwidth`. `padded`:
     attention takes every sequence of a step to be as long as the longest, and a search takes all pages that a sequence
     may get, as the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one
-    line, for every impossible number.
+    line, if a number is impossible.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Hardware:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the profile was measured with a decoding engine, and is not a data sheet's."""
+        """Whether the profile was measured with a decoding engine rather than taken from a data sheet."""
         return bool(self.unit_seconds)
 
     def seconds(self, amounts: Mapping[str, Any]) -> Any:
@@ -151,7 +151,7 @@ class Hardware:
     def at(self, dtype: str) -> Hardware:
         """The chip when its matrix products are of that dtype: `flops` is that peak, the name says so.
 
-        Raises HardwareError when the data sheet gives no such peak.
+        Raises HardwareError if the data sheet gives no such peak.
         """
         if dtype not in self.peaks:
             known = ", ".join(self.peaks)
@@ -184,7 +184,7 @@ def hardware(spec: str | Path) -> Hardware:
 def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, Any] | None = None) -> None:
     """Writes a profile that `hardware(path)` reads back to an equal chip; never leaves half a file.
 
-    `record` (anything JSON can hold) is kept beside the fields and not read: how the numbers were measured.
+    `record` (anything JSON can hold) is stored beside the fields and ignored by readers: how the numbers were measured.
     """
     fields = dataclasses.asdict(hardware) | ({} if record is None else {"record": dict(record)})
     write_whole(Path(path), json.dumps(fields, indent=1) + "\n")

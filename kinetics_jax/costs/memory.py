@@ -1,4 +1,4 @@
-"""What fits: bytes of weights and of KV cache, and how many sequences of which length go beside the weights."""
+"""What fits a chip: bytes of weights and of KV cache, and how many sequences of a length fit beside the weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import dataclasses
 import math
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
-from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import Hardware
@@ -16,11 +14,10 @@ from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.traffic import touched_parameters
 
 RESERVE = 0.1  # of a chip's memory, for activations, logits, the runtime and fragmentation
-DENSE = Dense()
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Capacity:
     """What one chip of a group holds, in bytes, and how many sequences that leaves room for; 0: not one fits.
 
     `weights` and `sequence` (KV and summaries of one sequence beside the shared prompt) are of one chip, as are
@@ -60,15 +57,15 @@ def fits(
     kv_bytes: float = 2,
     weight_bytes: float = 2,
     reserve: float = RESERVE,
-) -> Fit:
+) -> Capacity:
     """How many sequences of `tokens` tokens (prompt and output) fit beside the weights on `chips` chips together.
 
     Tensor parallel: weights are split evenly, KV heads go to the chips whole. With more chips than KV heads, every head
     is kept by several chips, its K and V projections too, so further chips make room for weights but hold no more
     sequences of it; with a number of chips that does not divide the heads, the fullest chip decides. Sequences occupy
     whole pages; the whole pages of `shared_tokens` prompt tokens are kept once for all of them. `reserve` is the
-    fraction of a chip's memory left to activations and the runtime. Raises CostError for what cannot be meant,
-    HardwareError for an unknown chip.
+    fraction of a chip's memory left to activations and the runtime. Raises CostError if an argument makes no
+    sense, HardwareError for an unknown chip.
     """
     chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware)
     if chips < 1 or tokens < 1 or not 0 <= shared_tokens < tokens:
@@ -93,7 +90,7 @@ def fits(
     free = chip.memory * (1 - reserve) - weights
     room = free - page * shared
     sequences = 0 if room < sequence else int(room // sequence)
-    return Fit(sequences, weights, sequence, page * shared, free, chips)
+    return Capacity(sequences, weights, sequence, page * shared, free, chips)
 
 
 def least_chips(config: ModelConfig, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options) -> int:
@@ -111,11 +108,8 @@ def least_chips(config: ModelConfig, hardware: str | Hardware, *, tokens: int, m
 
 def _summary_elements(config: ModelConfig, attention: AttentionPolicy) -> int:
     """Elements of one page's summaries over all layers and KV heads."""
-    if not isinstance(attention, BlockTopK | LiteSysBlockTopK):
-        return 0
-    vectors = SUMMARY_VECTORS[attention.summary] if isinstance(attention, BlockTopK) else 1
-    layers = config.num_layers - sum(layer < config.num_layers for layer in attention.dense_layers)
-    return layers * config.num_kv_heads * config.head_dim * vectors
+    layers = len(attention.sparse_layers(config.num_layers))
+    return layers * config.num_kv_heads * config.head_dim * attention.summary_vectors
 
 
 def _page_elements(config: ModelConfig, attention: AttentionPolicy) -> int:

@@ -19,7 +19,7 @@ OVERHEADS = ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds")
 
 
 class FitError(UserError):
-    """Measurements that no step-time model can be fitted to; the message says what is missing."""
+    """Measurements to which no step-time model can be fitted; the message says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prefill:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class FittedProfile:
     """A fitted profile, and the mean relative error of each form when a fifth of the steps is left out in turn."""
 
     hardware: Hardware
@@ -61,7 +61,7 @@ def fit(
     *,
     kv_bytes: float = 4,
     weight_bytes: float = 4,
-) -> Fit:
+) -> FittedProfile:
     """The profile whose step times come closest to the measured ones, in the form that predicts left-out steps better.
 
     `device` gives what is not fitted: name, `flops`, `bandwidth`, `memory`, `padded`, price. Raises FitError for fewer
@@ -87,7 +87,7 @@ def fit(
         errors[form] = float(np.mean(np.abs(left_out)))
     best: Form = "max" if errors["max"] < errors["sum"] else "sum"
     profile = fitted(best, steps)
-    return Fit(_fit_prefills(profile, prefills, weight_bytes) if prefills else profile, errors)
+    return FittedProfile(_fit_prefills(profile, prefills, weight_bytes) if prefills else profile, errors)
 
 
 def relative_errors(

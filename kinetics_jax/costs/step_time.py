@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
-from kinetics_jax.attention.policies.sliding_window import SlidingWindow
-from kinetics_jax.attention.policies.token_topk import TokenTopK
+from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.costs.cost import DENSE, UNIT, generation_cost
+from kinetics_jax.costs.cost import UNIT, generation_cost, split_over_chips
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.traffic import touched_parameters
 from kinetics_jax.padding import prompt_shape
@@ -39,7 +37,7 @@ def step_amounts(
     """
     contexts = np.asarray(contexts, np.float64)
     batch, longest = contexts.shape[-1], contexts.max(-1)
-    if padded and isinstance(policy, TokenTopK | SlidingWindow | LiteSysBlockTopK):
+    if padded and policy.masks_logits:
         policy, longest = DENSE, np.maximum(longest, 0 if width is None else width)  # masked, not skipped
 
     def attended(lengths: np.ndarray) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def step_amounts(
 
     if padded:
         amounts = {name: batch * amount for name, amount in attended(longest).items()}
-        searched = np.maximum(longest if width is None else width, getattr(policy, "budget", 0) + 1)
+        searched = np.maximum(longest if width is None else width, policy.budget + 1)
         amounts |= {
             name: batch * amount
             for name, amount in attended(np.broadcast_to(searched, longest.shape)).items()
@@ -82,7 +80,8 @@ def step_seconds(
 ) -> Any:
     """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`.
 
-    `chips` work on every sequence together and talk for free (`Cost.per_chip`); overheads are those of one.
+    `chips` work on every sequence together (`split_over_chips`): communication is not counted, overheads are those of
+    one chip.
     """
     contexts = np.asarray(contexts)
     amounts = step_amounts(
@@ -95,7 +94,7 @@ def step_seconds(
         padded=hardware.padded,
     )
     overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
-    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
+    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead
 
 
 def prefill_amounts(
@@ -103,7 +102,7 @@ def prefill_amounts(
 ) -> dict[str, Any]:
     """FLOPs and bytes of one prompt's prefill, `[...]`, by component.
 
-    `prompt_tokens [...]` is padded as the engine does it (`shapes.prompt_shape`); it reads the weights for every chunk.
+    `prompt_tokens [...]` is padded as the engine does it (`padding.prompt_shape`); every chunk reads the weights.
     """
     chunk, tokens = padded_prompt(prompt_tokens, page_size)
     cost = generation_cost(config, prompt_tokens=tokens, output_tokens=1, intensity=1)
@@ -131,11 +130,4 @@ def prefill_seconds(
     """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`."""
     amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     overhead = hardware.prompt_seconds + hardware.overhead_seconds(config.num_layers, config.vocab_size, 1)
-    return hardware.seconds(_per_chip(amounts, config, chips)) + overhead
-
-
-def _per_chip(amounts: dict[str, Any], config: ModelConfig, chips: int) -> dict[str, Any]:
-    """The busiest chip's share, as Cost.per_chip has it: KV heads go to the chips whole."""
-    heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
-    cache = ("kv_reads", "search_reads")
-    return {name: amount * (heads if name.endswith(cache) else 1 / chips) for name, amount in amounts.items()}
+    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead

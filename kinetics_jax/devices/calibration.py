@@ -21,7 +21,7 @@ from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.costs.step_fit import Fit, Prefill, Step, fit, relative_errors
+from kinetics_jax.costs.step_fit import FittedProfile, Prefill, Step, fit, relative_errors
 from kinetics_jax.devices.random_decode import RandomDecode, random_graph, random_weights, read_bandwidth
 from kinetics_jax.engine.capacity import device_memory
 from kinetics_jax.engine.engine import Engine, Request
@@ -280,7 +280,7 @@ def calibrate(
         padded=chosen == "xla",
     )
     fitted, held_out = steps(plan.fitted), steps(plan.held_out)
-    found: Fit = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
+    found: FittedProfile = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
     later = max(statistics.median(seconds[name, 0] for name in plan.shapes), 0.0)
     profile = dataclasses.replace(found.hardware, start_seconds=later)
 

@@ -1,10 +1,10 @@
-"""The engine's programs, compiled for a device that is not here: the bytes that each takes of it.
+"""The engine's programs, compiled for a device that this machine lacks: the bytes that each takes.
 
-`memory_of` does it in this process. `python -m kinetics_jax.deviceless` does it in one of its own, for a request in
-JSON on standard input, and says one line of JSON on standard output for every program; `memory_plan` starts it. A
-process of its own, because jax and libtpu are told once, before they first look for devices, that they are to look for
-none and what to compile for, and whoever asks has often started jax already; and because a compiler that falls takes
-nobody with it there.
+`memory_of` does it in this process. `python -m kinetics_jax.devices.deviceless` does it in a process of its own:
+it reads a request in JSON on standard input and writes one line of JSON on standard output for every program;
+`memory_plan` starts it. A process of its own, because jax and libtpu read once, before they first look for devices,
+what to compile for, and the caller has often started jax already; and because a compiler that crashes then takes no
+caller with it.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def memory_of(
     """Compiles `prefill` or `decode` as the engine calls it with `batch` slots, each for `context` tokens, on the first
     `chips` of the target's devices, tensor parallel.
 
-    `prefill` is that of a prompt of `context` tokens: of its chunk, where it is longer than one. No array is made.
+    `prefill` is that of a prompt of `context` tokens, or of one chunk of a longer prompt. No array is allocated.
     Returns bytes of one device: `temp_bytes`; `argument_bytes`, of which `cache_bytes` are the KV cache with its
     summaries and `weight_bytes` the model; `alias_bytes`, of arguments whose memory the results take; `output_bytes`,
     those among them; `code_bytes`. And `seconds`, `cpu_seconds` to trace and compile it. Raises ValueError for another
-    program, MeshError for chips that do not divide the model, JaxRuntimeError where the compiler refuses
+    program, MeshError for chips that do not divide the model, JaxRuntimeError if the compiler refuses
     (RESOURCE_EXHAUSTED: a TPU's memory).
     """
     clocks = time.perf_counter(), _cpu_seconds()
@@ -120,14 +120,14 @@ def target_of(device: str, chips: int = 1) -> targets.Target:
 
 
 def answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Compiles what a request asks for and says each program's bytes, or why it cannot be had (`error`, `kind`)."""
+    """Compiles the programs of a request; calls `say` with each one's bytes, or with the reason (`error`, `kind`)."""
     config = ModelConfig.from_hf(request["config"])
     try:
         target = target_of(request["device"], request["chips"])
         for program in request["programs"]:
-            with warnings.catch_warnings(record=True) as heard:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
-                found = memory_of(
+                memory = memory_of(
                     program,
                     target,
                     config,
@@ -138,8 +138,8 @@ def answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> No
                     chips=request["chips"],
                     dtype=request["dtype"],
                 )
-            told = [str(warning.message) for warning in heard if warning.category is UserWarning]
-            say({"program": program, "memory": found, "warnings": list(dict.fromkeys(told))})
+            messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+            say({"program": program, "memory": memory, "warnings": list(dict.fromkeys(messages))})
     except targets.TargetUnavailable as reason:
         say({"error": str(reason), "kind": "unavailable"})
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.blocks import BlockPolicy
-from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, Hardware
-from kinetics_jax.costs.memory import RESERVE, Fit, fits
+from kinetics_jax.costs.memory import RESERVE, Capacity, fits
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
 from kinetics_jax.errors import UserError
 from kinetics_jax.settings import Sampling
@@ -33,8 +31,7 @@ DEVICES = {"a100": "a100", "h100": "h100", "h200": "h200", "v5e": "tpu-v5e", "v5
 CHIPS = (1, 2, 4, 8)  # of one host, or the smallest slices
 PROGRAMS = ("prefill", "decode")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-MOST = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is a slip of the hand
-DENSE = Dense()
+LIMITS = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is surely a typo
 # As Qwen3's generation_config.json has it but for top_k = 20: to find more than 16, XLA wants a GPU at hand. A search
 # over the whole vocabulary instead takes as much memory.
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=1)
@@ -59,18 +56,18 @@ def memory_plan(
     """What `programs` take of each of `chips` devices (DEVICES), tensor parallel, compiled here without them.
 
     The engine has `batch` slots (by default as many as fit) for sequences of up to `context` tokens; weights and KV
-    cache are of `dtype`. `on_program` hears each program once it is compiled. Returns what was asked, and:
+    cache are of `dtype`. `on_program` is called with each program once it is compiled. Returns what was asked, and:
 
     - `prefill`, `decode`: bytes of a device (`deviceless.memory_of`), `peak_bytes` of them together, `temp_share` of
       the cache's; `seconds` and `cpu_seconds` of compilation as `compile_seconds`, `compile_cpu_seconds`;
       `expected_seconds`, the cost model's for a prompt of `context` tokens, or a decode step of `batch` sequences that
-      all hold `context`, at the data sheet's rates (`economics.step_time`).
-    - `fits`: `sequences` of `context` tokens beside the weights (`economics.memory.fits`), whether that is the batch,
+      all hold `context`, at the data sheet's rates (`costs.step_time`).
+    - `fits`: `sequences` of `context` tokens beside the weights (`costs.memory.fits`), whether that is the batch,
       the device's `memory_bytes`, and the fewest chips that hold the batch, None where 8 do not.
     - `warnings`: of kernels that do not take a call.
 
     A GPU's programs are compiled for a batch that does not fit too; those of a TPU are not, by its compiler. Raises
-    MemoryPlanError for what cannot be had, in one line with the cure.
+    MemoryPlanError, in one line with the cure, if a program cannot be compiled or no sequence fits.
     """
     device, chip = _device(device)
     _check(chips=chips, context=context, batch=batch, dtype=dtype, attention=attention, config=config)
@@ -139,21 +136,6 @@ def memory_plan(
     }
 
 
-def paged_by(attention: AttentionPolicy, page_size: int) -> AttentionPolicy:
-    """The policy with pages of another size and the same budget of tokens.
-
-    Raises MemoryPlanError for a policy whose pages are of one size always, PolicyError for a size that does not divide
-    the budget.
-    """
-    if page_size == attention.page_size:
-        return attention
-    if isinstance(attention, BlockPolicy):
-        return dataclasses.replace(attention, page_size=page_size, pages=0)
-    if isinstance(attention, LiteSysBlockTopK):
-        return dataclasses.replace(attention, page_size=page_size)
-    raise MemoryPlanError(f"{attention}: its pages hold {attention.page_size} tokens; leave --page-size out")
-
-
 def _device(name: str) -> tuple[str, Hardware]:
     key = name.lower().removeprefix("tpu-").removeprefix("tpu")
     if key not in DEVICES:
@@ -178,18 +160,17 @@ def _check(
     if chips not in CHIPS:
         raise MemoryPlanError(f"--chips must be one of {', '.join(map(str, CHIPS))}, got {chips}")
     for name, value in {"context": context, "batch": batch}.items():
-        if value is not None and not 1 <= value <= MOST[name]:
-            raise MemoryPlanError(f"--{name} must be in 1 … {MOST[name]}, got {value}")
+        if value is not None and not 1 <= value <= LIMITS[name]:
+            raise MemoryPlanError(f"--{name} must be in 1 … {LIMITS[name]}, got {value}")
     if dtype not in BYTES:
         raise MemoryPlanError(f"--dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
     if context > config.max_position_embeddings:
         raise MemoryPlanError(f"--context {context} exceeds the model's {config.max_position_embeddings} positions")
-    for layer in getattr(attention, "dense_layers", ()):
-        if layer >= config.num_layers:
-            raise MemoryPlanError(f"{attention}: there is no layer {layer}; the model has {config.num_layers}")
+    if (layer := attention.missing_layer(config.num_layers)) is not None:
+        raise MemoryPlanError(f"{attention}: there is no layer {layer}; the model has {config.num_layers}")
 
 
-def _taken(room: Fit, chip: Hardware) -> str:
+def _taken(room: Capacity, chip: Hardware) -> str:
     return (
         f"of a chip's {chip.memory / 1e9:.0f} GB, {RESERVE:.0%} in reserve, the weights take {room.weights / 1e9:.1f} "
         f"and a sequence {room.sequence / 1e9:.2f}"
@@ -229,7 +210,7 @@ def _compiled(request: dict[str, Any], on_program: Callable[[str], object], full
         if missing:
             said.seek(0)
             last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise MemoryPlanError(f"the compiler for {device} fell over {missing[0]}: {last}")
+            raise MemoryPlanError(f"the compiler for {device} crashed while compiling {missing[0]}: {last}")
     return answers
 
 

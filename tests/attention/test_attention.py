@@ -1,5 +1,7 @@
 """Attention beyond one tile, and sparse decoding against a full forward that masks what was not chosen."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,6 @@ from masked_forward import masked_logits
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.attention import decode as attention
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import causal_attention
 from kinetics_jax.attention.policies import block_topk
@@ -99,7 +100,9 @@ def test_the_settings_know_the_summaries_that_the_kernels_know():
 
 
 def test_more_pages_than_a_sequence_has_cost_nothing():
-    table = jnp.zeros((1, 8), jnp.int32)
-    assert attention._pages_within(kj.BlockTopK(pages=10**6, page_size=16), table) == 8
-    assert attention._pages_within(kj.BlockTopK(pages=5, page_size=16), table) == 5
-    assert attention._pages_within(kj.BlockTopK(pages=5, page_size=16), table[:, :1]) == 3
+    def pages(policy: kj.BlockTopK, max_pages: int) -> int:
+        return policy.choice(SimpleNamespace(max_pages=max_pages))["pages"]
+
+    assert pages(kj.BlockTopK(pages=10**6, page_size=16), 8) == 8
+    assert pages(kj.BlockTopK(pages=5, page_size=16), 8) == 5
+    assert pages(kj.BlockTopK(pages=5, page_size=16), 1) == 3

@@ -14,7 +14,8 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache, empty_cache
-from kinetics_jax.attention.decode import decode_attend, random_scores, token_mask
+from kinetics_jax.attention.decode import decode_attend
+from kinetics_jax.attention.policies.random_blocks import random_scores
 from kinetics_jax.engine.programs import prefill
 from kinetics_jax.engine.sampling import seed_key
 
@@ -135,7 +136,7 @@ def test_token_policies_never_exceed_their_budget():
     lengths = np.array([0, 1, 7, 8, 9, 64], np.int32)
     logits = jnp.asarray(rng.standard_normal((6, 4, 64)), jnp.float32)
     for policy in (kj.TokenTopK(8), kj.SlidingWindow(8), kj.SlidingWindow(5)):
-        mask = np.asarray(token_mask(policy, logits, jnp.asarray(lengths), 2))
+        mask = np.asarray(policy.mask(logits, jnp.asarray(lengths), 2))
         expected = np.minimum(lengths, policy.budget)[:, None]
         np.testing.assert_array_equal(mask.sum(axis=-1), np.broadcast_to(expected, (6, 4)))
         assert all(mask[row, :, length - 1].all() for row, length in enumerate(lengths) if length)  # the current token
@@ -148,7 +149,7 @@ def test_a_policy_of_the_oracle_chooses_as_the_package_says():
         query, keys = rng.standard_normal((4, 8)), rng.standard_normal((2, 40, 8))
         logits = np.einsum("hgd,htd->hgt", query.reshape(2, 2, 8), keys).reshape(1, 4, 40)
         for length in (1, 12, 21, 40):
-            mask = np.asarray(token_mask(policy, jnp.asarray(logits, jnp.float32), jnp.array([length]), 2))
+            mask = np.asarray(policy.mask(jnp.asarray(logits, jnp.float32), jnp.array([length]), 2))
             for head in range(4):
                 kept = attended(policy, query.reshape(2, 2, 8)[head // 2], keys[head // 2, :length], None)
                 assert set(np.flatnonzero(mask[0, head]).tolist()) == kept

@@ -249,7 +249,7 @@ def test_phi_is_the_ratio_of_the_equations_for_many_trials():
         ({"shared_prompt": True, "convention": "upstream"}, "no meaning in the upstream"),
         ({"convention": "upstream"}, "no parameter count of 't'"),
         ({"convention": "upstream", "kv_bytes": 1}, "fixes two bytes"),
-        ({"attention": "dense"}, "attention dense is not defined"),
+        ({"attention": "dense"}, "attention must be a policy"),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong, message):

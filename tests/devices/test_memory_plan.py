@@ -10,7 +10,7 @@ from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.cli.doctor import doctor
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.memory import fits
-from kinetics_jax.devices.memory_plan import memory_plan, paged_by
+from kinetics_jax.devices.memory_plan import memory_plan
 from kinetics_jax.errors import UserError
 
 CONTEXT = 32_768
@@ -64,11 +64,11 @@ def test_the_command_refuses(arguments, told):
 
 
 def test_pages_of_another_size_keep_the_budget():
-    assert paged_by(BlockTopK(budget=1024), 64) == BlockTopK(budget=1024, page_size=64)
-    assert paged_by(LiteSysBlockTopK(pages=8), 32) == LiteSysBlockTopK(pages=8, page_size=32)
-    assert paged_by(Dense(), 16) == Dense()
+    assert BlockTopK(budget=1024).with_page_size(64) == BlockTopK(budget=1024, page_size=64)
+    assert LiteSysBlockTopK(pages=8).with_page_size(32) == LiteSysBlockTopK(pages=8, page_size=32)
+    assert Dense().with_page_size(16) == Dense()
     with pytest.raises(UserError, match="not a multiple of page_size 48"):
-        paged_by(BlockTopK(budget=1024), 48)
+        BlockTopK(budget=1024).with_page_size(48)
 
 
 @pytest.mark.parametrize("tokens", [40, 64, 1000])

@@ -18,8 +18,8 @@ from tiny import tiny_config, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax.attention.causal import causal_attention
-from kinetics_jax.attention.decode import random_scores
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.random_blocks import random_scores
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.errors import UserError
 

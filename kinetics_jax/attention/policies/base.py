@@ -1,15 +1,31 @@
-"""What every attention policy is: frozen settings with one spelling.
+"""What every attention policy is: frozen settings with one spelling, a decode rule, and counts of what it reads.
 
-A policy says what the decode steps of a sequence attend to. Prefill is dense under every policy.
+A policy says what the decode steps of a sequence attend to; prefill is dense under every policy. It is one file: no
+other module asks which policy it has. docs/policies.md explains the terms, CONTRIBUTING.md how to add one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from kinetics_jax.attention.policies.counts import (
+    Counts,
+    PublishedCounts,
+    StepCounts,
+    dense_counts,
+    filled,
+    summed,
+)
 from kinetics_jax.errors import UserError
 from kinetics_jax.settings import MAX_TOKENS
+
+if TYPE_CHECKING:
+    import jax
+
+    from kinetics_jax.attention.decode_step import DecodeStep
 
 PAGE_SIZE = 16
 
@@ -19,25 +35,110 @@ class PolicyError(UserError):
 
 
 class AttentionPolicy:
-    """Base of all policies. Subclasses are frozen dataclasses of whole numbers, text and `dense_layers`.
+    """Base of all policies. A policy is a frozen dataclass of whole numbers, text and `dense_layers`.
 
-    `kind` is the policy's name in spellings; `spelled` names the options that its spelling always shows. `page_size` is
-    the tokens of a page of the KV cache, a setting or the default. Layers in `dense_layers` attend to everything.
+    Settings every policy has: `page_size`, tokens of a page of the KV cache; `dense_layers`, which attend to
+    everything; `budget`, the most tokens that a sparse layer attends to per KV head (0: not fixed).
+
+    What a policy must give: `kind`, `attend` and `step_counts`. The other members have defaults for a policy that keeps
+    no summaries, draws nothing at random and has no formula in the `upstream` convention.
     """
 
-    kind: ClassVar[str]
-    spelled: ClassVar[tuple[str, ...]] = ()
-    implied: ClassVar[tuple[str, ...]] = ()  # options that follow from those in `spelled`
+    kind: ClassVar[str]  # the name in spellings
+    spelled: ClassVar[tuple[str, ...]] = ()  # options that the spelling always shows
+    implied: ClassVar[tuple[str, ...]] = ()  # options that follow from those
+    needs_keys: ClassVar[bool] = False  # a decode step needs its rows' random keys
+    masks_logits: ClassVar[bool] = False  # computes every logit and masks: exact, and no faster than dense
     page_size: int = PAGE_SIZE
     dense_layers: tuple[int, ...] = ()
+    budget: int = 0
+
+    # What it needs of the cache.
+
+    @property
+    def cache_summary(self) -> str | None:
+        """The kind of page summary that the cache keeps in sparse layers: `mean`, `min_max` or `mean_std`."""
+        return None
+
+    @property
+    def summary_vectors(self) -> int:
+        """Vectors of head_dim elements that an engine keeps for a page and KV head."""
+        return 0
+
+    # Its decode rule.
+
+    def attend(self, step: DecodeStep) -> jax.Array:
+        """Attention `[batch, heads, head_dim]` of one decode step in a sparse layer, from what `step` offers."""
+        raise NotImplementedError(f"{self.kind} has no decode rule")
+
+    # What it costs, in counts per KV head of one sparse layer.
+
+    def step_counts(self, lengths: np.ndarray) -> StepCounts:
+        """What one step attends to and reads at each of `lengths` (float64 whole numbers, own token included)."""
+        raise NotImplementedError(f"{self.kind} does not count what it attends to")
+
+    def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
+        """`step_counts` summed over the decode steps of trials. Override it with a closed form for speed, or where
+        trials of a prompt can share more than the KV of steps that attend to everything.
+        """
+        return summed(self.step_counts, prompt, steps)
+
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9), integral in length: the budget's tokens once they are there, before that all."""
+        return PublishedCounts(filled(self.published_budget, prompt, output))
+
+    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
+        """The formulas of the paper's published code, defects included; None where it has none."""
+        return None
+
+    @property
+    def published_budget(self) -> float:
+        """B of the published equations, in tokens."""
+        return float(self.budget)
+
+    # The rest is the same for all.
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer attends to everything."""
+        return layer in self.dense_layers
+
+    def sparse_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of a model that do not."""
+        return tuple(layer for layer in range(num_layers) if not self.is_dense(layer))
+
+    def missing_layer(self, num_layers: int) -> int | None:
+        """A layer in `dense_layers` that a model does not have, or None."""
+        return next((layer for layer in self.dense_layers if layer >= num_layers), None)
+
+    def counts(self, prompt: np.ndarray, steps: np.ndarray, num_layers: int) -> Counts:
+        """Sums over the decode steps and layers of a model, per KV head.
+
+        `prompt` and `steps` are float64 whole numbers or arrays of them that broadcast; so are the counts.
+        """
+        sparse = len(self.sparse_layers(num_layers))
+        dense = dense_counts(prompt, steps).times(num_layers - sparse)
+        return dense.plus(self.sparse_counts(prompt, steps).times(sparse)) if sparse else dense
+
+    def with_page_size(self, page_size: int) -> AttentionPolicy:
+        """The policy on pages of another size; a budget counted in tokens stays.
+
+        Raises PolicyError if its pages are always of one size, or if the size does not divide the budget.
+        """
+        if page_size == self.page_size:
+            return self
+        settings: Any = self
+        if "page_size" not in {field.name for field in dataclasses.fields(settings)}:
+            raise PolicyError(f"{self}: its pages hold {self.page_size} tokens; leave --page-size out")
+        return dataclasses.replace(settings, page_size=page_size)
 
     def __str__(self) -> str:
         """The canonical spelling: `spelled` options, and others that differ from their default.
 
         `registry.parse_policy` reads it back to an equal policy.
         """
+        settings: Any = self
         shown = {name: getattr(self, name) for name in self.spelled}
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(settings):
             value = getattr(self, field.name)
             if field.name not in (*self.spelled, *self.implied) and value != field.default:
                 shown[field.name] = value

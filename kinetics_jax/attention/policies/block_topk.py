@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.blocks import BlockPolicy
+from kinetics_jax.attention.policies.counts import PublishedCounts
+
+if TYPE_CHECKING:
+    import jax
+
+    from kinetics_jax.attention.decode_step import DecodeStep
 
 SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
 
@@ -31,3 +39,37 @@ class BlockTopK(BlockPolicy):
             raise PolicyError(
                 f"{self.kind}: summary {self.summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})"
             )
+
+    @property
+    def cache_summary(self) -> str:
+        """Its `summary`."""
+        return self.summary
+
+    @property
+    def summary_vectors(self) -> int:
+        """One vector or two, by the kind of summary."""
+        return SUMMARY_VECTORS[self.summary]
+
+    def attend(self, step: DecodeStep) -> jax.Array:
+        """The pages with the best summaries, found anew for every KV head."""
+        return step.attend_pages(*step.select_pages(summary=self.summary, **self.choice(step)))
+
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9): the search reads a vector for every page in every step."""
+        vectors = (prompt * output + output**2 / 2) / self.page_size
+        return super().paper_counts(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
+
+    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
+        """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens."""
+        return published_block_search(self.published_budget, self.page_size, prompt, output, trials)
+
+
+def published_block_search(
+    budget: float, page_size: int, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray
+) -> PublishedCounts:
+    """Block top-k in the published code, floors included."""
+    return PublishedCounts(
+        budget * output - np.maximum(budget - prompt, 0) ** 2 / 2,
+        vectors=(2 * prompt + output) // page_size * output / 2,
+        vectors_read_once=(2 * prompt + output * trials) // page_size * output / 2,
+    )

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy, PolicyError, check_settings
+from kinetics_jax.attention.policies.counts import Counts, Cut, Share, StepCounts, split_steps, triangle
+
+if TYPE_CHECKING:
+    from kinetics_jax.attention.decode_step import DecodeStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +64,47 @@ class BlockPolicy(AttentionPolicy):
         check_settings(self)
         object.__setattr__(self, "pages", pages)
         object.__setattr__(self, "budget", pages * self.page_size)
+
+    def choice(self, step: DecodeStep) -> dict[str, Any]:
+        """Options of `step.select_pages` and `step.choose_pages`: no more pages than a sequence can have."""
+        least = self.sink_pages + self.recent_pages + 1
+        return {
+            "pages": min(self.pages, max(step.max_pages, least)),
+            "sink_pages": self.sink_pages,
+            "recent_pages": self.recent_pages,
+        }
+
+    def step_counts(self, lengths: np.ndarray) -> StepCounts:
+        """Up to `budget` tokens everything; beyond, `pages` pages, of which the current one is filled in part."""
+        counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
+        return StepCounts(*(share.total for share in counts[1:]))
+
+    def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
+        """Steps up to `budget` tokens attend to everything, the later ones to `pages` pages.
+
+        A step at n tokens chooses among the full pages between the sink pages and the recent ones: those from token
+        `sinks` on, up to a page for every full page before the current one, less the recent ones before it.
+        """
+        size = float(self.page_size)
+        whole, choosing = split_steps(prompt, steps, self.budget)
+        start, end = Cut(prompt + whole, size), Cut(prompt + steps, size)  # before and after the choosing steps
+        own = triangle(whole) + choosing * (self.budget - size) + end.tails() - start.tails()
+
+        before, sinks, recent = Cut(prompt, size), self.sink_pages * size, (self.recent_pages - 1) * size
+        free = (self.pages - self.sink_pages - self.recent_pages) * size
+        not_own = np.maximum(prompt, sinks) + recent
+        own_chosen = start.whole_beyond(not_own) - before.whole_beyond(not_own)
+        prompt_chosen = start.whole_beyond(sinks + recent) - before.whole_beyond(sinks + recent) - own_chosen
+        own_chosen = own_chosen + choosing * free
+        attended = Counts(
+            forced=Share(own - own_chosen, prompt * whole - prompt_chosen), chosen=Share(own_chosen, prompt_chosen)
+        )
+        if not self.summary_vectors:
+            return attended
+        searched = before.pages * choosing  # the prompt's full pages
+        scores = Share(end.full_pages() - start.full_pages() - searched, searched)
+        return attended._replace(scores=scores, vectors=scores.times(self.summary_vectors))
+
+    def with_page_size(self, page_size: int) -> AttentionPolicy:
+        """As for every policy; `pages` follows from the budget."""
+        return dataclasses.replace(self, page_size=page_size, pages=0)

@@ -1,0 +1,38 @@
+"""What policies that choose single tokens have in common: they compute every logit and mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.counts import StepCounts
+
+if TYPE_CHECKING:
+    import jax
+    from jaxtyping import Array, Bool, Float, Int
+
+    from kinetics_jax.attention.decode_step import DecodeStep
+
+
+class TokenPolicy(AttentionPolicy):
+    """A policy over tokens: exact, on the reference path only, and no faster than dense attention."""
+
+    masks_logits: ClassVar[bool] = True
+
+    def mask(
+        self, logits: Float[Array, "batch heads time"], lengths: Int[Array, " batch"], kv_heads: int
+    ) -> Bool[Array, "batch heads time"]:
+        """The tokens to attend to, true = attended; `logits` as `kinetics_kernels.token_logits` gives them."""
+        raise NotImplementedError(f"{self.kind} has no mask")
+
+    def attend(self, step: DecodeStep) -> jax.Array:
+        """Attention over the tokens of the mask."""
+        logits = step.token_logits()
+        return step.attend_tokens(logits, self.mask(logits, step.lengths, step.kv_heads))
+
+    def step_counts(self, lengths: np.ndarray) -> StepCounts:
+        """One step of `sparse_counts`."""
+        counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
+        return StepCounts(*(share.total for share in counts[1:]))

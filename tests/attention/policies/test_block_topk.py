@@ -1,0 +1,38 @@
+"""Block top-k by each kind of summary."""
+
+import numpy as np
+import pytest
+from block_rule import attended_blocks
+
+import kinetics_jax as kj
+from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS
+
+SPELLINGS = [
+    "block_topk:budget=24,page_size=4,sink_pages=2,recent_pages=2,dense_layers=1",
+    "block_topk:budget=20,page_size=4,dense_layers=1,summary=min_max",
+    "block_topk:budget=20,page_size=4,dense_layers=1,summary=mean_std",
+]
+
+
+def attended(policy, query, keys, draw):
+    mean = query.mean(axis=0)
+    return attended_blocks(policy, keys, lambda page, held: score_of(policy.summary, mean, held))
+
+
+def score_of(summary: str, query: np.ndarray, keys: np.ndarray) -> float:
+    """A whole page's score from its keys."""
+    if summary == "mean":
+        return float((keys @ query).mean())
+    if summary == "min_max":
+        return float(np.maximum(query * keys.min(axis=0), query * keys.max(axis=0)).sum())
+    scaled = query * len(query) ** -0.5
+    return float((keys @ scaled).mean() + 0.5 * (scaled**2 * keys.var(axis=0)).sum())
+
+
+@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+def test_the_search_reads_the_summary_of_every_full_page(summary):
+    policy = kj.BlockTopK(budget=20, page_size=4, summary=summary)
+    lengths = np.array([20.0, 21.0, 24.0, 25.0])
+    counts = policy.step_counts(lengths)
+    np.testing.assert_array_equal(counts.scores, [0, 5, 6, 6])  # none while everything fits
+    np.testing.assert_array_equal(counts.vectors, np.multiply(counts.scores, SUMMARY_VECTORS[summary]))
