@@ -1,9 +1,8 @@
-"""Checks jaxtyping's shape annotations at run time while the tests run; forgets each file's compiled programs, and lets
-the commands that tests start share theirs.
-"""
+"""Shape annotations are checked at run time while the tests run; each worker keeps the programs that it compiled."""
 
 import gc
 import os
+from pathlib import Path
 
 import jax  # reads the variables below when it is imported: they are for commands, not for this process
 import pytest
@@ -30,8 +29,16 @@ def _forget_compiled_programs():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_by_commands(tmp_path_factory):
-    """Never the user's own cache; what one command compiles, the next one has."""
+def _compiled_programs(request, tmp_path_factory):
+    """A compilation cache for each worker, never the user's own: what one test or command compiles, the next one loads.
+
+    pytest's cache keeps it for the next run; `pytest --cache-clear` empties it.
+    """
     assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    worker = f"compiled-{jax.__version__}-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    kept = getattr(request.config, "cache", None)
+    folder = Path(kept.mkdir(worker)) if kept else tmp_path_factory.mktemp("compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -70,7 +70,7 @@ def prefix_obstacle(
     if not any(policy.is_dense(layer) for layer in range(config.num_layers)):
         return f"is for dense layers, and {policy} has none"
     if prefix_width(slots, config.group, backend) == 1:
-        return f"needs two slots or more, and kernels that take more than the {config.group} query heads of a KV head"
+        return f"needs more than one slot, and a kernel with room beside the {config.group} query heads of a KV head"
     return None
 
 
@@ -185,7 +185,7 @@ def shared_prefix_decode(
 STARTING = 16 << 20
 
 
-def prefix_saving(config: ModelConfig, *, prefix: float, samples: int, width: int, itemsize: int) -> float:
+def prefix_saving(config: ModelConfig, *, prefix: int, samples: int, width: int, itemsize: int) -> int:
     """Bytes that sharing saves in one dense layer and step; negative where it costs more. STARTING is not in it.
 
     `samples` samples of one prompt, of which whole pages hold `prefix` tokens; `width` of them are read for at once;

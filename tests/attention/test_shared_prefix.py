@@ -135,7 +135,7 @@ def test_the_dense_layers_of_a_sparse_policy(lm):
     ("policy", "slots", "says"),
     [
         (kj.BlockTopK(pages=4, page_size=4, dense_layers=()), 4, "is for dense layers, and block_topk.* has none"),
-        (kj.Dense(), 1, "one slot only"),
+        (kj.Dense(), 1, "more than one slot"),
     ],
 )
 def test_where_nothing_can_be_shared_it_is_refused(lm, policy, slots, says):
