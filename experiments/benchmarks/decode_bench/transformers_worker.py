@@ -9,7 +9,7 @@ import inspect
 import time
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 import transformers
 
 # By path, not as part of the package, which is not for this interpreter.
