@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 # Before any module of the package is imported; the traced functions are checked once per compilation.
-ATTENTION = [f"attention.{name}" for name in ("cache", "causal", "decode", "decode_step", "heads", "shared_prefix")]
+ATTENTION = [f"attention.{name}" for name in ("causal", "decode", "decode_step", "heads", "shared_prefix")]
 install_import_hook(
     [f"kinetics_jax.{name}" for name in (*ATTENTION, "engine.sampling", "language_model", "models")],
     "beartype.beartype",

@@ -1,11 +1,11 @@
 """What must hold for every registered policy, by the spellings and the rule in policies/test_<kind>.py."""
 
 import dataclasses
-import importlib
 
 import numpy as np
 import pytest
 from masked_forward import attended
+from spellings import every_policy, spelled
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import POLICIES, parse_policy
@@ -18,25 +18,21 @@ LONGEST = 60
 CONFIG = ModelConfig.named("Qwen/Qwen3-0.6B")
 
 
-def spellings() -> list[str]:
-    return [text for kind in POLICIES for text in importlib.import_module(f"test_{kind}").SPELLINGS]
-
-
-every_policy = pytest.mark.parametrize("policy", [parse_policy(text) for text in spellings()], ids=str)
+each_policy = pytest.mark.parametrize("policy", every_policy(), ids=str)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_its_own_test_names_it(kind):
-    assert {parse_policy(text).kind for text in importlib.import_module(f"test_{kind}").SPELLINGS} == {kind}
+    assert {policy.kind for policy in spelled(kind)} == {kind}
 
 
-@every_policy
+@each_policy
 def test_the_spelling_is_read_back(policy: AttentionPolicy):
     assert parse_policy(str(policy)) == policy
     assert hash(policy) == hash(parse_policy(str(policy)))  # settings of a jitted step
 
 
-@every_policy
+@each_policy
 def test_counts_are_what_the_rule_attends_to(policy: AttentionPolicy):
     """Position by position: as many tokens as the policy's own rule keeps, never more than the budget."""
     rng = np.random.default_rng(0)
@@ -51,7 +47,7 @@ def test_counts_are_what_the_rule_attends_to(policy: AttentionPolicy):
         assert np.any(counts.vectors), "a policy that keeps summaries reads them"
 
 
-@every_policy
+@each_policy
 def test_sums_are_sums_of_steps(policy: AttentionPolicy):
     """The closed form, where there is one, against step after step; the general one, against both."""
     prompt, steps = np.arange(0.0, 30.0, 7.0)[:, None], np.array([0.0, 1.0, 9.0, 30.0])
@@ -71,7 +67,7 @@ def test_sums_are_sums_of_steps(policy: AttentionPolicy):
         assert np.all(whole[0] <= whole[1])
 
 
-@every_policy
+@each_policy
 def test_costs_are_those_counts(policy: AttentionPolicy):
     """`traffic` against a sum over layers and steps of what each reads, in every byte and FLOP of attention."""
     prompt, output = 5, 40
@@ -91,7 +87,7 @@ def test_costs_are_those_counts(policy: AttentionPolicy):
     assert cost.parts["search_reads"] == pytest.approx(2 * heads * head * vectors / 1e12, rel=1e-12)
 
 
-@every_policy
+@each_policy
 def test_every_convention_answers_or_refuses_by_name(policy: AttentionPolicy):
     asked = {"prompt_tokens": 5, "output_tokens": 40, "attention": policy}
     assert generation_cost(CONFIG, convention="paper", **asked).total > 0
@@ -102,7 +98,7 @@ def test_every_convention_answers_or_refuses_by_name(policy: AttentionPolicy):
             generation_cost(CONFIG, convention="upstream", **asked)
 
 
-@every_policy
+@each_policy
 def test_summaries_take_memory(policy: AttentionPolicy):
     plain = kv_bytes_per_token(CONFIG)
     sparse = len(policy.sparse_layers(CONFIG.num_layers)) / CONFIG.num_layers
@@ -110,7 +106,7 @@ def test_summaries_take_memory(policy: AttentionPolicy):
     assert kv_bytes_per_token(CONFIG, policy) == pytest.approx(plain * (1 + extra))
 
 
-@every_policy
+@each_policy
 def test_settings_are_frozen(policy: AttentionPolicy):
     with pytest.raises(dataclasses.FrozenInstanceError):
         policy.dense_layers = ()

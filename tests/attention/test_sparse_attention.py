@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from masked_forward import attended, masked_logits
+from spellings import every_policy
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
@@ -21,19 +22,8 @@ from kinetics_jax.engine.sampling import seed_key
 
 PROMPT = tiny_prompts(1, seed=5, first=23)[0]
 STEPS = 30
-# One layer dense, which is not the first; few tokens of at most 53.
-POLICIES = [
-    kj.BlockTopK(pages=6, page_size=4, sink_pages=2, recent_pages=2, dense_layers=(1,)),
-    kj.BlockTopK(pages=5, page_size=4, summary="min_max", dense_layers=(1,)),
-    kj.BlockTopK(pages=5, page_size=4, summary="mean_std", dense_layers=(1,)),
-    kj.RandomBlocks(pages=5, page_size=4, dense_layers=(1,)),
-    kj.TokenTopK(budget=9, dense_layers=(1,)),
-    kj.TokenTopK(budget=1, dense_layers=(1,)),
-    kj.SlidingWindow(budget=11, sink_tokens=3, dense_layers=(1,)),
-    kj.LiteSysBlockTopK(pages=3, page_size=4, dense_layers=(1,)),
-    kj.LiteSysBlockTopK(pages=1, page_size=8, local=5, dense_layers=(1,)),
-]
-
+# Of all kinds; few tokens of at most 53, and one layer dense, which is not the first.
+POLICIES = [policy for policy in every_policy() if policy.kind != "dense"]
 ONE_OF_EACH = [next(policy for policy in POLICIES if policy.kind == kind) for kind in {p.kind: 0 for p in POLICIES}]
 
 
@@ -145,7 +135,7 @@ def test_token_policies_never_exceed_their_budget():
 def test_a_policy_of_the_oracle_chooses_as_the_package_says():
     """The test's own rule and the mask agree over random keys, head by head."""
     rng = np.random.default_rng(4)
-    for policy in POLICIES[4:]:
+    for policy in (policy for policy in POLICIES if policy.masks_logits):
         query, keys = rng.standard_normal((4, 8)), rng.standard_normal((2, 40, 8))
         logits = np.einsum("hgd,htd->hgt", query.reshape(2, 2, 8), keys).reshape(1, 4, 40)
         for length in (1, 12, 21, 40):
