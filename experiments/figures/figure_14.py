@@ -16,10 +16,10 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
-from frontiers import Choice, best_of_n, long_cot
 from matplotlib.figure import Figure
-from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
+from paper_figures.frontiers import Choice, best_of_n, long_cot
+from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
 

@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import (
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from paper_figures.common import (
     Table,
     cost_ticks,
     look_of,
@@ -32,9 +34,17 @@ from common import (
     unit,
     write,
 )
-from frontiers import Choice, Curve, Split, best_of_n, budgets_of, by_model, frontier_table, is_dense, long_cot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from paper_figures.frontiers import (
+    Choice,
+    Curve,
+    Split,
+    best_of_n,
+    budgets_of,
+    by_model,
+    frontier_table,
+    is_dense,
+    long_cot,
+)
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import QWEN3, Table, label_ends, panels, parser, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from paper_figures.common import QWEN3, Table, label_ends, panels, parser, run, title, write
 
 from kinetics_jax.analysis.power_laws import iso_cost
 from kinetics_jax.config import ModelConfig

@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from common import run, trace_parser
-from laws import script
+from paper_figures.common import run, trace_parser
+from paper_figures.laws import script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

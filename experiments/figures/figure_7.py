@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from common import run, trace_parser
-from tradeoff import script
+from paper_figures.common import run, trace_parser
+from paper_figures.tradeoff import script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

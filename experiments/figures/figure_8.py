@@ -18,9 +18,9 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
-from frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
+from paper_figures.common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
+from paper_figures.frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, panels, parser, read_runs, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from paper_figures.common import Table, panels, parser, read_runs, run, title, write
 
 from kinetics_jax.analysis.ablations import budget_ablation
 from kinetics_jax.attention.policies.dense import Dense

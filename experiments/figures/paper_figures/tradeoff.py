@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
-from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
 from kinetics_jax.analysis.power_laws import power_law, spread
 from kinetics_jax.errors import UserError
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
+from paper_figures.frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 
 RESAMPLES = 400
 NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, note
-from frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 from matplotlib.axes import Axes
 
 from kinetics_jax.errors import UserError
+from paper_figures.common import Table, note
+from paper_figures.frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 
 KINDS = {"sparse": ("o", "-"), "dense": ("^", (0, (4, 1.5)))}  # marker, dashes
 RESAMPLES = 2000
