@@ -1,4 +1,4 @@
-"""The frontiers of every model under both laws, and what the best model is asked to do: figures 4 and 5."""
+"""The frontiers of every model under both laws, and the N or length that the best model uses: figures 4 and 5."""
 
 from __future__ import annotations
 
