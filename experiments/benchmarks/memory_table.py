@@ -1,6 +1,6 @@
 """The memory plan of every Qwen3 size on H100, H200 and TPU v5e, dense and block top-k, compiled without the devices.
 
-    python experiments/benchmarks/memory_table.py [--out FILE] [--page docs/memory.md]
+    python experiments/benchmarks/memory_table.py [--out FILE] [--page docs/results/memory.md]
 
 Each row takes the fewest chips (1, 2, 4 or 8) that hold the weights and 8 sequences of 32K tokens, or 8 chips if even
 they hold fewer; the batch is the largest that fits. Needs Python 3.12 with jax >= 0.11, jax-cuda13-plugin,

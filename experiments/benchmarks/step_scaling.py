@@ -1,7 +1,7 @@
 """Seconds per token of whole-model decoding over context, batch and devices, with the cost model's prediction.
 
     python experiments/benchmarks/end_to_end.py --json out.json && kinetics calibrate --out profile.json
-    python experiments/benchmarks/step_scaling.py out.json --profile profile.json --out docs
+    python experiments/benchmarks/step_scaling.py out.json --profile profile.json --out docs/results
 
 (a) over the context, at the batch with most contexts; (b) over the batch, at the context with most batches. Marks are
 measurements of end_to_end.py; a solid line is the profile's step time, a dotted one the bytes of a step at the

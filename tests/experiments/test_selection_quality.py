@@ -238,9 +238,9 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_the_page_tells_what_was_recorded():
-    """The tables of docs/selection.md are those of the recorded measurements."""
+    """The tables of docs/results/selection.md are those of the recorded measurements."""
     lines = (ROOT / "experiments" / "results" / "cpu" / "selection_quality.jsonl").read_text().splitlines()
-    page = (ROOT / "docs" / "selection.md").read_text()
+    page = (ROOT / "docs" / "results" / "selection.md").read_text()
     found = summary.markdown(summary.tables([json.loads(line) for line in lines[1:]]))
     assert len(found) >= 7
     for title, table in found.items():

@@ -1,0 +1,32 @@
+# What contributors and CI run; every line also works when it is copied to a shell. `just` comes with the `dev` extra.
+
+# the recipes
+default:
+    @just --list
+
+# style and types
+check:
+    ruff check . && ruff format --check . && pyright
+
+# the tests that one runs while working
+test-fast:
+    pytest -n 2 -m "not slow"
+
+# every test
+test:
+    pytest -n 2
+
+# the site, into site/; a broken link or an unknown name is an error
+docs:
+    zensical build --strict
+
+# everything that a pull request is judged by
+ci: check test docs
+
+# mend style
+format:
+    ruff check --fix . && ruff format .
+
+# the lock file anew, for Python 3.11 and later on every platform
+lock:
+    uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes pyproject.toml --extra test --extra dev --extra docs -o requirements.lock
