@@ -49,6 +49,17 @@ def test_the_table_names_only_what_exists(name):
     assert [path for path in paths if not (folder / path).exists() and not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_page_of_a_script_names_it(name):
+    folder = FOLDERS[name]
+    text = (folder / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]* \| `([\w/]+\.py)`[^|]*\|[^|]*\| \[[^|]*\]\(([^)]+)\) \|$", text, re.MULTILINE)
+    assert len(rows) > 10
+    assert [
+        (script, page) for script, page in rows if Path(script).name not in (folder / page).read_text("utf-8")
+    ] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_and_links_of_a_page_exist(page):
     text = page.read_text(encoding="utf-8")
