@@ -3,12 +3,12 @@
     python experiments/epoch_frontier.py ../shared/data/traces/epoch_otis_mock_aime.csv --out figures
 
 Data: Epoch AI (epoch.ai), CC BY 4.0: 126 runs of 98 models on 45 OTIS mock AIME problems, mostly 8 or 16 samples each,
-with token counts for some. Nothing of it is kept here but aggregates.
+with token counts for some. Only aggregates of it are kept here.
 
-Tokens are as the makers report them. Google's counts seem to leave hidden reasoning out (a thousand tokens for what
-others take ten thousand for), so its runs are drawn hollow and are not part of the envelope. Costs in eFLOPs are told
-only of models whose shape is public and whose attention the cost model knows (grouped-query, not latent attention),
-with a prompt of 200 tokens, since prompts are not recorded.
+Tokens are as the makers report them. Google's counts seem to leave out hidden reasoning (a thousand tokens where others
+take ten thousand), so its runs are drawn hollow and are not part of the envelope. Costs in eFLOPs are given only for
+models whose shape is public and whose attention the cost model knows (grouped-query, not latent attention), with a
+prompt of 200 tokens, since prompts are not recorded.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ SHAPES: dict[str, tuple[ModelConfig, AttentionPolicy, str]] = {
 }
 
 
-def short(name: str) -> str:
-    """A model's name without its host and maker, and without its run's."""
+def short_name(name: str) -> str:
+    """A model's name without the host and maker before it and the run after it."""
     return name.partition(" (")[0].rpartition("/")[2]
 
 
@@ -93,8 +93,8 @@ def maker(name: str) -> str:
     return next((spoken for key, spoken in MAKERS.items() if key in lowered), "other")
 
 
-def complete(runs: list[RunData]) -> list[RunData]:
-    """The runs that have a token count for every sample and samples of every problem."""
+def complete_runs(runs: list[RunData]) -> list[RunData]:
+    """The runs with a token count for every sample and samples of every problem. Exits if there is none."""
     whole = [
         run
         for run in runs
@@ -105,11 +105,11 @@ def complete(runs: list[RunData]) -> list[RunData]:
     return whole
 
 
-def lettered(runs: list[RunData]) -> tuple[list[RunData], dict[str, str]]:
-    """Runs under short names, those of one model told apart by a, b, … from few tokens to many; makers by name."""
+def distinguish_runs(runs: list[RunData]) -> tuple[list[RunData], dict[str, str]]:
+    """Runs under short names, those of one model as a, b, … from few tokens to many; and each name's maker."""
     by_model: dict[str, list[RunData]] = {}
     for run in runs:
-        by_model.setdefault(undated(short(run.model)), []).append(run)
+        by_model.setdefault(undated(short_name(run.model)), []).append(run)
     named, makers = [], {}
     for model, group in by_model.items():
         ordered = sorted(group, key=lambda run: float(np.mean(np.array(run.output_tokens, np.float64))))
@@ -219,7 +219,7 @@ def draw_pass(table: pd.DataFrame, path: Path) -> None:
     handles = []
     for i, (name, colour, mark) in enumerate(zip(CURVES, LIGHT_COLOURS, "os^Dv", strict=False)):
         rows = table[table["model"] == name]
-        at = rows["k"] * 1.045 ** (i - 2)  # side by side, so that intervals can be told apart
+        at = rows["k"] * 1.045 ** (i - 2)  # side by side, so that intervals do not overlap
         axes.vlines(at, 100 * rows["low"], 100 * rows["high"], colors=colour, lw=1, alpha=0.5)
         style: dict[str, Any] = {"color": colour, "marker": mark, "ms": 3.8, "mew": 0, "lw": 1.2}
         axes.plot(at, 100 * rows["accuracy"], **style)
@@ -281,8 +281,10 @@ def evaluate(data: Path, out: Path) -> None:
     """Tables, figures and summary.json of the samples in `data`, into the folder `out`; the main tables are printed."""
     out.mkdir(parents=True, exist_ok=True)
     runs = read_all([data])
-    passes = pass_table([pool for run in runs for pool in pooled([dataclasses.replace(run, model=short(run.model))])])
-    whole, makers = lettered(complete(runs))
+    passes = pass_table(
+        [pool for run in runs for pool in pooled([dataclasses.replace(run, model=short_name(run.model))])]
+    )
+    whole, makers = distinguish_runs(complete_runs(runs))
     tokens = token_frontier(whole)
     tokens["maker"] = [makers[name] for name in tokens["model"]]
     priced = (tokens["maker"] != HIDDEN).to_numpy()
@@ -300,7 +302,7 @@ def evaluate(data: Path, out: Path) -> None:
         "runs": len(runs),
         "samples": int(sum(len(run.problem) for run in runs)),
         "runs_with_complete_token_counts": len(whole),
-        "left_out_of_the_envelope": sorted(name for name, of in makers.items() if of == HIDDEN),
+        "left_out_of_the_envelope": sorted(name for name, its_maker in makers.items() if its_maker == HIDDEN),
         "pass_at_k": {REFERENCE: reference.drop(columns="model").to_dict(orient="records")},
         "token_frontier": on.drop(columns=["parameters", "on_frontier"]).to_dict(orient="records"),
         "cost": {

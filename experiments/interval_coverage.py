@@ -1,9 +1,9 @@
-"""How often nominal 95 % intervals hold the truth, on synthetic problems: both bootstraps and the Bayesian intervals.
+"""How often nominal 95 % intervals cover the truth on synthetic problems: both bootstraps and both Bayesian ones.
 
     python experiments/interval_coverage.py --json out.json
 
-A repetition draws problems of hardness p ~ Beta(a, b) and Bernoulli samples of each, and asks every interval whether it
-holds the mean accuracy: over the population, a / (a + b), or over just these problems, the mean of their p.
+A repetition draws problems with solve rates p ~ Beta(a, b) and Bernoulli samples of each, and checks whether every
+interval covers the mean accuracy: over the population, a / (a + b), or over just these problems, the mean of their p.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def intervals(right: np.ndarray, samples: int, seed: int, draws: int) -> dict[st
 def coverage(
     shape: tuple[float, float], problems: int, samples: int, *, repetitions: int, draws: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """For every interval: the share of repetitions in which it holds the truth, and its mean width."""
+    """For every interval: the share of repetitions in which it covers the truth, and its mean width."""
     rng = np.random.default_rng(seed)
     held: dict[str, list[bool]] = {}
     widths: dict[str, list[float]] = {}
     for repetition in range(repetitions):
-        hardness = rng.beta(*shape, problems)
-        right = rng.binomial(samples, hardness)
+        rates = rng.beta(*shape, problems)
+        right = rng.binomial(samples, rates)
         for name, (low, high) in intervals(right, samples, repetition, draws).items():
-            truth = np.mean(hardness) if name.endswith("these problems") else shape[0] / sum(shape)
+            truth = np.mean(rates) if name.endswith("these problems") else shape[0] / sum(shape)
             held.setdefault(name, []).append(bool(low <= truth <= high))
             widths.setdefault(name, []).append(high - low)
     return {name: (float(np.mean(held[name])), float(np.mean(widths[name]))) for name in held}
@@ -60,14 +60,16 @@ def coverage(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repetitions", type=int, default=2000)
-    parser.add_argument("--draws", type=int, default=1000, help="of every interval")
+    parser.add_argument(
+        "--draws", type=int, default=1000, help="resamples or posterior draws per interval (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the coverages here")
     arguments = parser.parse_args()
     rows = []
     cases = [(name, shape, *size) for name, shape in POPULATIONS.items() for size in SIZES]
     for name, shape, problems, samples in tqdm(cases, desc="cases"):
-        found = coverage(
+        coverages = coverage(
             shape,
             problems,
             samples,
@@ -77,7 +79,7 @@ def main() -> None:
         )
         rows += [
             {"population": name, "problems": problems, "samples": samples, "interval": kind, "held": held, "width": w}
-            for kind, (held, w) in found.items()
+            for kind, (held, w) in coverages.items()
         ]
     table = pd.DataFrame(rows)
     wide = table.pivot_table(

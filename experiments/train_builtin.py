@@ -1,8 +1,8 @@
 """Trains the built-in checkpoints of kinetics_jax/assets on the chase task, on the CPU, from fixed seeds.
 
     python experiments/train_builtin.py                        # problems.jsonl and every model
-    python experiments/train_builtin.py --only chase-170k      # one model
-    python experiments/train_builtin.py --evaluate             # measure the checkpoints that are there
+    python experiments/train_builtin.py --only chase-171k      # one model
+    python experiments/train_builtin.py --evaluate             # measure the existing checkpoints
 
 Training keeps the embedding E of the plain Qwen3 as E / sqrt(hidden) and its last norm's gain g as sqrt(hidden) g:
 tokens enter at unit size and the logits start at it. `plain` undoes both, in the loss and for the exported file alike.
@@ -39,8 +39,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "kinetics_jax" / "assets"
 VOCABULARY = chase.vocabulary()
 IDS = {token: index for index, token in enumerate(VOCABULARY)}
 EOS = IDS[chase.EOS]
-# Share of the steps, nodes, most hops, operations, batch. With few operations at first, a value tells much about the
-# next one: so the way to look it up is found, which otherwise happens late for some seeds.
+# Share of the steps, nodes, maximum hops, operations, batch. With few operations at first, a value says much about the
+# next one, so that the model learns to look it up; otherwise some seeds learn this late.
 CURRICULUM = ((0.12, 8, 8, 2, 96), (0.28, 8, 8, 12, 96), (0.25, 20, 10, 12, 64), (0.35, 32, 16, 12, 48))
 Params = dict[str, jax.Array]  # by the names of a Hugging Face checkpoint, without `model.`
 
@@ -108,9 +108,8 @@ def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: Any) -> 
 
 
 def initial(recipe: Recipe) -> Params:
-    """Parameters to train. What a token is made of shows in its embedding from the start, and retrieval starts as
-    comparison: layer 1's keys are projected as the queries of its first heads are. Without both, retrieval is
-    learned late or never.
+    """Parameters to train. A token's embedding starts as the sum of its parts', and retrieval starts as comparison:
+    layer 1's keys are projected like the queries of its first heads. Without both, retrieval is learned late or never.
     """
     model = Qwen3(recipe.config(), rngs=nnx.Rngs(recipe.seed))
     params = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
@@ -276,7 +275,7 @@ def write_problems() -> None:
 
 
 def write_checkpoint(name: str, recipe: Recipe, params: Params) -> None:
-    """A Hugging Face directory, complete or not there at all."""
+    """Writes a Hugging Face directory, as a whole or not at all."""
     config = recipe.config()
     added = [
         {"id": IDS[token], "content": token, "special": True}
@@ -344,7 +343,7 @@ def write_checkpoint(name: str, recipe: Recipe, params: Params) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains and measures the built-in checkpoints.")
     parser.add_argument("--only", nargs="+", choices=FAMILY, default=list(FAMILY), help="models to work on")
-    parser.add_argument("--evaluate", action="store_true", help="measure the checkpoints that are there, train nothing")
+    parser.add_argument("--evaluate", action="store_true", help="measure the existing checkpoints, train nothing")
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0, 0.8])
     arguments = parser.parse_args()
     if not arguments.evaluate:

@@ -1,13 +1,13 @@
-"""The kernels' ops, and a checkpoint's decoding, recorded on one machine or backend and compared with another.
+"""Records the kernels' ops and a checkpoint's decoding on a machine or backend, and compares two recordings.
 
     python experiments/benchmarks/compare_backends.py record runs/xla --backend xla
     python experiments/benchmarks/compare_backends.py record runs/triton --backend triton --interpret --model none
     python experiments/benchmarks/compare_backends.py compare runs/xla runs/triton --json difference.json
 
 A recording holds seed, inputs and outputs of a fixed set of op cases (backend_comparison/cases.py), refused cases with
-their reason, a checkpoint's logits and token ids, device, versions, and the backend of every op and why. `compare`
-prints a row for every case. Exit code 0: within the bounds it states. 1: beyond them, or a case failed. 2: the two
-cannot be compared. The op cases need only jax and NumPy; `--model none` leaves the rest out.
+their reason, a checkpoint's logits and token ids, device, versions, and the backend of every op and why it was chosen.
+`compare` prints a row for every case. Exit code 0: within the bounds it prints. 1: beyond them, or a case failed. 2:
+the two cannot be compared. The op cases need only jax and NumPy; `--model none` skips the checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def say(line: str) -> None:
 
 
 def record(arguments: argparse.Namespace) -> int:
-    """Records into a folder; 1 when a case failed."""
+    """Records into a folder; exit code 1 if a case failed."""
     check_free(arguments.out)
     backend = None if arguments.backend == "default" else arguments.backend
     check_backend(backend, arguments.interpret)
@@ -52,12 +52,12 @@ def record(arguments: argparse.Namespace) -> int:
     if not states:
         raise ComparisonError(f"no state's name contains {arguments.only!r}: {', '.join(s.name for s in all_states())}")
     command = [arguments.out.name if word == str(arguments.out) else word for word in arguments.typed]
-    ops, arrays = record_ops(states, seed=arguments.seed, backend=backend, interpret=arguments.interpret, said=say)
+    ops, arrays = record_ops(states, seed=arguments.seed, backend=backend, interpret=arguments.interpret, report=say)
     index: dict[str, Any] = {"ops": ops, **circumstances(command)}
     if with_model:
         from backend_comparison.model import record_model
 
-        index["model"], found = record_model(
+        index["model"], model_arrays = record_model(
             arguments.model,
             problems=arguments.problems,
             samples=arguments.samples,
@@ -66,9 +66,9 @@ def record(arguments: argparse.Namespace) -> int:
             max_tokens=arguments.max_tokens,
             seed=arguments.seed,
             backend=backend,
-            said=say,
+            report=say,
         )
-        arrays |= found
+        arrays |= model_arrays
     write_recording(arguments.out, index, arrays)
     counts = {status: sum(case["status"] == status for case in ops["cases"]) for status in ("ok", "refused", "failed")}
     print(f"{arguments.out}: " + ", ".join(f"{count} cases {status}" for status, count in counts.items()))
@@ -76,7 +76,7 @@ def record(arguments: argparse.Namespace) -> int:
 
 
 def circumstances(command: list[str]) -> dict[str, Any]:
-    """Where this is, and what was typed."""
+    """Device, versions and command of this process."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -92,7 +92,7 @@ def circumstances(command: list[str]) -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Compares two recordings; 1 when they differ beyond the bounds."""
+    """Compares two recordings; exit code 1 if they differ beyond the bounds."""
     a, b = read_recording(arguments.a), read_recording(arguments.b)
     ops, model = compare_ops(a, b), compare_model(a, b)
     if not any(row["status"] != "refused" for row in (*ops, *model)):
@@ -107,14 +107,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def summary(recording: Recording) -> dict[str, Any]:
-    """What a recording says of itself, arrays and single cases left out."""
+    """A recording's index without its arrays and single cases."""
     index = recording.index
     ops = {name: index["ops"][name] for name in ("seed", "inputs_sha256", "backends")}
     return {name: index[name] for name in ("command", "device", "versions")} | {"ops": ops, "model": index.get("model")}
 
 
-def as_json(found: dict[str, Any]) -> str:
-    """One line for every row. Infinite differences are null."""
+def as_json(comparison: dict[str, Any]) -> str:
+    """JSON with a line per row; infinities and NaN are null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -126,7 +126,7 @@ def as_json(found: dict[str, Any]) -> str:
         return value
 
     parts = []
-    for name, value in plain(found).items():
+    for name, value in plain(comparison).items():
         rows = isinstance(value, list) and value
         text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]" if rows else json.dumps(value)
         parts.append(f' "{name}": {text}')
@@ -136,24 +136,36 @@ def as_json(found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("record", help="run the cases here, into a folder")
+    one = commands.add_parser("record", help="run the cases and store them in a folder")
     one.set_defaults(run=record)
-    one.add_argument("out", type=Path, help="the recording's folder; it may not hold one yet")
-    one.add_argument("--backend", default="default", help="default, xla, triton, mosaic_gpu, mosaic_tpu")
+    one.add_argument("out", type=Path, help="the recording's folder; must be new or empty")
+    one.add_argument("--backend", default="default", help="default, xla, triton, mosaic_gpu or mosaic_tpu")
     one.add_argument("--interpret", action="store_true", help="simulate the backend's kernels on this machine")
     one.add_argument("--only", default="", metavar="TEXT", help="only the states with TEXT in their name")
-    one.add_argument("--model", default="chase-171k", help="what kinetics_jax.load takes, or none")
-    one.add_argument("--problems", type=int, default=8, help="built-in problems that the model decodes")
-    one.add_argument("--samples", type=int, default=2, help="of each problem at temperature 1, beside the greedy one")
-    one.add_argument("--attention", default="block_topk:pages=6,page_size=8", help="decoded with beside dense")
-    one.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model")
+    one.add_argument(
+        "--model", default="chase-171k", help="a checkpoint, as kinetics_jax.load takes it, or none (%(default)s)"
+    )
+    one.add_argument("--problems", type=int, default=8, help="built-in problems to decode (%(default)s)")
+    one.add_argument(
+        "--samples", type=int, default=2, help="per problem at temperature 1, beside a greedy one (%(default)s)"
+    )
+    one.add_argument(
+        "--attention",
+        default="block_topk:pages=6,page_size=8",
+        help="attention to decode with, beside dense (%(default)s)",
+    )
+    one.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (%(default)s)"
+    )
     one.add_argument("--max-tokens", type=int, default=72)
     one.add_argument("--seed", type=int, default=0)
-    two = commands.add_parser("compare", help="what differs between two recordings")
+    two = commands.add_parser("compare", help="report the differences of two recordings")
     two.set_defaults(run=compare)
     two.add_argument("a", type=Path)
     two.add_argument("b", type=Path)
-    two.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON too, into FILE or to standard output")
+    two.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write JSON too, into FILE or to standard output"
+    )
     typed = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(typed)
     arguments.typed = typed

@@ -1,10 +1,10 @@
-"""Seconds per token against context, dense and block top-k, on the CPU: how much flatter the sparse line is.
+"""Seconds per token over context on the CPU, dense and block top-k: how much flatter the sparse line is.
 
     python experiments/benchmarks/context_scaling.py --json out.json --figure context_scaling.png
 
 Random weights at a published shape, float32, batch 1. The two policies take turns at every context. The ratio of the
-two slopes has a floor in bytes: what one more token of context adds to what a step reads, sparse ÷ dense. A dense layer
-adds its K and V; a sparse one beyond its budget adds one summary per page, 1 / (2 · page_size) of that.
+two slopes has a floor in bytes: what one more token of context adds to the bytes of a step, sparse ÷ dense. A dense
+layer adds its K and V; a sparse one beyond its budget adds one summary per page, 1 / (2 · page_size) of that.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[2048, 4096, 8192, 12288, 16384])
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--page-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="decode steps of a turn")
+    parser.add_argument("--steps", type=int, default=4, help="decode steps per turn (%(default)s)")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the measurements here")
     parser.add_argument("--figure", type=Path, help="draw them here (.png, .pdf, .svg)")
@@ -94,7 +94,7 @@ def main() -> None:
         print(f"{name}: {1e6 * slopes[name]:.2f} µs per token of context")
     print(f"slope of sparse ÷ dense: {ratio:.3f} (floor in bytes {floor:.3f})")
     if arguments.json:
-        found = {
+        results = {
             "model": arguments.model,
             "jax": jax.__version__,
             "read_bandwidth": read_bandwidth(),
@@ -104,7 +104,7 @@ def main() -> None:
             "ratio_floor": floor,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     if arguments.figure:
         draw(rows, names, arguments.figure, f"{config.name} shape, float32, batch 1")
 

@@ -1,9 +1,9 @@
-"""How many configurations a second generation_cost prices, by convention and attention; one core.
+"""How many configurations per second generation_cost prices on one core, by convention and attention.
 
     python experiments/benchmarks/cost_speed.py [--configurations 1000000] [--json]
 
 A configuration is a (prompt length, output length, trials) of one model and attention; all are priced in one call.
-CPU time, the best of three, so that other work on the machine does not count.
+The best of three in CPU time, which other work on the machine disturbs little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ POLICIES: tuple[AttentionPolicy, ...] = (
 
 
 def measure(configurations: int, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for every convention and attention that it has a formula for."""
+    """A row for every convention and every attention it has a formula for: configurations per second."""
     draw = np.random.default_rng(seed)
     case = {
         "prompt_tokens": draw.integers(50, 4000, configurations),

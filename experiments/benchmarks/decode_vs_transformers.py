@@ -4,9 +4,9 @@
     python experiments/benchmarks/decode_vs_transformers.py --peer-python ../torch-env/bin/python
 
 Both decode greedily with a Qwen3-0.6B-shaped model of random weights in float32, from `context` tokens in the cache.
-The peer is `Qwen3ForCausalLM` with sdpa attention and its DynamicCache, which is what its `generate` uses; it runs in a
-process of its own (torch and the newest jax need not share an interpreter) and the two take turns, so that whatever
-else the machine does slows both. The floor is the time to read weights and cache once at the measured bandwidth.
+The peer is `Qwen3ForCausalLM` with sdpa attention and a DynamicCache, as its `generate` uses them. It runs in a process
+of its own (torch and the newest jax need not share an interpreter), and the two take turns, so that other work on the
+machine slows both. The floor is the time to read weights and cache once at the measured bandwidth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from decode_bench.worker import transformers_worker
 
 
 def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict[str, Any]:
-    """One batch size: the two take turns; ratios are of the same turn."""
+    """The row of one batch size: the two take turns, and each ratio is of one turn."""
     import jax
 
     from kinetics_jax.attention.policies.dense import Dense
@@ -35,9 +35,9 @@ def measure(arguments: argparse.Namespace, batch: int, bandwidth: float) -> dict
     point = {"runner": "transformers", "batch": batch, "context": arguments.context, "steps": arguments.steps}
     peer = transformers_worker(arguments.peer_python)
     try:
-        about = peer.get("make", point={**point, "shape": config.to_hf()})
+        about = peer.ask_or_exit("make", point={**point, "shape": config.to_hf()})
         turns = [
-            (ours.seconds_per_step(), peer.get("time", runner="transformers")["seconds"])
+            (ours.seconds_per_step(), peer.ask_or_exit("time", runner="transformers")["seconds"])
             for _ in range(arguments.turns)
         ]
     finally:
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--model", default="Qwen/Qwen3-0.6B")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=4, help="decode steps of a turn")
+    parser.add_argument("--steps", type=int, default=4, help="decode steps per turn (%(default)s)")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with torch and transformers")
     parser.add_argument("--json", type=Path, help="write the measurements here")
@@ -74,10 +74,10 @@ def main() -> None:
 
     bandwidth = read_bandwidth()
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s")
-    found = []
+    rows = []
     for batch in arguments.batch:
         row = measure(arguments, batch, bandwidth)
-        found.append(row)
+        rows.append(row)
         print(
             f"batch {batch}, context {row['context']}: {batch / row['seconds_per_step']:.2f} tokens/s "
             f"({1e3 * row['seconds_per_step']:.0f} ms a step, floor {1e3 * row['floor_seconds']:.0f}), transformers "
@@ -88,7 +88,7 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention and page scores in float64 NumPy: what the kernel suites and compare_backends measure against."""
+"""Attention and page scores in float64 NumPy, the reference of the kernel suites and of compare_backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def paged_decode(
     """`(out [batch, q_heads, head_dim], lse [batch, q_heads])` over a table for each KV head.
 
     `q [batch, q_heads, head_dim]`, pools `[kv_heads, num_pages, page_size, head_dim]`: the first `lengths [batch,
-    kv_heads]` tokens of `table [batch, kv_heads, pages]`, less those of missing pages (-1). No token: 0 and -inf.
+    kv_heads]` tokens of `table [batch, kv_heads, pages]`, without those of missing pages (-1). No token: 0 and -inf.
     """
     head_dim, group = q.shape[2], q.shape[1] // k_pages.shape[0]
     out, lse = np.zeros(q.shape), np.full(q.shape[:2], -np.inf)
@@ -32,10 +32,10 @@ def paged_decode(
 
 
 def score_terms(q: np.ndarray, summaries: np.ndarray, page_table: np.ndarray, summary: str) -> np.ndarray:
-    """What sums to the score of each page of a table, for the mean query of a group.
+    """The terms whose sum over the last axis is the score of each page of a table, for the mean query of a group.
 
     `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]` of the kind `summary`, `page_table
-    [batch, pages]` → `[batch, kv_heads, pages, head_dim]`; of pages of -1 they mean nothing.
+    [batch, pages]` → `[batch, kv_heads, pages, head_dim]`; terms of missing pages (-1) are meaningless.
     """
     batch, q_heads, head_dim = q.shape
     kv_heads = summaries.shape[0]

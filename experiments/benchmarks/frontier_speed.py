@@ -1,14 +1,14 @@
-"""How long it takes from stored token counts to a frontier, beside the way the paper's code goes about it.
+"""Seconds from stored token counts to a frontier, beside those of the paper's own approach.
 
-6 models × 30 problems × 32 samples × 6 attention budgets, made up and written as tables of one row per sample; then:
+6 models × 30 problems × 32 samples × 6 attention budgets, synthetic, written as tables of one row per sample; then:
 
 1. files to CSV: read them, pass@1 under 16 length caps with intervals, costs, frontier, CSV; in this process, and by
-   `kinetics frontier` in one of its own, start-up included.
-2. samples in memory to curves: the best accuracy that each of 100 cost limits buys, every problem with the best of a
-   model's dense or sparse configurations (Algorithm 2), a curve for every model and either kind. By arrays; and as the
-   published code does it, written anew from its description: a data frame row per (budget, cap, problem), its cost the
-   mean of scalar sums over a list of samples; then for every cost limit and problem filters over the frame. And again
-   with the filters per problem replaced by one grouped maximum per limit, which is kinder than the published code.
+   `kinetics frontier` in a process of its own, start-up included.
+2. samples in memory to curves: the best accuracy within each of 100 cost limits, every problem with the best of a
+   model's dense or sparse configurations (Algorithm 2), a curve per model for dense and for sparse. By arrays; and as
+   the published code does it, rewritten from its description: a data frame row per (budget, cap, problem), its cost the
+   mean of scalar sums over a list of samples; then, for every cost limit and problem, filters over the frame. And again
+   with one grouped maximum per limit instead of the filters per problem, which is faster than the published code.
 
 All must agree. Not timed: the published code also tokenises and grades every text again.
 
@@ -59,7 +59,7 @@ Curves = dict[tuple[str, str], np.ndarray]  # accuracy [limits] by (model, dense
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """A table for every model and policy: lengths log-normal, larger models and budgets right more often."""
+    """Writes a table per model and policy: log-normal lengths, larger models and budgets correct more often."""
     rng = np.random.default_rng(0)
     hardness = rng.uniform(0, 1, PROBLEMS)
     paths = []
@@ -85,7 +85,7 @@ def write_samples(folder: Path) -> list[Path]:
     return paths
 
 
-def ours(paths: list[Path], target: Path) -> pd.DataFrame:
+def in_process_frontier(paths: list[Path], target: Path) -> pd.DataFrame:
     """From files to the frontier's CSV."""
     table = frontier(read_all(paths), caps=CAPS, trials=[1], convention="upstream", intensity=INTENSITY)
     write_whole(target, table.to_csv(index=False))
@@ -93,7 +93,7 @@ def ours(paths: list[Path], target: Path) -> pd.DataFrame:
 
 
 def by_command(folder: Path, target: Path) -> str:
-    """The same by the command, in a process of its own."""
+    """The same by the command, in a process of its own; returns what it printed."""
     options = ["--convention", "upstream", "--hardware", "b200-fp8", "--trials", "1", "--csv", str(target)]
     line = [sys.executable, "-m", "kinetics_jax", "frontier", str(folder), *options]
     return subprocess.run([*line, "--caps", *map(str, CAPS)], check=True, capture_output=True, text=True).stdout
@@ -200,9 +200,9 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def medians(run: Callable[[], Any], repeat: int) -> tuple[Any, dict[str, float]]:
     """The last result, and medians of wall and CPU seconds."""
-    found = [timed(run) for _ in range(repeat)]
-    wall, cpu = (float(np.median([each[i] for each in found])) for i in (1, 2))
-    return found[-1][0], {"wall_seconds": round(wall, 4), "cpu_seconds": round(cpu, 4)}
+    timings = [timed(run) for _ in range(repeat)]
+    wall, cpu = (float(np.median([each[i] for each in timings])) for i in (1, 2))
+    return timings[-1][0], {"wall_seconds": round(wall, 4), "cpu_seconds": round(cpu, 4)}
 
 
 def agree(one: Curves, other: Curves) -> bool:
@@ -210,14 +210,14 @@ def agree(one: Curves, other: Curves) -> bool:
 
 
 def measure(count: int, repeat: int) -> dict[str, Any]:
-    """All times and ratios. Raises AssertionError where the ways do not give the same numbers."""
+    """All times and ratios. Raises AssertionError if two ways give different numbers."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_samples(folder)
         results = folder / "results"
         results.mkdir()
-        table, in_process = medians(lambda: ours(paths, results / "a.csv"), repeat)
+        table, in_process = medians(lambda: in_process_frontier(paths, results / "a.csv"), repeat)
         _, command = medians(lambda: by_command(folder, results / "b.csv"), repeat)
         same = pd.read_csv(results / "a.csv")
         pd.testing.assert_frame_equal(same, pd.read_csv(results / "b.csv"))
@@ -254,8 +254,10 @@ def measure(count: int, repeat: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--limits", type=int, default=100, help="cost limits of the curves (default: 100)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of our own, medians are shown (default: 3)")
-    parser.add_argument("--out", type=Path, help="write the figures here, JSON")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="runs of our own ways, of which medians are shown (default: 3)"
+    )
+    parser.add_argument("--out", type=Path, help="write the results here, JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     figures = measure(arguments.limits, arguments.repeat)

@@ -1,12 +1,13 @@
-"""Measures the kernels on an NVIDIA GPU: limits of the device, correctness, times, peers, ablations, aims; then whole
-models through end_to_end.py.
+"""Measures the kernels on an NVIDIA GPU: device limits, correctness, times, peers, ablations, aims; then whole models
+through end_to_end.py.
 
     python experiments/benchmarks/gpu_suite.py [--out FOLDER] [--seconds LIMIT] [--only SECTION ...]
 
-Writes gpu_suite_<section>.json, row by row, so that a run that is cut off loses one row at most; a kernel that crashes
-or hangs costs its row. Without a GPU it prints the byte model and ends; `--tiny` rehearses every section at tiny shapes
-on whatever there is. Needs jax and numpy; for the section end_to_end, which `--only end_to_end` continues, also flax,
-jaxtyping and tqdm, and torch and transformers to compare with. The package and its kernels are those of this checkout.
+Writes gpu_suite_<section>.json row by row, by default into results/<device> beside this script: a run that is cut off
+loses one row at most, a kernel that crashes or hangs loses its own. Without a GPU it prints the byte model and ends;
+`--tiny` rehearses every section at tiny shapes on any device. Needs jax and NumPy; the section end_to_end, which
+`--only end_to_end` continues, needs flax, jaxtyping and tqdm too, and torch and transformers to compare with. It
+measures the package and the kernels of this checkout, installed or not.
 """
 
 from kernel_bench.suite import main

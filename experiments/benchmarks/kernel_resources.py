@@ -3,8 +3,8 @@
     python experiments/benchmarks/kernel_resources.py [--gpu h100] [--out FOLDER]
 
 Needs jax >= 0.11 with jax-cuda13-plugin and jax-cuda13-pjrt, and ptxas on the path. Prints a table and writes
-kernel_resources.json (default: results/<gpu>_deviceless beside this script). Without nvdisasm, Mosaic prints a warning;
-nothing here needs it.
+kernel_resources.json, by default into results/<gpu>_deviceless beside this script. Mosaic's warning that nvdisasm is
+missing does not matter here.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CONTEXT, BUDGET, HEAD_DIM = 32_768, 1024, 128
 MODELS = {"0.6B": (16, 8), "8B": (32, 8), "14B": (40, 8), "32B": (64, 8), "30B-A3B": (32, 4)}  # query heads, KV heads
 BACKENDS = ("triton", "mosaic_gpu")
 ARCHITECTURES = {"a100": "sm_80", "h100": "sm_90a", "h200": "sm_90a"}
-# What their PTX must show: products on tensor cores, and K, V and summaries moved 16 bytes or a tile at a time.
+# What to count in their PTX: products on tensor cores; K, V and summaries moved 16 bytes or a tile at a time.
 SIGNS = {
     "tensor_core_products": r"\b(?:mma\.sync|wgmma\.mma_async)",
     "copies_of_16_bytes": r"cp\.async\.cg\.shared\.global",
@@ -32,24 +32,24 @@ SIGNS = {
 
 
 def resources(text: str, architecture: str) -> dict:
-    """What ptxas says of one kernel, and what its PTX holds."""
+    """What ptxas reports on one kernel, and counts of SIGNS in its PTX."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()
         command = ["ptxas", "-v", f"-arch={architecture}", file.name, "-o", os.devnull]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     name = re.findall(r"\.entry (\w+)", text)[0]
     return {
         "kernel": name.removesuffix("_mosaic_gpu_kernel"),
         "threads": int(re.findall(r"\.(?:reqntid|maxntid) (\d+)", text)[0]),
-        "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
-        "spill_bytes": sum(int(size) for size in re.findall(r"(\d+) bytes spill", said)),
+        "registers": int(re.findall(r"Used (\d+) registers", report)[0]),
+        "spill_bytes": sum(int(size) for size in re.findall(r"(\d+) bytes spill", report)),
         **{sign: len(re.findall(pattern, text)) for sign, pattern in SIGNS.items()},
     }
 
 
 def cases():
-    """Setting, op, arguments and what is donated, of every op at every shape."""
+    """Yields setting, op, arguments and donated arguments of every op at every shape."""
     import jax
     import jax.numpy as jnp
     import kinetics_kernels as kernels
@@ -70,14 +70,14 @@ def cases():
 
 
 def measured(target, backend: str, dump: pathlib.Path, case) -> list[dict]:
-    """One row for every kernel of a compiled op; XLA and Mosaic have been told to write what they make to `dump`."""
+    """Compiles an op; one row per kernel, read from the folder `dump` that XLA and Mosaic write to."""
     import jax
 
     setting, op, arguments, donated = case
     function = jax.jit(functools.partial(op, backend=backend), donate_argnums=donated)
     temp_bytes = target.compile(function, *arguments).memory_analysis().temp_size_in_bytes
-    said = "".join(path.read_text() for path in sorted(dump.glob("*thunk_sequence*")))
-    shared = {name: int(size) for name, size in re.findall(r"(\w+) grid: .*?shared_memory: (\d+)", said)}
+    thunks = "".join(path.read_text() for path in sorted(dump.glob("*thunk_sequence*")))
+    shared = {name: int(size) for name, size in re.findall(r"(\w+) grid: .*?shared_memory: (\d+)", thunks)}
     rows = []
     for path in sorted(dump.glob("*.ptx")):
         row = resources(path.read_text(), ARCHITECTURES[target.name])
@@ -100,7 +100,7 @@ def main() -> None:
     out = arguments.out or pathlib.Path(__file__).parent / "results" / f"{arguments.gpu}_deviceless"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        # Read when jax and XLA start, so before they are imported.
+        # jax and XLA read these when they are imported.
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_emitter_re=ptx"
         os.environ["MOSAIC_GPU_DUMP_TO"] = folder

@@ -1,12 +1,13 @@
-"""The memory plan of every Qwen3 size on H100, H200 and TPU v5e, dense and block top-k, compiled without any of them.
+"""The memory plan of every Qwen3 size on H100, H200 and TPU v5e, dense and block top-k, compiled without the devices.
 
-    python experiments/benchmarks/memory_table.py [--out results/memory_plan.json] [--page docs/results/memory.md]
+    python experiments/benchmarks/memory_table.py [--out FILE] [--page docs/results/memory.md]
 
-Of each, the fewest chips (1, 2, 4 or 8) that hold the weights and 8 sequences of 32K tokens, or 8 chips where they hold
-fewer; the batch is what fits. Needs Python 3.12 with jax >= 0.11, jax-cuda13-plugin, jax-cuda13-pjrt, ptxas and libtpu
-(`kinetics doctor --model … --device …` says what lacks). Prefill, which no policy changes but for the summaries that it
-writes, is compiled for dense attention alone. Rows that the file has already are not compiled again; --page
-writes the table and the figure beside it.
+Each row takes the fewest chips (1, 2, 4 or 8) that hold the weights and 8 sequences of 32K tokens, or 8 chips if even
+they hold fewer; the batch is the largest that fits. Needs Python 3.12 with jax >= 0.11, jax-cuda13-plugin,
+jax-cuda13-pjrt, ptxas and libtpu (`kinetics doctor --model … --device …` says what is missing). Prefill, which policies
+change only by the summaries it writes, is compiled for dense attention alone. Writes results/memory_plan.json beside
+this script; rows that are in it already are not compiled again. --page writes the table into a page, the figure beside
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from kinetics_jax.costs.memory import RESERVE, fits
 from kinetics_jax.devices.memory_plan import CHIPS, DEVICES, PROGRAMS, MemoryPlanError, memory_plan
 from kinetics_jax.files import write_whole
 
-CONTEXT, USEFUL = 32_768, 8
+CONTEXT, MIN_SEQUENCES = 32_768, 8
 TABLE_DEVICES = ("h100", "h200", "v5e")
 POLICIES: tuple[AttentionPolicy, ...] = (Dense(), BlockTopK(budget=1024, page_size=64))
 RESULTS = Path(__file__).parent / "results" / "memory_plan.json"
@@ -39,26 +40,26 @@ HEADS += ("Temp prefill, MB", "Peak, GB", "Compile decode / prefill, s (CPU s)",
 
 
 def chips_for(config: ModelConfig, device: str, policy: AttentionPolicy) -> int:
-    """The fewest chips that hold USEFUL sequences; the most there are where they hold one at least; 0: none does."""
+    """The fewest chips that hold MIN_SEQUENCES; else the most chips if they hold one sequence; else 0."""
     room = {n: fits(config, DEVICES[device], tokens=CONTEXT, chips=n, attention=policy).sequences for n in CHIPS}
-    return next((n for n in CHIPS if room[n] >= USEFUL), CHIPS[-1] if room[CHIPS[-1]] else 0)
+    return next((n for n in CHIPS if room[n] >= MIN_SEQUENCES), CHIPS[-1] if room[CHIPS[-1]] else 0)
 
 
 def row_of(size: str, device: str, policy: AttentionPolicy) -> dict[str, Any]:
-    """The plan, or why there is none."""
+    """A row of the table: the plan, or why there is none."""
     config = ModelConfig.named(size)
-    asked = {"size": size, "device": device, "attention": str(policy), "jax": importlib.metadata.version("jax")}
+    setting = {"size": size, "device": device, "attention": str(policy), "jax": importlib.metadata.version("jax")}
     programs = PROGRAMS if policy == Dense() else ("decode",)
     if chips := chips_for(config, device, policy):
         try:
-            return asked | memory_plan(
+            return setting | memory_plan(
                 config, device, context=CONTEXT, chips=chips, attention=policy, programs=programs
             )
         except MemoryPlanError as refusal:
-            return asked | {"chips": chips, "refused": str(refusal)}
+            return setting | {"chips": chips, "refused": str(refusal)}
     room = fits(config, DEVICES[device], tokens=CONTEXT, chips=CHIPS[-1], attention=policy)
     memory = HARDWARE[DEVICES[device]].memory
-    return asked | {"weight_bytes": room.weights, "chips": CHIPS[-1], "memory_bytes": memory, "nothing_fits": True}
+    return setting | {"weight_bytes": room.weights, "chips": CHIPS[-1], "memory_bytes": memory, "nothing_fits": True}
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Of each chip's memory, what weights, the dense KV cache and temporaries take."""
+    """Draws what share of a chip's memory weights, the dense KV cache and scratch memory take."""
     import pandas as pd
 
     from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain, save
@@ -141,12 +142,12 @@ def write_page(page: Path, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, help="a page with a place for the table; the figure is drawn beside it")
+    parser.add_argument("--page", type=Path, help="a page with marks around the table; the figure is drawn beside it")
     parser.add_argument("--sizes", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
     parser.add_argument("--devices", nargs="+", choices=TABLE_DEVICES, default=list(TABLE_DEVICES))
     arguments = parser.parse_args()
-    there = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else []
-    rows = {(row["size"], row["device"], row["attention"]): row for row in there}
+    stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else []
+    rows = {(row["size"], row["device"], row["attention"]): row for row in stored}
     order = [(size, device, str(policy)) for size in PUBLISHED for device in TABLE_DEVICES for policy in POLICIES]
     wanted = [key for key in order if key[0] in arguments.sizes and key[1] in arguments.devices]
     policies = {str(policy): policy for policy in POLICIES}

@@ -1,11 +1,11 @@
-"""Attention of one layer with a prompt's pages read once for its samples, against each sample by itself.
+"""Attention of one layer with a prompt's pages read once for all its samples, against once per sample.
 
     python experiments/benchmarks/shared_prefix.py --json experiments/benchmarks/results/cpu/shared_prefix.json
 
-Random K, V and queries of a published shape; samples of one prompt with some tokens of their own, a decode step's
-attention of one dense layer. Both ways take turns; seconds are medians, and CPU seconds stand beside them, for a busy
-machine. `byte_ratio` is what they would give if all time went into the bytes that must be read and written. Both
-must agree within rounding, or the exit code is 1.
+A decode step's attention in one dense layer: random K, V and queries of a published shape, samples of one prompt that
+have some tokens of their own. Both ways take turns; seconds are medians, with CPU seconds beside them for a busy
+machine. `byte_ratio` is the speedup if only the bytes read and written took time. The exit code is 1 unless both ways
+agree within rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kinetics_jax.attention.shared_prefix import (
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.files import write_whole
 
-CALLS = 8  # of a turn, one after another on the device
+CALLS = 8  # per turn, one after another on the device
 
 
 def measure(
@@ -109,12 +109,12 @@ def main() -> None:
     parser.add_argument("--model", default="0.6B", help="a published shape")
     parser.add_argument("--prompts", type=int, nargs="+", default=[256, 2048, 8192])
     parser.add_argument("--samples", type=int, nargs="+", default=[4, 16, 32])
-    parser.add_argument("--own", type=int, default=256, help="tokens of each sample behind the prompt")
+    parser.add_argument("--own", type=int, default=256, help="tokens of each sample after its prompt (%(default)s)")
     parser.add_argument("--page", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--backend")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where the result is written")
+    parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
     config = ModelConfig.named(arguments.model)
     dtype = jnp.dtype(arguments.dtype)
@@ -136,8 +136,8 @@ def main() -> None:
             "rows": rows,
         }
         write_whole(arguments.json, json.dumps(about, indent=1) + "\n")
-    least = 1e-5 if dtype == jnp.float32 else 2e-2
-    sys.exit(1 if any(row["difference"] > least for row in rows) else 0)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    sys.exit(1 if any(row["difference"] > tolerance for row in rows) else 0)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Soak: thousands of samples through many slots, killed at random and short of pages, come out as if nothing was.
+"""Soak: thousands of samples through many slots, killed at random and short of pages, equal those of a calm run.
 
     python experiments/benchmarks/soak.py --work soak --json experiments/benchmarks/results/cpu/soak.json
 
 Prompts of 4 to 64 statements of the built-in problems, samples of 2 to 72 tokens, several models and policies. Each run
-is drawn thrice, in processes of its own: calmly, with a page for everything; with a pool a quarter as large, so that
-samples are set aside and come back, and with SIGKILL at random moments, the same command continuing; and, its samples
-several times over, in one long process with the small pool. Demanded, or the exit code is 1:
+is drawn three times, in processes of its own: calmly, with pages for all samples; with a quarter of the pages, so that
+samples are preempted (set aside) and resumed, and with SIGKILL at random moments after which the same command
+continues; and with several times the samples in one long process that has the small pool. The exit code is 1 unless:
 
-- every sample once, and every record but for its seconds equal to the calm run's;
-- what was on disk at a kill is there afterwards, byte for byte;
-- kills landed, and samples were set aside (else nothing was tested);
-- no growth: of the chunks of the long process, the last third against the middle one: the largest total of live jax
-  buffers at most 1 % more, the median resident memory at most 1 % more. The first third is warm-up.
+- every sample is there once, and every record except its seconds equals the calm run's;
+- what was on disk at a kill stays as it is, byte for byte;
+- kills landed, and samples were preempted (else nothing was tested);
+- memory does not grow: between the middle and the last third of the long process's chunks, the largest total of live
+  jax buffers and the median resident memory grow by 1 % at most. The first third is warm-up.
 
-The same seed gives the same problems and the same moments, in records, of the kills.
+The same seed gives the same problems, and kills at the same numbers of records.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from kinetics_jax.tasks.problems import Problem, load_problems
 if TYPE_CHECKING:
     import pandas as pd
 
-GROWTH = 0.01  # of memory after warm-up that passes for noise
+MAX_GROWTH = 0.01  # of memory after warm-up: more is a leak, less is noise
 CHUNK = 4
-LONGEST_PROMPT = 68
+MAX_PROMPT = 68
 SLOTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One run: `num_pages` None is a pool with a page for everything; `log` gets a line a chunk; `compiled` is
-    the folder of the compilation cache.
+    """One run. `num_pages` None: pages for all samples. `log`: gets a line per chunk. `compiled`: the folder of the
+    compilation cache.
     """
 
     model: str
@@ -72,17 +72,17 @@ class Spec:
 def mixed_problems(count: int, seed: int) -> list[Problem]:
     """Built-in problems with 4 to 64 of their 64 statements, in their order: prompts of mixed lengths."""
     rng = np.random.default_rng(seed)
-    found = []
+    problems = []
     for problem in load_problems("builtin", limit=count):
         *statements, start, first, at, node = problem.question.split()
         kept = np.sort(rng.permutation(len(statements))[: rng.integers(4, len(statements) + 1)])
         question = " ".join([*(statements[i] for i in kept), start, first, at, node])
-        found.append(dataclasses.replace(problem, question=question))
-    return found
+        problems.append(dataclasses.replace(problem, question=question))
+    return problems
 
 
 def work(spec: Spec) -> None:
-    """The worker: draws one run into its folder, or what is left of it, and logs its memory after every chunk."""
+    """The worker: draws the run, or what is left of it, into its folder and logs its memory after every chunk."""
     import jax
 
     from kinetics_jax.compile_cache import use_compile_cache
@@ -112,44 +112,44 @@ def work(spec: Spec) -> None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
+    """Resident memory of this process in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def start(spec: Spec) -> subprocess.Popen:
-    """A worker in a process of its own."""
+def start_worker(spec: Spec) -> subprocess.Popen:
+    """Starts a worker process for a run."""
     command = [sys.executable, __file__, "--worker", json.dumps(dataclasses.asdict(spec))]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen) -> None:
-    """Waits for a worker. Raises RuntimeError with what it said when it failed."""
-    _, says = process.communicate()
+def finish_worker(process: subprocess.Popen) -> None:
+    """Waits for a worker. Raises RuntimeError with its standard error if it failed."""
+    _, stderr = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"a worker ended with {process.returncode}: {says.strip()}")
+        raise RuntimeError(f"a worker ended with {process.returncode}: {stderr.strip()}")
 
 
-def killed(spec: Spec, moments: Sequence[int], rng: random.Random) -> tuple[int, list[str]]:
-    """Draws a run, killing its worker whenever so many more records are on disk; kills that landed, and faults."""
+def draw_killed(spec: Spec, moments: Sequence[int], rng: random.Random) -> tuple[int, list[str]]:
+    """Draws a run, killing its worker each time so many more records are on disk; kills that landed, and faults."""
     samples, finished, landed, faults = Path(spec.out) / "samples.jsonl", b"", 0, []
     for more in moments:
         wanted = finished.count(b"\n") + more
-        process = start(spec)
+        process = start_worker(spec)
         while process.poll() is None and (not samples.exists() or samples.read_bytes().count(b"\n") < wanted):
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         process.kill()
-        finish_code = process.wait()
+        exit_code = process.wait()
         if process.stderr:
             process.stderr.close()
-        if finish_code not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"a worker ended with {finish_code} before it was killed")
-        landed += finish_code == -signal.SIGKILL
+        if exit_code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"a worker ended with {exit_code} before it was killed")
+        landed += exit_code == -signal.SIGKILL
         data = samples.read_bytes() if samples.exists() else b""
         if not data.startswith(finished):
             faults.append(f"{spec.out}: what was finished before kill {landed} has changed")
         finished = data[: data.rfind(b"\n") + 1]
-    finish(start(spec))
+    finish_worker(start_worker(spec))
     if not samples.read_bytes().startswith(finished):
         faults.append(f"{spec.out}: what was finished before the last kill has changed")
     return landed, faults
@@ -157,30 +157,32 @@ def killed(spec: Spec, moments: Sequence[int], rng: random.Random) -> tuple[int,
 
 def records(folder: str) -> list[dict[str, Any]]:
     """The finished samples of a run, without their wall times."""
-    found, _ = read_lines(Path(folder) / "samples.jsonl", {})
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in found]
+    lines, _ = read_lines(Path(folder) / "samples.jsonl", {})
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in lines]
 
 
-def differences(found: list[dict[str, Any]], calm: list[dict[str, Any]], expected: set[tuple[str, int]]) -> list[str]:
-    """What is lost, doubled, or not as in the calm run, a line each; of `calm` only what is expected counts."""
+def differences(drawn: list[dict[str, Any]], calm: list[dict[str, Any]], expected: set[tuple[str, int]]) -> list[str]:
+    """A line for every record lost, doubled, not asked for or other than in `calm`, which may hold fewer samples."""
 
     def name(record: dict[str, Any]) -> tuple[str, int]:
         return record["problem"], record["sample"]
 
-    names = [name(record) for record in found]
+    names = [name(record) for record in drawn]
     faults = [
-        f"sample {each} is there {names.count(each)} times" for each in sorted(set(names)) if names.count(each) > 1
+        f"sample {each} is stored {names.count(each)} times" for each in sorted(set(names)) if names.count(each) > 1
     ]
     faults += [f"sample {each} is lost" for each in sorted(expected - set(names))]
     faults += [f"sample {each} was not asked for" for each in sorted(set(names) - expected)]
     reference = {name(record): record for record in calm}
     return faults + [
-        f"sample {name(record)} is another" for record in found if reference.get(name(record), record) != record
+        f"sample {name(record)} differs from the calm run"
+        for record in drawn
+        if reference.get(name(record), record) != record
     ]
 
 
 def growth(chunks: pd.DataFrame) -> dict[str, float]:
-    """Relative growth of memory after warm-up, in a process's log: the last third of its chunks to the middle one."""
+    """Relative growth of memory in a process's log after warm-up: from the middle third of its chunks to the last."""
     third = len(chunks) // 3
     middle, last = chunks.iloc[third : 2 * third], chunks.iloc[2 * third :]
     return {
@@ -190,7 +192,7 @@ def growth(chunks: pd.DataFrame) -> dict[str, float]:
 
 
 def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The three legs of one run: its row of the table, and its faults, one line each."""
+    """Draws one run three times: its row of the table, and its faults, one line each."""
     import pandas as pd
 
     began, rng = time.perf_counter(), random.Random(f"{arguments.seed} {model} {policy}")
@@ -199,7 +201,7 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
     folder.mkdir(parents=True)
     problems = mixed_problems(arguments.problems, arguments.seed)
     n = max(1, arguments.samples // (len(problems) * len(configurations())))
-    worst = -(-(LONGEST_PROMPT + max_tokens) // parse_policy(policy).page_size) + 1
+    worst = -(-(MAX_PROMPT + max_tokens) // parse_policy(policy).page_size) + 1
     small = max(worst, arguments.slots * worst // 4)
 
     def spec(leg: str, n: int, num_pages: int | None) -> Spec:
@@ -209,11 +211,11 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
         return Spec(model, policy, **sizes, **rest, out=out, log=log)
 
     calm, torn, long = spec("calm", n, None), spec("killed", n, small), spec("long", arguments.long * n, small)
-    finish(start(calm))
+    finish_worker(start_worker(calm))
     wanted = {(problem.id, sample) for problem in problems for sample in range(n)}
     moments = [rng.randint(1, len(wanted) // (arguments.kills + 1)) for _ in range(arguments.kills)]
-    kills, faults = killed(torn, moments, rng)
-    finish(start(long))
+    kills, faults = draw_killed(torn, moments, rng)
+    finish_worker(start_worker(long))
 
     reference = records(calm.out)
     more = {(problem.id, sample) for problem in problems for sample in range(long.n)}
@@ -224,12 +226,12 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
     torn_log, long_log = (pd.read_json(leg.log, lines=True) for leg in (torn, long))
     set_aside = int(torn_log.groupby("pid")["set_aside"].max().sum())
     memory = growth(long_log)
-    faults += [f"{long.out}: {kind} memory grew by {100 * by:.2f} %" for kind, by in memory.items() if by > GROWTH]
+    faults += [f"{long.out}: {kind} memory grew by {100 * by:.2f} %" for kind, by in memory.items() if by > MAX_GROWTH]
     if kills < arguments.kills:
         faults.append(f"{torn.out}: {kills} of {arguments.kills} kills landed")
     for leg, count in ((torn, set_aside), (long, long_log["set_aside"].iloc[-1])):
         if not count:
-            faults.append(f"{leg.out}: no sample was set aside")
+            faults.append(f"{leg.out}: no sample was preempted")
     prompts = [record["prompt_tokens"] for record in reference]
     outputs = [len(record["output_tokens"]) for record in reference]
     row = {
@@ -269,14 +271,18 @@ def configurations() -> list[tuple[str, str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("soak"), help="folder of the runs; what it holds is replaced")
-    parser.add_argument("--json", type=Path, help="where the result is written")
+    parser.add_argument(
+        "--work", type=Path, default=Path("soak"), help="folder of the runs; replaced if it exists (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=2000, help="of all runs together, the long ones left out")
+    parser.add_argument(
+        "--samples", type=int, default=2000, help="of all runs together, without the long ones (%(default)s)"
+    )
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--slots", type=int, default=SLOTS)
-    parser.add_argument("--kills", type=int, default=4, help="of each run")
-    parser.add_argument("--long", type=int, default=4, help="how many times as many samples the long processes draw")
+    parser.add_argument("--kills", type=int, default=4, help="per run (%(default)s)")
+    parser.add_argument("--long", type=int, default=4, help="times as many samples in the long processes (%(default)s)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -286,11 +292,11 @@ def main() -> None:
 
     rows, faults = [], []
     for model, policy, max_tokens in configurations():
-        row, found = soak(model, policy, max_tokens, arguments)
+        row, faults_of_run = soak(model, policy, max_tokens, arguments)
         rows.append(row)
-        faults += found
+        faults += faults_of_run
     print(pd.DataFrame(rows).T.to_string(header=False))
-    result = {"seed": arguments.seed, "slots": arguments.slots, "chunk": CHUNK, "growth_allowed": GROWTH}
+    result = {"seed": arguments.seed, "slots": arguments.slots, "chunk": CHUNK, "growth_allowed": MAX_GROWTH}
     if arguments.json:
         write_whole(arguments.json, json.dumps({**result, "runs": rows, "faults": faults}, indent=1) + "\n")
     for fault in faults:

@@ -1,13 +1,13 @@
-"""Seconds per token of whole-model decoding against context, batch and devices, with the cost model's prediction.
+"""Seconds per token of whole-model decoding over context, batch and devices, with the cost model's prediction.
 
     python experiments/benchmarks/end_to_end.py --json out.json && kinetics calibrate --out profile.json
     python experiments/benchmarks/step_scaling.py out.json --profile profile.json --out docs/results
 
-(a) over the context, at the largest batch measured; (b) over the batch, at the context with most batches. Marks are
-measurements of end_to_end.py; a line is the profile's step time, a dotted one the bytes of a step at the bandwidth
-measured in the same run. Rings: the CPU seconds of a step by the machine's cores, what a step would take there if all
-cores were free and always busy; they show by how much the marks suffered from other work. (c) devices: a prediction
-from data sheets, in which devices talk for free; nothing of it is measured. Writes step_scaling.png and .csv.
+(a) over the context, at the batch with most contexts; (b) over the batch, at the context with most batches. Marks are
+measurements of end_to_end.py; a solid line is the profile's step time, a dotted one the bytes of a step at the
+bandwidth measured in the same run. Rings: a step's CPU seconds divided by the cores, which is what a step would take if
+it kept all cores busy; they show how much other work slowed the marks. (c) over devices: a prediction from data sheets,
+in which communication is not counted; none of it is measured. Writes step_scaling.png and .csv.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Table = Any  # a pandas DataFrame: its annotations do not say what indexing one 
 COLOURS: dict[str, str] = dict(zip(ENGINE, LIGHT_COLOURS, strict=False))
 NAMES = {"dense": "dense", "sparse": "block top-k"}
 DEVICES = (1, 2, 4, 8)
-FLEET = ("Qwen/Qwen3-8B", "h100", 8, 32_768)  # model, chip, sequences and tokens of (c): as much as one chip holds
+FLEET = ("Qwen/Qwen3-8B", "h100", 8, 32_768)  # model, chip, sequences and tokens of (c): what one chip holds
 POINTS = 40  # of a line
 
 
 def profile_of(path: Path) -> Hardware:
-    """A hardware profile, or what calibrate printed as JSON, with the profile inside."""
+    """A hardware profile, from its file or from the JSON that `kinetics calibrate --json` prints."""
     content = json.loads(path.read_text())
     return Hardware(**content["hardware"]) if "hardware" in content else hardware(path)
 
 
 def predicted(settings: Settings, point: Point, chip: Hardware) -> float:
-    """Seconds of a step as the cost model has it."""
+    """Seconds of a step by the cost model."""
     config = shape(point.model, point.layers)
     return float(
         step_seconds(
@@ -58,15 +58,17 @@ def predicted(settings: Settings, point: Point, chip: Hardware) -> float:
     )
 
 
-def measured_rows(found: dict[str, Any]) -> Table:
-    """The engine's measurements, the last one of a point."""
-    rows = [row for row in found["rows"] if row["row"] == "point" and row["runner"] in ENGINE and row["status"] == "ok"]
+def measured_rows(results: dict[str, Any]) -> Table:
+    """The engine's measurements, the last of each point."""
+    rows = [
+        row for row in results["rows"] if row["row"] == "point" and row["runner"] in ENGINE and row["status"] == "ok"
+    ]
     table = pd.DataFrame(rows).drop_duplicates(["model", "layers", "runner", "batch", "context"], keep="last")
     return table[["model", "layers", "runner", "batch", "context", "seconds", "cpu_seconds"]]
 
 
 def over(table: Table, axis: str) -> Table:
-    """The rows of a panel: at the value of the other axis that has most values of this one, of several the largest."""
+    """The rows of a panel: at the value of the other axis with most values of this one; of several, the largest."""
     other = "batch" if axis == "context" else "context"
     counts = table.groupby(other)[axis].nunique()
     best = max(counts.index, key=lambda value: (counts[value], value))
@@ -74,8 +76,8 @@ def over(table: Table, axis: str) -> Table:
 
 
 def line(rows: Table, axis: str, settings: Settings, chip: Hardware, bandwidth: float) -> Table:
-    """What was measured and, between the ends of it, what is predicted: milliseconds per token by `axis`."""
-    found = []
+    """Milliseconds per token over `axis`: the measurements, and predictions at POINTS between their ends."""
+    points = []
     for runner, mine in rows.groupby("runner"):
         first = mine.iloc[0]
         between = np.rint(np.geomspace(mine[axis].min(), mine[axis].max(), POINTS)).astype(int)
@@ -84,7 +86,7 @@ def line(rows: Table, axis: str, settings: Settings, chip: Hardware, bandwidth: 
             point = Point(first["model"], int(first["layers"]), str(runner), **at)
             here = mine[mine[axis] == value]
             per_token = 1e3 / point.batch
-            found.append(
+            points.append(
                 {
                     "panel": axis,
                     "runner": runner,
@@ -95,11 +97,11 @@ def line(rows: Table, axis: str, settings: Settings, chip: Hardware, bandwidth: 
                     "measured cpu ms": per_token * here["cpu_seconds"].iloc[0] if len(here) else np.nan,
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(points)
 
 
 def fleet(settings: Settings) -> Table:
-    """Milliseconds per token that data sheets promise for one to eight devices."""
+    """Milliseconds per token predicted from data sheets for one to eight devices."""
     model, chip, batch, context = FLEET
     config = shape(model)
     rows = []
@@ -169,23 +171,23 @@ def draw(table: Table, about: str, cores: int | None, width: float) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measured", type=Path, help="what end_to_end.py wrote as --json")
-    parser.add_argument("--profile", type=Path, required=True, help="of the same device, by kinetics calibrate")
-    parser.add_argument("--model", help="by default the first one measured")
+    parser.add_argument("measured", type=Path, help="the --json file of end_to_end.py")
+    parser.add_argument("--profile", type=Path, required=True, help="profile of the same device, by kinetics calibrate")
+    parser.add_argument("--model", help="default: the first one measured")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the PNG and the CSV (%(default)s)")
     parser.add_argument("--width", type=float, default=3.3, help="inches (%(default)s)")
     arguments = parser.parse_args()
-    found = json.loads(arguments.measured.read_text())
-    fields = {field: found["setup"][field] for field in ("page_size", "budget", "steps", "itemsize")}
+    results = json.loads(arguments.measured.read_text())
+    fields = {field: results["setup"][field] for field in ("page_size", "budget", "steps", "itemsize")}
     settings = Settings(**fields)
-    chip, table = profile_of(arguments.profile), measured_rows(found)
+    chip, table = profile_of(arguments.profile), measured_rows(results)
     model = arguments.model or table["model"].iloc[0]
     table = table[table["model"] == model]
-    parts = [line(over(table, axis), axis, settings, chip, found["bandwidth"]) for axis in ("context", "batch")]
+    parts = [line(over(table, axis), axis, settings, chip, results["bandwidth"]) for axis in ("context", "batch")]
     drawn = pd.concat([*parts, fleet(settings)], ignore_index=True)
     layers = int(table["layers"].iloc[0])
     about = f"{model}" + ("" if layers == shape(model).num_layers else f", {layers} layers")
-    figure = draw(drawn, about, found["setup"].get("cores"), arguments.width)
+    figure = draw(drawn, about, results["setup"].get("cores"), arguments.width)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save(figure, arguments.out / "step_scaling.png")
     write_whole(arguments.out / "step_scaling.csv", drawn.to_csv(index=False, float_format="%.6g"))

@@ -1,8 +1,8 @@
-"""Measures the kernels on a TPU: limits of the device, correctness, times, peers, ablations, aims.
+"""Measures the kernels on a TPU: device limits, correctness, times, peers, ablations, aims.
 
     python experiments/benchmarks/tpu_suite.py [--out FOLDER] [--seconds LIMIT] [--only SECTION ...]
 
-As gpu_suite.py, which it shares its modules with. Without a TPU it prints the byte model of three generations and ends.
+Works like gpu_suite.py, by the same modules. Without a TPU it prints the byte model of three generations and ends.
 """
 
 from kernel_bench.suite import main

@@ -2,11 +2,11 @@
 
     python experiments/benchmarks/tune_kernels.py [--out FOLDER] [--seconds LIMIT]
 
-Writes <device>.json, by default into kernels/kinetics_kernels/tuned, where `kinetics_kernels.tuning` reads it, and
-tune_kernels_<op>.json with every combination tried, into results/<device>; with --out, both into that folder. A kernel
-that gives a wrong result at a key is named and left out there; keys whose cases were not all reached are missing.
-Without an accelerator it says so and ends; `--tiny` rehearses on any device, the reference alone on a CPU, into --out.
-Needs jax and numpy; the kernels are those of this checkout.
+Writes <device>.json into kernels/kinetics_kernels/tuned, where `kinetics_kernels.tuning` reads it, and
+tune_kernels_<op>.json, with every combination tried, into results/<device> beside this script; with --out, both into
+that folder. A kernel with a wrong result at a key is named, and is no candidate there; a key has no entry unless all
+its cases were tried. Without an accelerator it says so and ends; `--tiny` rehearses on any device (on a CPU with the
+reference alone) into --out. Needs jax and NumPy; the kernels are those of this checkout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kernel_bench.runner import Case, SectionFile, run_section, supervise
 from kernel_bench.suite import RESULTS, STALL_SECONDS, STATE_SHARE, path_of, probe
 from kinetics_kernels import tuning
 
-# The kernel, the timed op, and what tells its calls apart.
+# The timed ops, and the kernel that each runs.
 DECODE, SPARSE, SELECT, APPEND = "dense", "attend", "select", "append"
 KERNELS = {DECODE: "paged_decode", SPARSE: "paged_decode", SELECT: "select_pages", APPEND: "append_kv"}
 SHARES = {DECODE: 0.35, SPARSE: 0.3, SELECT: 0.25, APPEND: 0.1}
@@ -73,7 +73,7 @@ def cases(op: str, tiny: bool, platform: str, bench) -> list[Case]:
     """Every backend with every combination of options at every key."""
     from kernel_bench.measure import measure
 
-    found = []
+    cases_of_op = []
     for load in loads(op, tiny):
         for backend in backends(KERNELS[op], platform):
             for choice in candidates(KERNELS[op], backend):
@@ -84,12 +84,12 @@ def cases(op: str, tiny: bool, platform: str, bench) -> list[Case]:
                     "options": dict(choice.options),
                 }
                 run = functools.partial(measure, bench, op, load, (choice,))
-                found.append(Case(f"{op} {choice} {load}", run, about))
-    return found
+                cases_of_op.append(Case(f"{op} {choice} {load}", run, about))
+    return cases_of_op
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """The worker: each op within its share of the time, then once more with what is left."""
+    """The worker: measures every op within its share of the time, then the unfinished ones in the time left."""
     import jax
     from kernel_bench import device
     from kernel_bench.measure import Bench
@@ -99,7 +99,7 @@ def work(arguments: argparse.Namespace) -> None:
     read = bandwidths(1 << 20 if arguments.tiny else 1 << 30)["read_best"]
     bench = Bench(memory=int(STATE_SHARE * memory), bandwidth=read, seconds=0.03)
     if arguments.tiny:
-        bench.seconds, bench.rotate_bytes, bench.most_calls = 0.002, 1 << 16, 1
+        bench.seconds, bench.rotate_bytes, bench.max_calls = 0.002, 1 << 16, 1
     platform, began, until = jax.default_backend(), time.time(), arguments.worker
     for last_round in (False, True):
         for op, share in SHARES.items():
@@ -111,10 +111,10 @@ def work(arguments: argparse.Namespace) -> None:
             run_section(file, cases(op, arguments.tiny, platform, bench), min(until, end), device.healthy)
 
 
-def best(rows: list[dict], left: Sequence[str] = ()) -> tuple[list[dict], list[str]]:
-    """The fastest right row of every key, as entries of a table, and what was wrong anywhere.
+def fastest_entries(rows: list[dict], left: Sequence[str] = ()) -> tuple[list[dict], list[str]]:
+    """The fastest right row of every key, as entries of a tuning table, and a line for every wrong row.
 
-    A key that has a case among those `left` has no entry: what was not tried there may be faster, the reference too.
+    A key with a case in `left` has no entry: the untried choice, even the reference, may be faster.
     """
     fastest: dict[str, dict] = {}
     wrong, cut = [], {_call(case) for case in left}
@@ -134,15 +134,20 @@ def best(rows: list[dict], left: Sequence[str] = ()) -> tuple[list[dict], list[s
 
 
 def _call(case: str) -> tuple[str, str]:
-    """Op and workload of a case's name, which has the choice between them."""
+    """Op and workload of a case named `<op> <choice> <workload>`."""
     op, _, load = case.split(" ", 2)
     return op, load
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="folder of the table and the rows")
-    parser.add_argument("--seconds", type=float, default=540, help="end after this long, keeping what was measured")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the table and the rows (default: see above)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=540,
+        help="stop after so many seconds; rows measured by then are kept (%(default)s)",
+    )
     parser.add_argument("--tiny", action="store_true", help="rehearse at tiny shapes on any device, into --out")
     parser.add_argument("--worker", type=float, metavar="UNTIL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,9 +169,9 @@ def main() -> None:
     command += ["--tiny"] if arguments.tiny else []
     code = supervise(command, folder, NAME, seconds=until - time.time(), stall=STALL_SECONDS)
     files = [json.loads(path.read_text()) for op in SHARES if (path := path_of(folder, NAME, op)).exists()]
-    entries, wrong = best(*([row for file in files for row in file[part]] for part in ("rows", "left")))
+    entries, wrong = fastest_entries(*([row for file in files for row in file[part]] for part in ("rows", "left")))
     if not entries:
-        sys.exit(code or "tune_kernels: nothing was measured; see the files beside the table")
+        sys.exit(code or "tune_kernels: nothing was measured; the tune_kernels_*.json files say why")
     table = SectionFile((arguments.out or tuning.TUNED) / f"{slug}.json", {})
     table.content = {
         "device": kind,
@@ -176,7 +181,7 @@ def main() -> None:
         "entries": entries,
     }
     table.write()
-    tuning.load_table(slug, arguments.out)  # it reads as a table
+    tuning.load_table(slug, arguments.out)  # raises if it is not a valid table
     for line in wrong:
         print(f"left out: {line}")
     print(f"{len(entries)} keys in {table.path}")

@@ -32,14 +32,14 @@ def solve_rates() -> np.ndarray:
     def rates(ability: float) -> np.ndarray:
         return 1 / (1 + np.exp(difficulty - ability))
 
-    found = []
+    by_model = []
     for published in AIME24.values():
         low, high = -20.0, 20.0
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if 100 * rates(middle).mean() < published else (low, middle)
-        found.append(rates((low + high) / 2))
-    return np.array(found)
+        by_model.append(rates((low + high) / 2))
+    return np.array(by_model)
 
 
 def costs() -> np.ndarray:
@@ -113,9 +113,9 @@ def optimism(repeats: int = 400) -> Iterator[Row]:
 
 def repeated_blocks() -> Iterator[Row]:
     """14: blocks drawn with replacement: how many of k are distinct."""
-    for k, of in ((64, 1024), (256, 1024)):
-        distinct = of * (1 - (1 - 1 / of) ** k)
-        yield Row(14, f"{k} random blocks of {of}", "distinct blocks attended to", distinct, k)
+    for k, blocks in ((64, 1024), (256, 1024)):
+        distinct = blocks * (1 - (1 - 1 / blocks) ** k)
+        yield Row(14, f"{k} random blocks of {blocks}", "distinct blocks attended to", distinct, k)
 
 
 CHOICES = (mixed_questions, envelopes, optimism, repeated_blocks)

@@ -1,4 +1,4 @@
-"""Defects 1 to 9, 13 and 15: the same configuration costed as published and as it should be."""
+"""Defects 1 to 9, 13 and 15: the cost of a configuration as published and as it should be."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def upstream(config: ModelConfig, **case: Any) -> Cost:
 
 
 def sign() -> Iterator[Row]:
-    """1: token top-k adds the tokens that the budget lacks at first, where it should subtract them."""
+    """1: token top-k adds the tokens by which the prompt is shorter than the budget; it should subtract them."""
     for length, budget in ((16_384, 1024), (2048, 2048)):
         case = {**GOLDEN, "output_tokens": length, "attention": TokenTopK(budget)}
         name = f"8B, token top-k {budget}, L {length}, N 1"
@@ -59,9 +59,9 @@ def floors() -> Iterator[Row]:
     for page, k, length in ((16, 64, 16_384), (128, 1, 2048)):
         case = {**GOLDEN, "output_tokens": length, "attention": LiteSysBlockTopK(pages=k, page_size=page)}
         begun = np.ceil((256 + np.arange(1, length + 1)) / page).sum()  # blocks, over all steps
-        right = 2 * begun * MODELS["8B"].kv_elements_per_token / 2 * B200_FP8 / UNIT  # K side only, two bytes
-        found = upstream(MODELS["8B"], **case).parts["search_reads"]
-        yield Row(3, f"8B, {blocks(k, page)}, L {length}, N 1", f"search reads, {TERA}", found, right)
+        right = 2 * begun * MODELS["8B"].kv_elements_per_token / 2 * B200_FP8 / UNIT  # K only, two bytes each
+        published = upstream(MODELS["8B"], **case).parts["search_reads"]
+        yield Row(3, f"8B, {blocks(k, page)}, L {length}, N 1", f"search reads, {TERA}", published, right)
 
 
 def intensity() -> Iterator[Row]:
@@ -93,9 +93,9 @@ def intensity() -> Iterator[Row]:
     # the published grid has 4 pages of 64. Their cost by the published formula is 1044: the fits hold together.
     tokens = round(91.68 * 1000**0.80)
     case = {"prompt_tokens": TOKENS_OF_PROMPT, "output_tokens": tokens, "attention": BlockTopK(pages=4, page_size=64)}
-    found, right = (upstream(config, **case, intensity=i).total for i in (B200_FP8, hardware("b200").intensity))
-    yield Row(4, f"8B, 4 blocks of 64, L {tokens} (the fits at x = 1000); bf16 b200", TERA, found, right)
-    scale = (right / found) ** -0.80
+    published, right = (upstream(config, **case, intensity=i).total for i in (B200_FP8, hardware("b200").intensity))
+    yield Row(4, f"8B, 4 blocks of 64, L {tokens} (the fits at x = 1000); bf16 b200", TERA, published, right)
+    scale = (right / published) ** -0.80
     yield Row(4, "the same tokens at the cost so corrected", "coefficient of the fit of tokens", 91.68, 91.68 * scale)
 
 
@@ -104,11 +104,11 @@ def parameters() -> Iterator[Row]:
     for size in ("0.6B", "1.7B"):
         config = MODELS[size]
         case = {**GOLDEN, "output_tokens": 8192}
-        found = upstream(config, **case)
+        published = upstream(config, **case)
         right = generation_cost(config, convention="paper", **case)
         yield Row(5, size, "parameters, 10⁹", UPSTREAM_PARAMETERS[size] / 1e9, config.active_parameters / 1e9)
-        yield Row(5, f"{size}, dense, L 8192, N 1", f"compute, {TERA}", found.compute, right.compute)
-        yield Row(5, f"{size}, dense, L 8192, N 1", TERA, found.total, right.total)
+        yield Row(5, f"{size}, dense, L 8192, N 1", f"compute, {TERA}", published.compute, right.compute)
+        yield Row(5, f"{size}, dense, L 8192, N 1", TERA, published.total, right.total)
 
 
 def uncharged() -> Iterator[Row]:
@@ -147,10 +147,10 @@ def shared_until() -> Iterator[Row]:
     yield Row(7, "32 lengths, N 8", "tokens that the prompt is read for", lengths.mean(), expected_max(lengths, 8))
     for prompt in (256, 8192):
         case = {"prompt_tokens": prompt, "output_lengths": lengths, "trials": 8, "intensity": B200_FP8}
-        found = best_of_n_cost(MODELS["8B"], **case, convention="paper")
-        reads = found.shared["kv_reads"]
-        right = found.total + reads * (expected_max(lengths, 8) / lengths.mean() - 1)  # linear in the length
-        yield Row(7, f"8B, dense, prompt {prompt}, those lengths, N 8", TERA, found.total, right)
+        published = best_of_n_cost(MODELS["8B"], **case, convention="paper")
+        reads = published.shared["kv_reads"]
+        right = published.total + reads * (expected_max(lengths, 8) / lengths.mean() - 1)  # linear in the length
+        yield Row(7, f"8B, dense, prompt {prompt}, those lengths, N 8", TERA, published.total, right)
 
 
 def shared_by() -> Iterator[Row]:
@@ -188,8 +188,8 @@ def missing_model() -> Iterator[Row]:
         case = {**GOLDEN, "trials": trials}
         right = generation_cost(config, **case, convention="paper").total
         for size in ("32B", "4B"):
-            found = upstream(MODELS[size], **case).total
-            yield Row(13, f"30B-A3B taken for {size}, dense, L 16384, N {trials}", TERA, found, right)
+            published = upstream(MODELS[size], **case).total
+            yield Row(13, f"30B-A3B taken for {size}, dense, L 16384, N {trials}", TERA, published, right)
 
 
 def one_layer() -> Iterator[Row]:

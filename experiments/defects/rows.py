@@ -16,7 +16,7 @@ TOKENS_OF_PROMPT = 150  # an AIME prompt has 100 to 250
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A quantity as the published code or paper has it, and as it is right; `case` says of what."""
+    """A quantity of `case` as the published code or paper has it, and its right value."""
 
     defect: int
     case: str
@@ -43,7 +43,7 @@ DEFECTS = {  # what is wrong: what is right
     15: ("the throughput demo is one layer, random pages, stale means", "the whole model, end to end"),
 }
 
-BEHAVIOURS = {  # what the code does, not what it computes as a cost: what is wrong, and the tests of the right
+BEHAVIOURS = {  # defects of behaviour rather than cost: what is wrong, and the tests that hold the right behaviour
     "9: tokens are recounted from text": ("tests/analysis/test_frontier.py::test_a_run_folder_becomes_run_data",),
     "10: questions are mixed": (
         "tests/analysis/test_frontier.py::test_problems_of_one_id_must_be_one",

@@ -7,7 +7,7 @@ The ablation of the paper: eFLOPs as the sum of computation and memory (equation
 they overlapped in full (a roofline); there sparse attention still gains 52.8 points or 15.71 times (Best-of-N), 69.4
 points or 19.64 times (Long-CoT). As figure 1b, what the best model achieves: (a, b) over N, (c, d) over the cap on
 tokens. Costs are means over the samples, and of two means the larger is taken. Bands and brackets: 95 % from redrawing
-problems. The caption was not at hand.
+problems. The caption was not available.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
-from frontiers import Choice, best_of_n, long_cot
 from matplotlib.figure import Figure
-from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
+from paper_figures.frontiers import Choice, best_of_n, long_cot
+from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
 
@@ -45,8 +45,8 @@ def draw(table: Table, gains: Table, *, width: float) -> Figure:
         ylabel = "Solved, pass@N (%)" if strategy == "Best-of-N" else "Right within cap (%)"
         axes.set(xlabel=f"Cost per problem ({prefix}eFLOPs)", ylabel=ylabel)
         cost_ticks(axes)
-        found = gains[(gains["strategy"] == strategy) & (gains["law"] == law)].iloc[0].to_dict()
-        arrows(axes, rows, found, scale)
+        gain_here = gains[(gains["strategy"] == strategy) & (gains["law"] == law)].iloc[0].to_dict()
+        arrows(axes, rows, gain_here, scale)
         plain(axes, style)
         title(axes, f"({letter}) {strategy}, {LAWS[law]}")
     all_axes[0].legend(fontsize=SMALL, frameon=False, loc="lower right", handlelength=3)
@@ -62,8 +62,8 @@ def script(arguments: argparse.Namespace) -> None:
             table, solved = sparse_and_dense(splits, law, sparse_members(splits, arguments.sparse))
             tables.append(table.assign(strategy=strategy))
             gains.append({"strategy": strategy, "law": law, **gain(table, solved)})
-    table, found = pd.concat(tables, ignore_index=True), pd.DataFrame(gains)
-    write(arguments, "figure_14", draw(table, found, width=arguments.width), {"frontier": table, "gain": found})
+    table, all_gains = pd.concat(tables, ignore_index=True), pd.DataFrame(gains)
+    write(arguments, "figure_14", draw(table, all_gains, width=arguments.width), {"frontier": table, "gain": all_gains})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ law pays up to 3 times as much at equal accuracy. Here: dense attention only, un
 budget every problem gets the best cap on generated tokens (Algorithm 2; --best-of-n: the best N, Algorithm 1) in every
 model; the model with the best mean accuracy is chosen. What is paid is always eFLOPs. Thin lines are 95 % intervals of
 the accuracy from redrawing problems. Shown is the largest ratio at equal accuracy, from 10 % up, with its interval
-(which does not know that it is the largest).
+(which does not account for its being the largest).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import (
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from paper_figures.common import (
     Table,
     cost_ticks,
     look_of,
@@ -32,9 +34,17 @@ from common import (
     unit,
     write,
 )
-from frontiers import Choice, Curve, Split, best_of_n, budgets_of, by_model, frontier_table, is_dense, long_cot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from paper_figures.frontiers import (
+    Choice,
+    Curve,
+    Split,
+    best_of_n,
+    budgets_of,
+    by_model,
+    frontier_table,
+    is_dense,
+    long_cot,
+)
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain
@@ -62,7 +72,7 @@ def frontiers(splits: Sequence[Split], members: np.ndarray) -> tuple[pd.DataFram
 
 
 def dearer(curves: Mapping[str, Mapping[str, Curve]], *, seed: int = 0) -> pd.DataFrame:
-    """How many times the previous law pays at equal accuracy, and which model each law reaches it with.
+    """By what factor the previous law pays more at equal accuracy, and the model each law reaches it with.
 
     Columns: `accuracy`; `ratio` of the eFLOPs paid, with its 95 % interval `low` … `high`; `previous` and `kinetics`,
     the models; `larger`, the share of redraws in which the Kinetics law takes the larger of two different models. What
@@ -119,7 +129,7 @@ def draw(table: Table, ratios: Table, style: Look, *, width: float) -> Figure:
             )
     cost_ticks(axes, "y")
     axes.set_ylabel(f"Paid per problem ({prefix}eFLOPs)")
-    if ratios["ratio"].max() > 1.05:  # an arrow between lines that can be told apart
+    if ratios["ratio"].max() > 1.05:  # no arrow between lines that coincide
         best = ratios.loc[ratios["ratio"].idxmax()]
         reached = (table["law"] == "eFLOPs") & (table["accuracy"] >= best["accuracy"] - 1e-12)
         x, y = 100 * best["accuracy"], scale * table["eflops"][reached].min()

@@ -17,7 +17,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from common import (
+from matplotlib.figure import Figure
+from paper_figures.common import (
     Table,
     cost_ticks,
     look_of,
@@ -30,9 +31,8 @@ from common import (
     unit,
     write,
 )
-from frontiers import Choice, best_of_n, kinds, long_cot
-from matplotlib.figure import Figure
-from sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from paper_figures.frontiers import Choice, best_of_n, kinds, long_cot
+from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
 from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain
 

@@ -1,13 +1,14 @@
-"""Figure 3, from costs alone: attention, not parameters, is what generating costs, and what follows for model size.
+"""Figure 3, from costs alone: attention, not parameters, dominates the cost of generation; and what follows for size.
 
     python experiments/figures/figure_3.py
     python experiments/figures/figure_3.py --hardware h100 --models Qwen/Qwen3-4B Qwen/Qwen3-32B
 
-Illustrates the statements that (a) attention outweighs the parameters 10 to 1000 times from a few thousand tokens
-on (the ratio Φ, `economics.cost.phi`), since (b) KV memory grows far slower than parameters do; so that (c) at equal
-FLOPs length trades against size nearly one for one, while (d) at equal eFLOPs a small model affords hardly more tokens
-than a large one. (c, d): the longest answer that a cost buys in one trial, `economics.fits.iso_cost`. The page of the
-paper's authors shows such curves behind measured frontiers; the paper's own caption was not at hand.
+Illustrates the statements that (a) attention outweighs the parameters 10 to 1000 times from a few thousand tokens on
+(the ratio Φ, `kinetics_jax.costs.cost.phi`), since (b) KV memory grows far slower than parameters do; so that (c) at
+equal FLOPs length trades against size nearly one for one, while (d) at equal eFLOPs a small model affords hardly more
+tokens than a large one. (c, d): the longest answer that a cost buys in one trial,
+`kinetics_jax.analysis.power_laws.iso_cost`. The page of the paper's authors shows such curves behind measured
+frontiers; the paper's own caption was not available.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import QWEN3, Table, label_ends, panels, parser, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from paper_figures.common import QWEN3, Table, label_ends, panels, parser, run, title, write
 
 from kinetics_jax.analysis.power_laws import iso_cost
 from kinetics_jax.config import ModelConfig
@@ -29,7 +30,7 @@ from kinetics_jax.costs.hardware import Hardware, hardware
 from kinetics_jax.report.figure_style import look, plain
 
 LENGTHS = 2 ** np.arange(8, 18)  # output tokens
-NO_READS = 1e-12  # FLOP/byte: memory for nothing
+NO_READS = 1e-12  # FLOP/byte: reads cost nothing
 FLOPS = (10.0, 100.0, 1000.0)  # Tera-FLOPs
 EFLOPS = (100.0, 1e3, 1e4, 1e5)  # Tera-eFLOPs; 4500 are a second of a B200 in fp8
 
@@ -61,7 +62,7 @@ def kv_memory(models: Sequence[ModelConfig]) -> pd.DataFrame:
 def affordable(
     models: Sequence[ModelConfig], costs: Sequence[float], law: str, *, prompt: int, convention: str, chip: Hardware
 ) -> pd.DataFrame:
-    """The most output tokens of one trial that cost at most so much; 0 where not even the first does.
+    """The most output tokens that one trial affords at each cost; 0 if not even the first.
 
     `law`: "FLOPs" counts computation, "eFLOPs" memory too.
     """
@@ -141,7 +142,7 @@ def _contours(axes: Axes, rows: Table) -> None:
 
 
 def _plain_ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Those of the values that are within the axis' limits, written in full."""
+    """Sets ticks at the values within the axis' limits, written in full."""
     low, high = axis.get_view_interval()
     shown = [value for value in values if low <= value <= high]
     axis.set_ticks(shown, [f"{value:g}" for value in shown])

@@ -1,14 +1,14 @@
-"""Figure 4: the frontiers of Best-of-N by FLOPs and by eFLOPs, and how many samples of a problem pay.
+"""Figure 4: the frontiers of Best-of-N by FLOPs and by eFLOPs, and how many samples per problem are worth their cost.
 
     kinetics demo --out demo && python experiments/figures/figure_4.py
     python experiments/figures/figure_4.py RUN... --in-sample --convention upstream --hardware b200-fp8
 
 Algorithm 1: every problem gets the best N within a budget.
 (a, c): every model's accuracy over FLOPs and over eFLOPs, dense attention, bands of 95 % from redrawing problems; the
-bar below is the colour of the model that is best at a cost. (b, d): what the best model is asked to do. The paper's
+bar below is the colour of the model that is best at a cost. (b, d): the N that the best model uses. The paper's
 statement: by FLOPs a small model with more test-time compute looks best until it saturates, by eFLOPs a larger one does
 from far lower budgets on (the page of its authors shows these four panels for Long-CoT; the caption of the paper's
-figure 4 was not at hand).
+figure 4 was not available).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from common import run, trace_parser
-from laws import script
+from paper_figures.common import run, trace_parser
+from paper_figures.laws import script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

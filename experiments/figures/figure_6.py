@@ -8,7 +8,7 @@ against what is paid. The paper's statement: as cost grows, generate more rather
 in Tera-eFLOPs: tokens 91.68 x^0.80 and budget 81.77 x^0.25 - 212 (AIME24), 213.58 x^0.74 and 140.92 x^0.17 - 212
 (AIME25), 22.08 x^0.92 and 161.83 x^0.19 - 212 (LiveCodeBench). Here: power laws (--offset: and a constant), over the
 costs that every problem affords and at which accuracy still grows (full dots), exponents with 95 % intervals from
-redrawing problems. The paper's caption was not at hand.
+redrawing problems. The paper's caption was not available.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from common import run, trace_parser
-from tradeoff import script
+from paper_figures.common import run, trace_parser
+from paper_figures.tradeoff import script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

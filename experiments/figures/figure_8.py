@@ -9,7 +9,7 @@ N (--long-cot: the best cap on tokens) and KV budget of a kind. Bands: 95 % from
 of the oracle; make them with
     kinetics sample chase-550k --task builtin --limit 96 --n 8 --slots 64 --max-tokens 72 \\
         --attention token_topk:budget=16,dense_layers=none --out demo/chase-550k-oracle16
-The page of the paper's authors shows this comparison for 8B on AIME24; the caption of figure 8 was not at hand.
+The page of the paper's authors shows this comparison for 8B on AIME24; the caption of figure 8 was not available.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
-from frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
+from paper_figures.common import Table, cost_ticks, pools_and_costs, run, spoken, trace_parser, unit, write
+from paper_figures.frontiers import Choice, best_of_n, budgets_of, frontier_table, kinds, long_cot
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
@@ -61,10 +61,10 @@ def script(arguments: argparse.Namespace) -> None:
     model = arguments.model or max(pools, key=lambda pool: (_kinds_of(pools, pool.model), pool.parameters)).model
     pools = [pool for pool in pools if pool.model == model]
     if _kinds_of(pools, model) < 2:
-        raise UserError(f"figure 8 compares kinds of attention, and there are no two of model {model!r} among the runs")
+        raise UserError(f"figure 8 compares kinds of attention; the runs of model {model!r} have only one")
     splits = (long_cot if arguments.long_cot else best_of_n)(pools, Choice(arguments.in_sample, arguments.fixed), costs)
-    found = kinds(splits[0].select)
-    groups = {kind: found == kind for kind in ORDER if kind in found}
+    kind_of = kinds(splits[0].select)
+    groups = {kind: kind_of == kind for kind in ORDER if kind in kind_of}
     table, _ = frontier_table(splits, "eFLOPs", groups, budgets=budgets_of(splits, "eFLOPs"))
     table = table.rename(columns={"group": "kind"})
     ylabel = "Right within the cap (%)" if arguments.long_cot else "Problems solved, pass@N (%)"

@@ -8,7 +8,7 @@ tokens in pages of 128, … 2048 in pages of 8). (a) one sample's cost over the 
 smaller budget saves little more once the search, which reads one key per page, costs as much as the pages it finds.
 (b) the parts of that cost over the page size, at one budget. (c) with runs of block top-k given: pass@1 over the
 budget, a line per page size, with 95 % intervals from redrawing problems; dense attention as a level. The paper's
-caption was not at hand.
+caption was not available.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, panels, parser, read_runs, run, title, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from paper_figures.common import Table, panels, parser, read_runs, run, title, write
 
 from kinetics_jax.analysis.ablations import budget_ablation
 from kinetics_jax.attention.policies.dense import Dense
@@ -40,7 +40,7 @@ SEARCH, CHOSEN, REST = "search", "chosen KV", "parameters"
 def cost_table(model: ModelConfig, *, prompt: int, output: int, convention: str, chip: str) -> pd.DataFrame:
     """One sample's cost by page size and budget, in parts, and dense attention's.
 
-    Pages by the reference's rule, that allows a single one. Columns: `page_size`, `budget`, `search`, `chosen KV` and
+    Pages by the published rule, which allows a single one. Columns: `page_size`, `budget`, `search`, `chosen KV` and
     `parameters` (Tera-eFLOPs, arithmetic and reads together), `total`, `of_dense`, `in_paper` (on the paper's grid).
     """
     how = {"prompt_tokens": prompt, "output_tokens": output, "convention": convention, "hardware": chip}
@@ -68,8 +68,8 @@ def accuracy_table(table: Table) -> pd.DataFrame:
 
 def draw(costs: pd.DataFrame, accuracy: pd.DataFrame | None, *, budget: int, width: float) -> Figure:
     style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
-    figure, found = panels(2 if accuracy is None else 3, width, style)
-    a, b = found[:2]
+    figure, all_axes = panels(2 if accuracy is None else 3, width, style)
+    a, b = all_axes[:2]
     for i, (size, rows) in enumerate(costs.groupby("page_size")):
         line = {"color": LIGHT_COLOURS[i], "marker": MARKERS[i], "lw": 1.2, "ms": 3.2, "mew": 0}
         a.plot(rows["budget"], 100 * rows["of_dense"], label=f"{size}", **line)
@@ -93,7 +93,7 @@ def draw(costs: pd.DataFrame, accuracy: pd.DataFrame | None, *, budget: int, wid
         plain(axes, style)
         axes.minorticks_off()
     if accuracy is not None:
-        _accuracies(found[2], accuracy, style)
+        _accuracies(all_axes[2], accuracy, style)
     return figure
 
 
@@ -105,7 +105,7 @@ def _accuracies(axes: Axes, table: Table, style: Look) -> None:
     sparse = table[table["kind"] == "block_topk"].sort_values(by="budget")
     groups = list(sparse.groupby("page_size"))
     for i, (size, rows) in enumerate(groups):
-        x = rows["budget"] * 1.03 ** (i - (len(groups) - 1) / 2)  # side by side, so that intervals are told apart
+        x = rows["budget"] * 1.03 ** (i - (len(groups) - 1) / 2)  # side by side, so that intervals do not overlap
         line = {"color": LIGHT_COLOURS[i], "marker": MARKERS[i], "lw": 1.2, "ms": 3.4, "mew": 0}
         axes.plot(x, 100 * rows["accuracy"], label=f"pages of {size:.0f}", **line)
         axes.vlines(x, 100 * rows["low"], 100 * rows["high"], color=LIGHT_COLOURS[i], lw=1, alpha=0.6)
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--model", default="Qwen/Qwen3-8B", help="whose cost is drawn (%(default)s)")
     made.add_argument("--prompt", type=int, default=256, help="prompt tokens (%(default)s)")
     made.add_argument("--output", type=int, default=16_384, help="generated tokens (%(default)s)")
-    made.add_argument("--budget", type=int, default=1024, help="of the parts shown (%(default)s)")
+    made.add_argument("--budget", type=int, default=1024, help="tokens, for the parts shown (%(default)s)")
     run(script, made, argv)
 
 

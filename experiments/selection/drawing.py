@@ -42,7 +42,7 @@ def labelled(axes: Any, *, x: str, y: str) -> None:
 
 
 def legend(figure: Any, rules: list[str], more: tuple[Any, ...] = ()) -> None:
-    """Below the axes; the figure grows by its height."""
+    """Adds a legend below the axes; the figure grows by its height."""
     handles = [handle(**line(rule), label=rule) for rule in rules]
     figure.legend(
         handles=[*handles, *more], ncols=2, loc="outside lower center", fontsize=SMALL, frameon=False, columnspacing=1.4
@@ -57,7 +57,7 @@ def line(rule: str) -> dict[str, Any]:
 
 
 def over_budgets(axes: Any, table: Table, value: str, *, band: bool = True) -> list[str]:
-    """A line for every rule, its interval as a band; which rules there are."""
+    """Draws a line for every rule, its interval as a band; returns the rules drawn."""
     rules = [rule for rule in LOOKS if rule in set(table["rule"])]
     for rule in rules:
         part = table[table["rule"] == rule].sort_values("budget")

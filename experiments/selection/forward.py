@@ -1,8 +1,8 @@
-"""A text that goes on under a policy: by a masked forward of all its tokens at once, or token by token as engines do.
+"""A text continued under a policy: by a masked forward of all its tokens at once, or token by token as engines do.
 
 Both read the prefix densely, as prefill does, and both choose tokens by the package's own ops. The masked forward runs
 matrix products over many tokens and compiles one attention instead of a model, which makes hundreds of configurations
-affordable on a CPU; the suite holds it to the decode path.
+affordable on a CPU; a test compares it with the decode path.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def merged(lm: LanguageModel) -> nnx.Module:
     return nnx.merge(lm.graph, lm.weights)
 
 
-def read(model, tokens: list[int]) -> Prefix:
+def read_prefix(model, tokens: list[int]) -> Prefix:
     """Prefills a text densely."""
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, found: Prefix):

@@ -1,4 +1,4 @@
-"""How much of dense attention's weight the tokens that a policy keeps would have had."""
+"""The share of dense attention's weight on the tokens that a policy keeps."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def attention_mass(
 ) -> tuple[dict[str, list[float]], jax.Array]:
     """Per layer, the kept share of dense attention's weight, by policy and bound; and the hidden states of `go_on`.
 
-    `tokens [1, time]` go on densely from a prefix; every `every`-th of them is a query that counts. What `dense_layers`
-    says is not heeded: each layer tells what it would keep. Bounds are named like policies, `tokens_by_mass:budget=64`;
+    `tokens [1, time]` continue a prefix densely; every `every`-th of them is a query that counts. What `dense_layers`
+    says is ignored: every layer reports what it would keep. Bounds are named like policies, `tokens_by_mass:budget=64`;
     that of pages has `page_size` and a sink and a recent page forced. `draws` as in `go_on`.
     """
-    found: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None):
         before = prefix.keys[layer], prefix.values[layer]
@@ -91,9 +91,9 @@ def attention_mass(
                 weights, lengths, kv_heads=keys.shape[1], policy=pages
             )
         for name, mass in held.items():
-            found.setdefault(name, []).append(float(mass))
+            shares.setdefault(name, []).append(float(mass))
         return masked_attention(Dense(), q, k, v, before, None), state
 
     positions = (prefix.length + jnp.arange(tokens.shape[1]))[None]
     hidden, _ = model(jnp.asarray(tokens), positions, attend)
-    return found, hidden
+    return shares, hidden

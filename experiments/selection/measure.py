@@ -1,4 +1,4 @@
-"""The three measurements, each made of units that share one prefilled text."""
+"""The three measurements, each split into units that share one prefilled text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.language_model import LanguageModel
 from selection import texts
-from selection.forward import decode, go_on, log_likelihoods, random_draws, read
+from selection.forward import decode, go_on, log_likelihoods, random_draws, read_prefix
 from selection.mass import attention_mass
 from selection.records import Records
 
@@ -26,16 +26,16 @@ OnRecord = Callable[[], object]
 
 
 def policies(budgets: Sequence[int]) -> list[AttentionPolicy]:
-    """What is compared, at every budget."""
-    found: list[AttentionPolicy] = []
+    """The policies to compare, at every budget."""
+    compared: list[AttentionPolicy] = []
     for budget in budgets:
-        found += [BlockTopK(budget=budget, summary=summary) for summary in ("mean", "min_max", "mean_std")]
-        found += [SlidingWindow(budget=budget), RandomBlocks(budget=budget), TokenTopK(budget=budget)]
-    return found
+        compared += [BlockTopK(budget=budget, summary=summary) for summary in ("mean", "min_max", "mean_std")]
+        compared += [SlidingWindow(budget=budget), RandomBlocks(budget=budget), TokenTopK(budget=budget)]
+    return compared
 
 
 def needle_policies(budgets: Sequence[int], length: int) -> list[AttentionPolicy]:
-    """Dense, and every budget that a prompt exceeds."""
+    """Dense, and the policies at every budget below the prompt's length."""
     return [Dense(), *policies([budget for budget in budgets if budget < length])]
 
 
@@ -48,7 +48,7 @@ def agreement(
     if all(records.has("agreement", window.source, str(policy)) for policy in every):
         return
     inputs, targets = np.array([window.scored[:-1]], np.int32), np.array(window.scored[1:])
-    before, key = read(model, window.prefix), seed_key(0)
+    before, key = read_prefix(model, window.prefix), seed_key(0)
     for policy in every:
         if records.has("agreement", window.source, str(policy)):
             continue
@@ -91,7 +91,7 @@ def text_unit(
     if records.has("mass", unit, "all") and all(records.has("text", unit, name) for name in names):
         return
     window = texts.window(tokens, index, prefix, scored)
-    before = read(model, window.prefix)
+    before = read_prefix(model, window.prefix)
     inputs, targets = np.array([window.scored[:-1]], np.int32), np.array(window.scored[1:])
     key = jax.random.fold_in(seed_key(1), index)
     page_size = Dense().page_size
@@ -129,10 +129,10 @@ def needle_unit(
     budgets: Sequence[int],
     needles: int,
 ) -> Iterator[None]:
-    """One haystack: whether greedy decoding gives each number, the question and the answer being read sparsely.
+    """One haystack: whether greedy decoding gives each number, with question and answer under the policy.
 
-    The likeliest token at each place of the number behind a question is the number's own, all along: just then does
-    greedy decoding write the number.
+    Greedy decoding writes a number if and only if, after the question and the number's earlier tokens, its next token
+    is the likeliest at every position.
     """
     unit, compared = f"haystack{index}:{length}", needle_policies(budgets, length)
     if all(records.has("needle", unit, str(policy)) for policy in compared):
@@ -141,10 +141,12 @@ def needle_unit(
     asked = texts.questions(lm, hay)
     time_steps = max(len(question) + len(number) for question, number in asked) - 1
     assert time_steps < QUESTION
-    inputs = np.zeros((needles, time_steps), np.int32)  # what follows an answer is padding: nothing before reads it
+    inputs = np.zeros(
+        (needles, time_steps), np.int32
+    )  # what follows an answer is padding, which no earlier position reads
     for row, (question, number) in enumerate(asked):
         inputs[row, : len(question) + len(number) - 1] = (question + number)[:-1]
-    before = read(model, hay.prompt)
+    before = read_prefix(model, hay.prompt)
     key = jax.random.fold_in(jax.random.fold_in(seed_key(2), index), length)
     draws = list(random_draws(lm.config, key, len(hay.prompt), needles, time_steps, Dense().page_size))
     for policy in compared:
@@ -155,9 +157,9 @@ def needle_unit(
         right, likelihood = [], []
         for row, (question, number) in enumerate(asked):
             answered = slice(len(question) - 1, len(question) + len(number) - 1)
-            found, best = log_likelihoods(model, hidden[row, answered], np.array(number))
+            likelihoods, best = log_likelihoods(model, hidden[row, answered], np.array(number))
             right.append(bool((best == np.array(number)).all()))
-            likelihood.append(round(float(found.sum()), 4))
+            likelihood.append(round(float(likelihoods.sum()), 4))
         records.add(
             "needle",
             unit,

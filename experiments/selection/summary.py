@@ -1,4 +1,4 @@
-"""What the records say: tables with intervals."""
+"""Tables with intervals from the records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rule_and_budget(name: str) -> tuple[str, int]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean over windows `[windows]`, which are what is drawn anew."""
+    """95 % percentile bootstrap of a mean over windows `[windows]`, which are resampled."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
     return float(low), float(high)
@@ -43,12 +43,12 @@ def mass_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Mean over windows of the kept share, a row for each rule, budget and layer; layer -1 is the mean of all layers
     but the first, which the policies leave dense, with its interval.
     """
-    held: dict[tuple[str, int], list[list[float]]] = {}
+    masses: dict[tuple[str, int], list[list[float]]] = {}
     for record in records:
         for name, layers in record["held"].items():
-            held.setdefault(rule_and_budget(name), []).append(layers)
+            masses.setdefault(rule_and_budget(name), []).append(layers)
     rows = []
-    for (rule, budget), of_windows in held.items():
+    for (rule, budget), of_windows in masses.items():
         layers = np.array(of_windows)  # [windows, layers]
         searched = layers[:, 1:].mean(axis=1)
         low, high = interval(searched)
@@ -131,33 +131,33 @@ MAKERS = {
 }
 
 
-def write_csv(found: dict[str, pd.DataFrame], folder: Path) -> None:
+def write_csv(by_name: dict[str, pd.DataFrame], folder: Path) -> None:
     """`selection_NAME.csv` of every table that is not empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in found.items():
+    for name, table in by_name.items():
         if len(table):
             write_whole(folder / f"selection_{name}.csv", table.to_csv(index=False))
 
 
-def markdown(found: dict[str, Any]) -> dict[str, str]:
+def markdown(by_name: dict[str, Any]) -> dict[str, str]:
     """Every table that is not empty, a row for each rule and a column for each budget, by what it shows."""
     parts = {}
-    if len(table := found["agreement"]):
+    if len(table := by_name["agreement"]):
         rows = [
             [row["policy"], f"{row['largest_difference']:.1e}", f"{row['nll_masked']:.5f}", f"{row['nll_decoded']:.5f}"]
             for row in table.to_dict("records")
         ]
         heads = ["policy", "largest difference of logits", "NLL, masked forward", "NLL, decode steps"]
         parts["The masked forward beside decoding"] = lines_of(heads, rows)
-    if len(table := found["mass"]):
+    if len(table := by_name["mass"]):
         whole = table[table["layer"] == -1]
         parts["Attention mass kept, %"] = by_budget(whole, lambda row: f"{100 * row['mass']:.1f}")
-    if len(table := found["perplexity"]):
+    if len(table := by_name["perplexity"]):
         for source, part in table.groupby("source"):
             sparse, dense = part[part["budget"] > 0], part[part["budget"] == 0].iloc[0]
             title = f"Perplexity ÷ dense's ({dense['perplexity']:.2f}), {source}, {dense['windows']} windows"
             parts[title] = by_budget(sparse, lambda row: f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})")
-    if len(table := found["needles"]):
+    if len(table := by_name["needles"]):
         for length, part in table[table["depth"] == -1].groupby("length"):
             where = "prompts longer than every budget" if length == -1 else f"prompts of {length} tokens"
             title = f"Needles found of {part['asked'].max()} in {where}, and mean log-likelihood"
@@ -166,7 +166,7 @@ def markdown(found: dict[str, Any]) -> dict[str, str]:
 
 
 def by_budget(table: Any, cell: Callable[[Any], str]) -> str:
-    """Rules down, budgets across; that of dense, 0, is called `all`."""
+    """A Markdown table: a row per rule, a column per budget; dense's budget, 0, is headed `all`."""
     budgets = sorted(set(table["budget"]))
     cells = {(row["rule"], row["budget"]): cell(row) for row in table.to_dict("records")}
     rows = [[rule, *(cells.get((rule, budget), "") for budget in budgets)] for rule in dict.fromkeys(table["rule"])]

@@ -1,7 +1,7 @@
-"""Texts that are at hand wherever the experiment runs, windows of them, and needles hidden in them.
+"""Texts that every Python with SciPy has, windows of them, and needles hidden in them.
 
 Nothing is downloaded: the Python language reference that `help()` shows (PSF licence), and the docstrings of SciPy
-(BSD licence). Which words they hold depends on the versions installed, which the results name.
+(BSD licence). Their words depend on the installed versions, which the results record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 class Window(NamedTuple):
-    """`prefix` is read densely, `scored` follows it: its tokens but the last are inputs, but the first targets."""
+    """Token ids: `prefix` is prefilled densely; of `scored`, after it, all but the last are inputs, all but the first
+    targets.
+    """
 
     source: str
     start: int
@@ -60,13 +62,13 @@ def scipy_docstrings() -> str:
 SOURCES = {"python": python_reference, "scipy": scipy_docstrings}
 
 
-def tokenised(lm: LanguageModel) -> dict[str, list[int]]:
+def tokenise_sources(lm: LanguageModel) -> dict[str, list[int]]:
     """Token ids of every source."""
     return {name: lm.encode(text()) for name, text in SOURCES.items()}
 
 
-def described(tokens: dict[str, list[int]]) -> dict[str, dict[str, object]]:
-    """What tells these texts from others: tokens and a hash of them, with the versions that they came with."""
+def describe_sources(tokens: dict[str, list[int]]) -> dict[str, dict[str, object]]:
+    """The identity of the texts: number of tokens, a hash of them, and the version they came with."""
     versions = {"python": platform.python_version(), "scipy": importlib.import_module("scipy").__version__}
     return {
         name: {
@@ -79,9 +81,9 @@ def described(tokens: dict[str, list[int]]) -> dict[str, dict[str, object]]:
 
 
 def window(tokens: dict[str, list[int]], index: int, prefix: int, scored: int) -> Window:
-    """One window, from each source in turn; they spread by the golden ratio, and more of them leave the first ones be.
+    """The window `index`, from each source in turn, spread by the golden ratio: more windows do not move earlier ones.
 
-    Raises UserError where the text is shorter than a window.
+    Raises UserError if the text is shorter than a window.
     """
     source = list(tokens)[index % len(tokens)]
     ids = tokens[source]
@@ -94,7 +96,7 @@ def window(tokens: dict[str, list[int]], index: int, prefix: int, scored: int) -
 
 
 def haystack(lm: LanguageModel, tokens: dict[str, list[int]], index: int, length: int, needles: int) -> Haystack:
-    """A prompt of `length` tokens in which `needles` secret numbers stand, evenly deep; the index is its seed."""
+    """A prompt of `length` tokens with `needles` secret numbers at even depths; `index` is its seed."""
     rng = np.random.default_rng([index, length])
     source = list(tokens)[index % len(tokens)]
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:needles]]

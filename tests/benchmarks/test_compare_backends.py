@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from backend_comparison import oracle
 from backend_comparison.cases import DTYPES, SUMMARIES, all_states, cases_of, inputs_of, summary_of
-from backend_comparison.recording import ComparisonError, Recording, digest, read_recording, write_recording
+from backend_comparison.recording import ComparisonError, Recording, arrays_sha256, read_recording, write_recording
 from backend_comparison.ulps import ordered, row_ulps, same_bits, ulp_distance, ulp_size
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,7 +223,7 @@ def test_other_inputs_are_refused(recorded, ties, tmp_path, capsys):
 
 
 def digest_of_inputs(arrays) -> str:
-    return digest({name: array for name, array in arrays.items() if name.startswith("inputs/")})
+    return arrays_sha256({name: array for name, array in arrays.items() if name.startswith("inputs/")})
 
 
 def test_a_case_that_fails_or_is_refused_costs_no_other(ties, tmp_path, capsys, monkeypatch):

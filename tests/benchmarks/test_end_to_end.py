@@ -229,7 +229,7 @@ def test_a_dead_worker_costs_its_points_and_another_takes_the_next(monkeypatch):
     monkeypatch.setattr(end_to_end, "engine_worker", start)
     monkeypatch.setattr(end_to_end, "transformers_worker", lambda python, **how: start(**how))
     monkeypatch.setattr(end_to_end, "ENGINE", ("dense", "dies"))
-    bench = end_to_end.Bench(end_to_end.parse([]), server(), exclusive=False)
+    bench = end_to_end.Workers(end_to_end.parse([]), server(), exclusive=False)
     try:
         points = [Point("tiny", 2, runner, 1, 64) for runner in ("dense", "dies", "transformers")]
         found = {found["runner"]: found for found in end_to_end.measure(bench, points, Settings(), 3)}

@@ -78,7 +78,7 @@ def bench() -> measure.Bench:
 
 
 def tiny_bench() -> measure.Bench:
-    return measure.Bench(memory=1 << 28, bandwidth=1e12, seconds=0.002, rotate_bytes=3 << 16, most_calls=2)
+    return measure.Bench(memory=1 << 28, bandwidth=1e12, seconds=0.002, rotate_bytes=3 << 16, max_calls=2)
 
 
 @pytest.mark.parametrize("op", [*measure.STEPS])
@@ -235,8 +235,8 @@ def test_every_call_of_a_timed_program_runs_in_turn():
     row, (calls, total) = timing.time_calls(
         step, (jnp.float32(0), jnp.float32(0)), (), tables, seconds=0.001, repeats=3
     )
-    assert row["calls"] == 16
-    alone = int(calls) - (2 + row["repeats"] * row["programs"]) * row["calls"]
+    assert row.calls == 16
+    alone = int(calls) - (2 + row.repeats * row.programs) * row.calls
     assert alone in (2, 4)  # compiled, then up to three times
     assert total == alone * 1 + (calls - alone) / 2 * 101
 
@@ -362,10 +362,10 @@ def test_keys_that_were_tried_in_part_are_not_in_a_tuning_table():
         return {"status": "ok", "case": f"dense {backend} {load}", "us": us, "impossible": False, **about}
 
     rows = [row(TINY, key, "triton", 9), row(TINY, key, "xla", 8), row(long, far, "triton", 7)]
-    entries, wrong = tune_kernels.best(rows, [f"dense xla {long}"])
+    entries, wrong = tune_kernels.fastest_entries(rows, [f"dense xla {long}"])
     assert [(entry["key"], entry["backend"]) for entry in entries] == [(key, "xla")]
     assert not wrong
-    assert len(tune_kernels.best(rows)[0]) == 2
+    assert len(tune_kernels.fastest_entries(rows)[0]) == 2
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -427,7 +427,7 @@ def test_aims_are_judged_by_the_best_right_rows():
 
 
 def test_times_are_of_the_device_that_runs_this():
-    """A step that takes long is told so: ten times the work, more than three times the time."""
+    """A step that takes long takes long here too: ten times the work, more than three times the time."""
     matrix = jnp.ones((256, 256)) / 256
 
     def us(products: int) -> float:
@@ -436,6 +436,6 @@ def test_times_are_of_the_device_that_runs_this():
                 state = jnp.dot(state, matrix)
             return state
 
-        return timing.time_calls(step, matrix, (), [jnp.float32(0)], seconds=0.02, most_calls=1)[0]["us_least"]
+        return timing.time_calls(step, matrix, (), [jnp.float32(0)], seconds=0.02, max_calls=1)[0].us_least
 
     assert us(20) > 3 * us(2)

@@ -1,4 +1,4 @@
-"""experiments/benchmarks/soak.py on few samples, and that it notices what it is there to notice."""
+"""experiments/benchmarks/soak.py on few samples, and that it notices lost, doubled and other samples and growth."""
 
 import argparse
 
@@ -13,7 +13,7 @@ from kinetics_jax.assets import builtin_models
 def test_a_small_soak(tmp_path, monkeypatch):
     run = (builtin_models()[0], "block_topk:budget=32,page_size=4", 40)
     monkeypatch.setattr(soak, "configurations", lambda: [run])
-    monkeypatch.setattr(soak, "GROWTH", 1.0)  # too few chunks to tell
+    monkeypatch.setattr(soak, "MAX_GROWTH", 1.0)  # too few chunks to judge
     arguments = argparse.Namespace(work=tmp_path, seed=1, samples=24, problems=4, slots=8, kills=1, long=1)
     row, faults = soak.soak(*run, arguments)
     assert faults == []
@@ -29,10 +29,10 @@ def test_lost_doubled_and_other_samples_are_faults():
     assert soak.differences(calm[::-1], calm, expected) == []
     found = [calm[0], calm[0], {**calm[1], "text": "else"}, calm[2], {"problem": "p", "sample": 9, "text": ""}]
     assert soak.differences(found, calm, expected) == [
-        "sample ('p', 0) is there 2 times",
+        "sample ('p', 0) is stored 2 times",
         "sample ('p', 3) is lost",
         "sample ('p', 9) was not asked for",
-        "sample ('p', 1) is another",
+        "sample ('p', 1) differs from the calm run",
     ]
 
 
@@ -44,4 +44,4 @@ def test_growth_after_warm_up_is_noticed(leak):
     resident = 5e8 - 1e8 * np.exp(-chunks / 10) + leak * chunks + 1e6 * rng.standard_normal(150)
     live = 4e6 + leak / 100 * chunks + 1e4 * rng.random(150)
     found = soak.growth(pd.DataFrame({"resident": resident, "live": live}))
-    assert (found["resident"] > soak.GROWTH) == (found["live"] > soak.GROWTH) == bool(leak)
+    assert (found["resident"] > soak.MAX_GROWTH) == (found["live"] > soak.MAX_GROWTH) == bool(leak)

@@ -1,17 +1,17 @@
-"""Real graded samples, where they are at hand: the numbers that their own description quotes, and what is drawn."""
+"""Real graded samples, if this machine has them: the numbers that their own description quotes, and what is drawn."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from epoch_frontier import GPT_OSS_120B, SHAPES, evaluate, maker, short, undated
+from epoch_frontier import GPT_OSS_120B, SHAPES, evaluate, maker, short_name, undated
 from paths import SHARED
 
 DATA = SHARED / "traces/epoch_otis_mock_aime.csv"
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="../shared/data/traces/epoch_otis_mock_aime.csv is not there")
+@pytest.mark.skipif(not DATA.exists(), reason="../shared/data/traces/epoch_otis_mock_aime.csv does not exist")
 def test_real_samples(tmp_path, capsys):
     evaluate(DATA, tmp_path)
     summary = json.loads((tmp_path / "epoch_summary.json").read_text())
@@ -36,7 +36,7 @@ def test_real_samples(tmp_path, capsys):
 
 def test_names_and_shapes():
     name = "sagemaker/Qwen/Qwen2.5-32B-Instruct (NRC)"
-    assert (short(name), maker(name)) == ("Qwen2.5-32B-Instruct", "Qwen")
+    assert (short_name(name), maker(name)) == ("Qwen2.5-32B-Instruct", "Qwen")
     assert undated("gpt-5.1-2025-11-13") == undated("gpt-5.1") == "gpt-5.1"
     assert undated("claude-opus-4-5-20251101") == "claude-opus-4-5"
     assert 5.0e9 < GPT_OSS_120B.matmul_parameters < 5.3e9  # its makers say 5.1e9 active

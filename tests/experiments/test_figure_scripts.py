@@ -13,11 +13,10 @@ import figure_7
 import figure_8
 import figure_9
 import figure_14
-import frontiers
 import numpy as np
 import pandas as pd
 import pytest
-import tradeoff
+from paper_figures import frontiers, tradeoff
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost

@@ -11,7 +11,7 @@ import pytest
 import selection_quality
 from paths import ROOT
 from selection import summary, texts
-from selection.forward import decode, go_on, log_likelihoods, merged, random_draws, read
+from selection.forward import decode, go_on, log_likelihoods, merged, random_draws, read_prefix
 from selection.mass import attention_mass
 from selection.records import Records
 from tiny import tiny_config, write_checkpoint
@@ -53,7 +53,7 @@ def model(lm):
 
 @pytest.fixture(scope="module")
 def prefix(model):
-    return read(model, TEXT[:PREFIX])
+    return read_prefix(model, TEXT[:PREFIX])
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_records_go_on_where_they_stopped(tmp_path):
         file.write('{"part": "text", "unit": "win')  # killed while it wrote
     again = Records(path, {"model": "tiny", "budgets": [1, 2]})
     assert again.has("text", "window0", "dense")
-    assert [record["nll"] for record in again.of("text")] == [1.5]
+    assert [record["nll"] for record in again.of_part("text")] == [1.5]
     again.add("text", "window1", "dense", nll=2.0)
     assert [json.loads(line).get("nll") for line in path.read_text().splitlines()] == [None, 1.5, 2.0]
     with pytest.raises(UserError, match="another model"):

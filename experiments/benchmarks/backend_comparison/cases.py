@@ -1,13 +1,13 @@
-"""The fixed set of op cases, and their inputs: equal to the bit on every machine, from a seed.
+"""The fixed set of op cases, and their inputs from a seed, equal to the bit on every machine.
 
 Page sizes 8, 16 and 64 with groups 1, 4, 5 and 8: twelve states whose dtype (float32, bfloat16) and head_dim (64, 128)
-are laid so that every pair of settings meets. Each has six sequences: two long ones, one that fills its last page, an
-idle one, one of one token, one short of the budget. What no sequence may read is NaN. Two states more: `ties`, whose
-scores are small whole numbers, exact in any order of summing, with many equal ones, for selection alone; `long`, two
-sequences of some thousand tokens.
+alternate so that every pair of settings occurs. Each has six sequences: two long ones, one that fills its last page, an
+idle one, one of one token, one shorter than the budget. What no sequence may read is NaN. Two more states: `ties`, for
+selection alone, whose scores are small whole numbers, exact in any order of summation, many of them equal; and `long`,
+two sequences of a few thousand tokens.
 
 The numbers are sums of three uniform integers (nearly normal), as multiples of 2^-20 that float32 holds exactly, so
-that no library's logarithm has a part in them; keys of a page share an offset, so that pages differ.
+that they depend on no library's logarithm; keys of a page share an offset, so that pages differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 SUMMARIES = ("mean", "min_max", "mean_std")
 KV_HEADS, SPARE_PAGES = 2, 5
-PAGES, SINK_PAGES, RECENT_PAGES = 8, 1, 1  # a selection's, forced ones included
+PAGES, SINK_PAGES, RECENT_PAGES = 8, 1, 1  # of a selection, forced ones included
 ONE = 1 << 20  # in fixed point
 
 
@@ -71,7 +71,7 @@ def all_states() -> list[State]:
 
 
 def cases_of(state: State) -> list[Case]:
-    """What is run on a state: append, selection by every kind of summary, decode over both forms of table, both."""
+    """The cases of a state: append, selection by every kind of summary, decode over both forms of table, and both."""
     choice = {"pages": PAGES, "sink_pages": SINK_PAGES, "recent_pages": RECENT_PAGES}
     table, pools = ("page_table", "lengths"), ("k_pages", "v_pages")
 
@@ -93,7 +93,7 @@ def cases_of(state: State) -> list[Case]:
 
 
 class _Draws:
-    """Integers from PCG64's raw stream, which NumPy promises to keep."""
+    """Integers from PCG64's raw stream, which NumPy guarantees not to change."""
 
     def __init__(self, seed: int, name: str):
         self.bits = np.random.PCG64([seed, zlib.crc32(name.encode())])
@@ -102,7 +102,7 @@ class _Draws:
         return self.bits.random_raw(int(np.prod(shape))).reshape(shape)
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Nearly normal int64 in fixed point: three uniform numbers of 21 bits, of standard deviation ONE together."""
+        """Nearly normal int64 in fixed point: the sum of three uniform numbers of 21 bits, standard deviation ONE."""
         raw = self.raw(*shape)
         parts = [(raw >> np.uint64(shift)) & np.uint64((1 << 21) - 1) for shift in (0, 21, 42)]
         return np.sum(parts, axis=0).astype(np.int64) - 3 * ONE
@@ -156,9 +156,9 @@ def inputs_of(state: State, seed: int) -> dict[str, np.ndarray]:
         arrays[name][:, ~used] = np.nan
     full = used.all(axis=1)
     for summary in SUMMARIES:
-        found = summary_of(arrays["k_pages"][:, full], summary).astype(np.float32).astype(dtype)
-        arrays[f"{summary}_summaries"] = np.full((KV_HEADS, num_pages, *found.shape[2:]), np.nan, dtype)
-        arrays[f"{summary}_summaries"][:, full] = found
+        summaries = summary_of(arrays["k_pages"][:, full], summary).astype(np.float32).astype(dtype)
+        arrays[f"{summary}_summaries"] = np.full((KV_HEADS, num_pages, *summaries.shape[2:]), np.nan, dtype)
+        arrays[f"{summary}_summaries"][:, full] = summaries
     arrays |= {name: stored(draws.normal(batch, KV_HEADS, dims)) for name in ("k_new", "v_new")}
     return arrays
 

@@ -8,16 +8,16 @@ import numpy as np
 
 from .recording import ComparisonError, Recording
 
-# Logits: largest difference over the largest logit. A token may differ where its lead over the next best is at most
-# twice that on either side: there, rounding decides.
+# Logits: largest difference over the largest logit. A token may differ if its lead over the next best is at most twice
+# that on either side: there, rounding decides.
 LOGITS = {"float32": 1e-4, "bfloat16": 2.0**-5, "float16": 2.0**-7}
 SETTINGS = ("fingerprint", "dtype", "attention", "samples", "max_tokens", "seed", "prompts_sha256")
 
 
 def compare_model(a: Recording, b: Recording) -> list[dict[str, Any]]:
-    """Rows on logits and on token ids; `beyond` lists what is out of bounds. No row where a side has no model.
+    """Rows on logits and on token ids; `beyond` lists what is out of bounds. No rows if a side has no model.
 
-    Raises ComparisonError when the two models, or what they were given, differ.
+    Raises ComparisonError if the two models or their inputs differ.
     """
     models = [side.index["model"] for side in (a, b) if "model" in side.index]
     if len(models) < 2:
@@ -46,11 +46,11 @@ def _logits(name: str, a: dict, b: dict, dtype: str) -> dict[str, Any]:
     difference = float(np.abs(first - second).max())
     bound = LOGITS[dtype] * largest
     beyond = [] if difference <= bound else [f"logits differ by {difference:.3g} (bound {bound:.3g})"]
-    found = {"what": f"logits {name}", "difference": difference, "largest": largest, "bound": bound, "beyond": beyond}
+    row = {"what": f"logits {name}", "difference": difference, "largest": largest, "bound": bound, "beyond": beyond}
     if name == "dense":  # the cache against no cache, on either side
-        found["from_full_a"] = float(np.abs(first - whole).max())
-        found["from_full_b"] = float(np.abs(second - b["logits/full"].astype(np.float64)).max())
-    return found
+        row["from_full_a"] = float(np.abs(first - whole).max())
+        row["from_full_b"] = float(np.abs(second - b["logits/full"].astype(np.float64)).max())
+    return row
 
 
 def _tokens(policy: str, what: str, columns: slice, a: dict, b: dict, dtype: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _tokens(policy: str, what: str, columns: slice, a: dict, b: dict, dtype: str
     least = [float(np.nanmin(side)) for side in leads]
     for side, lead in zip("AB", least, strict=True):
         if lead < -bound:  # the engine's token is not the best one of its own logits
-            beyond.append(f"{side} drew a token that falls short of the best by {-lead:.3g} (bound {bound:.3g})")
+            beyond.append(f"{side} drew a token that trails the best by {-lead:.3g} (bound {bound:.3g})")
     return {
         "what": f"{what} tokens {policy}",
         "identical": float(1 - differs.any(axis=2).mean()),

@@ -12,14 +12,14 @@ from .recording import ComparisonError, Recording
 from .ulps import row_ulps, same_bits, ulp_distance
 
 # Between two backends, and of each from float64. Outputs and summaries: ulps of the row's largest element, in the
-# output's dtype. Float32 differs by the order of its sums, bfloat16 by its rounding (in some kernels, of the weights
-# too). lse is float32 everywhere.
+# output's dtype. Float32 results differ by the order of summation, bfloat16 ones by rounding (in some kernels, of the
+# weights too). lse is always float32.
 ROW_ULPS = {"float32": 64, "bfloat16": 2}
 LSE_ULPS = 64
 
 
 def compare_ops(a: Recording, b: Recording) -> list[dict[str, Any]]:
-    """A row for every case; `beyond` lists what is out of bounds in it. Raises ComparisonError for unequal inputs."""
+    """A row per case; its `beyond` lists what is out of bounds. Raises ComparisonError if the inputs differ."""
     for what in ("seed", "states", "inputs_sha256"):
         if a.index["ops"][what] != b.index["ops"][what]:
             raise ComparisonError(f"{a.path} and {b.path} have different inputs: {what} of the op cases")
@@ -33,7 +33,7 @@ def compare_ops(a: Recording, b: Recording) -> list[dict[str, Any]]:
         for case in cases_of(known[name]):
             pair = [status.get(case.name) for status in statuses]
             if None in pair:
-                raise ComparisonError(f"{(a, b)[pair.index(None)].path} is incomplete: it lacks {case.name}")
+                raise ComparisonError(f"{(a, b)[pair.index(None)].path} is incomplete: {case.name} is missing")
             rows.append(_case_row(case, inputs, a, b, pair))
     return rows
 
@@ -68,7 +68,7 @@ def _case_row(case: Case, inputs: dict[str, np.ndarray], a: Recording, b: Record
 
 
 def _numbers(a: np.ndarray, b: np.ndarray, wanted: np.ndarray, dtype: str) -> dict[str, Any]:
-    """How far rows of one array lie apart, and each from float64."""
+    """How far two arrays differ, row by row, and each from float64."""
     if not a.size:
         return {"max_ulp": 0.0, "mean_ulp": 0.0, "row_ulp": 0.0, "error_a": 0.0, "error_b": 0.0, "equal_rows": 1.0}
     distance = ulp_distance(a, b)
@@ -83,40 +83,40 @@ def _numbers(a: np.ndarray, b: np.ndarray, wanted: np.ndarray, dtype: str) -> di
 
 
 def _append(dtype: str, a: dict, b: dict, wanted: dict) -> dict[str, Any]:
-    found = _numbers(a["summaries"], b["summaries"], wanted["summaries"], dtype)
+    row = _numbers(a["summaries"], b["summaries"], wanted["summaries"], dtype)
     beyond = []
     for name in ("k_pages", "v_pages"):
         for side, pools in (("A", a), ("B", b)):
             wrong = int((~same_bits(pools[name], wanted[name])).sum())
             if wrong:
-                beyond.append(f"{name} of {side}: {wrong} elements are not what was to be written or kept (bound 0)")
-    return found | {"beyond": beyond + _beyond_row_ulps("summaries", found, dtype)}
+                beyond.append(f"{name} of {side}: {wrong} elements were wrongly written or overwritten (bound 0)")
+    return row | {"beyond": beyond + _beyond_row_ulps("summaries", row, dtype)}
 
 
-def _beyond_row_ulps(name: str, found: dict[str, Any], dtype: str) -> list[str]:
-    said = {"row_ulp": "A and B lie", "error_a": "A lies from float64", "error_b": "B lies from float64"}
+def _beyond_row_ulps(name: str, row: dict[str, Any], dtype: str) -> list[str]:
+    clauses = {"row_ulp": "A and B lie", "error_a": "A lies from float64", "error_b": "B lies from float64"}
     bound = ROW_ULPS[dtype]
-    far = {which: found[which] for which in said if not found[which] <= bound}
-    return [f"{name}: {said[which]} {value:.3g} row ulps apart (bound {bound})" for which, value in far.items()]
+    far = {which: row[which] for which in clauses if not row[which] <= bound}
+    return [f"{name}: {clauses[which]} {value:.3g} row ulps apart (bound {bound})" for which, value in far.items()]
 
 
 def _attention(case: Case, a: dict, b: dict, wanted: dict) -> dict[str, Any]:
-    """Rows of block_topk_decode whose selection rounding may decide are counted, and left out."""
+    """Rows of block_topk_decode whose selection rounding may decide are counted but not compared."""
     dtype = case.state.dtype
     kept = np.ones(wanted["out"].shape[:2], bool)
     if "margin" in wanted:
         kept = np.repeat(wanted["margin"] > 0, case.state.group, axis=1)
-    found: dict[str, Any] = _numbers(a["out"][kept], b["out"][kept], wanted["out"][kept], dtype)
+    row: dict[str, Any] = _numbers(a["out"][kept], b["out"][kept], wanted["out"][kept], dtype)
     lses = {"a": a["lse"][kept], "b": b["lse"][kept], "true": wanted["lse"][kept]}
-    # Of numbers about 1 and more: where a log-sum-exp happens to be near 0, its own ulps mean nothing.
+    # In ulps of max(1, |lse|): near 0 a log-sum-exp's own ulps mean nothing.
     rows = {name: np.stack([x, np.ones_like(x)], axis=-1) for name, x in lses.items()}
-    beyond = _beyond_row_ulps("out", found, dtype)
+    beyond = _beyond_row_ulps("out", row, dtype)
     for name, (one, other) in {"lse_ulp": "ab", "lse_error_a": ("a", "true"), "lse_error_b": ("b", "true")}.items():
-        found[name] = float(row_ulps(rows[one], rows[other], np.float32).max(initial=0.0))
-        if not found[name] <= LSE_ULPS:
-            beyond.append(f"lse: {name} is {found[name]:.3g} ulps (bound {LSE_ULPS})")
-    found["lse_difference"] = float(_difference(lses["a"], lses["b"]).max(initial=0.0))
-    return found | {"undecided_rows": int((~kept).sum()), "beyond": beyond}
+        row[name] = float(row_ulps(rows[one], rows[other], np.float32).max(initial=0.0))
+        if not row[name] <= LSE_ULPS:
+            beyond.append(f"lse: {name} is {row[name]:.3g} ulps (bound {LSE_ULPS})")
+    row["lse_difference"] = float(_difference(lses["a"], lses["b"]).max(initial=0.0))
+    return row | {"undecided_rows": int((~kept).sum()), "beyond": beyond}
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

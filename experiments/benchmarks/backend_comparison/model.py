@@ -1,6 +1,6 @@
-"""Decodes problems with a checkpoint: first-step logits by three ways, token ids, and by how much each token won.
+"""Decodes problems with a checkpoint: logits after the prompt in three ways, token ids, and each token's lead.
 
-The only part that needs kinetics_jax.
+The only module of this package that needs kinetics_jax.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kinetics_jax.settings import Sampling
 from kinetics_jax.tasks.problems import BUILTIN, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
 
-from .recording import ComparisonError, digest, failure
+from .recording import ComparisonError, arrays_sha256, failure_line
 
 
 def record_model(
@@ -42,16 +42,16 @@ def record_model(
     max_tokens: int,
     seed: int,
     backend: str | None,
-    said: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What goes into a recording's index under `model`, and its arrays.
 
     The built-in problems, one greedy sample and `samples` drawn at temperature 1 of each, densely and under
     `attention`. `logits/full`, `logits/<policy> [problems, vocab]` after the prompt; per policy `tokens/<policy>
     [problems, 1 + samples, max_tokens]` int32, the greedy one first, -1 after the end, and `leads/<policy>`, by how
-    much each token leads the next best (logits; with their Gumbel noise where drawn), float32. What the backend cannot
-    do gives status `refused` with the reason, another failure `failed`, and no arrays. Raises ComparisonError for a
-    user's mistake.
+    much each token leads the next best (in logits, plus their Gumbel noise if sampled), float32. If the backend
+    refuses, status is `refused` with the reason and there are no arrays; on any other failure it is `failed`. Raises
+    ComparisonError for a user's mistake.
     """
     lm = load(name, dtype=dtype, backend=backend)
     chosen = load_problems(BUILTIN, limit=problems)
@@ -66,7 +66,7 @@ def record_model(
         "samples": samples,
         "max_tokens": max_tokens,
         "seed": seed,
-        "prompts_sha256": digest({str(i): np.array(prompt, np.int32) for i, prompt in enumerate(prompts)}),
+        "prompts_sha256": arrays_sha256({str(i): np.array(prompt, np.int32) for i, prompt in enumerate(prompts)}),
         "backend": backend or "default",
         "status": "ok",
         "reason": "",
@@ -82,19 +82,19 @@ def record_model(
                 f"model/tokens/{policy}": tokens,
                 f"model/leads/{policy}": leads,
             }
-            said(f"{name} {policy}: {len(prompts)} problems, {int((tokens >= 0).sum())} tokens")
-    except Exception as error:  # what was recorded of the ops is kept
+            report(f"{name} {policy}: {len(prompts)} problems, {int((tokens >= 0).sum())} tokens")
+    except Exception as error:  # the recorded ops are kept
         refused = isinstance(error, NotImplementedError) or isinstance(error.__cause__, NotImplementedError)
         if isinstance(error, UserError) and not refused:
             raise ComparisonError(str(error)) from error
-        reason = str(error) if refused else failure(error)
-        said(f"{name} {'refused' if refused else 'failed'}: {reason}")
+        reason = str(error) if refused else failure_line(error)
+        report(f"{name} {'refused' if refused else 'failed'}: {reason}")
         return index | {"status": "refused" if refused else "failed", "reason": reason}, {}
     return index, arrays
 
 
 def check_model(name: str, attention: str) -> None:
-    """Raises ComparisonError for a model that is not there, or an attention policy that is none."""
+    """Raises ComparisonError if the model does not exist or the attention policy is not one."""
     try:
         resolve(name)
         parse_policy(attention)
@@ -107,12 +107,12 @@ def _generate(
 ) -> np.ndarray:
     """`[problems, 1 + samples, max_tokens]` int32: the engine's greedy sample and those drawn, -1 after the end."""
     greedy = dataclasses.replace(drawn, temperature=0.0)
-    found = [(0, sample) for sample in lm.generate(prompts, n=1, sampling=greedy, attention=policy)]
+    columns = [(0, sample) for sample in lm.generate(prompts, n=1, sampling=greedy, attention=policy)]
     if samples:
-        drawn_ones = lm.generate(prompts, n=samples, sampling=drawn, attention=policy)
-        found += [(1 + sample.sample, sample) for sample in drawn_ones]
+        samples_drawn = lm.generate(prompts, n=samples, sampling=drawn, attention=policy)
+        columns += [(1 + sample.sample, sample) for sample in samples_drawn]
     tokens = np.full((len(prompts), 1 + samples, drawn.max_tokens), -1, np.int32)
-    for column, sample in found:
+    for column, sample in columns:
         tokens[sample.problem, column, : len(sample.output_tokens)] = sample.output_tokens
     return tokens
 
@@ -127,11 +127,11 @@ def _full_logits(lm: LanguageModel, prompts: list[list[int]]) -> np.ndarray:
 def replay(
     lm: LanguageModel, prompts: list[list[int]], tokens: np.ndarray, policy: AttentionPolicy, drawn: Sampling
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Feeds samples through the cache token by token, all side by side.
+    """Feeds samples through the cache token by token, all in one batch.
 
-    `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, all of it prefilled but
-    the last token, which is a decode step; and each token's lead, shaped like `tokens`, NaN where there is no token:
-    for these the whole prompt is prefilled, as the engine does.
+    `tokens [problems, columns, max_tokens]` as recorded. Returns the logits after each prompt, of which
+    all but the last token is prefilled and the last is a decode step; and each token's lead, shaped like `tokens`, NaN
+    where there is none: for these the whole prompt is prefilled, as in the engine.
     """
     problems, columns, steps = tokens.shape
     rows, flat = problems * columns, tokens.reshape(problems * columns, steps)
@@ -143,14 +143,14 @@ def replay(
     hashes = [jnp.uint32(problem_hash(str(problem))) for problem in range(problems)]
     keys = jnp.concatenate([sample_keys(seed_key(drawn.seed), problem, samples) for problem in hashes])
 
-    def step(cache: PagedCache, token: np.ndarray, stored: np.ndarray, there: np.ndarray, position: int):
+    def step(cache: PagedCache, token: np.ndarray, stored: np.ndarray, live: np.ndarray, position: int):
         return _step(
             lm.graph,
             lm.weights,
             cache,
             jnp.asarray(token),
             jnp.asarray(stored),
-            jnp.asarray(there),
+            jnp.asarray(live),
             jax.vmap(jax.random.fold_in, (0, None))(keys, position),
             jnp.asarray(table),
             policy=policy,
@@ -165,12 +165,12 @@ def replay(
     greedy = jnp.arange(rows) % columns == 0
     leads = np.full(flat.shape, np.nan, np.float32)
     for position in range(int((flat >= 0).sum(axis=1).max())):
-        there = flat[:, position] >= 0
+        live = flat[:, position] >= 0
         if position:
             before = np.maximum(flat[:, position - 1], 0)
-            cache, logits = step(cache, before, length + position - 1, there, position)
-        found = _leads(logits, keys, jnp.int32(position), jnp.asarray(flat[:, position]), greedy, sampling=drawn)
-        leads[there, position] = np.asarray(found)[there]
+            cache, logits = step(cache, before, length + position - 1, live, position)
+        leads_now = _leads(logits, keys, jnp.int32(position), jnp.asarray(flat[:, position]), greedy, sampling=drawn)
+        leads[live, position] = np.asarray(leads_now)[live]
     return np.asarray(first)[::columns], leads.reshape(tokens.shape)
 
 
@@ -186,10 +186,10 @@ def _prefilled(
         padded = np.zeros((1, pages * size), np.int32)
         padded[0, : len(prompt)] = prompt
         own = np.where(np.arange(pages) * size < len(prompt), row[:pages], -1).astype(np.int32)
-        cache, found = prefill(
+        cache, after = prefill(
             lm.graph, lm.weights, cache, jnp.asarray(padded), jnp.int32(len(prompt)), jnp.asarray(own)
         )
-        logits.append(found)
+        logits.append(after)
     return cache, jnp.concatenate(logits)
 
 
@@ -200,16 +200,16 @@ def _step(
     cache: PagedCache,
     token: jax.Array,
     stored: jax.Array,
-    there: jax.Array,
+    live: jax.Array,
     keys: jax.Array,
     table: jax.Array,
     *,
     policy: AttentionPolicy,
     backend: str | None,
 ) -> tuple[PagedCache, jax.Array]:
-    """One decode step of `rows` sequences, idle where not `there`: the cache and logits `[rows, vocab]`."""
+    """One decode step of `rows` sequences, idle where not `live`: the cache and logits `[rows, vocab]`."""
     model = nnx.merge(graph, weights)
-    attend = decode_attend(policy, table, jnp.where(there, stored + 1, 0), keys, backend=backend)
+    attend = decode_attend(policy, table, jnp.where(live, stored + 1, 0), keys, backend=backend)
     hidden, cache = model(token[:, None], stored[:, None], attend, cache)
     return cache, model.logits(hidden[:, 0])
 

@@ -1,4 +1,4 @@
-"""Runs the op cases on one backend. Needs jax, NumPy and kinetics_kernels alone."""
+"""Runs the op cases on one backend. Needs only jax, NumPy and kinetics_kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from kinetics_kernels.backends import BACKENDS, PARTS, backend_error, chosen_backend, implementation
 
 from .cases import Case, State, cases_of, inputs_of
-from .recording import ComparisonError, digest, failure
+from .recording import ComparisonError, arrays_sha256, failure_line
 
 OUTPUTS = {
     "append_kv": ("k_pages", "v_pages", "summaries"),
@@ -25,7 +25,7 @@ OUTPUTS = {
 
 
 def check_backend(backend: str | None, interpret: bool) -> None:
-    """Raises ComparisonError for a backend that is not known, or that only an interpreter can run here."""
+    """Raises ComparisonError if a backend is unknown, or runs on this machine only by an interpreter."""
     if backend is not None and backend not in BACKENDS:
         raise ComparisonError(f"backend {backend!r} is not known (known: default, {', '.join(BACKENDS)})")
     if interpret and backend in (None, "xla"):
@@ -35,9 +35,9 @@ def check_backend(backend: str | None, interpret: bool) -> None:
 
 
 def interpreter(backend: str, op: str, dtype: str) -> tuple[str, Any]:
-    """The interpreter of a backend's kernel: its name, and what the kernel's `interpret` argument takes.
+    """The interpreter of a backend's kernel: its name, and the value of the kernel's `interpret` argument.
 
-    Raises ComparisonError where this jax has none.
+    Raises ComparisonError if this jax has none.
     """
     if backend == "triton":
         return "Pallas' interpreter", True
@@ -55,10 +55,10 @@ def interpreter(backend: str, op: str, dtype: str) -> tuple[str, Any]:
     return "the Mosaic GPU interpreter", params()
 
 
-def interpreted(op: str, backend: str, dtype: str) -> tuple[str, Callable[..., Any]]:
-    """What interprets an op, and the op. Raises NotImplementedError where the backend does not have it."""
+def interpreted_op(op: str, backend: str, dtype: str) -> tuple[str, Callable[..., Any]]:
+    """The interpreter's name, and the op under it. Raises NotImplementedError if the backend does not have the op."""
     if op == "block_topk_decode":
-        (first, select), (second, decode) = (interpreted(part, backend, dtype) for part in PARTS[op])
+        (first, select), (second, decode) = (interpreted_op(part, backend, dtype) for part in PARTS[op])
 
         def both(q, k_pages, v_pages, summaries, page_table, lengths, **choice):
             chosen = select(q, summaries, page_table, lengths, page_size=k_pages.shape[2], **choice)
@@ -75,10 +75,10 @@ def interpreted(op: str, backend: str, dtype: str) -> tuple[str, Callable[..., A
 def run_case(
     case: Case, inputs: dict[str, np.ndarray], backend: str | None, interpret: bool
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """How one case was run, and its outputs by name."""
+    """Runs one case: how (compiled, or by which interpreter), and its outputs by name."""
     if interpret:
         assert backend is not None
-        how, function = interpreted(case.op, backend, case.state.dtype)
+        how, function = interpreted_op(case.op, backend, case.state.dtype)
     else:
         how, function = "compiled", functools.partial(getattr(kernels, case.op), backend=backend)
     compiled = jax.jit(functools.partial(function, **case.options))
@@ -87,16 +87,16 @@ def run_case(
 
 
 def record_ops(
-    states: list[State], *, seed: int, backend: str | None, interpret: bool, said: Callable[[str], None]
+    states: list[State], *, seed: int, backend: str | None, interpret: bool, report: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Runs every case of the states: what goes into a recording's index under `ops`, and its arrays.
 
-    A case that the backend refuses is recorded as `refused` with the reason. One that fails otherwise is recorded as
-    `failed`, and takes no other with it.
+    A case that the backend refuses is recorded as `refused` with the reason; one that fails otherwise as `failed`, and
+    the next ones still run.
     """
     check_backend(backend, interpret)
     arrays: dict[str, np.ndarray] = {}
-    found = []
+    records = []
     for state in states:
         inputs = inputs_of(state, seed)
         arrays |= {f"inputs/{state.name}/{name}": array for name, array in inputs.items()}
@@ -109,20 +109,20 @@ def record_ops(
                 status, reason = "refused", str(error)
             except ComparisonError:
                 raise
-            except Exception as error:  # a compiler's, a driver's: hours on a device are not lost to one case
-                status, reason = "failed", failure(error)
-            found.append({"case": case.name, "status": status, "reason": reason, "how": how})
+            except Exception as error:  # of a compiler or driver: one case must not lose hours on a device
+                status, reason = "failed", failure_line(error)
+            records.append({"case": case.name, "status": status, "reason": reason, "how": how})
             if status != "ok":
-                said(f"{case.name} {status}: {reason}")
-        said(f"{state.name}: done")
+                report(f"{case.name} {status}: {reason}")
+        report(f"{state.name}: done")
     why = f"forced{', interpreted' if interpret else ''}"
     return {
         "seed": seed,
         "states": [state.name for state in states],
-        "inputs_sha256": digest({name: array for name, array in arrays.items() if name.startswith("inputs/")}),
+        "inputs_sha256": arrays_sha256({name: array for name, array in arrays.items() if name.startswith("inputs/")}),
         "backends": {
             op: dict(zip(("backend", "why"), chosen_backend(op) if backend is None else (backend, why), strict=True))
             for op in OUTPUTS
         },
-        "cases": found,
+        "cases": records,
     }, arrays

@@ -1,4 +1,4 @@
-"""The ops in plain float64 NumPy: what each side of a comparison is measured against."""
+"""The ops in float64 NumPy, the reference for both sides of a comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def page_scores(inputs: Arrays, summary: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of logical pages, and how far float32 sums of their terms in any order can lie off.
+    """Scores of logical pages, and how far float32 sums of their terms, in any order, can be off.
 
     Both `[batch, kv_heads, max_pages]` float64; meaningless beyond a length.
     """
@@ -32,15 +32,15 @@ def page_scores(inputs: Arrays, summary: str) -> tuple[np.ndarray, np.ndarray]:
     else:
         mean, std, scale = pages[..., 0, :], pages[..., 1, :], dims**-0.5
         size = largest * scale * np.abs(mean) + 0.5 * (largest * scale * std) ** 2
-    # Every term goes through at most 2 dims additions, the mean over the group and a handful of products.
+    # Each term passes through at most 2 dims additions, the mean over the group and a few products.
     return terms.sum(axis=-1), (2 * dims + group + 8) * UNIT * size.sum(axis=-1)
 
 
 def select_pages(case: Case, inputs: Arrays, summary: str) -> tuple[np.ndarray, np.ndarray]:
     """Physical ids `[batch, kv_heads, PAGES]`, -1 unused, and `margin [batch, kv_heads]`.
 
-    The margin is the score gap between the last page taken and the first one left, less what rounding can move: a row
-    where it is not positive may be chosen otherwise in float32. Infinite where there is no choice, or no rounding.
+    The margin is the score gap between the last page taken and the first one left, minus what rounding can change: if
+    it is not positive, float32 may choose otherwise. Infinite if there is no choice, or no rounding.
     """
     scores, slack = page_scores(inputs, summary)
     selected = np.full((*scores.shape[:2], PAGES), -1, np.int32)
@@ -62,9 +62,9 @@ def select_pages(case: Case, inputs: Arrays, summary: str) -> tuple[np.ndarray, 
 
 
 def score_gap(case: Case, inputs: Arrays, summary: str, row: int, head: int, pages: set[int]) -> tuple[float, float]:
-    """Of physical `pages` that only one side chose: the spread of their scores, and how much of it rounding allows.
+    """Of physical `pages` that only one side chose: the spread of their scores, and how much of it rounding explains.
 
-    A forced page among them, or one that is not the sequence's, makes the spread infinite. `ties` allows nothing.
+    A forced page among them, or one that is not the sequence's, makes the spread infinite. `ties` allow none.
     """
     table = inputs["page_table"][row]
     count = -(-int(inputs["lengths"][row]) // case.state.page_size)

@@ -1,4 +1,4 @@
-"""A recording: a folder of `index.json` and `arrays.npz`, written whole or not at all."""
+"""A recording: a folder of `index.json` and `arrays.npz`, written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCHEMA = 1
 
 
 class ComparisonError(Exception):
-    """A mistake of the user's, or a recording that cannot be used; one line."""
+    """A user's mistake, or a recording that cannot be used; its message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """`index` says what was run where; `arrays` are by name, bfloat16 as ml_dtypes has it."""
+    """`index` says what was run where; `arrays` by name, bfloat16 as ml_dtypes' type."""
 
     path: Path
     index: dict[str, Any]
@@ -36,24 +36,24 @@ class Recording:
         return {name.removeprefix(start): array for name, array in self.arrays.items() if name.startswith(start)}
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of names, dtypes, shapes and bits."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
-def failure(error: Exception) -> str:
-    """A failure in one line: a compiler's or a callback's message names its cause last."""
+def failure_line(error: Exception) -> str:
+    """An error as one line, its last one: compilers and callbacks name the cause last."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 def check_free(path: Path) -> None:
-    """Raises ComparisonError where something is already."""
+    """Raises ComparisonError unless `path` is new or an empty folder."""
     if (path / "index.json").exists():
         raise ComparisonError(f"{path} already holds a recording; name another folder, or remove it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -61,7 +61,7 @@ def check_free(path: Path) -> None:
 
 
 def write_recording(path: Path, index: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a recording beside its place and renames it. Raises ComparisonError where something is already."""
+    """Writes a recording beside its place and renames it. Raises ComparisonError unless `path` is free."""
     check_free(path)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -70,7 +70,7 @@ def write_recording(path: Path, index: dict[str, Any], arrays: Mapping[str, np.n
         stored = {name: x.view(np.uint16) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
         with open(partial / "arrays.npz", "wb") as file:
             np.savez(file, **stored)  # type: ignore[arg-type]
-        whole = {"schema": SCHEMA, **index, "arrays": dtypes, "arrays_sha256": _of_file(partial / "arrays.npz")}
+        whole = {"schema": SCHEMA, **index, "arrays": dtypes, "arrays_sha256": _file_sha256(partial / "arrays.npz")}
         (partial / "index.json").write_text(json.dumps(whole, indent=1) + "\n")
         os.rename(partial, path)
     except BaseException:
@@ -79,7 +79,7 @@ def write_recording(path: Path, index: dict[str, Any], arrays: Mapping[str, np.n
 
 
 def read_recording(path: Path) -> Recording:
-    """Reads a whole recording back. Raises ComparisonError for one that is torn, absent or of another schema."""
+    """Reads a whole recording back. Raises ComparisonError if it is missing, torn or of another schema."""
     try:
         index = json.loads((path / "index.json").read_text())
     except FileNotFoundError:
@@ -87,12 +87,12 @@ def read_recording(path: Path) -> Recording:
     except ValueError as error:
         raise ComparisonError(f"{path / 'index.json'} is torn: {error}") from None
     if not isinstance(index, dict) or index.get("schema") != SCHEMA:
-        found = index.get("schema") if isinstance(index, dict) else None
-        raise ComparisonError(f"{path} has schema {found}, this is {SCHEMA}: record it again")
+        schema = index.get("schema") if isinstance(index, dict) else None
+        raise ComparisonError(f"{path} has schema {schema}, this is {SCHEMA}: record it again")
     file = path / "arrays.npz"
     if not file.exists():
         raise ComparisonError(f"{path} is incomplete: there is no arrays.npz")
-    if _of_file(file) != index.get("arrays_sha256"):
+    if _file_sha256(file) != index.get("arrays_sha256"):
         raise ComparisonError(f"{file} is torn: its SHA-256 is not the one in index.json")
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -102,6 +102,6 @@ def read_recording(path: Path) -> Recording:
     return Recording(path, index, arrays)
 
 
-def _of_file(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ LEGEND = """
 max_ulp, mean_ulp: elements of A from B, in their own ulps. row_ulp: in ulps of the row's largest element; error_a,
 error_b: from float64, likewise (bound of the three: {rows}). lse_ulp: float32, of
 max(1, |lse|) (bound {lse}, also from float64). K and V pools after append: equal to the bit. Selections: equal, or the
-scores of the pages that differ lie within score_gap_bound, which is what rounding can move."""
+scores of the pages that differ lie within score_gap_bound, which is what rounding can change."""
 
 
 def print_tables(

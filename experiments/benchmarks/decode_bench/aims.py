@@ -1,19 +1,19 @@
-"""What whole-model decoding shall reach on an H100, and what was measured of it."""
+"""The speeds that whole-model decoding aims at on an H100, against what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-CONTEXT = 16_384  # mean context of the aims; their batch is the largest that was measured there
+CONTEXT = 16_384  # of the aims; their batch is the largest that was measured there
 PEER_BATCH = 32
 
 
 def aims(table: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:
-    """A row for every aim; none on other devices, for which nothing was aimed at. `met` is None where not measured."""
+    """A row per aim; none on other devices, which have no aims. `met` is None if nothing was measured."""
     if "H100" not in device:
         return []
-    found = []
+    rows = []
     for model in dict.fromkeys(line["model"] for line in table):
         largest = max(
             (
@@ -24,15 +24,15 @@ def aims(table: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:
             key=lambda line: line["batch"],
             default=None,
         )
-        found.append(_aim(f"{model}: dense, of its byte limit", 0.8, largest, lambda line: line["of limit"]))
-        found.append(_aim(f"{model}: sparse, of its byte limit", 0.6, largest, lambda line: line["of its limit"]))
+        rows.append(_aim(f"{model}: dense, of its byte limit", 0.8, largest, lambda line: line["of limit"]))
+        rows.append(_aim(f"{model}: sparse, of its byte limit", 0.6, largest, lambda line: line["of its limit"]))
         if wanted := {"1.7B": 4.0, "8B": 2.0}.get(model):
-            found.append(_aim(f"{model}: sparse / dense", wanted, largest, lambda line: line["sparse/dense"]))
+            rows.append(_aim(f"{model}: sparse / dense", wanted, largest, lambda line: line["sparse/dense"]))
         beside = [line for line in table if (line["model"], line["batch"]) == (model, PEER_BATCH)]
         for line in beside:
             name = f"{model}: times transformers at batch {PEER_BATCH}, context {line['context']}"
-            found.append(_aim(name, 5.0, line, _against_peer))
-    return found
+            rows.append(_aim(name, 5.0, line, _against_peer))
+    return rows
 
 
 def _against_peer(line: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The engine's decode chunk over random weights and a random cache, timed when asked: `python -m` this module."""
+"""The worker that times the engine's decode chunk over random weights and a random cache; runs by `python -m`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kinetics_jax.devices.random_decode import RandomDecode, random_weights, rea
 
 
 class Engine:
-    """One model's weights at a time, those last asked for. On an accelerator, one program at a time."""
+    """Holds the weights of one model at a time, the last one asked for."""
 
     def __init__(self) -> None:
         self.on_host = jax.default_backend() == "cpu"
@@ -60,7 +60,7 @@ class Engine:
         return decode.seconds_per_step, about
 
     def _check(self, config: ModelConfig, cache_bytes: float) -> None:
-        """Raises MemoryError for what cannot fit, before anything is drawn or compiled."""
+        """Raises MemoryError if weights and cache cannot fit, before anything is drawn or compiled."""
         itemsize = jnp.dtype(self.dtype).itemsize
         weights = 0 if config == self.config else itemsize * total_parameters(config)
         if self.on_host:

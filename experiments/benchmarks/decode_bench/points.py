@@ -1,4 +1,4 @@
-"""What is measured: models by name, points of batch and context, and the bytes that a step at a point must read."""
+"""What is measured: models by name, points (batch and context), and the bytes that a step at a point must read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.step_time import step_amounts
 
-# So small that a test compiles and decodes it in seconds.
+# Small enough to compile and decode in seconds.
 TINY = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -47,7 +47,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all points of a file share: page size, tokens attended when sparse, steps of a turn, bytes of a number."""
+    """What all points of a file share: page size, tokens attended when sparse, steps per turn, bytes per number."""
 
     page_size: int = 64
     budget: int = 1024
@@ -69,6 +69,6 @@ class Settings:
 
 
 def shape(model: str, layers: int = 0) -> ModelConfig:
-    """A published shape by name, or `tiny`; cut to its first `layers` where that is not 0."""
+    """A published shape by name, or `tiny`; only its first `layers` unless that is 0."""
     config = TINY if model == TINY.name else ModelConfig.named(model)
     return dataclasses.replace(config, num_layers=layers) if layers else config

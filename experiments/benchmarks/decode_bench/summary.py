@@ -8,7 +8,7 @@ from typing import Any
 
 from decode_bench.points import ENGINE, PEERS, Point, Settings
 
-# What is printed; the table has more.
+# Columns to print; the table has more.
 COLUMNS = (
     "model",
     "layers",
@@ -23,18 +23,18 @@ COLUMNS = (
     "transformers tok/s",
     "dense/transformers",
 )
-HOST_COLUMNS = (*COLUMNS, "by CPU time")  # the last ratio in CPU seconds, which other work on the machine disturbs less
+HOST_COLUMNS = (*COLUMNS, "by CPU time")  # dense/transformers in CPU seconds, which other work disturbs less
 
 
 def table(rows: Sequence[dict[str, Any]], settings: Settings, bandwidth: float) -> list[dict[str, Any]]:
-    """`rows` are points with their status, the last one of a point counts; `bandwidth` in bytes/s sets the limits.
+    """`rows` are points with their status, of which the last row of a point counts; limits are at `bandwidth`, bytes/s.
 
-    Ratios are medians over turns where two runners took turns, else ratios of medians. `transformers` is the fastest
-    of its ways that ran. What was not measured is `-`, what did not run is its status.
+    Ratios are medians over turns, paired in order. `transformers` is the faster of its two ways, if both ran. A cell
+    that was not measured is `-`; one that did not run is its status.
     """
     last = {_point(row): row for row in rows}
     places = dict.fromkeys((point.model, point.layers, point.batch, point.context) for point in last)
-    found = []
+    lines = []
     for model, layers, batch, context in sorted(places):
         by_runner = {
             p.runner: row
@@ -67,8 +67,8 @@ def table(rows: Sequence[dict[str, Any]], settings: Settings, bandwidth: float) 
             "sparse/transformers": _ratio(peer, by_runner.get("sparse")),
             "by CPU time": _cpu_ratio(peer, by_runner.get("dense")),
         }
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _point(row: dict[str, Any]) -> Point:
@@ -86,14 +86,14 @@ def _fraction(row: dict[str, Any] | None, limit: float) -> Any:
 
 
 def _cpu_ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None) -> Any:
-    """How many times fewer CPU seconds the second takes."""
+    """CPU seconds of `slow` over those of `fast`."""
     if not (slow and fast and "cpu_seconds" in slow and "cpu_seconds" in fast):
         return "-"
     return round(slow["cpu_seconds"] / fast["cpu_seconds"], 2)
 
 
 def _ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None) -> Any:
-    """How many times faster the second is."""
+    """Seconds of `slow` over those of `fast`, the median over turns."""
     if not (slow and fast and "seconds" in slow and "seconds" in fast):
         return "-"
     turns = zip(slow["turns"], fast["turns"], strict=False)

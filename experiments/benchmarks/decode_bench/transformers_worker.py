@@ -1,5 +1,6 @@
-"""`transformers` on torch, decoding greedily from random weights and a random cache: DynamicCache, as its `generate`
-has it by default, or StaticCache and torch.compile, as its guides advise for speed. Needs torch and transformers alone.
+"""The worker that times `transformers` on torch: greedy decoding with random weights and a random cache. DynamicCache,
+the default of its `generate`, or StaticCache and torch.compile, as its guides advise. Needs only torch and
+transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch  # pyright: ignore[reportMissingImports]
 import transformers
 
-# By path, not as part of the package, which is not for this interpreter.
+# Imported by path: this interpreter may not have what the package imports.
 from serving import Measure, check_host_memory, serve
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, StaticCache
 
@@ -20,7 +21,7 @@ GPU = torch.cuda.is_available()
 
 
 class Transformers:
-    """One model at a time, of the shape last asked for."""
+    """Holds one model at a time, of the last shape asked for."""
 
     def __init__(self) -> None:
         self.shape: dict[str, Any] | None = None
@@ -39,7 +40,7 @@ class Transformers:
         if point["shape"] != self.shape:
             self._load(point["shape"])
         decode = Decoding(self.model, point)
-        decode.seconds_per_step()  # the first calls compile, the next ones record graphs
+        decode.seconds_per_step()  # the first call compiles, the second records CUDA graphs
         decode.seconds_per_step()
         return decode.seconds_per_step, {"attention": self.model.config._attn_implementation, **self.facts}
 
@@ -62,11 +63,11 @@ class Transformers:
         return isinstance(error, torch.OutOfMemoryError)
 
     def bandwidth(self) -> float:
-        raise NotImplementedError("the bandwidth is the engine worker's to measure")
+        raise NotImplementedError("the engine worker measures the bandwidth")
 
 
 class Decoding:
-    """Decode steps of `batch` sequences of `context` tokens each; every call goes on from the same context."""
+    """Decode steps of `batch` sequences of `context` tokens each; every call starts at the same context."""
 
     def __init__(self, model: Any, point: dict[str, Any]) -> None:
         self.model, self.batch, self.steps, self.context = model, point["batch"], point["steps"], point["context"]
@@ -77,7 +78,7 @@ class Decoding:
             check_host_memory(8 * config.num_hidden_layers * kv[0] * kv[1] * length * kv[3])
         like = {"dtype": model.dtype, "device": model.device}
         if self.compiled:
-            torch._dynamo.reset()  # or after a few shapes it would run uncompiled
+            torch._dynamo.reset()  # else it stops compiling after a few shapes
             self.cache: Any = StaticCache(config=config, max_cache_len=self.context + self.steps)
             for layer in self.cache.layers:
                 key = torch.empty(kv[0], kv[1], 0, kv[3], **like)
@@ -90,7 +91,7 @@ class Decoding:
             for layer in range(config.num_hidden_layers):
                 self.cache.update(torch.randn(kv, **like), torch.randn(kv, **like), layer)
             self.call = model
-        named = inspect.signature(model.forward).parameters  # the older name still works, at the price of a warning
+        named = inspect.signature(model.forward).parameters  # the older name still works but warns
         self.cache_name = "cache" if "cache" in named else "past_key_values"
         self._rewind()
 

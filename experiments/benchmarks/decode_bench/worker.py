@@ -1,4 +1,4 @@
-"""The other end of `serving`: starts a worker, asks it, and tells how it died."""
+"""The client of `serving`: starts a worker process, sends it requests, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ FOLDER = Path(__file__).parent
 
 
 def engine_worker(**how: Any) -> Worker:
-    """The engine's programs in this interpreter, free to take most of an accelerator's memory."""
+    """Starts `engine_worker` in this interpreter; it may take most of an accelerator's memory."""
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     command = [sys.executable, "-m", "decode_bench.engine_worker"]
     return Worker(command, folder=FOLDER.parent, environment=environment, **how)
 
 
 def transformers_worker(python: str, **how: Any) -> Worker:
-    """transformers in an interpreter that has it."""
+    """Starts `transformers_worker` in an interpreter that has torch and transformers."""
     return Worker([python, str(FOLDER / "transformers_worker.py")], **how)
 
 
 class WorkerDied(Exception):
-    """The worker ended or did not answer in time; the message holds its last words."""
+    """The worker ended or did not answer in time; the message ends with its last lines of standard error."""
 
 
 class Worker:
-    """A process that serves. `facts` is what it told first. Raises WorkerDied where it does not start."""
+    """A process that runs `serving.serve`. `facts` is its first message. Raises WorkerDied if it does not start."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class Worker:
         patience: float = 300,
     ):
         self.patience = patience
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the process has died)
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read after the process has ended)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             cwd=folder,
             env={**os.environ, **(environment or {})},
@@ -56,7 +56,7 @@ class Worker:
         self.facts = self._answer()
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """The answer. Raises WorkerDied where none comes within `patience` seconds."""
+        """Sends a request; returns the answer. Raises WorkerDied if none comes within `patience` seconds."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **more}) + "\n")
@@ -65,15 +65,15 @@ class Worker:
             raise WorkerDied(self._last_words("ended")) from None
         return self._answer()
 
-    def get(self, do: str, **more: Any) -> dict[str, Any]:
-        """The answer where it is good. Exits with the reason where it is not."""
+    def ask_or_exit(self, do: str, **more: Any) -> dict[str, Any]:
+        """As `ask`, for callers that cannot go on without: exits with the reason unless the status is ok."""
         answer = self.ask(do, **more)
         if answer.pop("status") != "ok":
             raise SystemExit(f"{do}: {answer['why']}")
         return answer
 
     def close(self) -> None:
-        """Ends the process, kindly where it listens."""
+        """Closes the process's input so that it ends; kills it if it has not ended after 20 seconds."""
         assert self._process.stdin is not None
         if self._process.poll() is None:
             self._process.stdin.close()
@@ -97,6 +97,6 @@ class Worker:
         return json.loads(line)
 
     def _last_words(self, how: str) -> str:
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
         return f"{how}: {' | '.join(lines[-3:])}"[-500:]

@@ -1,7 +1,7 @@
-"""What the kernel measurements share: byte floors, states, checks, timing, peers. On jax, numpy, kinetics_kernels."""
+"""What the kernel measurements share: byte floors, states, checks, timing, peers. Needs jax and NumPy."""
 
 import pathlib
 import sys
 
-# The kernels of this checkout, whatever is installed; so that a clone will do.
+# The kernels of this checkout, so that a clone will do where nothing is installed; an installed copy is not used.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "kernels"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}
 
-# Bytes per second of device memory by the vendors' data sheets, the same as economics.hardware has.
+# Bytes/s of device memory by the vendors' data sheets, as in kinetics_jax.costs.hardware.
 DATA_SHEET = {"h100": 3.35e12, "h200": 4.8e12, "a100": 2.039e12, "v5e": 819e9, "v5p": 2.765e12, "v6e": 1.638e12}
 
 
@@ -53,9 +53,9 @@ class Workload:
 def floor_bytes(op: str, load: Workload) -> int:
     """Each input read once, each output written once, for `dense`, `select`, `attend`, `block_topk` or `append`.
 
-    Per KV head and page a selection reads one summary (two vectors for the kinds of two) and one id; attention reads
-    K, V and ids of what it attends to, and q, and writes out and log-sum-exp. `append` writes a token's K and V; the
-    pages it closes are not counted. Raises ValueError for another op.
+    Per KV head and page a selection reads one summary (two vectors for `min_max` and `mean_std`) and one id; attention
+    reads K, V and ids of what it attends to, and q, and writes out and log-sum-exp. `append` writes a token's K and V;
+    the pages it closes are not counted. Raises ValueError for any other op.
     """
     row = load.head_dim * ITEM_BYTES[load.dtype]
     query, table = load.batch * load.q_heads * row, 4 * load.batch * load.table_pages
@@ -100,7 +100,7 @@ def floor_rows(loads: Iterable[Workload], chips: Sequence[str]) -> list[dict]:
 
 
 def print_table(rows: Sequence[dict]) -> None:
-    """Rows of equal keys, right-aligned under their names."""
+    """Prints rows of equal keys, right-aligned under their names."""
     widths = {name: max(len(str(value)) for value in (name, *(row[name] for row in rows))) for name in rows[0]}
     for row in (dict(zip(widths, widths, strict=True)), *rows):
         print("  ".join(str(row[name]).rjust(width) for name, width in widths.items()))

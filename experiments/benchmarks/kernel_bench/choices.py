@@ -1,4 +1,4 @@
-"""What can be measured on this device: backends of an op, and the options each kernel takes beyond the reference's."""
+"""What can be measured on a device: the backends of an op, and the options a kernel takes beyond the reference's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 from kinetics_kernels import reference
 from kinetics_kernels.backends import OF_PLATFORM, implementation, kernel_backends
 
-# Values worth trying of the options that kernels have, by name.
+# Values worth trying, by the name of the option.
 VALUES = {
     "splits": (1, 2, 4, 8, 16, 32),
     "stages": (2, 3, 4),
@@ -30,18 +30,18 @@ class Choice:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        told = ",".join(f"{name}={value}" for name, value in self.options)
-        return f"{self.backend}({told})" if told else self.backend
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.backend}({options})" if options else self.backend
 
     def function(self, op: str) -> Callable[..., Any]:
-        """The op of kinetics_kernels with these options. Raises NotImplementedError where the backend lacks it."""
-        found = implementation(op, self.backend)
+        """The op of kinetics_kernels with these options. Raises NotImplementedError if the backend does not have it."""
+        kernel = implementation(op, self.backend)
         options = dict(self.options)
-        return lambda *arguments, **keywords: found(*arguments, **keywords, **options)
+        return lambda *arguments, **keywords: kernel(*arguments, **keywords, **options)
 
 
 def backends(op: str, platform: str | None = None) -> list[str]:
-    """The backends made for a platform, by default the one this runs on, that have an op; the reference last."""
+    """The backends for a platform (default: the current one) that have an op; the reference last."""
     made = OF_PLATFORM.get(platform or jax.default_backend(), ())
     return [*(name for name in kernel_backends(op) if name in made), "xla"]
 

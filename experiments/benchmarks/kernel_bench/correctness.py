@@ -26,7 +26,7 @@ class Shape:
     summary: str = "mean"
     table_pages: int = 9
     kv_heads: int = 2
-    repeated: int = 1  # times that the sequences are in the batch
+    repeated: int = 1  # how often the batch repeats the sequences
 
     def state(self) -> Paged:
         size, most = self.page_size, self.page_size * self.table_pages
@@ -49,7 +49,7 @@ class Shape:
         return shape + f"batch {8 * self.repeated} {self.dtype} {self.summary}"
 
 
-# The usual shape first, then one thing changed at a time, then several at once.
+# A common shape first, then one field changed at a time, then several at once.
 BASE = Shape()
 SHAPES = (
     BASE,
@@ -67,7 +67,7 @@ SHAPES = (
     Shape(group=8, head_dim=256, page_size=128, dtype="float16", summary="min_max"),
     Shape(group=2, head_dim=64, page_size=128, dtype="bfloat16", summary="mean_std"),
 )
-# As small as they come, for a run without an accelerator.
+# Small enough for a CPU.
 TINY_SHAPES = (
     Shape(group=2, head_dim=16, page_size=8, dtype="float32", table_pages=7, kv_heads=1),
     Shape(group=1, head_dim=16, page_size=8, dtype="bfloat16", table_pages=7, summary="min_max"),
@@ -80,7 +80,10 @@ def kernel_of(op: str) -> str:
 
 
 def check(op: str, shape: Shape, choice: Choice) -> dict:
-    """Runs one case: the row with `status` ok or wrong, the error and, where wrong, why. Refusals are raised."""
+    """Runs one case: the row with `status` ok or wrong, the error and, if wrong, why.
+
+    Raises NotImplementedError if the backend refuses the case.
+    """
     state = shape.state()
     function = choice.function(kernel_of(op))
     error, why = _run(op, state, shape, function)
@@ -91,25 +94,25 @@ def _run(op: str, state: Paged, shape: Shape, function) -> tuple[float, str]:
     q, k_pages, v_pages, summaries, table, lengths = state.arrays(shape.dtype)
     kv_heads, batch = shape.kv_heads, len(state.lengths)
     if op == "paged_decode":
-        found = jax.jit(function)(q, k_pages, v_pages, table, lengths)
+        results = jax.jit(function)(q, k_pages, v_pages, table, lengths)
         tables = np.broadcast_to(state.page_table[:, None], (batch, kv_heads, shape.table_pages))
-        return check_decode(state, shape.dtype, found, tables, np.tile(state.lengths[:, None], (1, kv_heads)))
+        return check_decode(state, shape.dtype, results, tables, np.tile(state.lengths[:, None], (1, kv_heads)))
     if op == "sparse_decode":
         selected, covered = _random_selection(state)
-        found = jax.jit(function)(q, k_pages, v_pages, selected, covered)
-        return check_decode(state, shape.dtype, found, selected, covered)
+        results = jax.jit(function)(q, k_pages, v_pages, selected, covered)
+        return check_decode(state, shape.dtype, results, selected, covered)
     if op == "select_pages":
         settings = {"page_size": shape.page_size, "pages": PAGES, "summary": shape.summary}
-        found = jax.jit(lambda *arrays: function(*arrays, **settings))(q, summaries, table, lengths)
-        return check_selection(state, found, pages=PAGES)
+        results = jax.jit(lambda *arrays: function(*arrays, **settings))(q, summaries, table, lengths)
+        return check_selection(state, results, pages=PAGES)
     if op == "append_kv":
         rng = np.random.default_rng(1)
         drawn = (rng.standard_normal((batch, kv_heads, shape.head_dim)).astype(q.dtype) for _ in range(2))
         k_new, v_new = drawn
         run = jax.jit(lambda *arrays: function(*arrays, summary=shape.summary), donate_argnums=(0, 1, 2))
-        found = run(k_pages, v_pages, summaries, k_new, v_new, table, lengths)
+        results = run(k_pages, v_pages, summaries, k_new, v_new, table, lengths)
         new = k_new.astype(np.float32), v_new.astype(np.float32)
-        return check_append(state, shape.dtype, found, *new)
+        return check_append(state, shape.dtype, results, *new)
     raise ValueError(f"check: op {op!r} is not known (known: {', '.join(OPS)})")
 
 

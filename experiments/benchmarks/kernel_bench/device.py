@@ -1,4 +1,4 @@
-"""What the device is and can do: kind, versions, bandwidths, what a launch costs."""
+"""Facts of the device: kind, versions, bandwidths, launch overhead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kernel_bench.timing import bandwidths, launch_overhead
 
 
 def cases(num_bytes: int) -> list[Case]:
-    """Facts, then bandwidths over arrays of `num_bytes`, then launches."""
+    """The cases of the device section: facts, bandwidths over arrays of `num_bytes`, launch overhead."""
     return [
         Case("facts", lambda: {"status": "ok", **facts()}),
         Case("bandwidth", functools.partial(_bandwidth, num_bytes)),
@@ -45,16 +45,16 @@ def facts() -> dict:
 
 
 def memory_bytes(device: Any) -> int | None:
-    """What the allocator may give; None where the platform does not say."""
+    """Bytes that the allocator may give; None if the platform does not report them."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
 
 
 def healthy() -> bool:
-    """Whether the device still computes: after a fault in a kernel, a CUDA process never does again."""
+    """Whether the device still computes: after a fault in a kernel a CUDA process does not."""
     try:
         return float(jax.jit(lambda x: x + 1)(1.0)) == 2.0
-    except Exception:  # whatever it says, it does not compute
+    except Exception:  # whatever the error, it does not compute
         return False
 
 
@@ -70,5 +70,5 @@ def _nvidia_smi() -> str | None:
         return None
     fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return (found.stdout or found.stderr).strip()
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return (answer.stdout or answer.stderr).strip()

@@ -1,4 +1,4 @@
-"""One row of a timing: an op by one choice of backend at one workload, checked at that shape, then timed."""
+"""A row of a timing: one op by one backend at one workload, checked at that shape, then timed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from kernel_bench.byte_model import Workload, floor_bytes
 from kernel_bench.choices import Choice
 from kernel_bench.oracle import close, close_lse
 from kernel_bench.states import DeviceState, make_state, paged, sets_needed
-from kernel_bench.timing import ROTATE_BYTES, time_calls, time_queue
+from kernel_bench.timing import ROTATE_BYTES, Timing, time_calls, time_queue
 
-CHECKED = 2  # sequences of a timed batch that are compared with the reference
-LEAST_OVERLAP = 0.99  # of a timed selection with the reference's: sums in another order may swap near ties
+CHECKED_SEQUENCES = 2  # sequences of a timed batch that are compared with the reference
+MIN_OVERLAP = 0.99  # share of the reference's pages: sums in another order may swap near ties
 
 
 @dataclasses.dataclass
 class Bench:
-    """What the rows of a run share. `memory`: bytes a state may take; `bandwidth`: bytes/s that floors are taken at."""
+    """What the rows of a run share. `memory`: bytes a state may take; `bandwidth`: bytes/s that floors assume."""
 
     memory: int
     bandwidth: float
     seconds: float = 0.08  # of a repeat
     rotate_bytes: int = ROTATE_BYTES
-    most_calls: int = 16  # of one program
+    max_calls: int = 16  # of one program
     held: DeviceState | None = None
     expected: dict = dataclasses.field(default_factory=dict)
 
     def state(self, op: str, load: Workload) -> DeviceState:
-        """A state with enough sets for this op; the last one where it serves. Raises MemoryError if none fits."""
+        """A state with enough sets for this op; the held one if it will do. Raises MemoryError if none fits."""
         sets = sets_needed(op, load, self.rotate_bytes, self.memory)
         if not self._serves(load, sets):
             held_tokens = 0 if self.held is None else self.held.keys.shape[1]
@@ -51,22 +51,22 @@ class Bench:
         )
 
     def drop(self, *, keep_pools: bool = False) -> None:
-        """Frees what is held: before another state is made, or after a failure that may have used it up."""
+        """Frees the held state: before another is made, or if a donating program may have used it up."""
         self.expected.clear()
         if not keep_pools:
             self.held = None
 
-    def once(self, key: Any, find: Callable[[], Any]) -> Any:
-        """What the reference gives for the held state, found once."""
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The reference's result for the held state, computed once."""
         if key not in self.expected:
-            self.expected[key] = find()
+            self.expected[key] = compute()
         return self.expected[key]
 
 
 def measure(bench: Bench, op: str, load: Workload, choices: tuple[Choice, ...]) -> dict:
     """Times `dense`, `select`, `attend`, `block_topk` (two choices: selection, attention) or `append`.
 
-    Returns the row: `status` ok or wrong (then `why`, and no time), the error, bytes, floors and the timing.
+    Returns the row: `status` ok with the error, bytes, floor and timing, or wrong with the error and `why`, untimed.
     """
     state = bench.state(op, load)
     error, why = CHECKS[op](bench, state, choices)
@@ -80,7 +80,7 @@ def measure(bench: Bench, op: str, load: Workload, choices: tuple[Choice, ...]) 
         arguments,
         tables,
         seconds=bench.seconds,
-        most_calls=min(bench.most_calls, 4 if reference_too else 16),
+        max_calls=min(bench.max_calls, 4 if reference_too else 16),
         donate=op == "append",
     )
     row = {"status": "ok", "error": error, "sets": len(tables)}
@@ -88,7 +88,7 @@ def measure(bench: Bench, op: str, load: Workload, choices: tuple[Choice, ...]) 
 
 
 def measure_two_programs(bench: Bench, load: Workload, choices: tuple[Choice, ...]) -> dict:
-    """`block_topk` as a user has it who jits selection and attention apart: two launches by the host a step."""
+    """`block_topk` with selection and attention jitted apart: two launches by the host per step."""
     state = bench.state("block_topk", load)
     error, why = _check_block_topk(bench, state, choices)
     if why:
@@ -111,14 +111,15 @@ def measure_two_programs(bench: Bench, load: Workload, choices: tuple[Choice, ..
     return row | against_floor(floor_bytes("block_topk", load), timing, bench.bandwidth)
 
 
-def against_floor(num_bytes: int, timing: dict, bandwidth: float) -> dict:
-    """The timing with its bytes, its floor and the fraction of the bandwidth it reaches.
+def against_floor(num_bytes: int, timing: Timing, bandwidth: float) -> dict:
+    """A row of the timing, its bytes, its floor and the fraction of the bandwidth it reaches.
 
-    More than all of it means that the program read less than the op must: the row says so.
+    A fraction above 1.05 means that the program read less than the op must: the row is `impossible`.
     """
     floor = 1e6 * num_bytes / bandwidth
-    fraction = floor / timing["us"]
-    return {"bytes": num_bytes, "floor_us": floor, "fraction": fraction, "impossible": fraction > 1.05} | timing
+    fraction = floor / timing.us
+    row = {"bytes": num_bytes, "floor_us": floor, "fraction": fraction, "impossible": fraction > 1.05}
+    return row | dataclasses.asdict(timing)
 
 
 def _dense(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple:
@@ -135,7 +136,7 @@ def _select(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tu
 
     def step(q, table, summaries, lengths):
         selected, _ = select(q, summaries, table, lengths, **_selection(load))
-        # The next query waits for this choice: one more small kernel, part of the time given.
+        # Makes the next query depend on this selection: one more small kernel, which is part of the time.
         tail = jnp.repeat(selected[..., -1], load.group, axis=1)[..., None]
         return q + (tail * 1e-30).astype(q.dtype)
 
@@ -185,11 +186,11 @@ def _selection(load: Workload) -> dict:
 def _chosen(bench: Bench, state: DeviceState) -> list[tuple[jax.Array, jax.Array]]:
     """The reference's `(selected, covered)` for every set."""
 
-    def find() -> list:
+    def select_all() -> list:
         select = jax.jit(lambda *arrays: reference.select_pages(*arrays, **_selection(state.load)))
         return [select(state.q, state.summaries, table, state.lengths) for table in state.tables]
 
-    return bench.once(("chosen", state.load, len(state.tables)), find)
+    return bench.once(("chosen", state.load, len(state.tables)), select_all)
 
 
 def _check_dense(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple[float, str]:
@@ -200,7 +201,11 @@ def _check_dense(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) 
 
 def _check_select(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple[float, str]:
     overlap, _ = _select_and_compare(bench, state, choices[0])
-    why = f"{overlap:.4f} of the pages are the reference's, least is {LEAST_OVERLAP}" if overlap < LEAST_OVERLAP else ""
+    why = (
+        f"{overlap:.4f} of the pages are the reference's, at least {MIN_OVERLAP} must be"
+        if overlap < MIN_OVERLAP
+        else ""
+    )
     return 1 - overlap, why
 
 
@@ -222,9 +227,9 @@ def _check_block_topk(bench: Bench, state: DeviceState, choices: tuple[Choice, .
 
 
 def _check_append(bench: Bench, state: DeviceState, choices: tuple[Choice, ...]) -> tuple[float, str]:
-    """On donated pools, as it is timed: there may be no room for a copy of them. `state` gets what comes back."""
+    """On donated pools, as in the timing: there may be no room for a copy. `state` gets the pools that come back."""
     load, (step, pools, new, tables) = state.load, _append(bench, state, choices)
-    bench.drop()  # it holds the same pools
+    bench.drop()  # bench.held has the same pools
 
     def written(pools, table, k_new, v_new, lengths):
         keys, values, summaries = step(pools, table, k_new, v_new, lengths)
@@ -248,12 +253,14 @@ CHECKS = {
 
 
 def attended(state: DeviceState, table: jax.Array, lengths: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Reference `(out, lse)` of the first sequences, in float32 from the stored values."""
+    """The reference's `(out, lse)` of the first CHECKED_SEQUENCES, in float32 from the stored values."""
     page_size = state.load.page_size
 
     def run(q, keys, values, table, lengths):
         pools = paged(keys, page_size), paged(values, page_size)
-        return reference.paged_decode(q[:CHECKED].astype(jnp.float32), *pools, table[:CHECKED], lengths[:CHECKED])
+        return reference.paged_decode(
+            q[:CHECKED_SEQUENCES].astype(jnp.float32), *pools, table[:CHECKED_SEQUENCES], lengths[:CHECKED_SEQUENCES]
+        )
 
     out, lse = jax.jit(run)(state.q, state.keys, state.values, table, lengths)
     return np.asarray(out), np.asarray(lse)
@@ -262,12 +269,12 @@ def attended(state: DeviceState, table: jax.Array, lengths: jax.Array) -> tuple[
 def _compare_decode(
     choice: Choice, state: DeviceState, table: jax.Array, lengths: jax.Array, expected: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, str]:
-    """The whole batch is run, its first sequences are compared."""
+    """Runs the whole batch and compares its first CHECKED_SEQUENCES: the error, and why it is too large or ""."""
     decode, page_size = choice.function("paged_decode"), state.load.page_size
 
     def run(q, keys, values, table, lengths):
         out, lse = decode(q, paged(keys, page_size), paged(values, page_size), table, lengths)
-        return out[:CHECKED], lse[:CHECKED], jnp.all(jnp.isfinite(out))
+        return out[:CHECKED_SEQUENCES], lse[:CHECKED_SEQUENCES], jnp.all(jnp.isfinite(out))
 
     out, lse, finite = jax.jit(run)(state.q, state.keys, state.values, table, lengths)
     if not finite:
@@ -284,8 +291,8 @@ def _select_and_compare(bench: Bench, state: DeviceState, choice: Choice) -> tup
     wanted, tokens = _chosen(bench, state)[0]
     if not np.array_equal(covered, tokens):
         return 0.0, (selected, covered)
-    found, wanted = np.asarray(selected), np.asarray(wanted)
-    same = [len({*a} & {*b}) / len({*b}) for a, b in zip(_rows(found), _rows(wanted), strict=True)]
+    ids, wanted = np.asarray(selected), np.asarray(wanted)
+    same = [len({*a} & {*b}) / len({*b}) for a, b in zip(_rows(ids), _rows(wanted), strict=True)]
     return float(np.mean(same)), (selected, covered)
 
 

@@ -1,8 +1,8 @@
 """Runs a suite's cases in a worker process that may crash or hang, and keeps every row it got.
 
-The worker names a case in its section's file before it runs it and writes the row right after, each time the whole file
-under a temporary name first. A worker that dies, or is killed because a case takes too long, is started again and goes
-on behind that case, which gets a row that says so.
+The worker names a case in its section's file before running it and adds the row right after; each time it replaces the
+whole file. A worker that dies, or is killed because a case takes too long, is restarted at the next case; the one that
+stopped it gets a row that says so.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 POISONED = 75  # exit code of a worker whose device no longer answers
-MOST_STARTS = 20
+MAX_STARTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row to be: a name that no other case of the section has, what gives the row, and what every outcome tells."""
+    """A row to measure: a name unique in its section, a function that gives the row, and fields that every row has."""
 
     name: str
     run: Callable[[], dict]
@@ -32,7 +32,7 @@ class Case:
 
 
 class SectionFile:
-    """One section's JSON: rows by case, and the case that runs. Every change is on disk when the call returns."""
+    """A section's JSON: its rows, and the case that is running. Every method returns with the change on disk."""
 
     def __init__(self, path: pathlib.Path, header: dict):
         self.path = path
@@ -48,12 +48,13 @@ class SectionFile:
         self.write()
 
     def end(self, row: dict) -> None:
-        """The row of the case that runs."""
+        """Adds the row of the running case."""
         self.content["rows"].append(self.content["running"] | row)
         self.content["running"] = None
         self.write()
 
     def write(self) -> None:
+        """Replaces the file as a whole. (`kinetics_jax.files` has such a writer: here a bare clone must do.)"""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(_plain(self.content), indent=1) + "\n")
@@ -61,7 +62,7 @@ class SectionFile:
 
 
 def _plain(value: Any) -> Any:
-    """As strict JSON has it: infinities and NaN as strings."""
+    """The value as strict JSON takes it: infinities and NaN as strings."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -72,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def run_case(case: Case) -> dict:
-    """The case's row; a refusal or an error is a row with its first line."""
+    """The case's row; a refusal or an error becomes a row with the first line of its message."""
     began = time.perf_counter()
     try:
         row = case.run()
@@ -93,7 +94,10 @@ def _line(error: BaseException) -> str:
 
 
 def run_section(file: SectionFile, cases: Sequence[Case], until: float, healthy: Callable[[], bool]) -> bool:
-    """Runs what is not done before `until` (time.time()); whether all is. Exits with POISONED if the device is gone."""
+    """Runs the cases that have no row yet until `until` (time.time()); returns whether all have one now.
+
+    Exits with POISONED if the device no longer computes.
+    """
     for case in cases:
         if case.name in file.done:
             continue
@@ -102,7 +106,7 @@ def run_section(file: SectionFile, cases: Sequence[Case], until: float, healthy:
         file.begin(case)
         row = run_case(case)
         file.end(row)
-        print(f"{case.name}: {told(row)}", flush=True)
+        print(f"{case.name}: {describe(row)}", flush=True)
         if row["status"] == "failed" and not healthy():
             sys.exit(POISONED)
     file.content["left"] = [case.name for case in cases if case.name not in file.done]
@@ -110,7 +114,7 @@ def run_section(file: SectionFile, cases: Sequence[Case], until: float, healthy:
     return not file.content["left"]
 
 
-def told(row: dict) -> str:
+def describe(row: dict) -> str:
     """A row in a few words."""
     if "us" in row:
         mark = " (launch-bound)" if row.get("launch_bound") else " (impossible: read too little)" * row["impossible"]
@@ -119,35 +123,38 @@ def told(row: dict) -> str:
 
 
 def supervise(command: Sequence[str], folder: pathlib.Path, prefix: str, *, seconds: float, stall: float) -> int:
-    """Starts the worker until it ends by itself or the time is up; its exit code, 0 also when time was up.
+    """Restarts the worker until it ends by itself or time runs out; returns its exit code, 0 too if time ran out.
 
     `command` is the worker's; files `<prefix>*.json` in `folder` are its sections. `stall`: seconds a case may take.
     """
     until = time.time() + seconds
-    with tempfile.TemporaryFile("w+") as said:
-        for _ in range(MOST_STARTS):
-            said.seek(0)
-            said.truncate()
-            worker = subprocess.Popen(command, stderr=said, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-            ended = _watch(worker, folder, prefix, until, stall)
-            said.seek(0)
-            last = said.read().strip().splitlines()[-6:]
-            if ended == "done" and worker.returncode == 0:
+    with tempfile.TemporaryFile("w+") as stderr:
+        for _ in range(MAX_STARTS):
+            stderr.seek(0)
+            stderr.truncate()
+            worker = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+            ending = _watch(worker, folder, prefix, until, stall)
+            stderr.seek(0)
+            last = stderr.read().strip().splitlines()[-6:]
+            if ending == "done" and worker.returncode == 0:
                 return 0
-            why = f"exit code {worker.returncode}" if ended == "done" else ended
-            running = _note_running(folder, prefix, ended, f"{why}: {' | '.join(last)}"[-600:])
+            why = f"exit code {worker.returncode}" if ending == "done" else ending
+            running = _note_running(folder, prefix, ending, f"{why}: {' | '.join(last)}"[-600:])
             print(f"worker ended ({why}) in {running or 'no case'}", flush=True)
-            if ended == "out of time":
+            if ending == "out of time":
                 return 0
-            if not running and worker.returncode != POISONED:  # no case to blame: it would only happen again
+            if not running and worker.returncode != POISONED:  # no case to blame: a restart would fail again
                 print("\n".join(last), file=sys.stderr)
                 return worker.returncode or 1
-    print(f"worker given up after {MOST_STARTS} starts", flush=True)
+    print(f"worker given up after {MAX_STARTS} starts", flush=True)
     return 1
 
 
 def _watch(worker: subprocess.Popen, folder: pathlib.Path, prefix: str, until: float, stall: float) -> str:
-    """Waits for the worker; kills it when time is up or nothing was written for `stall` seconds."""
+    """Waits for the worker; kills it if time runs out or nothing was written for `stall` seconds.
+
+    Returns why it ended.
+    """
     began = time.time()
     while worker.poll() is None:
         time.sleep(0.2)
@@ -162,18 +169,18 @@ def _watch(worker: subprocess.Popen, folder: pathlib.Path, prefix: str, until: f
     return "done"
 
 
-def _note_running(folder: pathlib.Path, prefix: str, ended: str, why: str) -> str | None:
-    """Gives the case that ran when the worker ended its row, or its place among those left; its name."""
+def _note_running(folder: pathlib.Path, prefix: str, ending: str, why: str) -> str | None:
+    """Gives the case that was running a row, or lists it as left if time ran out; returns its name."""
     for path in folder.glob(f"{prefix}*.json"):
         file = SectionFile(path, {})
         running = file.content["running"]
         if running is None:
             continue
-        if ended == "out of time":
+        if ending == "out of time":
             file.content["running"] = None
             file.content["left"].append(running["case"])
             file.write()
         else:
-            file.end({"status": "crashed" if ended == "done" else "hung", "why": why})
+            file.end({"status": "crashed" if ending == "done" else "hung", "why": why})
         return running["case"]
     return None

@@ -17,26 +17,26 @@ from kernel_bench.timing import random_array
 
 @dataclasses.dataclass
 class DeviceState:
-    """`sets` times the sequences of a workload in one pair of pools, which are kept by token for any page size."""
+    """Several sets of a workload's sequences in one pair of pools, stored by token so that any page size is a view."""
 
     load: Workload
     q: jax.Array  # [batch, q_heads, head_dim]
     keys: jax.Array  # [kv_heads, tokens, head_dim]
     values: jax.Array
     summaries: jax.Array  # [kv_heads, num_pages, (2,) head_dim]
-    tables: list[jax.Array]  # `sets` of [batch, table_pages]
+    tables: list[jax.Array]  # one [batch, table_pages] per set
     lengths: jax.Array  # [batch]
 
 
-def sets_needed(op: str, load: Workload, rotate_bytes: int, most_bytes: int) -> int:
-    """Sets of sequences, a power of two, that make a round over them read `rotate_bytes`, if they fit in `most_bytes`.
+def sets_needed(op: str, load: Workload, rotate_bytes: int, max_bytes: int) -> int:
+    """Sets of sequences, a power of two: as many as one round over them needs to read `rotate_bytes`, in `max_bytes`.
 
-    Raises MemoryError for a workload of which not even one set fits.
+    Raises MemoryError if not even one set fits.
     """
-    if state_bytes(load, 1) > most_bytes:
-        raise MemoryError(f"K, V and summaries take {state_bytes(load, 1) / 1e9:.1f} GB of {most_bytes / 1e9:.1f} GB")
+    if state_bytes(load, 1) > max_bytes:
+        raise MemoryError(f"K, V and summaries take {state_bytes(load, 1) / 1e9:.1f} GB of {max_bytes / 1e9:.1f} GB")
     sets = 1
-    while sets * floor_bytes(op, load) < rotate_bytes and state_bytes(load, 2 * sets) <= most_bytes and sets < 256:
+    while sets * floor_bytes(op, load) < rotate_bytes and state_bytes(load, 2 * sets) <= max_bytes and sets < 256:
         sets *= 2
     return sets
 
@@ -47,7 +47,9 @@ def state_bytes(load: Workload, sets: int) -> int:
 
 
 def make_state(load: Workload, sets: int, like: DeviceState | None = None) -> DeviceState:
-    """A random state; `like`, one of equal tokens and another page size, group, summary or run, gives K and V anew."""
+    """A random state. K and V of `like` are used again if it has as many tokens; page size, group, summary and run may
+    differ.
+    """
     tokens = sets * load.batch * load.context
     dtype = jnp.dtype(load.dtype)
     shape = (load.kv_heads, tokens, load.head_dim)
@@ -78,15 +80,15 @@ def paged(pool: jax.Array, page_size: int) -> jax.Array:
 def _summaries(keys: jax.Array, page_size: int, summary: str) -> jax.Array:
     """Summaries of all pages, one KV head at a time: their float32 temporaries stay small."""
 
-    def of_head(pool: jax.Array) -> jax.Array:
+    def summaries_of_head(pool: jax.Array) -> jax.Array:
         return page_summary(pool.reshape(-1, page_size, pool.shape[-1]), summary)
 
-    return jax.lax.map(of_head, keys)
+    return jax.lax.map(summaries_of_head, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("page_size", "heads_first"))
 def contiguous(pool: jax.Array, table: jax.Array, *, page_size: int, heads_first: bool) -> jax.Array:
     """One set's tokens without pages: `[batch, kv_heads, context, head_dim]`, or `[batch, context, kv_heads, ...]`."""
     kv_heads, head_dim = pool.shape[0], pool.shape[-1]
-    found = paged(pool, page_size)[:, table].reshape(kv_heads, table.shape[0], -1, head_dim)
-    return found.transpose(1, 0, 2, 3) if heads_first else found.transpose(1, 2, 0, 3)
+    pages = paged(pool, page_size)[:, table].reshape(kv_heads, table.shape[0], -1, head_dim)
+    return pages.transpose(1, 0, 2, 3) if heads_first else pages.transpose(1, 2, 0, 3)

@@ -1,4 +1,4 @@
-"""The command line that the suites share: look for the device, run the sections in a worker, sum up."""
+"""The command line that the suites share: probe the device, run the sections in a worker, summarise."""
 
 from __future__ import annotations
 
@@ -19,31 +19,40 @@ from kernel_bench.sections import FULL, SHARES, TINY
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 STALL_SECONDS = 150  # of one case: compiling, checking and timing the slowest of them
-STATE_SHARE = 0.62  # of the memory that a state may take: peers lay K and V out once more
-# Asked in a process of its own, as a process that has seen the device holds its memory.
-WHOLE = "end_to_end"  # the section that decodes whole models, a program of its own: it needs kinetics_jax and flax
+STATE_SHARE = 0.62  # of the memory that a state may take: peers hold a second copy of K and V
+WHOLE = "end_to_end"  # the section that decodes whole models, by another script: it needs kinetics_jax and flax
 WHOLE_SHARE = 0.3  # of the time, where other sections run too
+# Runs in a process of its own: one that has used the device keeps its memory.
 PROBE = "import jax; d = jax.devices()[0]; print('probed:', d.platform, d.device_kind, sep='|')"
 
 
 def main(name: str, platform: str, chips: Sequence[str], description: str) -> None:
     """A suite: `name` is the prefix of its files, `platform` gpu or tpu, `chips` those of the byte model."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="folder of the JSON files (default results/<device>)")
-    parser.add_argument("--seconds", type=float, default=540, help="end after this long, keeping what was measured")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="folder of the JSON files (default: results/<device> beside this script)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=540,
+        help="stop after so many seconds; rows measured by then are kept (%(default)s)",
+    )
     parser.add_argument(
         "--only", nargs="+", choices=[*SHARES, WHOLE], metavar="SECTION", help=f"{', '.join(SHARES)}, {WHOLE}"
     )
-    parser.add_argument("--tiny", action="store_true", help="rehearse at tiny shapes on any device, CPUs too")
+    parser.add_argument(
+        "--tiny", action="store_true", help="rehearse at tiny shapes on any device, a CPU too; its times mean nothing"
+    )
     parser.add_argument("--worker", type=float, metavar="UNTIL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     until = time.time() + arguments.seconds
     if arguments.worker is not None:
         return work(name, arguments)
-    found, kind = probe()
-    if found != platform and not arguments.tiny:
+    actual, kind = probe()
+    if actual != platform and not arguments.tiny:
         print_byte_model(chips)
-        print(f"no accelerator: {name} found {found} ({kind}), not a {platform}; the times above are floors")
+        print(f"no accelerator: {name} found {actual} ({kind}), not a {platform}; the times above are floors")
         return None
     folder = arguments.out or RESULTS / device_slug(kind)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +68,7 @@ def main(name: str, platform: str, chips: Sequence[str], description: str) -> No
 
 
 def measure_kernels(name: str, folder: pathlib.Path, sections: list[str], seconds: float, tiny: bool) -> int:
-    """Runs the worker through the sections, anew, and sums up; its exit code."""
+    """Runs the worker through the sections, from nothing, and summarises; returns the worker's exit code."""
     for section in sections:
         path_of(folder, name, section).unlink(missing_ok=True)
     until = time.time() + seconds
@@ -71,11 +80,11 @@ def measure_kernels(name: str, folder: pathlib.Path, sections: list[str], second
 
 
 def decode_whole_models(name: str, folder: pathlib.Path, seconds: float, tiny: bool) -> int:
-    """Runs end_to_end.py, which goes on where an earlier run of it ended; its exit code, 0 also when time was up."""
+    """Runs end_to_end.py, which continues an earlier run; returns its exit code, 0 too where time ran out."""
     script = pathlib.Path(__file__).parents[1] / "end_to_end.py"
     path = path_of(folder, name, WHOLE)
     command = [sys.executable, str(script), "--rows", str(path.with_suffix(".jsonl")), "--json", str(path)]
-    command += ["--seconds", str(0.8 * seconds)]  # what it began last takes a while
+    command += ["--seconds", str(0.8 * seconds)]  # the point it started last still ends
     command += ["--quick", "--batches", "1", "--contexts", "64", "--turns", "1", "--peers"] if tiny else []
     try:
         return subprocess.run(command, timeout=max(seconds, 1), check=False).returncode
@@ -85,17 +94,17 @@ def decode_whole_models(name: str, folder: pathlib.Path, seconds: float, tiny: b
 
 
 def probe() -> tuple[str, str]:
-    """Platform and kind of the first device; the platform is an error's line where jax finds none."""
-    found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
-    for line in found.stdout.splitlines():
+    """Platform and kind of the first device; `no device` and the last line of the error where jax has none."""
+    probed = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    for line in probed.stdout.splitlines():
         if line.startswith("probed:"):
             _, platform, kind = line.split("|")
             return platform, kind
-    return "no device", (found.stderr.strip().splitlines() or ["jax printed nothing"])[-1]
+    return "no device", (probed.stderr.strip().splitlines() or ["jax printed nothing"])[-1]
 
 
 def print_byte_model(chips: Sequence[str]) -> None:
-    """Floors at data-sheet bandwidth: what a measurement is held against, not a measurement."""
+    """Prints floors at data-sheet bandwidth: what measurements are compared with, not measurements."""
     head = FULL.headline
     loads = [
         dataclasses.replace(head, batch=batch, context=context, page_size=page_size)
@@ -114,25 +123,25 @@ def path_of(folder: pathlib.Path, name: str, section: str) -> pathlib.Path:
 
 
 def work(name: str, arguments: argparse.Namespace) -> None:
-    """The worker: every section within its share of the time, then once more with what is left."""
+    """The worker: runs every section within its share of the time, then the unfinished ones in the time left."""
     import jax
 
     from kernel_bench import device
     from kernel_bench.measure import Bench
     from kernel_bench.sections import sections
 
-    plan = TINY if arguments.tiny else FULL
+    sweep = TINY if arguments.tiny else FULL
     chip, platform = jax.devices()[0], jax.default_backend()
     memory = device.memory_bytes(chip) or 16 << 30
     header = {"device": chip.device_kind, "jax": jax.__version__, "tiny": arguments.tiny, "method": timing.METHOD}
     bench = Bench(
         memory=int(STATE_SHARE * memory),
         bandwidth=1.0,  # until it is measured
-        seconds=plan.seconds,
-        rotate_bytes=plan.rotate_bytes,
-        most_calls=plan.most_calls,
+        seconds=sweep.seconds,
+        rotate_bytes=sweep.rotate_bytes,
+        max_calls=sweep.max_calls,
     )
-    made = sections(plan, bench, platform)
+    made = sections(sweep, bench, platform)
     began, until = time.time(), arguments.worker
     shares = sum(SHARES[section] for section in arguments.only)
     for last_round in (False, True):
@@ -145,7 +154,7 @@ def work(name: str, arguments: argparse.Namespace) -> None:
 
 
 def measured_bandwidth(file: SectionFile) -> float:
-    """Read bandwidth of the device section; NaN, and so no fraction in any row, where it could not be measured."""
+    """Read bandwidth of the device section, bytes/s; NaN, and so no fraction in any row, if it was not measured."""
     rows = (row for row in file.content["rows"] if row["case"] == "bandwidth" and row["status"] == "ok")
     return next((row["read_best"] for row in rows), float("nan"))
 
@@ -158,13 +167,13 @@ def sum_up(name: str, folder: pathlib.Path, tiny: bool) -> None:
         if (path := path_of(folder, name, section)).exists()
     }
     head = (TINY if tiny else FULL).headline
-    found = summary.aims([*rows.get("timings", []), *rows.get("peers", [])], rows.get("correctness", []), head)
-    counts = {section: summary.failures(of) for section, of in rows.items() if section != "device"}
+    aims = summary.aims([*rows.get("timings", []), *rows.get("peers", [])], rows.get("correctness", []), head)
+    counts = {section: summary.outcomes(section_rows) for section, section_rows in rows.items() if section != "device"}
     file = SectionFile(path_of(folder, name, "summary"), {})
-    file.content = {"headline": str(head), "tiny": tiny, "aims": found, "outcomes": counts}
+    file.content = {"headline": str(head), "tiny": tiny, "aims": aims, "outcomes": counts}
     file.write()
     for section, choices in counts.items():
         for choice, statuses in choices.items():
             print(f"{section}: {choice}: " + ", ".join(f"{count} {status}" for status, count in statuses.items()))
     print(f"\n{head}" + (" (a rehearsal: its times mean nothing)" if tiny else ""))
-    byte_model.print_table(found)
+    byte_model.print_table(aims)

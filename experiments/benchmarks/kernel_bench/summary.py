@@ -1,4 +1,4 @@
-"""The aims of the kernels against what a suite measured."""
+"""The speeds that the kernels aim at, against what a suite measured."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kernel_bench.byte_model import Workload
 
-SLACK_US = 10  # that a selection may take beyond the reading of its bytes
+SLACK_US = 10  # microseconds that a selection may take beyond its byte floor
 
 
 def aims(rows: Iterable[dict], checked: Iterable[dict], head: Workload) -> list[dict]:
-    """One row per aim: what is wanted, the best that was measured with a right result, by whom, and whether it is met.
+    """One row per aim: the bound, the best right measurement, which backend or peer it is of, and whether it is met.
 
     `rows` of the sections timings and peers, `checked` of correctness: a backend that was wrong, crashed or hung there
-    is named with the number of such cases. `met` is None where nothing was measured.
+    is named with the number of such cases. `met` is None if nothing was measured.
     """
-    bad: dict[str, int] = {}
+    faults: dict[str, int] = {}
     for row in checked:
         if row.get("status") in ("wrong", "crashed", "hung"):
-            bad[row["choice"]] = bad.get(row["choice"], 0) + 1
+            faults[row["choice"]] = faults.get(row["choice"], 0) + 1
     right = [row for row in rows if row.get("status") == "ok" and "us" in row and not row["impossible"]]
     dense = _best(right, "dense", head)
     sparse = _best(right, "block_topk", head)
@@ -32,7 +32,7 @@ def aims(rows: Iterable[dict], checked: Iterable[dict], head: Workload) -> list[
         key=lambda row: row["us"],
         default=None,
     )
-    found = [
+    aim_rows = [
         _aim("dense paged decode: fraction of read bandwidth", ">=", 0.85, lambda one: float(one["fraction"]), dense),
         _aim("block top-k: times own dense", ">=", 12, lambda one, other: other["us"] / one["us"], sparse, dense),
         _aim(
@@ -41,20 +41,20 @@ def aims(rows: Iterable[dict], checked: Iterable[dict], head: Workload) -> list[
         _aim("selection: us beyond its bytes", "<=", SLACK_US, lambda one: one["us"] - float(one["floor_us"]), select),
         _aim("dense at page 16: fraction of read bandwidth", ">=", 0.7, lambda one: float(one["fraction"]), fine),
     ]
-    for row in found:
-        wrong = sum(bad.get(name, 0) for name in {*re.findall(r"[^ +/]+", row["by"])})
+    for row in aim_rows:
+        wrong = sum(faults.get(name, 0) for name in {*re.findall(r"[^ +/]+", row["by"])})
         row["by"] += f" (WRONG in {wrong} cases)" if wrong else ""
-    return found
+    return aim_rows
 
 
 def _aim(name: str, sign: str, wanted: float, value: Callable[..., float], *needed: dict | None) -> dict:
     rows = [row for row in needed if row is not None]
-    found = value(*rows) if len(rows) == len(needed) else math.nan  # NaN too where the bandwidth is not known
-    if math.isnan(found):
+    measured = value(*rows) if len(rows) == len(needed) else math.nan  # NaN too if the bandwidth is not known
+    if math.isnan(measured):
         return {"aim": name, "wanted": f"{sign} {wanted}", "measured": "not measured", "by": "", "met": None}
     by = " / ".join(row.get("choice") or row["peer"] for row in rows)
-    met = found >= wanted if sign == ">=" else found <= wanted
-    return {"aim": name, "wanted": f"{sign} {wanted}", "measured": round(found, 3), "by": by, "met": met}
+    met = measured >= wanted if sign == ">=" else measured <= wanted
+    return {"aim": name, "wanted": f"{sign} {wanted}", "measured": round(measured, 3), "by": by, "met": met}
 
 
 def _best(rows: Sequence[dict], op: str, load: Workload) -> dict | None:
@@ -67,10 +67,10 @@ def _at(row: dict, load: Workload) -> bool:
     return all(row.get(name) == value for name, value in dataclasses.asdict(load).items())
 
 
-def failures(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
-    """Rows by choice (or peer) and status."""
-    found: dict[str, dict[str, int]] = {}
+def outcomes(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
+    """How many rows each choice (or peer) has of each status."""
+    counts_by_name: dict[str, dict[str, int]] = {}
     for row in rows:
-        counts = found.setdefault(row.get("choice") or row.get("peer") or row["case"], {})
+        counts = counts_by_name.setdefault(row.get("choice") or row.get("peer") or row["case"], {})
         counts[row["status"]] = counts.get(row["status"], 0) + 1
-    return found
+    return counts_by_name

@@ -1,14 +1,15 @@
 """Device time by the host's clock: many calls in one program, many programs in the queue.
 
-A program holds several calls, 16 of the short ones, each fed by the last one's result, so that none can be left out,
-merged or run beside another; programs are enqueued without waiting and the last one is waited for. The launch of a
-program is thus hidden behind the one before it while the program takes longer than its launch, which every row says.
-Each call of a program reads through another page table, and programs take turns over sets of tables, so that what a
-call reads has left the cache since it was last read. Medians over repeats; nothing is subtracted.
+A program holds several calls, 16 if they are short. Each takes the last one's result, so that the compiler can leave
+none out, merge none and run no two at once. Programs are enqueued without waiting, and the last one is waited for: the
+launch of a program hides behind the one before it if the program takes longer than its launch; every row says whether
+it does. Each call reads through another page table and programs take turns over sets of tables, so that what a call
+reads has left the cache since it was last read. Times are medians over repeats; nothing is subtracted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -21,7 +22,32 @@ import jax
 import jax.numpy as jnp
 
 METHOD = " ".join((__doc__ or "").split())
-ROTATE_BYTES = 256 << 20  # read between two reads of the same bytes: several times any cache
+ROTATE_BYTES = 256 << 20  # read between two reads of the same bytes: several times the size of any cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Microseconds of a call: the median, the least and the most of the repeats."""
+
+    us: float
+    us_least: float
+    us_most: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramTiming(Timing):
+    """How a `Timing` was taken: `programs` of `calls` each in a repeat.
+
+    `launch_us` is what enqueueing a program takes; `launch_bound` says that this is more than half of what the program
+    takes, so that the time may be the launches'. `compile_seconds` cover both programs, that of a single call too.
+    """
+
+    calls: int
+    programs: int
+    repeats: int
+    launch_us: float
+    launch_bound: bool
+    compile_seconds: float
 
 
 def time_calls(
@@ -32,61 +58,78 @@ def time_calls(
     *,
     seconds: float = 0.08,
     repeats: int = 5,
-    most_calls: int = 16,
+    max_calls: int = 16,
     donate: bool = False,
-) -> tuple[dict, Any]:
-    """Microseconds of `state = step(state, table, *arguments)`, and the last state.
+) -> tuple[ProgramTiming, Any]:
+    """Times `state = step(state, table, *arguments)`; returns the timing and the last state.
 
     `step` is traced; `state` and what it returns have the same shapes and dtypes. `seconds`: what a repeat should take;
-    `most_calls`: of one program, for steps that take long to compile.
+    `max_calls`: of one program, for steps that take long to compile.
     """
-    tables = list(tables)
-    began = time.perf_counter()
+    run = _Run(state, arguments)
     one = _program(step, 1, donate)
-    state = _wait(one(state, arguments, tables[:1]))
-    compile_seconds = time.perf_counter() - began
-    alone = []
-    for _ in range(3):
-        began = time.perf_counter()
-        state = _wait(one(state, arguments, tables[:1]))
-        alone.append(time.perf_counter() - began)
-        if alone[0] > seconds:
-            break
-    once = min(alone)
-    calls = min(1 if once > 2e-3 else 4 if once > 300e-6 else 16, most_calls)
-    tables *= -(-calls // len(tables))
-    blocks = [tables[start : start + calls] for start in range(0, len(tables) - calls + 1, calls)]
+    compile_seconds = run.timed(one, tables[:1])
+    calls = min(_calls_worth_chaining(run.alone(one, tables[:1], seconds)), max_calls)
     program = one if calls == 1 else _program(step, calls, donate)
-    began = time.perf_counter()
-    state = _wait(program(state, arguments, blocks[0]))
-    compile_seconds += time.perf_counter() - began
-    began = time.perf_counter()
-    state = _wait(program(state, arguments, blocks[-1]))
-    expected = time.perf_counter() - began
+    blocks = _blocks(tables, calls)
+    compile_seconds += run.timed(program, blocks[0])
+    expected = run.timed(program, blocks[-1])
     programs = max(2, min(2000, round(seconds / expected)))
     repeats = repeats if programs * expected < 1 else 3
-    found, enqueued = [], []
-    for _ in range(repeats):
+    taken, enqueued = zip(*(run.queued(program, blocks, programs) for _ in range(repeats)), strict=True)
+    spread, launch = _spread(taken, programs * calls), statistics.median(enqueued)
+    return ProgramTiming(
+        **dataclasses.asdict(spread),
+        calls=calls,
+        programs=programs,
+        repeats=repeats,
+        launch_us=1e6 * launch,
+        launch_bound=1e6 * launch > 0.5 * spread.us * calls,
+        compile_seconds=compile_seconds,
+    ), run.state
+
+
+@dataclasses.dataclass
+class _Run:
+    """A state that programs replace, and the arguments they all take. Every method gives seconds."""
+
+    state: Any
+    arguments: Sequence[Any]
+
+    def timed(self, program: Callable[..., Any], tables: Sequence[jax.Array]) -> float:
+        """One program, waited for."""
+        began = time.perf_counter()
+        self.state = jax.block_until_ready(program(self.state, self.arguments, tables))
+        return time.perf_counter() - began
+
+    def alone(self, program: Callable[..., Any], tables: Sequence[jax.Array], enough: float) -> float:
+        """The least of three programs one by one, or the first where that takes more than `enough`."""
+        first = self.timed(program, tables)
+        return first if first > enough else min(first, *(self.timed(program, tables) for _ in range(2)))
+
+    def queued(
+        self, program: Callable[..., Any], blocks: Sequence[Sequence[jax.Array]], programs: int
+    ) -> tuple[float, float]:
+        """Programs enqueued over the blocks in turn, the last one waited for: all of them, and enqueueing the first."""
+        enqueued = 0.0
         began = time.perf_counter()
         for index in range(programs):
-            state = program(state, arguments, blocks[index % len(blocks)])
+            self.state = program(self.state, self.arguments, blocks[index % len(blocks)])
             if index == 0:
-                enqueued.append(time.perf_counter() - began)
-        _wait(state)
-        found.append((time.perf_counter() - began) / (programs * calls))
-    median = statistics.median(found)
-    launch = statistics.median(enqueued)
-    return {
-        "us": 1e6 * median,
-        "us_least": 1e6 * min(found),
-        "us_most": 1e6 * max(found),
-        "calls": calls,
-        "programs": programs,
-        "repeats": repeats,
-        "launch_us": 1e6 * launch,
-        "launch_bound": launch > 0.5 * median * calls,
-        "compile_seconds": compile_seconds,
-    }, state
+                enqueued = time.perf_counter() - began
+        jax.block_until_ready(self.state)
+        return time.perf_counter() - began, enqueued
+
+
+def _calls_worth_chaining(seconds: float) -> int:
+    """Calls of one program, by what one takes alone: short ones need company to hide the launch."""
+    return 1 if seconds > 2e-3 else 4 if seconds > 300e-6 else 16
+
+
+def _blocks(tables: Sequence[jax.Array], calls: int) -> list[list[jax.Array]]:
+    """The tables over and over, cut into one block for each program."""
+    repeated = list(tables) * -(-calls // len(tables))
+    return [repeated[start : start + calls] for start in range(0, len(repeated) - calls + 1, calls)]
 
 
 def _program(step: Callable[..., Any], calls: int, donate: bool) -> Callable[..., Any]:
@@ -100,31 +143,31 @@ def _program(step: Callable[..., Any], calls: int, donate: bool) -> Callable[...
     return jax.jit(run, donate_argnums=(0,) if donate else ())
 
 
-def _wait(state: Any) -> Any:
-    return jax.block_until_ready(state)
+def _spread(taken: Sequence[float], calls: int) -> Timing:
+    """Microseconds of a call from the seconds that repeats of so many calls took."""
+    each = [1e6 * seconds / calls for seconds in taken]
+    return Timing(statistics.median(each), min(each), max(each))
 
 
-def time_queue(call: Callable[[], Any], wait: Callable[[], Any], *, seconds: float = 0.1, repeats: int = 5) -> dict:
-    """Microseconds of a host function that enqueues device work, `wait` being what waits for all of it."""
+def time_queue(call: Callable[[], Any], wait: Callable[[], Any], *, seconds: float = 0.1, repeats: int = 5) -> Timing:
+    """Times a host function that enqueues device work; `wait` waits for all of it."""
     for _ in range(2):
         call()
         wait()
-    began = time.perf_counter()
-    call()
-    wait()
-    calls = max(2, min(2000, round(seconds / (time.perf_counter() - began))))
-    found = []
-    for _ in range(repeats):
+
+    def repeat(calls: int) -> float:
         began = time.perf_counter()
         for _ in range(calls):
             call()
         wait()
-        found.append((time.perf_counter() - began) / calls)
-    return {"us": 1e6 * statistics.median(found), "us_least": 1e6 * min(found), "us_most": 1e6 * max(found)}
+        return time.perf_counter() - began
+
+    calls = max(2, min(2000, round(seconds / repeat(1))))
+    return _spread([repeat(calls) for _ in range(repeats)], calls)
 
 
 def bandwidths(num_bytes: int, *, seconds: float = 0.2) -> dict:
-    """Bytes per second that this device reads (the best of three reductions) and copies (bytes read plus written)."""
+    """Bytes/s that this device reads (the best of three reductions) and copies (bytes read plus written)."""
     reductions = {
         "sum of float32": (jnp.float32, jnp.sum),
         "sums of rows of float32": (jnp.float32, functools.partial(jnp.sum, axis=1)),
@@ -134,14 +177,14 @@ def bandwidths(num_bytes: int, *, seconds: float = 0.2) -> dict:
     for name, (dtype, reduce) in reductions.items():
         if not arrays or arrays[0].dtype != dtype:
             shape = (num_bytes // (1024 * jnp.dtype(dtype).itemsize), 1024)
-            arrays.clear()  # before others are made
+            arrays.clear()  # frees them before the next are made
             arrays += [random_array(jax.random.key(index), shape, dtype) for index in range(2)]
-        read[name] = num_bytes / (1e-6 * _over(jax.jit(reduce), arrays, seconds)["us"])
+        read[name] = num_bytes / (1e-6 * _over(jax.jit(reduce), arrays, seconds).us)
     copied = _over(jax.jit(lambda x: x + 1), arrays, seconds)
-    return {"read": read, "read_best": max(read.values()), "copy": 2 * num_bytes / (1e-6 * copied["us"])}
+    return {"read": read, "read_best": max(read.values()), "copy": 2 * num_bytes / (1e-6 * copied.us)}
 
 
-def _over(function: Callable[[jax.Array], jax.Array], arrays: Sequence[jax.Array], seconds: float) -> dict:
+def _over(function: Callable[[jax.Array], jax.Array], arrays: Sequence[jax.Array], seconds: float) -> Timing:
     """`time_queue` of a function over arrays in turn."""
     turn, last = itertools.cycle(arrays), [arrays[0]]
 
@@ -152,7 +195,7 @@ def _over(function: Callable[[jax.Array], jax.Array], arrays: Sequence[jax.Array
 
 
 def launch_overhead() -> dict:
-    """Microseconds of a call of a program that does next to nothing, of one waited for, and of one small kernel."""
+    """Microseconds of a nearly empty program, enqueued and waited for, and of one small kernel."""
     small = jnp.ones(1024)
     tick = jax.jit(lambda x: x * 0.5 + 1)
     held = [small]
@@ -170,13 +213,13 @@ def launch_overhead() -> dict:
     # Products of matrices chained: XLA fuses elementwise steps, these stay kernels.
     factor = jnp.eye(128, dtype=jnp.float32)
     chain, _ = time_calls(lambda x, _, y: jnp.dot(x, y), factor, (factor,), [jnp.zeros(1)])
-    return {"program_queued_us": queued["us"], "program_waited_us": alone["us"], "kernel_us": chain["us"]}
+    return {"program_queued_us": queued.us, "program_waited_us": alone.us, "kernel_us": chain.us}
 
 
 def random_array(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Standard normal numbers, drawn in parts, so that the bits they are made from never take the array's size.
+    """Standard normal numbers, drawn in parts, so that their random bits never take as much memory as the array.
 
-    A part is whole rows: of numbers in a line a TPU would make the array by a copy.
+    A part is whole rows: reshaping flat parts would cost a TPU another copy of the array.
     """
     *_, columns = shape
     rows = math.prod(shape) // columns

@@ -1,7 +1,7 @@
 """PyTorch's scaled_dot_product_attention and FlashInfer's paged decode, where they import, over the same K and V.
 
-Their calls are enqueued without waiting and the last is waited for; over one set: at these sizes a call reads several
-times any cache, or the row says how many bytes it read.
+Calls are enqueued without waiting, and the last is waited for. They read one set: at most sizes a call reads several
+times what any cache holds, and the row says how many bytes it reads.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from kernel_bench.byte_model import Workload, floor_bytes
-from kernel_bench.measure import CHECKED, Bench, against_floor
-from kernel_bench.peers import check_dense
+from kernel_bench.measure import CHECKED_SEQUENCES, Bench, against_floor
+from kernel_bench.peers import check_dense_output
 from kernel_bench.states import DeviceState, contiguous
 from kernel_bench.timing import time_queue
 
@@ -29,15 +29,15 @@ NAMES = (
 
 
 def measure_torch_peer(bench: Bench, name: str, load: Workload) -> dict:
-    """The row of one peer. Raises ImportError where its package is not installed."""
+    """The row of one peer. Raises ImportError if its package is not installed."""
     torch = importlib.import_module("torch")
     state = bench.state("dense", load)
     if name.startswith("torch"):
         call = _sdpa(torch, state, name.removeprefix("torch SDPA "))
     else:
         call = _flashinfer(torch, state, tensor_cores=name.endswith("tensor cores"))
-    out = call()[:CHECKED].reshape(-1, load.q_heads, load.head_dim).float().cpu().numpy()
-    error, why = check_dense(bench, state, np.asarray(out))
+    out = call()[:CHECKED_SEQUENCES].reshape(-1, load.q_heads, load.head_dim).float().cpu().numpy()
+    error, why = check_dense_output(bench, state, np.asarray(out))
     if why:
         return {"status": "wrong", "error": error, "why": why}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -70,7 +70,7 @@ def _sdpa(torch: Any, state: DeviceState, backend: str) -> Callable[[], Any]:
 def _flashinfer(torch: Any, state: DeviceState, *, tensor_cores: bool) -> Callable[[], Any]:
     flashinfer = importlib.import_module("flashinfer")
     load = state.load
-    # Its pages are [pages, kv_heads, page_size, head_dim]; the batch's tokens are laid out so, in their order.
+    # "NHD" pages are [pages, page_size, kv_heads, head_dim]; the batch's tokens are first laid out in order.
     pools = []
     for pool in (state.keys, state.values):
         dense = contiguous(pool, state.tables[0], page_size=load.page_size, heads_first=False).block_until_ready()

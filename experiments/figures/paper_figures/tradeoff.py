@@ -1,4 +1,4 @@
-"""How many tokens and how large a KV budget pay as cost grows, with power laws: figures 6 and 7."""
+"""How many tokens and how large a KV budget are worth their cost as it grows, with power laws: figures 6 and 7."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
-from frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 from matplotlib.figure import Figure
 
 from kinetics_jax.analysis.power_laws import power_law, spread
 from kinetics_jax.errors import UserError
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
+from paper_figures.frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 
 RESAMPLES = 400
 NAMES = {"tokens": "Generated tokens", "N": "Samples of a problem, N", "kv_budget": "KV budget (tokens)"}
-SATURATED = 0.98  # of the highest accuracy: beyond, more cost buys nothing and no law holds
+SATURATED = 0.98  # of the highest accuracy: beyond, more cost buys nothing and no power law holds
 
 
 def growing(table: Table) -> np.ndarray:
-    """Which rows of a frontier fits use: every problem affords something, and accuracy still grows; bool [rows]."""
+    """The rows of a frontier to fit: every problem affords a configuration and accuracy still grows; bool [rows]."""
     accuracy = table["accuracy"].to_numpy()
     return np.asarray(table["afforded"] == 1) & (accuracy < SATURATED * accuracy.max())
 
 
-def power_laws(found: Curve, where: np.ndarray, *, offset: bool = False, seed: int = 0) -> pd.DataFrame:
+def power_laws(curve: Curve, where: np.ndarray, *, offset: bool = False, seed: int = 0) -> pd.DataFrame:
     """quantity = scale · costᵉˣᵖᵒⁿᵉⁿᵗ (+ offset), cost in Tera-eFLOPs paid, both means over the problems.
 
     Columns: `quantity`, `scale`, `exponent` and its 95 % interval `low` … `high` from redrawing problems, choices as
-    they are, `offset`; NaN where there are too few different costs, or the quantity does not change. `where`: the
+    they are, `offset`; NaN if there are too few different costs, or the quantity does not change. `where`: the
     budgets that count, bool [budgets].
     """
-    problems = found.accuracy.shape[1]
+    problems = curve.accuracy.shape[1]
     draws = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)
     weights = np.vstack([np.full(problems, 1 / problems), draws / problems])
-    costs = weights @ found.eflops[where].T  # [1 + resamples, budgets]
+    costs = weights @ curve.eflops[where].T  # [1 + resamples, budgets]
     rows = []
     for name in NAMES:
-        values = found.tokens if name == "tokens" else found.values[name]
+        values = curve.tokens if name == "tokens" else curve.values[name]
         amounts = weights @ values[where].T
         row: dict[str, float] = dict.fromkeys(("scale", "exponent", "low", "high", "offset"), np.nan)
         if where.sum() > 3 and np.ptp(amounts[0]) > 1e-9 * amounts[0].max():
@@ -81,7 +81,7 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     pools, costs = pools_and_costs(arguments)
     mine = [pool for pool in pools if pool.attention.kind == arguments.sparse]
     if not mine:
-        raise UserError(f"no run of {arguments.sparse} among those given, found {_found(pools)}")
+        raise UserError(f"no run of {arguments.sparse} among those given, which are {_listed(pools)}")
     model = arguments.model or max(mine, key=lambda pool: pool.parameters).model
     mine = [pool for pool in mine if pool.model == model]
     if len(mine) < 2:
@@ -90,11 +90,11 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     members = kinds(splits[0].select) == arguments.sparse
     budgets = budgets_of(splits, "eFLOPs", 48)
     table, curves = frontier_table(splits, "eFLOPs", {model: members}, budgets=budgets)
-    found = curves[model]
-    table = table.assign(afforded=np.mean(~np.isnan(found.values["N"]), axis=1)).drop(columns="chosen")
+    curve = curves[model]
+    table = table.assign(afforded=np.mean(~np.isnan(curve.values["N"]), axis=1)).drop(columns="chosen")
     table = table.rename(columns={"group": "model"})
     table = table.assign(fitted=growing(table))
-    laws = power_laws(found, table["fitted"].to_numpy(), offset=arguments.offset)
+    laws = power_laws(curve, table["fitted"].to_numpy(), offset=arguments.offset)
     shown = ("tokens", "kv_budget", "N") if best_of else ("tokens", "kv_budget")
     kept: Table = table[table["afforded"] == 1]
     figure = draw(kept, laws, shown, heading=f"{model}, {spoken(arguments.sparse)}", width=arguments.width)
@@ -102,5 +102,5 @@ def script(arguments: argparse.Namespace, name: str, *, best_of: bool) -> None:
     write(arguments, name, figure, tables)
 
 
-def _found(pools: Sequence[object]) -> str:
+def _listed(pools: Sequence[object]) -> str:
     return ", ".join(map(str, pools))

@@ -1,4 +1,4 @@
-"""The frontiers of every model under both laws, and what the best model is asked to do: figures 4 and 5."""
+"""The frontiers of every model under both laws, and the N or length that the best model uses: figures 4 and 5."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import argparse
 from collections.abc import Sequence
 
 import pandas as pd
-from common import Table, cost_ticks, look_of, model_legend, panels, pools_and_costs, runs_of_equal, title, unit, write
-from frontiers import Choice, Split, best_of_n, budgets_of, by_model, frontier_table, is_dense, long_cot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.report.figure_style import Look, plain
+from paper_figures.common import (
+    Table,
+    cost_ticks,
+    look_of,
+    model_legend,
+    panels,
+    pools_and_costs,
+    runs_of_equal,
+    title,
+    unit,
+    write,
+)
+from paper_figures.frontiers import Choice, Split, best_of_n, budgets_of, by_model, frontier_table, is_dense, long_cot
 
 LAWS = {"FLOPs": "previous law", "eFLOPs": "Kinetics law"}
 

@@ -1,7 +1,7 @@
 """Frontiers as the paper draws them, from a grid of configurations: the best one per task under a budget, by one law.
 
 A law is what counts as cost: "FLOPs" is arithmetic alone (the previous scaling law), "eFLOPs" adds memory reads times
-the hardware's intensity (the paper's), "max" takes the larger of the two. Whatever the law, what is paid is eFLOPs.
+the hardware's intensity (the paper's), "max" takes the larger of the two. Whatever the law, eFLOPs are paid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 BUDGETS = 96  # along a cost axis
-HALVINGS = 4  # of the samples, each used both ways
+HALVINGS = 4  # of the samples; each half chooses once and scores once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,11 @@ def _splits(
     return splits
 
 
-def _with_budgets(of: Grid) -> Grid:
+def _with_budgets(cells: Grid) -> Grid:
     """The grid with a column `kv_budget`, tokens attended per step; NaN for dense attention."""
-    policies = [parse_policy(spelling) for spelling in of.configurations["attention"]]
+    policies = [parse_policy(spelling) for spelling in cells.configurations["attention"]]
     budgets = [np.nan if policy.kind == "dense" else float(attention_budget(policy)) for policy in policies]
-    return dataclasses.replace(of, configurations=of.configurations.assign(kv_budget=budgets))
+    return dataclasses.replace(cells, configurations=cells.configurations.assign(kv_budget=budgets))
 
 
 def _powers_of_two(pools: Sequence[Pool]) -> list[int]:
@@ -86,7 +86,7 @@ def _powers_of_two(pools: Sequence[Pool]) -> list[int]:
 
 
 def budgets_of(splits: Sequence[Split], law: str, count: int = BUDGETS) -> np.ndarray:
-    """Costs from the cheapest configuration of a problem to where every problem affords all, evenly in logarithm."""
+    """Costs, evenly in logarithm, from the cheapest configuration of any problem to where every problem affords all."""
     costs = np.stack([split.select.spent(law) for split in splits])  # [splits, configurations, problems]
     if splits[0].fixed:
         costs = costs.mean(axis=2)
@@ -95,7 +95,7 @@ def budgets_of(splits: Sequence[Split], law: str, count: int = BUDGETS) -> np.nd
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """One group's frontier. All [budgets, problems], means over the splits; what no budget affords is 0."""
+    """One group's frontier: arrays [budgets, problems], means over the splits, 0 where nothing is affordable."""
 
     accuracy: np.ndarray
     flops: np.ndarray
@@ -105,8 +105,8 @@ class Curve:
 
 
 def curve(splits: Sequence[Split], law: str, budgets: np.ndarray, members: np.ndarray, columns: Sequence[str]) -> Curve:
-    """The frontier of the configurations `members` (bool) under a law: chosen per problem, scored on the other half."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("accuracy", "flops", "eflops", "tokens", *columns)}
+    """The frontier of the configurations `members` (bool) under a law: chosen on `select`, scored on `score`."""
+    parts_of: dict[str, list[np.ndarray]] = {name: [] for name in ("accuracy", "flops", "eflops", "tokens", *columns)}
     index = np.flatnonzero(members)
     for split in splits:
         select, score = split.select.rows(index), split.score
@@ -121,11 +121,11 @@ def curve(splits: Sequence[Split], law: str, budgets: np.ndarray, members: np.nd
             ("eflops", score.cost[rows, at]),
             ("tokens", trials * score.tokens[rows, at]),
         ):
-            found[name].append(np.where(none, 0.0, values))
+            parts_of[name].append(np.where(none, 0.0, values))
         for name in columns:
             values = score.configurations[name].to_numpy(np.float64)[rows]
-            found[name].append(np.where(none, np.nan, values))
-    means = {name: np.mean(parts, axis=0) for name, parts in found.items()}
+            parts_of[name].append(np.where(none, np.nan, values))
+    means = {name: np.mean(parts, axis=0) for name, parts in parts_of.items()}
     values = {name: means.pop(name) for name in columns}
     return Curve(**means, values=values)
 
@@ -148,10 +148,10 @@ def frontier_table(
     budgets = budgets_of(splits, law) if budgets is None else budgets
     curves = {name: curve(splits, law, budgets, members, columns) for name, members in groups.items()}
     tables = []
-    for name, found in curves.items():
-        low, high = cluster_bootstrap(found.accuracy.T, resamples=2000)
-        afforded = {key: _mean_of_known(values) for key, values in found.values.items()}
-        means = {key: getattr(found, key).mean(axis=1) for key in ("accuracy", "flops", "eflops", "tokens")}
+    for name, one_curve in curves.items():
+        low, high = cluster_bootstrap(one_curve.accuracy.T, resamples=2000)
+        afforded = {key: _mean_of_known(values) for key, values in one_curve.values.items()}
+        means = {key: getattr(one_curve, key).mean(axis=1) for key in ("accuracy", "flops", "eflops", "tokens")}
         tables.append(
             pd.DataFrame(
                 {"law": law, "group": name, "budget": budgets, "accuracy": means.pop("accuracy").round(12)}
@@ -173,17 +173,17 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     return np.where(known, values, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
 
 
-def by_model(of: Grid, where: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def by_model(cells: Grid, where: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The configurations of every model, smallest first; of those in `where`, if given."""
-    table = of.configurations.sort_values(by=["parameters", "model"])
-    groups = {str(name): (of.configurations["model"] == name).to_numpy() for name in table["model"].unique()}
+    table = cells.configurations.sort_values(by=["parameters", "model"])
+    groups = {str(name): (cells.configurations["model"] == name).to_numpy() for name in table["model"].unique()}
     return groups if where is None else {name: g & where for name, g in groups.items() if (g & where).any()}
 
 
-def is_dense(of: Grid) -> np.ndarray:
-    return (of.configurations["attention"] == "dense").to_numpy()
+def is_dense(cells: Grid) -> np.ndarray:
+    return (cells.configurations["attention"] == "dense").to_numpy()
 
 
-def kinds(of: Grid) -> np.ndarray:
+def kinds(cells: Grid) -> np.ndarray:
     """The kind of attention of every configuration: `dense`, `block_topk` and so on."""
-    return of.configurations["attention"].str.partition(":")[0].to_numpy(str)
+    return cells.configurations["attention"].str.partition(":")[0].to_numpy(str)

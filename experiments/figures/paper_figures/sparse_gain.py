@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from common import Table, note
-from frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 from matplotlib.axes import Axes
 
 from kinetics_jax.errors import UserError
+from paper_figures.common import Table, note
+from paper_figures.frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 
 KINDS = {"sparse": ("o", "-"), "dense": ("^", (0, (4, 1.5)))}  # marker, dashes
 RESAMPLES = 2000
 
 
 def sparse_members(splits: Sequence[Split], kind: str | None) -> np.ndarray:
-    """Which configurations are sparse, or of one kind. Raises UserError unless there are such and dense ones."""
-    found = kinds(splits[0].select)
-    sparse = found == kind if kind else found != "dense"
-    if not sparse.any() or not (found == "dense").any():
-        there = ", ".join(sorted(set(found)))
-        raise UserError(f"runs of dense and of {kind or 'sparse'} attention are wanted; these are of {there}")
+    """Which configurations are sparse (of `kind`, if given), bool. Raises UserError unless there are dense ones too."""
+    kind_of = kinds(splits[0].select)
+    sparse = kind_of == kind if kind else kind_of != "dense"
+    if not sparse.any() or not (kind_of == "dense").any():
+        present = ", ".join(sorted(set(kind_of)))
+        raise UserError(f"runs of dense and of {kind or 'sparse'} attention are wanted; these are of {present}")
     return sparse
 
 
@@ -59,7 +59,7 @@ def gain(table: pd.DataFrame, solved: Mapping[str, np.ndarray], *, seed: int = 0
     apart = means["sparse"] - means["dense"]
     at = int(np.argmax(apart[0]))
     low, high = np.quantile(apart[1:, at], [0.025, 0.975])
-    found = {"gain": apart[0, at], "gain_low": low, "gain_high": high, "gain_budget": budgets[at]}
+    gains = {"gain": apart[0, at], "gain_low": low, "gain_high": high, "gain_budget": budgets[at]}
     levels = np.arange(0.1, 1, 0.01)
     least = {
         kind: np.where(means[kind][:, None, :] >= levels[None, :, None] - 1e-12, budgets, np.inf).min(axis=2)
@@ -70,15 +70,17 @@ def gain(table: pd.DataFrame, solved: Mapping[str, np.ndarray], *, seed: int = 0
     known = np.flatnonzero(np.isfinite(ratios[0]))
     if len(known):
         level = known[np.argmax(ratios[0, known])]
-        drawn = ratios[1:, level][~np.isnan(ratios[1:, level])]  # infinite where dense attention never gets there
+        drawn = ratios[1:, level][
+            ~np.isnan(ratios[1:, level])
+        ]  # infinite if dense attention never reaches the accuracy
         low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-        found |= {"saving": ratios[0, level], "saving_low": low, "saving_high": high}
-        found |= {"saving_accuracy": levels[level], "saving_budget": least["sparse"][0, level]}
-    return found
+        gains |= {"saving": ratios[0, level], "saving_low": low, "saving_high": high}
+        gains |= {"saving_accuracy": levels[level], "saving_budget": least["sparse"][0, level]}
+    return gains
 
 
 def arrows(axes: Axes, table: Table, gains: Mapping[str, float], scale: float) -> None:
-    """Draws what `gain` found, with intervals, where they exclude nothing gained."""
+    """Draws the gain and the saving of `gain` with their intervals, unless these include no gain."""
     arrow = {"arrowstyle": "<->", "color": "#222222", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
     here = table[table["chosen"] & np.isclose(table["budget"], gains["gain_budget"])].set_index("kind")["accuracy"]
     ends = [100 * here.get(kind, 0.0) for kind in ("dense", "sparse")]

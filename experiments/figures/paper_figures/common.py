@@ -1,4 +1,4 @@
-"""What the figures' scripts share: flags, the runs they read, and how a figure is written.
+"""What the figures' scripts share: flags, reading runs, writing figures, and parts of drawings.
 
 Every script writes `NAME.png` and its numbers, `NAME.csv` (or `NAME_PART.csv` for each of several tables).
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from kinetics_jax.analysis.samples import Pool, RunData
     from kinetics_jax.report.figure_style import Look
 
-Table = Any  # a pandas DataFrame where it is drawn: its annotations do not say what indexing one returns
+Table = Any  # a pandas DataFrame; its stubs do not say what indexing one returns
 DEMO = Path("demo")
 QWEN3 = tuple(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B"))
 WIDTH = 5.0  # inches; legible down to 3.3
 
 
 def parser(doc: str | None, *, convention: str, hardware: str, runs: str = "") -> argparse.ArgumentParser:
-    """The flags of every figure. `runs`: which graded samples it is drawn from when none are named; "" for none."""
+    """The flags of every figure. `runs` says which graded samples are the default; "" if the figure takes none."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if runs:
         samples = "graded samples: run folders, tables (problem, sample, prompt_tokens, tokens, correct, model, "
@@ -49,7 +49,7 @@ def parser(doc: str | None, *, convention: str, hardware: str, runs: str = "") -
 
 
 def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
-    """Calls a script; a user's mistake is one line on standard error and exit code 2, warnings are lines too."""
+    """Runs a script: prints a user's mistake as one line on standard error and exits with 2; warnings are lines too."""
     arguments = made.parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -61,19 +61,19 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
 
 
 def read_runs(paths: Sequence[Path], tokenizer: Path | None = None) -> list[RunData]:
-    """Graded samples in any format, without paths those of the demo. Raises UserError when there are none."""
+    """Graded samples in any format, by default those of the demo. Raises UserError if there are none."""
     from kinetics_jax.analysis.readers import read_all
 
-    found = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
-    if not found:
+    named = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
+    if not named:
         raise UserError(f"no runs named and none in {DEMO}/: make them (kinetics demo --out {DEMO}), or name runs")
-    return read_all(found, tokenizer=tokenizer)
+    return read_all(named, tokenizer=tokenizer)
 
 
 def write(
     arguments: argparse.Namespace, name: str, figure: Figure, tables: pd.DataFrame | Mapping[str, pd.DataFrame]
 ) -> None:
-    """Writes the figure and its tables; prints the tables as JSON when asked, otherwise what was written."""
+    """Writes the figure and its tables; prints the tables as JSON with --json, otherwise the names of the files."""
     from kinetics_jax.files import write_whole
     from kinetics_jax.report.figure_style import save
 
@@ -86,8 +86,8 @@ def write(
         written.append(f"{name}{'_' if part else ''}{part}.csv")
         write_whole(arguments.out / written[-1], table.to_csv(index=False))
     if arguments.json:
-        found = {part: json.loads(table.to_json(orient="records") or "[]") for part, table in parts.items()}
-        print(json.dumps(found if isinstance(tables, Mapping) else found[""], indent=1))
+        records = {part: json.loads(table.to_json(orient="records") or "[]") for part, table in parts.items()}
+        print(json.dumps(records if isinstance(tables, Mapping) else records[""], indent=1))
     else:
         print(f"{arguments.out}/: {', '.join(written)}")
 
@@ -159,7 +159,7 @@ def label_ends(
 
 
 def look_of(pools: Sequence[Pool]) -> Look:
-    """The look of the pools' models, a colour for each in order of size."""
+    """The style of a figure of these pools' models: a colour for each, in order of size."""
     import pandas as pd
 
     from kinetics_jax.report.figure_style import look
@@ -169,7 +169,7 @@ def look_of(pools: Sequence[Pool]) -> Look:
 
 
 def model_legend(figure: Figure, style: Look) -> None:
-    """Which colour is which model, below the panels."""
+    """Adds a legend of the models' colours below the panels."""
     from kinetics_jax.report.figure_style import SMALL, handle
 
     figure.legend(
@@ -183,8 +183,8 @@ def model_legend(figure: Figure, style: Look) -> None:
 
 
 def cost_ticks(axes: Axes, which: str = "x") -> None:
-    """A logarithmic axis: within two decades 1, 2 and 5 of each are named, powers of ten beyond, and round numbers when
-    it spans less than a factor of 4.
+    """Makes an axis logarithmic: ticks at 1, 2 and 5 of each decade within two decades, at powers of ten beyond, and at
+    round numbers within a factor of 4.
     """
     from matplotlib.ticker import (
         FixedLocator,
@@ -210,7 +210,7 @@ def cost_ticks(axes: Axes, which: str = "x") -> None:
 
 
 def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **how: Any) -> None:
-    """Words at a point, `offset` in points, legible over lines."""
+    """Writes text beside a point, `offset` in points, legible over lines."""
     from matplotlib.patheffects import withStroke
 
     from kinetics_jax.report.figure_style import SMALL
@@ -221,7 +221,7 @@ def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, fl
 
 
 def title(axes: Axes, text: str) -> None:
-    """A panel's title: small, on the left."""
+    """Sets a panel's title: small, on the left."""
     from kinetics_jax.report.figure_style import SMALL
 
     axes.set_title(text, fontsize=SMALL + 0.5, loc="left", pad=4)
@@ -234,13 +234,13 @@ def trace_parser(doc: str | None, *, convention: str = "traffic", hardware: str 
         "--in-sample",
         action="store_true",
         help="choose and score on the same samples, as the paper does (optimistic); by default choose on one half of "
-        "every problem's samples, score on the other, and the reverse",
+        "every problem's samples, score on the other, and vice versa",
     )
     made.add_argument(
         "--fixed",
         action="store_true",
-        help="one configuration for all problems, which needs no answers to be known; by default, as in the paper, the "
-        "best one for every problem",
+        help="one configuration for all problems, as one could choose without their answers; by default, as in the "
+        "paper, the best one for every problem",
     )
     return made
 
@@ -256,7 +256,7 @@ def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str
 
 
 def unit(values: npt.ArrayLike) -> tuple[float, str]:
-    """What to multiply amounts in units of 1e12 with for the axis, and its prefix: that of the median's size."""
+    """The factor from units of 1e12 to those of the axis, and their prefix, which suits the median."""
     import numpy as np
 
     positive = np.asarray(values, np.float64)
