@@ -9,24 +9,31 @@ ops on sharded arrays inside shard_map. Shapes and meanings: reference.py.
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
 
 from kinetics_kernels.backends import implementation
 from kinetics_kernels.tuning import append_key, decode_key, select_key
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
+
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
 
     `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]` or
@@ -38,10 +45,10 @@ def append_kv(
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -50,7 +57,7 @@ def select_pages(
     summary: str = "mean",
     scale: float | None = None,
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step, and the tokens they hold.
 
     `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
@@ -75,15 +82,15 @@ def select_pages(
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a page table names.
 
     `q [batch, q_heads, head_dim]`, pools `[kv_heads, num_pages, page_size, head_dim]`, and `page_table [batch,
@@ -95,12 +102,12 @@ def paged_decode(
 
 
 def block_topk_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     pages: int,
     sink_pages: int = 1,
@@ -108,7 +115,7 @@ def block_topk_decode(
     summary: str = "mean",
     scale: float | None = None,
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
 
     Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.

@@ -6,8 +6,13 @@ tables and lengths are those of reference.py. Temporaries hold one pass of token
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32, Int
 
 PASS_TOKENS = 512
 EXACT = jax.lax.Precision.HIGHEST
@@ -41,7 +46,7 @@ def token_logits(
 
 def masked_decode(
     logits: jax.Array, mask: jax.Array, v_pages: jax.Array, page_table: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a mask names.
 
     `logits [batch, q_heads, max_pages * page_size]` as `token_logits` gives them, `mask` bool of that shape (true =
@@ -96,8 +101,8 @@ def sliding_window_mask(lengths: jax.Array, time: int, *, tokens: int, sink: int
 
 
 def litesys_mask(
-    logits: jax.Array,
-    lengths: jax.Array,
+    logits: Float32[Array, "batch q_heads time"],
+    lengths: Int[Array, " batch"],
     *,
     num_kv_heads: int,
     kind: str = "block_topk",
@@ -106,7 +111,7 @@ def litesys_mask(
     tokens: int = 0,
     local: int = 0,
     sink: int = 4,
-) -> jax.Array:
+) -> Bool[Array, "batch q_heads time"]:
     """What a decode step attends to by the rules of the paper's own code, LiteSys (Infini-AI-Lab/Kinetics).
 
     `logits [batch, q_heads, time]` float32, averaged over the group, and `lengths [batch]` → bool `[batch, q_heads,

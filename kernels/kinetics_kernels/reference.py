@@ -9,10 +9,15 @@ memory may hold NaN.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
 from kinetics_kernels.masked import litesys_mask as litesys_mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 # Tokens attended per pass of the decode loop. Every table is padded to whole passes, so that a short table and a long
 # one do the same arithmetic in the same order on the tokens they share: selection that keeps everything equals dense
@@ -52,16 +57,20 @@ def _known_summary(op: str, summary: str) -> None:
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
 
     `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (or
@@ -104,10 +113,10 @@ def set_summaries(summaries: jax.Array, pages: jax.Array, found: jax.Array, summ
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -115,7 +124,7 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
 
     `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (`[kv_heads, num_pages, 2, head_dim]`
@@ -150,15 +159,15 @@ def select_pages(
 
 
 def choose_pages(
-    scores: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    scores: Float32[Array, "batch kv_heads max_pages"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
     sink_pages: int = 1,
     recent_pages: int = 1,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """The forced pages and the best of the rest: `pages` of them per sequence and KV head.
 
     `scores [batch, kv_heads, max_pages]` float32 by logical page, `page_table [batch, max_pages]`, `lengths [batch]`.
@@ -190,14 +199,14 @@ def choose_pages(
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a page table names.
 
     `q [batch, q_heads, head_dim]`; pools as above; either `page_table [batch, max_pages]` with `lengths [batch]`, or
@@ -248,19 +257,19 @@ def paged_decode(
 
 
 def block_topk_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     pages: int,
     sink_pages: int = 1,
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
 
     Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.

@@ -8,7 +8,7 @@ written.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,28 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
 INPUT_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim

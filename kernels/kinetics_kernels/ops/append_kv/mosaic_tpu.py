@@ -9,7 +9,7 @@ it for all of the step, and the next step reads only after the last write.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
 # Rows of head_dim that lie together in HBM, for bfloat16 and float32 alike.
 TILE = 8
 # Tiles and pages of all sequences of a step. v5e gives a kernel 16 MB of VMEM by default.
@@ -25,17 +28,21 @@ BUFFER_BYTES = 8 << 20
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
     Per sequence a tile of K and one of V come and go, 32 * kv_heads * head_dim elements; a page that fills is read

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless, refuse_unless_hopper
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 INPUT_DTYPES = (jnp.bfloat16, jnp.float16)
 TOKENS = 64  # of a tile: the second product sums over them, and wgmma takes whole swizzled rows of 128 bytes
@@ -30,17 +33,17 @@ LOG2_E = math.log2(math.e)
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     splits: int | None = None,
     stages: int | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """As `reference.paged_decode`; weights are rounded to V's dtype before the second product.
 
     `splits`: parts that the tokens of a row are cut into, by default as many as fill the chip, at most 32. A row's

@@ -8,7 +8,7 @@ computed, the next is on its way, be it of the same step or the first of the nex
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 # Tokens of a block, whatever the table: a short table and a long one do the same arithmetic on the tokens they share.
 BLOCK_TOKENS = 512
@@ -26,16 +29,16 @@ MAX_TABLE = 48 << 10
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     block_tokens: int = BLOCK_TOKENS,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`reference.paged_decode` as one TPU kernel; shapes, dtypes and meanings are given there.
 
     `block_tokens` is the size of one block of the running softmax, the same bits for any table at the same size;

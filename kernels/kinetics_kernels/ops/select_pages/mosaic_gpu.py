@@ -9,7 +9,7 @@ order, each the least that comes after the one before.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,19 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Int32
+
 MOST_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
 WARPGROUP = 128  # threads, each with a like share of the scores
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -38,7 +41,7 @@ def select_pages(
     summary: str = "mean",
     scale: float | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a table wider

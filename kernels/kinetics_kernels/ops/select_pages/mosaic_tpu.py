@@ -8,7 +8,7 @@ is gathered in HBM; the scores, 4 bytes for each page and head, are.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
 from kinetics_kernels.reference import SUMMARY_VECTORS, choose_pages
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 # Pages that one copy brings if their ids ascend by one; of bfloat16 summaries, one tile.
 RUN = 16
@@ -28,10 +31,10 @@ MAX_TABLE = 48 << 10
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -41,7 +44,7 @@ def select_pages(
     scale: float | None = None,
     block_pages: int | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     Any table is served; one whose entries 16 i … 16 i + 15 are consecutive ids, the first of them even, costs a
@@ -58,16 +61,16 @@ def select_pages(
 
 
 def page_scores(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    used: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    used: Int[Array, " batch"],
     *,
     summary: str = "mean",
     scale: float | None = None,
     block_pages: int | None = None,
     interpret: Any = False,
-) -> jax.Array:
+) -> Float32[Array, "batch kv_heads max_pages"]:
     """The score of every page in use, as `reference.select_pages` has it: `[batch, kv_heads, max_pages]` float32.
 
     `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from jax.experimental.pallas import triton as plt
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Int32
+
 MOST_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
 TILE_BYTES = 16_384  # of summaries in registers at a time: 64 pages of 128 bfloat16
 LAUNCH_BYTES = 6_000_000  # what an H100 reads, at 3 TB/s, in the 2 us that one more launch is put at
@@ -30,10 +34,10 @@ HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -43,7 +47,7 @@ def select_pages(
     scale: float | None = None,
     fused: bool | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `fused`: one kernel that scores and chooses, or one for each, with the same result to the bit; by default whichever
