@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.reference import check_summary
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -53,13 +54,7 @@ def append_kv(
     but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size that is none of 8, nor, with summaries
     of one vector, the number of pages.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"append_kv: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if summaries is not None and summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
-        raise ValueError(
-            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {SUMMARY_VECTORS[summary]} x "
-            "head_dim for each KV head and page"
-        )
+    check_summary("append_kv", summary, summaries)
     pools = (k_pages, v_pages) if summaries is None else (k_pages, v_pages, summaries)
     _refuse(pools)
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
@@ -101,19 +96,18 @@ def append_kv(
 
 def _refuse(pools: tuple[jax.Array, ...]) -> None:
     num_pages, page_size, head_dim = pools[0].shape[1:]
-    for name, pool in zip(("k_pages", "v_pages", "summaries"), pools, strict=False):
-        if pool.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"append_kv on mosaic_tpu: {name} is {pool.dtype}, not bfloat16 or float32")
-    if head_dim % 128:
-        raise NotImplementedError(
-            f"append_kv on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes: XLA would copy the pools"
-        )
-    if page_size % TILE:
-        raise NotImplementedError(f"append_kv on mosaic_tpu: page_size {page_size} is no multiple of {TILE} rows")
-    if len(pools) == 3 and pools[2].ndim == 3 and num_pages % TILE:
-        raise NotImplementedError(
-            f"append_kv on mosaic_tpu: {num_pages} pages; their summaries are written {TILE} at a time: round up"
-        )
+    named = [*zip(("k_pages", "v_pages", "summaries"), pools, strict=False)]
+    refuse_unless(
+        "append_kv",
+        *[(pool.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {pool.dtype}") for name, pool in named],
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128 (else XLA copies the pools), not {head_dim}"),
+        (page_size % TILE == 0, f"a page_size that is a multiple of {TILE}, not {page_size}"),
+        (
+            len(pools) < 3 or pools[2].ndim == 4 or num_pages % TILE == 0,
+            f"pools of a multiple of {TILE} pages with summaries of one vector, which are written {TILE} at a time, "
+            f"not {num_pages}",
+        ),
+    )
 
 
 def _tokens(page_table: jax.Array, lengths: jax.Array, num_pages: int, page_size: int) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.reference import check_summary
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -44,15 +44,8 @@ def append_kv(
     Raises ValueError as there, NotImplementedError for a dtype, head_dim, page size or size of pool that the kernel
     does not take.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"append_kv: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    vectors = SUMMARY_VECTORS[summary]
+    check_summary("append_kv", summary, summaries)
     kv_heads, _, page_size, head_dim = k_pages.shape
-    if summaries is not None and summaries.ndim != 2 + vectors:
-        raise ValueError(
-            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {vectors} x head_dim for each "
-            "KV head and page"
-        )
     refuse_unless(
         "append_kv",
         (k_pages.dtype in INPUT_DTYPES, f"pools in float32, bfloat16 or float16, not {k_pages.dtype}"),

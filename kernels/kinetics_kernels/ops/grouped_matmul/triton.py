@@ -10,22 +10,30 @@ By bytes, Qwen3-30B-A3B, 8 tokens: at most 64 of 128 experts are chosen, each wi
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops import grouped_matmul as plan
+from kinetics_kernels import grouped
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 COLUMNS, INNER = 64, 64  # of a matrix, in flight per pipeline stage: 8 KB in bfloat16
 
 
 def grouped_matmul(
-    rows: jax.Array, matrices: jax.Array, group_sizes: jax.Array, *, interpret: bool = False
-) -> jax.Array:
-    """As `grouped_matmul`, accumulated in float32. Raises NotImplementedError for dtypes the kernel does not take."""
+    rows: Float[Array, "rows inner"],
+    matrices: Float[Array, "groups inner columns"],
+    group_sizes: Int[Array, " groups"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "rows columns"]:
+    """As `grouped.grouped_matmul`, accumulated in float32. Raises NotImplementedError for dtypes it does not take."""
     count, inner = rows.shape
     groups, _, columns = matrices.shape
     refuse_unless(
@@ -33,8 +41,8 @@ def grouped_matmul(
         (rows.dtype in INPUT_DTYPES, f"rows in float32, bfloat16 or float16, not {rows.dtype}"),
         (rows.dtype == matrices.dtype, f"rows and matrices of one dtype, not {rows.dtype} and {matrices.dtype}"),
     )
-    tile = plan.tile_rows(count, groups)
-    group, first, end, _ = plan.tiles(group_sizes, count, tile)
+    tile = grouped.tile_rows(count, groups)
+    group, first, end, _ = grouped.tiles(group_sizes, count, tile)
     return pl.pallas_call(
         functools.partial(_multiply, tile=tile, inner=inner, columns=columns),
         grid=(pl.cdiv(columns, COLUMNS), group.shape[0]),

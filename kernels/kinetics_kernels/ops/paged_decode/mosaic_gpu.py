@@ -19,6 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless, refuse_unless_hopper
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 INPUT_DTYPES = (jnp.bfloat16, jnp.float16)
 TOKENS = 64  # of a tile: the second product sums over them, and wgmma takes whole swizzled rows of 128 bytes
 BYTES_IN_FLIGHT = 65_536  # of K and V in shared memory: with the rest, two programs fit on a multiprocessor
-PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
-MOST_SPLITS = 32  # the partials of a head fit in the registers of the merging program
+MAX_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
 
 
@@ -70,7 +70,7 @@ def paged_decode(
             f"{page_size}",
         ),
         (group <= WARPGROUP_ROWS, f"at most {WARPGROUP_ROWS} query heads per KV head, not {group}"),
-        (1 <= splits <= MOST_SPLITS, f"1 to {MOST_SPLITS} splits, not {splits}"),
+        (1 <= splits <= MAX_SPLITS, f"1 to {MAX_SPLITS} splits, not {splits}"),
     )
     if stages is None:
         stages = max(2, BYTES_IN_FLIGHT // (2 * TOKENS * head_dim * q.dtype.itemsize))
@@ -122,7 +122,7 @@ def paged_decode(
 
 def default_splits(rows: int, tiles: int) -> int:
     """The power of two of parts that gives the chip its programs, but leaves each part a tile of tokens."""
-    wanted = min(PROGRAMS // rows, tiles, MOST_SPLITS)
+    wanted = min(GPU_PROGRAMS // rows, tiles, MAX_SPLITS)
     return 1 << max(0, wanted.bit_length() - 1)
 
 

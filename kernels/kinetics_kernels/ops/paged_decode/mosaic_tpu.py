@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 512
 # K and V, two buffers each, of all heads of a step. v5e gives a kernel 16 MB of VMEM by default.
 BUFFER_BYTES = 8 << 20
-# Two tables, this step's and the next one's, two buffers each, in 1 MB of SMEM.
-MAX_TABLE = 48 << 10
 
 
 def paged_decode(
@@ -110,24 +108,19 @@ def paged_decode(
 
 
 def _refuse(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, block_tokens: int) -> None:
-    page_size, head_dim = k_pages.shape[2:]
-    for name, array in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"paged_decode on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
-    if k_pages.dtype != v_pages.dtype:
-        raise NotImplementedError(f"paged_decode on mosaic_tpu: K in {k_pages.dtype}, V in {v_pages.dtype}")
-    if head_dim % 128:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes: XLA would copy the pools"
-        )
-    if page_size % 8 or block_tokens % page_size:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: page_size {page_size} is no multiple of 8 that divides {block_tokens} tokens"
-        )
-    if page_table.shape[-1] > MAX_TABLE:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: a table of {page_table.shape[-1]} pages; SMEM holds {MAX_TABLE}: larger pages"
-        )
+    (page_size, head_dim), table_pages = k_pages.shape[2:], page_table.shape[-1]
+    arrays = (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
+    refuse_unless(
+        "paged_decode",
+        *[(array.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {array.dtype}") for name, array in arrays],
+        (k_pages.dtype == v_pages.dtype, f"pools of one dtype, not {k_pages.dtype} and {v_pages.dtype}"),
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128 (else XLA copies the pools), not {head_dim}"),
+        (
+            page_size % 8 == 0 and block_tokens % page_size == 0,
+            f"a page_size that is a multiple of 8 and divides {block_tokens} tokens, not {page_size}",
+        ),
+        (table_pages <= MAX_TABLE, f"page tables of at most {MAX_TABLE} pages, which fill SMEM, not {table_pages}"),
+    )
 
 
 def _heads_of_a_step(kv_heads: int, buffer_bytes: int) -> int:

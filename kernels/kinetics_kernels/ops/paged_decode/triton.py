@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
 
 GROUP_TILE = 16  # the least rows of a tensor-core product
 TILE_BYTES = 16_384  # of K, and of V, in flight per pipeline stage: 64 tokens of 128 bfloat16
-MOST_SPLITS = 32  # the partials of a head fit in the registers of the merging program
+MAX_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
 
 
@@ -104,7 +105,7 @@ def paged_decode(
 
 def default_splits(rows: int) -> int:
     """The power of two of parts that gives the chip its programs; shards of up to 8 rows keep their bits, at 32."""
-    return 1 << max(0, min(PROGRAMS // rows, MOST_SPLITS).bit_length() - 1)
+    return 1 << max(0, min(GPU_PROGRAMS // rows, MAX_SPLITS).bit_length() - 1)
 
 
 def _attend(

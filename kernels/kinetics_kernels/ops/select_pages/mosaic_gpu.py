@@ -18,12 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.reference import check_choice, check_summary
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Int32
 
-MOST_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
+MAX_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
 WARPGROUP = 128  # threads, each with a like share of the scores
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
@@ -47,15 +47,11 @@ def select_pages(
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a table wider
     than the kernel takes.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(
-            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
-        )
+    check_summary("select_pages", summary, summaries)
+    check_choice(pages, sink_pages, recent_pages)
     batch, kv_heads, max_pages = page_table.shape[0], summaries.shape[0], page_table.shape[1]
     refuse_unless(
-        "select_pages", (max_pages <= MOST_PAGES, f"page tables of at most {MOST_PAGES} pages, not {max_pages}")
+        "select_pages", (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}")
     )
     rows = batch * kv_heads
     table = jnp.pad(page_table, ((0, 0), (0, -max_pages % WARPGROUP)), constant_values=-1)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
-from kinetics_kernels.reference import SUMMARY_VECTORS, choose_pages
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
+from kinetics_kernels.reference import SUMMARY_VECTORS, check_summary, choose_pages
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int, Int32
@@ -26,8 +26,6 @@ RUN = 16
 # Pages of a block, the most that fit: the double buffer holds them for all heads.
 BLOCK_PAGES = (512, 256, 128)
 BUFFER_BYTES = 8 << 20
-# Two tables, this step's and the next one's, two buffers each, in 1 MB of SMEM.
-MAX_TABLE = 48 << 10
 
 
 def select_pages(
@@ -78,10 +76,7 @@ def page_scores(
     for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple of 128), an odd
     number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
-        raise ValueError(f"select_pages: summaries of shape {summaries.shape} are not of kind {summary}")
+    check_summary("select_pages", summary, summaries)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
@@ -133,26 +128,24 @@ def _pages_of_a_block(max_pages: int, page_bytes: int) -> int:
 
 def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int, vectors: int) -> None:
     kv_heads, num_pages, *_, head_dim = summaries.shape
-    for name, array in (("q", q), ("summaries", summaries)):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"select_pages on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
-    if head_dim % 128:
-        raise NotImplementedError(f"select_pages on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes")
-    if head_dim > 128 and summaries.ndim == 3:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: one vector of {head_dim} to a page shares tiles of 128 lanes with other pages"
-        )
-    if summaries.dtype == jnp.bfloat16 and summaries.ndim == 3 and num_pages % 2:
-        raise NotImplementedError(f"select_pages on mosaic_tpu: {num_pages} bfloat16 summaries; an even number is read")
-    if block_pages % 128 or 2 * vectors * kv_heads * block_pages * head_dim * 4 > BUFFER_BYTES:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: blocks of {block_pages} pages are no multiple of 128 or, for {kv_heads} KV "
-            f"heads, more than {BUFFER_BYTES >> 20} MB"
-        )
-    if max_pages > MAX_TABLE:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: a table of {max_pages} pages; SMEM holds {MAX_TABLE}: larger pages"
-        )
+    one_vector, arrays = summaries.ndim == 3, (("q", q), ("summaries", summaries))
+    block_bytes = vectors * kv_heads * block_pages * head_dim * 4
+    refuse_unless(
+        "select_pages",
+        *[(array.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {array.dtype}") for name, array in arrays],
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128, not {head_dim}"),
+        (head_dim == 128 or not one_vector, f"summaries of one vector with a head_dim of 128, not {head_dim}"),
+        (
+            not one_vector or summaries.dtype != jnp.bfloat16 or num_pages % 2 == 0,
+            f"an even number of bfloat16 summaries of one vector, not {num_pages}",
+        ),
+        (block_pages % 128 == 0, f"blocks of a multiple of 128 pages, not {block_pages}"),
+        (
+            2 * block_bytes <= BUFFER_BYTES,
+            f"two blocks of up to {BUFFER_BYTES >> 20} MB, which {kv_heads} KV heads x {block_pages} pages exceed",
+        ),
+        (max_pages <= MAX_TABLE, f"page tables of at most {MAX_TABLE} pages, which fill SMEM, not {max_pages}"),
+    )
 
 
 def _with_runs(table: jax.Array, used: jax.Array, num_pages: int, pairs: bool) -> jax.Array:

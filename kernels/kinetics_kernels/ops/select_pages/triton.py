@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.reference import SUMMARY_VECTORS, check_choice, check_summary
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Int32
 
-MOST_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
+MAX_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
 TILE_BYTES = 16_384  # of summaries in registers at a time: 64 pages of 128 bfloat16
 LAUNCH_BYTES = 6_000_000  # what an H100 reads, at 3 TB/s, in the 2 us that one more launch is put at
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
@@ -54,12 +55,8 @@ def select_pages(
     the bytes favour. Raises ValueError as the reference, NotImplementedError for a dtype, head_dim or width of table
     that the kernels do not take.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(
-            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
-        )
+    check_summary("select_pages", summary, summaries)
+    check_choice(pages, sink_pages, recent_pages)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
@@ -68,7 +65,7 @@ def select_pages(
         (q.dtype in INPUT_DTYPES, f"q in float32, bfloat16 or float16, not {q.dtype}"),
         (summaries.dtype in INPUT_DTYPES, f"summaries in float32, bfloat16 or float16, not {summaries.dtype}"),
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
-        (max_pages <= MOST_PAGES, f"page tables of at most {MOST_PAGES} pages, not {max_pages}"),
+        (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}"),
     )
     page_bytes = SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize
     rows, width = batch * kv_heads, pl.next_power_of_2(max_pages)
@@ -110,7 +107,7 @@ def select_pages(
 
 def default_fused(rows: int, row_bytes: int) -> bool:
     """Whether one kernel is faster: what the programs that lack a row would read takes less than a launch."""
-    return (PROGRAMS - rows) * row_bytes <= LAUNCH_BYTES
+    return (GPU_PROGRAMS - rows) * row_bytes <= LAUNCH_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +208,7 @@ def _write_best(keys, there, row, table_ref, lengths_ref, selected_ref, covered_
     threshold = _kth_largest(keys, wanted)
     above, equal = keys > threshold, (keys == threshold) & (logical < there)
     spare = wanted - jnp.sum(above.astype(jnp.int32))
-    # Both are counted in one pass over the row, those above in the upper half: neither is more than MOST_PAGES.
+    # Both are counted in one pass over the row, those above in the upper half: neither is more than MAX_PAGES.
     so_far = jnp.cumsum((above.astype(jnp.int32) << 16) + equal.astype(jnp.int32))
     equals = so_far & 0xFFFF
     taken = above | (equal & (equals <= spare))
