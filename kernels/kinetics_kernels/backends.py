@@ -99,7 +99,7 @@ def kernel_backends(op: str) -> list[Backend]:
     return [name for name in BACKENDS[1:] if all(_has_kernel(part, name) for part in PARTS.get(op, (op,)))]
 
 
-def implementation(op: str, backend: Backend | None, key: tuning.Key | None = None) -> Callable[..., Any]:
+def implementation(op: str, backend: str | None, key: tuning.Key | None = None) -> Callable[..., Any]:
     """The function behind an op; for None the fastest of those measured at shapes like `key`, with its options.
 
     Without a `key`, or an entry for it in the device's tuning table, the kernel made for the device; a call that either

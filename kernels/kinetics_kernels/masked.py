@@ -1,4 +1,4 @@
-"""Attention under a mask over tokens: what no page table can say, as an oracle and not for speed.
+"""Attention under a mask over tokens: what no page table can express, made for checks and not for speed.
 
 `token_logits` computes every logit of a step, a rule turns them into a mask, `masked_decode` attends under it. Pools,
 tables and lengths are those of reference.py. Temporaries hold one pass of tokens beside the logits and the mask.
@@ -26,7 +26,10 @@ def token_logits(
     *,
     scale: float | None = None,
 ) -> Float32[Array, "batch q_heads max_pages*page_size"]:
-    """The scaled logit of every token, -inf where there is none; `scale` defaults to head_dim ** -0.5."""
+    """The scaled logit of every token; -inf beyond a length, or where the table names no page.
+
+    `scale` defaults to head_dim ** -0.5.
+    """
     k_pages, page_table, lengths = jnp.asarray(k_pages), jnp.asarray(page_table), jnp.asarray(lengths)
     batch, q_heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape

@@ -108,8 +108,8 @@ def test_a_gpu_that_is_here_is_asked_for_its_capability(monkeypatch, capability,
 
 
 def test_pallas_triton_is_looked_for():
-    found = importlib.util.find_spec("jax.experimental.pallas.triton")
-    assert devices.has_pallas_triton() == (found is not None)
+    spec = importlib.util.find_spec("jax.experimental.pallas.triton")
+    assert devices.has_pallas_triton() == (spec is not None)
 
 
 @pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "TPU v5 lite"])

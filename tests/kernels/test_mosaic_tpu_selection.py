@@ -152,12 +152,12 @@ def test_runs_are_found_where_ids_ascend(jumps, start, used, pairs):
         steps[place] = jump
     table, num_pages = (start + np.cumsum(steps) - 1).astype(np.int32), 64
     table[table < 0] = -1
-    found = np.asarray(select._with_runs(jnp.asarray(table[None]), jnp.asarray([used]), num_pages, pairs))[0]
+    marked = np.asarray(select._with_runs(jnp.asarray(table[None]), jnp.asarray([used]), num_pages, pairs))[0]
     for place in range(48):
         group = [int(page) for page in table[place : min(place + RUN, max(used, place + 1))]]
         run = place % RUN == 0 and group == list(range(group[0], group[0] + len(group)))
         run = run and 0 <= group[0] <= num_pages - RUN and not (pairs and group[0] % 2)
-        assert found[place] == (~group[0] if run else min(max(int(table[place]), 0), num_pages - 1))
+        assert marked[place] == (~group[0] if run else min(max(int(table[place]), 0), num_pages - 1))
 
 
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):

@@ -6,7 +6,7 @@ GPU_PROGRAMS = 264  # that fill the chip: two for each of an H100's 132 multipro
 
 
 def refuse_unless(backend: str, op: str, *needs: tuple[bool, str]) -> None:
-    """Raises NotImplementedError if one of `needs` (whether it is met, what the kernel takes) is not met; names it."""
+    """Raises NotImplementedError for the first of `needs` (is it met, what the kernel takes) that is not met."""
     for met, taken in needs:
         if not met:
             raise NotImplementedError(f"{op}: the {backend} backend takes {taken}; backend='xla' takes any")

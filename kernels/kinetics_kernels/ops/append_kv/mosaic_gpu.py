@@ -155,5 +155,5 @@ def _on_rows(vector: jax.Array) -> jax.Array:
 
 
 def _load(ref, layout) -> jax.Array:
-    """Memory that is not laid out for its reader: slower, and little of it."""
+    """Loads memory that is not laid out for its reader: slower, and little of it."""
     return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue] -- jax 0.10's wants idx

@@ -50,9 +50,9 @@ def append_kv(
     once, and its summary goes (two vectors) or its tile comes and goes (one vector). A step of the grid waits for two
     copies, one in and one out, whatever the number of sequences in it: at 8 KV heads of 128 bfloat16 256 of them
     without summaries, 102 with them at page 16, 47 at page 64. A page that is written to belongs to one sequence.
-    `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what the kernel cannot do: dtypes
-    but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size that is none of 8, nor, with summaries
-    of one vector, the number of pages.
+    `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError for what the kernel does
+    not take: dtypes but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size, or, with summaries of
+    one vector, a number of pages that is no multiple of 8.
     """
     check_summary("append_kv", summary, summaries)
     pools = (k_pages, v_pages) if summaries is None else (k_pages, v_pages, summaries)

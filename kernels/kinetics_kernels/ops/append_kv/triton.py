@@ -41,8 +41,8 @@ def append_kv(
 ]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
-    Raises ValueError as there, NotImplementedError for a dtype, head_dim, page size or size of pool that the kernel
-    does not take.
+    Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, page size or size of pool that
+    the kernel does not take.
     """
     check_summary("append_kv", summary, summaries)
     kv_heads, _, page_size, head_dim = k_pages.shape

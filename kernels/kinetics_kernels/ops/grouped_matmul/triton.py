@@ -69,17 +69,17 @@ def _multiply(
     group, first, end = group_ref[index], first_ref[index], end_ref[index]
     row = first + jnp.arange(tile)
     column = pl.program_id(0) * COLUMNS + jnp.arange(COLUMNS)
-    here, wanted = (row < end)[:, None], (column < columns)[None, :]
+    of_group, of_matrix = (row < end)[:, None], (column < columns)[None, :]
 
     def step(part, total):
         depth = part * INNER + jnp.arange(INNER)
         inside = depth < inner
-        left = plt.load(rows_ref.at[row[:, None], depth[None, :]], mask=here & inside[None, :], other=0.0)
+        left = plt.load(rows_ref.at[row[:, None], depth[None, :]], mask=of_group & inside[None, :], other=0.0)
         where = group * inner + depth
-        right = plt.load(matrices_ref.at[where[:, None], column[None, :]], mask=inside[:, None] & wanted, other=0.0)
+        right = plt.load(matrices_ref.at[where[:, None], column[None, :]], mask=inside[:, None] & of_matrix, other=0.0)
         exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
         return total + jax.lax.dot(left, right, precision=exact, preferred_element_type=jnp.float32)
 
     steps = jnp.where(first < end, jnp.int32(pl.cdiv(inner, INNER)), jnp.int32(0))  # none for an idle tile
     total = jax.lax.fori_loop(jnp.int32(0), steps, step, jnp.zeros((tile, COLUMNS), jnp.float32))
-    plt.store(out_ref.at[row[:, None], column[None, :]], total.astype(out_ref.dtype), mask=here & wanted)
+    plt.store(out_ref.at[row[:, None], column[None, :]], total.astype(out_ref.dtype), mask=of_group & of_matrix)

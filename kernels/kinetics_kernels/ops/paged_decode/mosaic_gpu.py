@@ -121,7 +121,7 @@ def paged_decode(
 
 
 def default_splits(rows: int, tiles: int) -> int:
-    """The power of two of parts that gives the chip its programs, but leaves each part a tile of tokens."""
+    """Parts of each row, a power of two: as many as fill the chip, if each still has a tile of tokens."""
     wanted = min(GPU_PROGRAMS // rows, tiles, MAX_SPLITS)
     return 1 << max(0, wanted.bit_length() - 1)
 
@@ -264,7 +264,7 @@ def _attend(
 
 
 def _load(ref, layout) -> jax.Array:
-    """Memory that is not laid out for its reader: slower, and done once a program."""
+    """Loads memory that is not laid out for its reader: slower, and done once a program."""
     return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue] -- jax 0.10's wants idx
 
 

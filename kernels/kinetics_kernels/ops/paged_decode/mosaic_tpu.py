@@ -124,7 +124,7 @@ def _refuse(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: ja
 
 
 def _heads_of_a_step(kv_heads: int, buffer_bytes: int) -> int:
-    """The most heads, evenly many a step, whose four buffers fit."""
+    """The largest divisor of the number of heads whose four buffers fit in VMEM."""
     fitting = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and 4 * n * buffer_bytes <= BUFFER_BYTES]
     return max(fitting, default=1)
 

@@ -104,7 +104,7 @@ def paged_decode(
 
 
 def default_splits(rows: int) -> int:
-    """The power of two of parts that gives the chip its programs; shards of up to 8 rows keep their bits, at 32."""
+    """Parts of each row, a power of two: as many as fill the chip. Shards of up to 8 rows keep their bits, at 32."""
     return 1 << max(0, min(GPU_PROGRAMS // rows, MAX_SPLITS).bit_length() - 1)
 
 

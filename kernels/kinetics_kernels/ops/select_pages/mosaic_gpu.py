@@ -111,15 +111,15 @@ def _choose(
     sequence = row // (scores_ref.shape[0] // table_ref.shape[0])
     length, width = lengths_ref[sequence], scores_ref.shape[1]
     count = pl.cdiv(length, page_size)  # pages in use; the last one is the current page
-    there = jnp.minimum(count, max_pages)
-    wanted = jnp.minimum(pages, there)
+    in_use = jnp.minimum(count, max_pages)
+    wanted = jnp.minimum(pages, in_use)
 
     logical = lax.iota(jnp.int32, width)
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
     keys = jnp.where(forced, HIGHEST_KEY, _ordered(scores_ref[row]))
-    keys = jnp.where(logical < there, keys, LOWEST_KEY)
+    keys = jnp.where(logical < in_use, keys, LOWEST_KEY)
     threshold = _kth_largest(keys, wanted, jnp.int32(LOWEST_KEY), bits=32)
-    above, equal = keys > threshold, (keys == threshold) & (logical < there)
+    above, equal = keys > threshold, (keys == threshold) & (logical < in_use)
     spare = wanted - jnp.sum(above.astype(jnp.int32))
     # Of the pages equal to the threshold the lowest are taken: down to the spare-th largest of width - logical.
     lowness = jnp.where(equal, width - logical, 0)
@@ -148,8 +148,8 @@ def _ordered(scores: jax.Array) -> jax.Array:
 def _kth_largest(keys: jax.Array, k: jax.Array, least: jax.Array, bits: int) -> jax.Array:
     """The largest value that at least k of `keys` int32 reach; they are from `least` up, by less than 2^bits."""
 
-    def one_bit(index, found):
-        candidate = found + (jnp.int32(1) << (bits - 1 - index))  # wraps: from the lowest integer up
-        return jnp.where(jnp.sum((keys >= candidate).astype(jnp.int32)) >= k, candidate, found)
+    def one_bit(index, reached_by_k):
+        candidate = reached_by_k + (jnp.int32(1) << (bits - 1 - index))  # wraps: from the lowest integer up
+        return jnp.where(jnp.sum((keys >= candidate).astype(jnp.int32)) >= k, candidate, reached_by_k)
 
     return lax.fori_loop(0, bits, one_bit, least)

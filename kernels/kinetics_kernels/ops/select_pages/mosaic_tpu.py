@@ -47,7 +47,7 @@ def select_pages(
 
     Any table is served; one whose entries 16 i … 16 i + 15 are consecutive ids, the first of them even, costs a
     sixteenth of the copies. `block_pages`, a multiple of 128, are scored at a time, by default as many as fit;
-    `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what `page_scores` cannot do.
+    `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError as `page_scores`.
     """
     used = -(-lengths // page_size)
     scores = page_scores(
@@ -69,12 +69,12 @@ def page_scores(
     block_pages: int | None = None,
     interpret: Any = False,
 ) -> Float32[Array, "batch kv_heads max_pages"]:
-    """The score of every page in use, as `reference.select_pages` has it: `[batch, kv_heads, max_pages]` float32.
+    """The score of every page in use, as `reference.select_pages` defines it: `[batch, kv_heads, max_pages]` float32.
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
-    `used [batch]` pages of each row; beyond them the scores are undefined and may be NaN. Raises NotImplementedError
-    for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple of 128), an odd
-    number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
+    `used` are the pages in use of each row; beyond them the scores are undefined and may be NaN. Raises
+    NotImplementedError for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple
+    of 128), an odd number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than
+    MAX_TABLE pages.
     """
     check_summary("select_pages", summary, summaries)
     batch, q_heads, head_dim = q.shape
@@ -211,9 +211,9 @@ def _kernel(
         def copies(place, page, count):
             row, rows = (page // 2, pl.cdiv(count, 2)) if paired else (page, count)
             for which in range(vectors):
-                there = (slice(None), pl.ds(row, rows), *([which] if summaries.ndim == 4 else []))
-                here = buffer.at[slot, which, :, pl.ds(place, rows)]
-                act(pltpu.make_async_copy(words.at[there], here, arrived.at[slot]))
+                source = (slice(None), pl.ds(row, rows), *([which] if summaries.ndim == 4 else []))
+                target = buffer.at[slot, which, :, pl.ds(place, rows)]
+                act(pltpu.make_async_copy(words.at[source], target, arrived.at[slot]))
 
         def alone(place, page_at):
             places = place, jnp.minimum(place + RUN, pages)
@@ -304,5 +304,5 @@ def _dot(query: jax.Array, vectors: jax.Array) -> jax.Array:
         parts.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
         rest = rest - parts[-1]
     query = jnp.concatenate(parts, axis=1).astype(jnp.bfloat16)
-    found = jnp.einsum(equation, query, vectors, preferred_element_type=jnp.float32)
-    return found[:, 0] + (found[:, 1] + found[:, 2])
+    products = jnp.einsum(equation, query, vectors, preferred_element_type=jnp.float32)
+    return products[:, 0] + (products[:, 1] + products[:, 2])
