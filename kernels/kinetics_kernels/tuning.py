@@ -154,7 +154,8 @@ def lookup(table: Table, op: str, key: Key) -> tuple[Backend, dict[str, Any]] | 
 
 def chosen_backends(table: Table, ops: Sequence[str]) -> dict[Backend, int]:
     """How many of a table's entries of some ops name each backend, the most frequent first."""
-    return dict(Counter(entry.backend for entry in table.entries if entry.op in ops).most_common())
+    counts: Counter[Backend] = Counter(entry.backend for entry in table.entries if entry.op in ops)
+    return dict(counts.most_common())
 
 
 def _distance(one: Key, other: Key) -> float:
