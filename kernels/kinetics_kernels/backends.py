@@ -90,7 +90,7 @@ def backend_error(backend: str, platform: str | None = None) -> str | None:
         return f"backend {backend!r} is not known (known: {', '.join(BACKENDS)})"
     runs = ("xla", *PLATFORM_BACKENDS.get(platform, ()))
     if backend not in runs:
-        return f"backend {backend!r} does not run on a {platform} (runs there: {', '.join(runs)})"
+        return f"backend {backend!r} does not run on a {platform}; there: {', '.join(runs)}"
     return None
 
 
