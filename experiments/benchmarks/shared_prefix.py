@@ -26,6 +26,7 @@ import kinetics_kernels as kernels
 import numpy as np
 import pandas as pd
 from jax.typing import DTypeLike
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.shared_prefix import (
     prefix_saving,
@@ -48,7 +49,7 @@ def measure(
     own: int,
     page: int,
     dtype: DTypeLike,
-    backend: str | None,
+    backend: Backend | None,
     turns: int,
 ) -> dict[str, Any]:
     """One row: `samples` of one prompt of `prompt` tokens (whole pages) with `own` tokens each."""

@@ -1,47 +1,54 @@
 """The ops that have kernels, as users call them: the reference's functions with a choice of backend.
 
 `backend=None` takes what the device's tuning table names for the call's shape, else the kernel made for the device,
-else the reference; a call that the kernel does not take runs on the reference with a warning. A name forces a backend:
-`xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an unknown
-backend, and NotImplementedError, naming the reason, for what a forced backend cannot do. jit partitions no kernel: call
-ops on sharded arrays inside shard_map. Shapes and meanings: reference.py.
+else the reference; a call that the kernel does not take falls back to the reference with a warning. A name forces a
+backend: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an
+unknown backend, and NotImplementedError, naming the reason, for what a forced backend cannot do. jit partitions no
+kernel: call ops on sharded arrays inside shard_map. Meanings in full: reference.py, grouped.py.
 """
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
 
-from kinetics_kernels.backends import implementation
+from kinetics_kernels.backends import Backend, implementation
 from kinetics_kernels.tuning import append_key, decode_key, select_key
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
-    backend: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    backend: Backend | None = None,
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
 
-    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]` or
-    None, `k_new, v_new [batch, kv_heads, head_dim]`, `page_table [batch, max_pages]`, `lengths [batch]`. Returns the
-    three pools; donate them to update in place. Raises ValueError for an unknown kind, or another kind's summaries.
+    `lengths` count the new token. `summary` names the kind of the summaries: `mean`, with no axis `*vectors`, `min_max`
+    or `mean_std`, with one of 2; they are None if no policy needs them. Returns the three pools; donate them to update
+    in place. Raises ValueError for an unknown kind, or another kind's summaries.
     """
     op = implementation("append_kv", backend, append_key(k_pages, summaries, page_table, summary=summary))
     return op(k_pages, v_pages, summaries, k_new, v_new, page_table, lengths, summary=summary)
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -49,14 +56,14 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-    backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    backend: Backend | None = None,
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step, and the tokens they hold.
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
-    `lengths [batch]` → `selected [batch, kv_heads, pages]` int32, physical ids in ascending logical order, padded with
-    -1, and `covered [batch, kv_heads]` int32. Raises ValueError for an unknown summary, or when nothing is left to
-    choose.
+    Of `pages` pages the first `sink_pages` and the last `recent_pages` are forced, the others have the best scores;
+    `scale` counts for `mean_std` alone. Returns `selected [batch, kv_heads, pages]`, physical ids in ascending logical
+    order, padded with -1, and `covered [batch, kv_heads]`, the tokens they hold. Raises ValueError for an unknown kind
+    of summary, or another kind's summaries, or if nothing is left to choose.
     """
     key = select_key(q, summaries, page_table, page_size=page_size, summary=summary)
     op = implementation("select_pages", backend, key)
@@ -75,40 +82,40 @@ def select_pages(
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
-    backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    backend: Backend | None = None,
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a page table names.
 
-    `q [batch, q_heads, head_dim]`, pools `[kv_heads, num_pages, page_size, head_dim]`, and `page_table [batch,
-    max_pages]` with `lengths [batch]`, or `[batch, kv_heads, pages]` with `[batch, kv_heads]`. Returns `out [batch,
-    q_heads, head_dim]` in q's dtype and the log-sum-exp `[batch, q_heads]` float32; an empty row gives 0 and -inf.
+    `page_table [batch, max_pages]` goes with `lengths [batch]`, one table per KV head, `[batch, kv_heads, pages]`, with
+    `lengths [batch, kv_heads]`: the tokens that `select_pages` covers. `scale` defaults to head_dim ** -0.5. Returns
+    `out [batch, q_heads, head_dim]` in q's dtype and the log-sum-exp `[batch, q_heads]`; an empty row gives 0 and -inf.
     """
     op = implementation("paged_decode", backend, decode_key(q, k_pages, page_table))
     return op(q, k_pages, v_pages, page_table, lengths, scale=scale)
 
 
 def block_topk_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     pages: int,
     sink_pages: int = 1,
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-    backend: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    backend: Backend | None = None,
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
 
     Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.
@@ -127,3 +134,18 @@ def block_topk_decode(
         backend=backend,
     )
     return paged_decode(q, k_pages, v_pages, selected, covered, scale=scale, backend=backend)
+
+
+def grouped_matmul(
+    rows: Float[Array, "rows inner"],
+    matrices: Float[Array, "groups inner columns"],
+    group_sizes: Int[Array, " groups"],
+    *,
+    backend: Backend | None = None,
+) -> Float[Array, "rows columns"]:
+    """Multiplies each of `rows`, sorted by group, with its group's matrix: what a mixture of experts multiplies.
+
+    The first `group_sizes[0]` rows belong to group 0, and so on; rows beyond their sum belong to no group, and what is
+    returned for them is undefined. Returns rows' dtype. No tuning table names it: the device alone decides.
+    """
+    return implementation("grouped_matmul", backend)(rows, matrices, group_sizes)

@@ -1,4 +1,4 @@
-"""Which device a call is for, and which backend suits one that no tuning table speaks for.
+"""Which device a call is for, and which backend suits a device without a tuning table.
 
 The choice is a heuristic: of the kernels made for the device, which all read their bytes once. Nothing is measured.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from typing import TYPE_CHECKING
 
 import jax
 
-# Compute capabilities of the GPUs that `targets` describes; of a GPU that is here, the device itself is asked.
+if TYPE_CHECKING:
+    from kinetics_kernels.backends import Backend
+
+# Compute capabilities of the GPUs that `targets` describes; a GPU of this machine is asked for its own.
 CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
 AMPERE, HOPPER = (8, 0), 9  # wgmma is Hopper's alone: newer GPUs multiply otherwise
 TPUS = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
@@ -27,22 +31,22 @@ class Device:
 
 
 def target() -> Device:
-    """The device of the abstract mesh where one is set (under shard_map, or to compile for another), else the default.
+    """The device of the abstract mesh if one is set (under shard_map, or to compile for another), else the default.
 
-    Arrays that lie elsewhere are not looked at: set `jax.default_device` for them.
+    Where arrays lie does not count: set `jax.default_device` for arrays on another device.
     """
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     default = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None and abstract.device_kind != default.device_kind:
-        return described(abstract.device_kind)
+        return named_device(abstract.device_kind)
     capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(default, "compute_capability", "")))
     known = (int(capability[1]), int(capability[2])) if capability else None
     return Device(default.device_kind, default.platform, known)
 
 
-def described(kind: str) -> Device:
-    """A device that is not here, by the name that jax gives it; one of no known name counts as a CPU."""
+def named_device(kind: str) -> Device:
+    """A device of another machine, by the name that jax gives it; an unknown name counts as a CPU."""
     if kind.startswith("TPU"):
         return Device(kind, "tpu")
     if kind.startswith("NVIDIA"):
@@ -50,10 +54,10 @@ def described(kind: str) -> Device:
     return Device(kind, "cpu")
 
 
-def suited_backend(device: Device) -> str:
-    """The backend made for a device; `xla` where no kernel is.
+def suited_backend(device: Device) -> Backend:
+    """The backend made for a device; `xla` if none is.
 
-    NVIDIA GPUs from Ampere on: `triton`, or, on Hopper, `mosaic_gpu` where jax has no Pallas-Triton any more. TPU v5e,
+    NVIDIA GPUs from Ampere on: `triton`, or, on Hopper, `mosaic_gpu` if jax no longer has Pallas-Triton. TPU v5e,
     v5p and v6e: `mosaic_tpu`.
     """
     if device.platform == "tpu" and device.kind in TPUS:
@@ -67,5 +71,5 @@ def suited_backend(device: Device) -> str:
 
 
 def has_pallas_triton() -> bool:
-    """Whether this jax has it: it is deprecated, to be removed."""
+    """Whether the installed jax has Pallas-Triton, which is deprecated and to be removed."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None

@@ -1,4 +1,4 @@
-"""Attention under a mask over tokens: what no page table can say, as an oracle and not for speed.
+"""Attention under a mask over tokens: what no page table can express, made for checks and not for speed.
 
 `token_logits` computes every logit of a step, a rule turns them into a mask, `masked_decode` attends under it. Pools,
 tables and lengths are those of reference.py. Temporaries hold one pass of tokens beside the logits and the mask.
@@ -6,20 +6,29 @@ tables and lengths are those of reference.py. Temporaries hold one pass of token
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32, Int
 
 PASS_TOKENS = 512
 EXACT = jax.lax.Precision.HIGHEST
 
 
 def token_logits(
-    q: jax.Array, k_pages: jax.Array, page_table: jax.Array, lengths: jax.Array, *, scale: float | None = None
-) -> jax.Array:
-    """The scaled logit of every token: `[batch, q_heads, max_pages * page_size]` float32, -inf where there is none.
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
+    *,
+    scale: float | None = None,
+) -> Float32[Array, "batch q_heads max_pages*page_size"]:
+    """The scaled logit of every token; -inf beyond a length, or where the table names no page.
 
-    `q [batch, q_heads, head_dim]`, `k_pages [kv_heads, num_pages, page_size, head_dim]`, `page_table [batch,
-    max_pages]`, `lengths [batch]`; `scale` defaults to head_dim ** -0.5.
+    `scale` defaults to head_dim ** -0.5.
     """
     k_pages, page_table, lengths = jnp.asarray(k_pages), jnp.asarray(page_table), jnp.asarray(lengths)
     batch, q_heads, head_dim = q.shape
@@ -29,9 +38,9 @@ def token_logits(
     query = query * (head_dim**-0.5 if scale is None else scale)
 
     def one_pass(index: jax.Array, logits: jax.Array) -> jax.Array:
-        keys, there = _one_pass(k_pages, table, lengths, index, tokens)
+        keys, present = _one_pass(k_pages, table, lengths, index, tokens)
         scores = jnp.einsum("bhgd,hbtd->bhgt", query, keys, precision=EXACT).reshape(batch, q_heads, tokens)
-        scores = jnp.where(there[:, None], scores, -jnp.inf)
+        scores = jnp.where(present[:, None], scores, -jnp.inf)
         return jax.lax.dynamic_update_slice_in_dim(logits, scores, index * tokens, axis=2)
 
     logits = jnp.full((batch, q_heads, table.shape[1] * page_size), -jnp.inf)
@@ -40,14 +49,17 @@ def token_logits(
 
 
 def masked_decode(
-    logits: jax.Array, mask: jax.Array, v_pages: jax.Array, page_table: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float32[Array, "batch q_heads time"],
+    mask: Bool[Array, "batch q_heads time"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
+) -> tuple[Float32[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a mask names.
 
-    `logits [batch, q_heads, max_pages * page_size]` as `token_logits` gives them, `mask` bool of that shape (true =
-    attended), `v_pages`, `page_table` and `lengths` as there. Returns `out [batch, q_heads, head_dim]` float32 and the
-    log-sum-exp `[batch, q_heads]` float32; a row that attends to nothing gives 0 and -inf. A token that no head of a
-    KV group attends to may hold NaN.
+    `logits` as `token_logits` returns them; `mask` is true for a token that is attended. Returns `out [batch, q_heads,
+    head_dim]` and the log-sum-exp `[batch, q_heads]`; a row that attends to nothing gives 0 and -inf. A token that no
+    query head of a GQA group attends to may hold NaN.
     """
     v_pages, page_table, lengths = jnp.asarray(v_pages), jnp.asarray(page_table), jnp.asarray(lengths)
     batch, q_heads, time = logits.shape
@@ -56,17 +68,17 @@ def masked_decode(
     table, tokens = _whole_passes(page_table, page_size)
     padding = ((0, 0), (0, 0), (0, table.shape[1] * page_size - time))
     logits = jnp.pad(jnp.where(mask, logits, -jnp.inf), padding, constant_values=-jnp.inf)
-    there = jnp.arange(logits.shape[2]) < lengths[:, None, None]
-    logits = jnp.where(there, logits, -jnp.inf)
+    present = jnp.arange(logits.shape[2]) < lengths[:, None, None]
+    logits = jnp.where(present, logits, -jnp.inf)
     top = jnp.max(logits, axis=-1)
     anchor = jnp.where(top > -jnp.inf, top, 0.0)  # a row without a token: exp(-inf - 0) = 0, no NaN
     total = jnp.sum(jnp.exp(logits - anchor[..., None]), axis=-1)
 
     def one_pass(index: jax.Array, out: jax.Array) -> jax.Array:
-        values, there = _one_pass(v_pages, table, lengths, index, tokens)
+        values, present = _one_pass(v_pages, table, lengths, index, tokens)
         part = jax.lax.dynamic_slice_in_dim(logits, index * tokens, tokens, axis=2)
         weights = jnp.exp(part - anchor[..., None]).reshape(*rows, tokens)
-        read = there[:, None] & jnp.any(weights > 0, axis=2)  # [batch, kv_heads, tokens]
+        read = present[:, None] & jnp.any(weights > 0, axis=2)  # [batch, kv_heads, tokens]
         values = jnp.where(read.swapaxes(0, 1)[..., None], values, 0)
         return out + jnp.einsum("bhgt,hbtd->bhgd", weights, values, precision=EXACT)
 
@@ -77,11 +89,12 @@ def masked_decode(
     return out, jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
 
 
-def token_topk_mask(logits: jax.Array, lengths: jax.Array, *, num_kv_heads: int, tokens: int) -> jax.Array:
+def token_topk_mask(
+    logits: Float32[Array, "batch q_heads time"], lengths: Int[Array, " batch"], *, num_kv_heads: int, tokens: int
+) -> Bool[Array, "batch q_heads time"]:
     """The oracle: the current token and the largest logits, `tokens` of them in all, per sequence and KV head.
 
-    `logits [batch, q_heads, time]` float32, averaged over the group; ties to the lower position. Returns bool of that
-    shape, true = attended.
+    The logits are averaged over the group; ties go to the lower position. True marks a token that is attended.
     """
     lengths, position = jnp.asarray(lengths)[:, None, None], jnp.arange(logits.shape[2])
     mean = _group_mean(logits, lengths, num_kv_heads)
@@ -89,15 +102,17 @@ def token_topk_mask(logits: jax.Array, lengths: jax.Array, *, num_kv_heads: int,
     return jnp.repeat(_best(scores, tokens), logits.shape[1] // num_kv_heads, axis=1)
 
 
-def sliding_window_mask(lengths: jax.Array, time: int, *, tokens: int, sink: int) -> jax.Array:
-    """The first `sink` and the last `tokens - sink` of each sequence: `lengths [batch]` → bool `[batch, time]`."""
+def sliding_window_mask(
+    lengths: Int[Array, " batch"], time: int, *, tokens: int, sink: int
+) -> Bool[Array, "batch time"]:
+    """True for the first `sink` and the last `tokens - sink` tokens of each sequence."""
     lengths, position = jnp.asarray(lengths)[:, None], jnp.arange(time)
     return ((position < sink) | (position >= lengths - (tokens - sink))) & (position < lengths)
 
 
 def litesys_mask(
-    logits: jax.Array,
-    lengths: jax.Array,
+    logits: Float32[Array, "batch q_heads time"],
+    lengths: Int[Array, " batch"],
     *,
     num_kv_heads: int,
     kind: str = "block_topk",
@@ -106,12 +121,12 @@ def litesys_mask(
     tokens: int = 0,
     local: int = 0,
     sink: int = 4,
-) -> jax.Array:
+) -> Bool[Array, "batch q_heads time"]:
     """What a decode step attends to by the rules of the paper's own code, LiteSys (Infini-AI-Lab/Kinetics).
 
-    `logits [batch, q_heads, time]` float32, averaged over the group, and `lengths [batch]` → bool `[batch, q_heads,
-    time]`, true = attended, false from the length on. A sequence attends to all of itself until it is longer than a
-    threshold; from there on to its first `sink` and last `local` tokens, and
+    The logits are averaged over the group. True marks a token that is attended; from the length on all is false. A
+    sequence attends to all of itself until it is longer than a threshold; from there on to its first `sink` and last
+    `local` tokens, and
 
     `block_topk` (threshold sink + local + pages * page_size, rounded up to a multiple of page_size): to the `pages`
         blocks with the largest mean logit, and to what no whole block covers. Blocks of `page_size` tokens follow one
@@ -132,13 +147,13 @@ def litesys_mask(
         )
     q_heads, time = logits.shape[1:]
     lengths, position = jnp.asarray(lengths)[:, None, None], jnp.arange(time)
-    there = position < lengths
+    present = position < lengths
     if kind == "block_topk":
         threshold = -(-(sink + local + pages * page_size) // page_size) * page_size
     else:
         threshold = sink + local + sum(sizes[kind])
     if time <= threshold:
-        return jnp.broadcast_to(there, (lengths.shape[0], q_heads, time))
+        return jnp.broadcast_to(present, (lengths.shape[0], q_heads, time))
 
     # `optional [batch, 1, time]` is what the rule may leave out, `chosen [batch, kv_heads, time]` what it keeps of that
     optional = (position >= sink) & (position < lengths - local)
@@ -154,12 +169,12 @@ def litesys_mask(
         block = jnp.maximum(position - sink, 0) // page_size
         chosen = best[:, :, jnp.minimum(block, count - 1)]
         optional &= block < whole
-    attended = there & (~optional | chosen | (lengths <= threshold))
+    attended = present & (~optional | chosen | (lengths <= threshold))
     return jnp.repeat(attended, q_heads // num_kv_heads, axis=1)
 
 
 def _group_mean(logits: jax.Array, lengths: jax.Array, num_kv_heads: int) -> jax.Array:
-    """`[batch, q_heads, time]` → `[batch, num_kv_heads, time]`; 0 from the length on, whatever is there."""
+    """`[batch, q_heads, time]` → `[batch, num_kv_heads, time]`; 0 from the length on, whatever is stored."""
     batch, q_heads, time = logits.shape
     logits = jnp.where(jnp.arange(time) < lengths, logits, 0)
     return logits.reshape(batch, num_kv_heads, q_heads // num_kv_heads, time).mean(axis=2)
@@ -190,6 +205,6 @@ def _one_pass(
     """One pass of tokens, `[kv_heads, batch, tokens, head_dim]` float32, and which of them exist, `[batch, tokens]`."""
     kv_heads, _, page_size, head_dim = pool.shape
     ids = jax.lax.dynamic_slice_in_dim(table, index * (tokens // page_size), tokens // page_size, axis=1)
-    there = (index * tokens + jnp.arange(tokens) < lengths[:, None]) & jnp.repeat(ids >= 0, page_size, axis=1)
-    found = pool.at[:, ids].get(mode="clip").reshape(kv_heads, table.shape[0], tokens, head_dim)
-    return found.astype(jnp.float32), there
+    present = (index * tokens + jnp.arange(tokens) < lengths[:, None]) & jnp.repeat(ids >= 0, page_size, axis=1)
+    vectors = pool.at[:, ids].get(mode="clip").reshape(kv_heads, table.shape[0], tokens, head_dim)
+    return vectors.astype(jnp.float32), present

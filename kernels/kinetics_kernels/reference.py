@@ -4,15 +4,21 @@ Shared meanings. A page is `page_size` consecutive tokens, aligned from position
 `[kv_heads, num_pages, page_size, head_dim]`. `page_table [batch, max_pages]` holds physical page ids in logical order,
 -1 where unused. `lengths [batch]` counts a sequence's tokens after the step's append; 0 marks an idle row, which reads
 and writes nothing. Nothing that a table does not name, or that lies beyond a length, is ever let into a result: such
-memory may hold NaN.
+memory may hold NaN. `*vectors` in a shape of summaries is no axis for the kind `mean`, an axis of 2 for the others.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
+from kinetics_kernels.grouped import grouped_matmul as grouped_matmul
 from kinetics_kernels.masked import litesys_mask as litesys_mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 # Tokens attended per pass of the decode loop. Every table is padded to whole passes, so that a short table and a long
 # one do the same arithmetic in the same order on the tokens they share: selection that keeps everything equals dense
@@ -27,14 +33,16 @@ EXACT = jax.lax.Precision.HIGHEST
 SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}
 
 
-def page_summary(pages: jax.Array, summary: str = "mean") -> jax.Array:
+def page_summary(
+    pages: Float[Array, "*pages page_size head_dim"], summary: str = "mean"
+) -> Float[Array, "... head_dim"]:
     """Summary of whole pages of keys, accumulated in float32 and rounded once.
 
-    `pages [..., page_size, head_dim]` → `[..., head_dim]` in the same dtype for the `mean` key; `[..., 2, head_dim]`
-    for `min_max`, the least and the largest value in every dimension, and for `mean_std`, mean and population standard
-    deviation. Raises ValueError for an unknown kind.
+    Returns the pages' dtype: `[*pages, head_dim]` for the `mean` key; `[*pages, 2, head_dim]` for `min_max`, the least
+    and the largest value in every dimension, and for `mean_std`, mean and population standard deviation. Raises
+    ValueError for an unknown kind.
     """
-    _known_summary("page_summary", summary)
+    check_summary("page_summary", summary)
     keys = pages.astype(jnp.float32)
     mean = jnp.mean(keys, axis=-2)
     if summary == "mean":
@@ -46,30 +54,39 @@ def page_summary(pages: jax.Array, summary: str = "mean") -> jax.Array:
     return jnp.stack(vectors, axis=-2).astype(pages.dtype)
 
 
-def _known_summary(op: str, summary: str) -> None:
+def check_summary(op: str, summary: str, summaries: jax.Array | None = None) -> None:
+    """Raises ValueError if the kind is unknown, or if `summaries` have the shape of another kind."""
     if summary not in SUMMARY_VECTORS:
         raise ValueError(f"{op}: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
+    if summaries is not None and summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
+        raise ValueError(
+            f"{op}: summaries of shape {summaries.shape} are not of kind {summary}, which is "
+            f"{SUMMARY_VECTORS[summary]} x head_dim for each KV head and page"
+        )
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """Writes one token per sequence at position `lengths - 1`; a page that this fills gets its summary.
 
-    `k_pages, v_pages [kv_heads, num_pages, page_size, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (or
-    `[kv_heads, num_pages, 2, head_dim]`, see `page_summary`; None where no policy needs them), `k_new, v_new [batch,
-    kv_heads, head_dim]`, `page_table [batch, max_pages]` int32, `lengths [batch]` int32 counting the new token.
-    `summary` names the kind. Returns the three pools; donate them to update in place. Raises ValueError for an unknown
-    kind, or summaries of another kind's shape.
+    `lengths` count the new token; `k_new` and `v_new` are cast to the pools' dtypes. `summary` names the kind of the
+    summaries, see `page_summary`; they are None if no policy needs them. Returns the three pools; donate them to update
+    in place. Raises ValueError for an unknown kind, or summaries of another kind's shape.
     """
+    check_summary("append_kv", summary, summaries)
     k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
     num_pages, page_size = k_pages.shape[1:3]
     position = jnp.maximum(lengths - 1, 0)
@@ -80,34 +97,34 @@ def append_kv(
     k_pages = k_pages.at[heads, page, slot].set(jnp.swapaxes(k_new, 0, 1).astype(k_pages.dtype), mode="drop")
     v_pages = v_pages.at[heads, page, slot].set(jnp.swapaxes(v_new, 0, 1).astype(v_pages.dtype), mode="drop")
     if summaries is not None:
-        found = page_summary(k_pages.at[:, page].get(mode="clip"), summary)
+        new = page_summary(k_pages.at[:, page].get(mode="clip"), summary)
         closed = jnp.where(lengths % page_size == 0, page, num_pages)
-        summaries = set_summaries(summaries, closed, found, summary)
+        summaries = set_summaries(summaries, closed, new, summary)
     return k_pages, v_pages, summaries
 
 
-def set_summaries(summaries: jax.Array, pages: jax.Array, found: jax.Array, summary: str) -> jax.Array:
-    """The pool with the summaries of `pages [count]` replaced; ids from num_pages up are left out.
+def set_summaries(
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    pages: Int[Array, " count"],
+    new: Float[Array, "kv_heads count *vectors head_dim"],
+    summary: str,
+) -> Float[Array, "kv_heads num_pages *vectors head_dim"]:
+    """Returns the pool with the summaries of `pages` replaced by `new`; ids from num_pages up are left out.
 
-    `summaries [kv_heads, num_pages, (2,) head_dim]` of the kind `summary`, `found [kv_heads, count, (2,) head_dim]`.
-    Raises ValueError for summaries of another kind's shape.
+    `summary` names the kind of both. Raises ValueError for summaries of another kind's shape.
     """
+    check_summary("set_summaries", summary, summaries)
     summaries = jnp.asarray(summaries)
-    if summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
-        raise ValueError(
-            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {SUMMARY_VECTORS[summary]} x "
-            "head_dim for each KV head and page"
-        )
     heads = jnp.arange(summaries.shape[0])[:, None]
     where = (heads, pages) if summaries.ndim == 3 else (heads[..., None], pages[:, None], jnp.arange(2))
-    return summaries.at[where].set(found.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
+    return summaries.at[where].set(new.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -115,18 +132,16 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, head_dim]` (`[kv_heads, num_pages, 2, head_dim]`
-    for the kinds of two vectors), `page_table [batch, max_pages]`, `lengths [batch]`. `choose_pages` by the score of
-    each page for q̄, the mean query of the group, in float32: for the `mean` key, its dot product with q̄; for `min_max`,
-    Σ_d max(q̄_d min_d, q̄_d max_d), the largest dot product within those bounds (Quest, arXiv 2406.10774); for
-    `mean_std`, s q̄·μ + ½ s² Σ_d q̄_d² σ_d², the logarithm of the mean exp(s q̄·k) over independent Gaussians, with
-    s = `scale`, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError also for an
-    unknown summary.
+    `choose_pages` by the score of each page for q̄, the mean query of the group, in float32: for the `mean` key, its dot
+    product with q̄; for `min_max`, Σ_d max(q̄_d min_d, q̄_d max_d), the largest dot product within those bounds (Quest,
+    arXiv 2406.10774); for `mean_std`, s q̄·μ + ½ s² Σ_d q̄_d² σ_d², the logarithm of the mean exp(s q̄·k) over independent
+    Gaussians, with s = `scale`, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError
+    also for an unknown kind of summary, or summaries of another kind's shape.
     """
-    _known_summary("select_pages", summary)
+    check_summary("select_pages", summary, summaries)
     batch, q_heads, head_dim = q.shape
     kv_heads = summaries.shape[0]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
@@ -150,27 +165,23 @@ def select_pages(
 
 
 def choose_pages(
-    scores: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    scores: Float32[Array, "batch kv_heads max_pages"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
     sink_pages: int = 1,
     recent_pages: int = 1,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """The forced pages and the best of the rest: `pages` of them per sequence and KV head.
 
-    `scores [batch, kv_heads, max_pages]` float32 by logical page, `page_table [batch, max_pages]`, `lengths [batch]`.
-    The first `sink_pages` and the last `recent_pages` pages are always kept; the largest scores of the rest fill up to
-    `pages`, ties to the lower page. Returns `selected [batch, kv_heads, pages]` int32, physical ids in ascending
-    logical order, the current page last, padded with -1, and `covered [batch, kv_heads]` int32, the tokens they hold.
-    Raises ValueError when nothing is left to choose.
+    `scores` are by logical page. The first `sink_pages` and the last `recent_pages` pages are always kept; the largest
+    scores of the rest fill up to `pages`, ties to the lower page. Returns `selected [batch, kv_heads, pages]`, physical
+    ids in ascending logical order, the current page last, padded with -1, and `covered [batch, kv_heads]`, the tokens
+    they hold. Raises ValueError if nothing is left to choose.
     """
-    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(
-            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
-        )
+    check_choice(pages, sink_pages, recent_pages)
     batch, kv_heads, max_pages = scores.shape
     lengths, logical = jnp.asarray(lengths), jnp.arange(max_pages)
     count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
@@ -189,22 +200,30 @@ def choose_pages(
     return selected.astype(jnp.int32), covered.astype(jnp.int32)
 
 
+def check_choice(pages: int, sink_pages: int, recent_pages: int) -> None:
+    """Raises ValueError if the forced pages leave `select_pages` none to choose."""
+    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
+        raise ValueError(
+            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
+        )
+
+
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Attention of one query token per sequence over the tokens that a page table names.
 
-    `q [batch, q_heads, head_dim]`; pools as above; either `page_table [batch, max_pages]` with `lengths [batch]`, or
-    one table per KV head, `[batch, kv_heads, pages]` with `[batch, kv_heads]` covered tokens: the first `lengths`
-    tokens of the named pages, laid end to end, are attended. `scale` defaults to head_dim ** -0.5. Returns
-    `out [batch, q_heads, head_dim]` in q's dtype and the log-sum-exp of the scaled scores `[batch, q_heads]` float32;
-    an empty row gives 0 and -inf. Temporaries hold one pass of tokens, never the whole context.
+    Either `page_table [batch, max_pages]` with `lengths [batch]`, or one table per KV head, `[batch, kv_heads, pages]`
+    with `[batch, kv_heads]` covered tokens: the first `lengths` tokens of the named pages, laid end to end, are
+    attended. `scale` defaults to head_dim ** -0.5. Returns `out [batch, q_heads, head_dim]` in q's dtype and the
+    log-sum-exp of the scaled scores `[batch, q_heads]`; an empty row gives 0 and -inf. Temporaries hold one pass of
+    tokens, never the whole context.
     """
     k_pages, v_pages, lengths = jnp.asarray(k_pages), jnp.asarray(v_pages), jnp.asarray(lengths)
     batch, q_heads, head_dim = q.shape
@@ -248,19 +267,19 @@ def paged_decode(
 
 
 def block_topk_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     pages: int,
     sink_pages: int = 1,
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`select_pages` and `paged_decode` over its choice: at most `pages * page_size` tokens per KV head and step.
 
     Shapes and errors as in those two; `page_size` is the pools'. Returns `(out, lse)`.
@@ -280,11 +299,13 @@ def block_topk_decode(
     return paged_decode(q, k_pages, v_pages, selected, covered, scale=scale)
 
 
-def merge_partials(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
+def merge_partials(
+    outs: Float[Array, "parts batch q_heads head_dim"], lses: Float32[Array, "parts batch q_heads"]
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Merges attention over disjoint sets of tokens by their log-sum-exps.
 
-    `outs [parts, batch, q_heads, head_dim]`, `lses [parts, batch, q_heads]` float32 → `(out, lse)` of the union; parts
-    that saw no token (-inf) count for nothing. The sum is taken in float32, `out` is returned in `outs`' dtype.
+    Returns `(out, lse)` of the union; parts that saw no token (-inf) count for nothing. The sum is taken in float32,
+    `out` is returned in `outs`' dtype.
     """
     top = jnp.max(lses, axis=0)
     anchor = jnp.where(top > -jnp.inf, top, 0.0)

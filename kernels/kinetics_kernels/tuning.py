@@ -1,8 +1,8 @@
 """Which backend and options were the fastest on a device: tables of measurements, looked up by shape.
 
 A table is `tuned/<device slug>.json`, written by experiments/benchmarks/tune_kernels.py: `{"device": ..., "entries":
-[...]}`, each entry an op, a key, a backend, its options and the seconds it took. Nothing here measures, or looks at a
-device.
+[...]}`, each entry an op, a key, a backend, its options and the seconds it took. Nothing here measures
+or asks a device.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
+
+if TYPE_CHECKING:
+    from kinetics_kernels.backends import Backend
 
 TUNED = pathlib.Path(__file__).parent / "tuned"
 CURE = "delete it, or write it anew with experiments/benchmarks/tune_kernels.py"
@@ -50,7 +53,7 @@ class Entry:
 
     op: str
     key: Key
-    backend: str
+    backend: Backend
     options: dict[str, Any]
     seconds: float
 
@@ -64,7 +67,7 @@ class Table:
 
 
 def decode_key(q: jax.Array, k_pages: jax.Array, page_table: jax.Array) -> Key:
-    """The key of a `paged_decode` call, by shapes and dtypes alone: traced and abstract arrays will do."""
+    """The key of a `paged_decode` call, by shapes and dtypes alone, so of traced and abstract arrays too."""
     kv_heads, _, page_size, head_dim = k_pages.shape
     kind = "per_sequence" if page_table.ndim == 2 else "per_head"
     rows, group = q.shape[0] * kv_heads, q.shape[1] // kv_heads
@@ -88,7 +91,10 @@ def append_key(k_pages: jax.Array, summaries: jax.Array | None, page_table: jax.
 
 
 def device_slug(device_kind: str) -> str:
-    """A device's name as a file's: `NVIDIA H100 80GB HBM3` → `nvidia-h100-80gb-hbm3`. Raises ValueError for none."""
+    """A device's name as a file's: `NVIDIA H100 80GB HBM3` → `nvidia-h100-80gb-hbm3`.
+
+    Raises ValueError if the name has neither letter nor digit.
+    """
     slug = "-".join(re.findall(r"[a-z0-9]+", device_kind.lower()))
     if not slug:
         raise ValueError(f"device_slug: {device_kind!r} names no device")
@@ -96,7 +102,7 @@ def device_slug(device_kind: str) -> str:
 
 
 def load_table(slug: str, folder: pathlib.Path | None = None) -> Table | None:
-    """The table of a device, or None where it has none; read once per process.
+    """The table of a device, or None if it has none; read once per process.
 
     `folder` holds `<slug>.json`, by default the tables that come with the package. Raises ValueError, naming the file
     and the cure, for a file that is not a table.
@@ -124,11 +130,13 @@ def _entry(stored: dict[str, Any]) -> Entry:
             raise ValueError(f"{field.name} is {value!r}")
     if not isinstance(stored["options"], dict):
         raise TypeError(f"options are {stored['options']!r}")
-    return Entry(str(stored["op"]), key, str(stored["backend"]), stored["options"], float(stored["seconds"]))
+    return Entry(
+        str(stored["op"]), key, cast("Backend", str(stored["backend"])), stored["options"], float(stored["seconds"])
+    )
 
 
-def lookup(table: Table, op: str, key: Key) -> tuple[str, dict[str, Any]] | None:
-    """Backend and options of the measurement nearest to a key, or None where nothing of its kind was measured.
+def lookup(table: Table, op: str, key: Key) -> tuple[Backend, dict[str, Any]] | None:
+    """Backend and options of the measurement nearest to a key, or None if nothing of its kind was measured.
 
     Near in rows and pages: |log rows' / rows| + |log pages' / pages|, ties to the faster, among the entries of the op
     that are equal in everything else.
@@ -144,9 +152,10 @@ def lookup(table: Table, op: str, key: Key) -> tuple[str, dict[str, Any]] | None
     return nearest.backend, dict(nearest.options)
 
 
-def chosen_backends(table: Table, ops: Sequence[str]) -> dict[str, int]:
+def chosen_backends(table: Table, ops: Sequence[str]) -> dict[Backend, int]:
     """How many of a table's entries of some ops name each backend, the most frequent first."""
-    return dict(Counter(entry.backend for entry in table.entries if entry.op in ops).most_common())
+    counts: Counter[Backend] = Counter(entry.backend for entry in table.entries if entry.op in ops)
+    return dict(counts.most_common())
 
 
 def _distance(one: Key, other: Key) -> float:

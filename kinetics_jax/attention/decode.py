@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from jaxtyping import Array, Int, Key
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache, Pools
 from kinetics_jax.attention.decode_step import DecodeOps, DecodeStep
@@ -20,7 +21,7 @@ def decode_attend(
     keys: Key[Array, " batch"] | None = None,
     *,
     shared: SharedPrefix | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Attend:
     """One decode step (time 1): append the token to the cache, then attend as the policy says.
 

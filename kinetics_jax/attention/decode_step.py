@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import kinetics_kernels as kernels
 from jaxtyping import Array, Bool, Float, Int, Key
+from kinetics_kernels.backends import Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class DecodeOps:
     paged_decode: Callable[..., Any]
 
     @classmethod
-    def on(cls, backend: str | None) -> DecodeOps:
+    def on(cls, backend: Backend | None) -> DecodeOps:
         """The ops of a backend; None: what suits the device."""
 
         def jitted(op: Callable[..., Any], *static: str) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ import kinetics_kernels as kernels
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from kinetics_kernels.backends import chosen_backend
+from kinetics_kernels.backends import Backend, chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
@@ -51,18 +51,18 @@ class SharedPrefix:
     own_table: jax.Array | np.ndarray
 
 
-def resolved_backend(backend: str | None) -> str:
+def resolved_backend(backend: Backend | None) -> str:
     """The backend that paged_decode uses: the forced one, or what suits the device."""
     return backend or chosen_backend("paged_decode")[0]
 
 
-def prefix_width(slots: int, query_group: int, backend: str | None) -> int:
+def prefix_width(slots: int, query_group: int, backend: Backend | None) -> int:
     """How many samples the first pass takes at once: as many as fit a kernel's query group; 1: nothing to share."""
     return max(1, min(slots, GROUP_ROWS[resolved_backend(backend)] // query_group))
 
 
 def prefix_obstacle(
-    config: ModelConfig, policy: AttentionPolicy, *, slots: int, backend: str | None, mesh: Mesh | None
+    config: ModelConfig, policy: AttentionPolicy, *, slots: int, backend: Backend | None, mesh: Mesh | None
 ) -> str | None:
     """Why an engine cannot share prefixes, as the end of a sentence on shared_prefix; None if it can."""
     if mesh is not None:
@@ -81,7 +81,7 @@ def sharing_chosen(
     slots: int,
     page_size: int,
     dtype: DTypeLike,
-    backend: str | None,
+    backend: Backend | None,
 ) -> bool:
     """Whether the cost model shares the prefixes of `prompts`: tokens and samples of each (`sharing_pays`)."""
     return sharing_pays(
@@ -137,7 +137,7 @@ def shared_prefix_decode(
     lengths: jax.Array,
     shared: SharedPrefix,
     *,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> jax.Array:
     """`paged_decode`'s `out [batch, q_heads, head_dim]` within rounding, for rows of which some share pages.
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
-from kinetics_kernels.ops.grouped_matmul import grouped_matmul
+from kinetics_kernels import grouped_matmul
 
 from kinetics_jax.config import Llama3Scaling, ModelConfig
 from kinetics_jax.sharding.mesh import constrained, rows_spec

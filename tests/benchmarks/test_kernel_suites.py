@@ -51,7 +51,7 @@ def test_the_suites_need_nothing_but_jax_and_the_kernels_of_their_checkout(tmp_p
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     loaded = {*found.stdout.split()}
     assert {"jax", "numpy", "kinetics_kernels"} <= loaded
-    assert not loaded & {"kinetics_jax", "flax", "tyro", "tqdm", "torch", "flashinfer", "pandas"}
+    assert not loaded & {"kinetics_jax", "flax", "jaxtyping", "tyro", "tqdm", "torch", "flashinfer", "pandas"}
 
 
 def test_a_rehearsal_writes_every_section_it_was_asked_for(tmp_path):

@@ -47,7 +47,7 @@ CALL = {"cuda": "custom_call_target=", "tpu": 'custom_call_target="tpu_custom_ca
 KERNELS = {"cuda": ("append_kv", "paged_decode", "choose_pages"), "tpu": ("append_kv", "paged_decode", "page_scores")}
 
 
-@pytest.mark.filterwarnings("error:.*runs on the reference")
+@pytest.mark.filterwarnings("error:.*falling back to the reference")
 @pytest.mark.parametrize(
     ("policy", "backend"),
     [(kj.Dense(), "xla"), (SPARSE, "xla"), (dataclasses.replace(SPARSE, summary="min_max"), "xla"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from kinetics_kernels.ops.grouped_matmul import grouped_matmul
+from kinetics_kernels import grouped_matmul
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import empty_cache

@@ -35,7 +35,7 @@ def test_a_target_without_description_is_refused(h100_target):
 
 
 def test_the_reference_moves_what_the_choice_of_a_backend_says_of_it(target):
-    """`backends.BYTES`: a copy of gathered K and V on a GPU, of gathered summaries on a TPU, and a sort of scores."""
+    """`backends.REASONS`: a copy of gathered K and V on a GPU, of gathered summaries on a TPU, and a sort of scores."""
     pages = CONTEXT // PAGE
     pool = jax.ShapeDtypeStruct((KV_HEADS, BATCH * pages, PAGE, HEAD_DIM), jnp.bfloat16)
     summaries = jax.ShapeDtypeStruct((KV_HEADS, BATCH * pages, HEAD_DIM), jnp.bfloat16)

@@ -40,11 +40,11 @@ def assert_pools_stay(compiled, pools, kernels: int, temp: int) -> None:
     elements = {pool.size for pool in pools}
     made = []
     for line in text.splitlines():
-        found = RESULT.search(line)
-        dims = re.findall(r"\[([\d,]+)\]", found[1]) if found else []
+        match = RESULT.search(line)
+        dims = re.findall(r"\[([\d,]+)\]", match[1]) if match else []
         if any(f"[{d}]" in shapes or np.prod([int(n) for n in d.split(",")]) in elements for d in dims):
-            assert found[2] in ("parameter", "custom-call", "get-tuple-element", "tuple"), line
-            made += [line] if found[2] == "custom-call" else []
+            assert match[2] in ("parameter", "custom-call", "get-tuple-element", "tuple"), line
+            made += [line] if match[2] == "custom-call" else []
     assert len(made) <= 1
     assert all("append_kv" in line for line in made), made
     assert text.count('custom_call_target="tpu_custom_call"') == kernels

@@ -140,7 +140,7 @@ def test_keys_and_values_come_by_16_bytes_into_tensor_cores(h100_target, tmp_pat
 def test_scores_apart_take_the_same_sums_as_fused(h100_target, tmp_path, summary, context):
     """As many products and sums a thread, each rounded by itself: the same bits, which choose the same pages."""
     q, _, _, *rest = abstract("14B", 16, 1, summary=summary, context=context)
-    found = []
+    counts = []
     for fused, kernel in ((True, "select_pages"), (False, "score_pages")):
 
         def select(*args, backend, fused=fused, **options):
@@ -148,10 +148,10 @@ def test_scores_apart_take_the_same_sums_as_fused(h100_target, tmp_path, summary
 
         compiled(h100_target, select, q, *rest, page_size=16, pages=64, summary=summary, dump=tmp_path / kernel)
         arithmetic = re.findall(r"\b(?:add|sub|mul|fma|min|max)\.\S*f32\b", ptx_of(tmp_path / kernel)[kernel])
-        found.append(collections.Counter(arithmetic))
-    assert found[0] == found[1]
-    assert found[0].keys() >= {"add.rn.f32", "mul.rn.f32"}
-    assert "fma.rn.f32" not in found[0]
+        counts.append(collections.Counter(arithmetic))
+    assert counts[0] == counts[1]
+    assert counts[0].keys() >= {"add.rn.f32", "mul.rn.f32"}
+    assert "fma.rn.f32" not in counts[0]
 
 
 def over_four(op, inputs, outputs, *args, mesh, donate=()):

@@ -190,11 +190,16 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "dtype", "options", "reason"),
     [
-        ({"head_dim": 64, "page_size": 8}, "float32", {}, "head_dim 64 is no multiple of 128"),
-        ({"head_dim": 128, "page_size": 4}, "float32", {}, "page_size 4"),
-        ({"head_dim": 128, "page_size": 8}, "float16", {}, "q is float16"),
-        ({"head_dim": 128, "page_size": 8, "max_pages": 50_000}, "float32", {}, "50000 pages"),
-        ({"head_dim": 128, "page_size": 16}, "float32", {"block_tokens": 40}, "divides 40"),
+        ({"head_dim": 64, "page_size": 8}, "float32", {}, "a head_dim that is a multiple of 128 .*, not 64"),
+        ({"head_dim": 128, "page_size": 4}, "float32", {}, "a page_size that is a multiple of 8 .*, not 4"),
+        ({"head_dim": 128, "page_size": 8}, "float16", {}, "q in bfloat16 or float32, not float16"),
+        (
+            {"head_dim": 128, "page_size": 8, "max_pages": 50_000},
+            "float32",
+            {},
+            "page tables of at most 49152 pages, .*, not 50000",
+        ),
+        ({"head_dim": 128, "page_size": 16}, "float32", {"block_tokens": 40}, "divides 40 tokens, not 16"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_named(shape, dtype, options, reason):

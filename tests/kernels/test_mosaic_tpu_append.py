@@ -50,16 +50,16 @@ def arguments(rng, lengths, dtype="float32", new_dtype=None, summary="mean", pag
 
 def assert_as_reference(args, summary="mean", program=None) -> list[np.ndarray]:
     """K and V to the bit, NaN in its place; summaries up to the order of a float32 sum, rounded once."""
-    found = (program or programs(summary))(*args)
+    written = (program or programs(summary))(*args)
     assert not races_found()
     expected = reference.append_kv(*args, summary=summary)
-    for pool, wanted in zip(found[:2], expected[:2], strict=True):
+    for pool, wanted in zip(written[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(np.asarray(pool, np.float32), np.asarray(wanted, np.float32))
     if args[2] is None:
-        assert found[2] is None
+        assert written[2] is None
     else:
         rounding = {"rtol": 2**-8, "atol": 0} if args[2].dtype == jnp.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
-        np.testing.assert_allclose(*(np.asarray(pools[2], np.float32) for pools in (found, expected)), **rounding)
+        np.testing.assert_allclose(*(np.asarray(pools[2], np.float32) for pools in (written, expected)), **rounding)
     return found
 
 
@@ -83,11 +83,11 @@ def test_summaries_and_dtypes(summary, dtype, new_dtype, page_size):
     lengths = [page_size, 3, 0, 2 * page_size, 2 * page_size - 1]
     shape = {"page_size": page_size, "summary": summary, "pages": 16}
     args = arguments(np.random.default_rng(1), lengths, dtype, new_dtype, **shape)
-    found = assert_as_reference(args, summary)
+    written = assert_as_reference(args, summary)
     for row in (0, 3):  # the summary is of the keys as they are stored
         page = args[5][row, lengths[row] // page_size - 1]
-        exact = oracle.summary_of(np.asarray(found[0][:, page], np.float64), summary)
-        np.testing.assert_allclose(np.asarray(found[2][:, page], np.float64), exact, rtol=2**-8, atol=1e-6)
+        exact = oracle.summary_of(np.asarray(written[0][:, page], np.float64), summary)
+        np.testing.assert_allclose(np.asarray(written[2][:, page], np.float64), exact, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -107,8 +107,8 @@ def test_what_names_no_page_writes_nothing():
     table, lengths = np.array(args[5]), np.array(args[6])
     table[0, 1], table[1, 1], table[2, 1], lengths[3] = -1, 32, 2**30, 48
     args[5], args[6] = jnp.asarray(table), jnp.asarray(lengths)
-    found = assert_as_reference(args)
-    for pool, before in zip(found, args[:3], strict=True):
+    written = assert_as_reference(args)
+    for pool, before in zip(written, args[:3], strict=True):
         kept = np.array(before[:, table[:3]])
         np.testing.assert_array_equal(np.asarray(pool[:, table[:3]]), kept)
     args[2] = None
@@ -136,9 +136,9 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     args = arguments(np.random.default_rng(6), [8, 16, 24, 8, 8])
     monkeypatch.setattr(append, "_await", lambda copy: None)
     try:
-        found = interpreted()(*args)
+        written = interpreted()(*args)
         page = args[5][2, 2]
-        assert jnp.isnan(found[0][:, page]).any() or races_found()
+        assert jnp.isnan(written[0][:, page]).any() or races_found()
         interpreted(dma="eager")(*args)
         assert races_found()
     finally:
@@ -177,10 +177,10 @@ def test_the_interpreter_sees_two_writers_of_a_tile(monkeypatch):
 @pytest.mark.parametrize(
     ("pool", "dtype", "reason"),
     [
-        ((2, 8, 8, 64), "float32", "head_dim 64 is no multiple of 128"),
-        ((2, 8, 4, 128), "float32", "page_size 4"),
-        ((2, 9, 8, 128), "float32", "9 pages; their summaries are written 8 at a time"),
-        ((2, 8, 8, 128), "float16", "k_pages is float16"),
+        ((2, 8, 8, 64), "float32", "a head_dim that is a multiple of 128 .*, not 64"),
+        ((2, 8, 4, 128), "float32", "a page_size that is a multiple of 8, not 4"),
+        ((2, 9, 8, 128), "float32", "a multiple of 8 pages with summaries of one vector.*, not 9"),
+        ((2, 8, 8, 128), "float16", "k_pages in bfloat16 or float32, not float16"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_named(pool, dtype, reason):

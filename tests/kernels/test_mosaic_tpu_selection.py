@@ -152,12 +152,12 @@ def test_runs_are_found_where_ids_ascend(jumps, start, used, pairs):
         steps[place] = jump
     table, num_pages = (start + np.cumsum(steps) - 1).astype(np.int32), 64
     table[table < 0] = -1
-    found = np.asarray(select._with_runs(jnp.asarray(table[None]), jnp.asarray([used]), num_pages, pairs))[0]
+    marked = np.asarray(select._with_runs(jnp.asarray(table[None]), jnp.asarray([used]), num_pages, pairs))[0]
     for place in range(48):
         group = [int(page) for page in table[place : min(place + RUN, max(used, place + 1))]]
         run = place % RUN == 0 and group == list(range(group[0], group[0] + len(group)))
         run = run and 0 <= group[0] <= num_pages - RUN and not (pairs and group[0] % 2)
-        assert found[place] == (~group[0] if run else min(max(int(table[place]), 0), num_pages - 1))
+        assert marked[place] == (~group[0] if run else min(max(int(table[place]), 0), num_pages - 1))
 
 
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
@@ -193,12 +193,12 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
 @pytest.mark.parametrize(
     ("pool", "dtype", "options", "reason"),
     [
-        ((2, 8, 64), "float32", {}, "head_dim 64"),
-        ((2, 8, 256), "float32", {}, "one vector of 256 to a page"),
-        ((2, 8, 128), "float16", {}, "summaries is float16"),
-        ((2, 9, 128), "bfloat16", {}, "9 bfloat16 summaries"),
-        ((2, 8, 128), "float32", {"block_pages": 100}, "blocks of 100 pages"),
-        ((128, 8, 128), "float32", {}, "for 128 KV heads"),
+        ((2, 8, 64), "float32", {}, "a head_dim that is a multiple of 128, not 64"),
+        ((2, 8, 256), "float32", {}, "one vector with a head_dim of 128, not 256"),
+        ((2, 8, 128), "float16", {}, "summaries in bfloat16 or float32, not float16"),
+        ((2, 9, 128), "bfloat16", {}, "an even number of bfloat16 summaries.*, not 9"),
+        ((2, 8, 128), "float32", {"block_pages": 100}, "blocks of a multiple of 128 pages, not 100"),
+        ((128, 8, 128), "float32", {}, "which 128 KV heads x 128 pages exceed"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_named(pool, dtype, options, reason):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kinetics_kernels import reference
 from kinetics_kernels.ops.append_kv.triton import append_kv
 from kinetics_kernels.ops.paged_decode.triton import default_splits, paged_decode
-from kinetics_kernels.ops.select_pages.triton import MOST_PAGES, default_fused, select_pages
+from kinetics_kernels.ops.select_pages.triton import MAX_PAGES, default_fused, select_pages
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
 from . import oracle
@@ -166,10 +166,10 @@ def test_scores_apart_choose_what_the_fused_kernel_chooses(summary, dtype, max_p
 def test_the_widest_table_full_to_its_last_page():
     """Scores of five values: thousands of exact ties at the threshold."""
     rng = np.random.default_rng(7)
-    q, summaries = np.zeros((1, 1, 16), np.float32), np.zeros((1, MOST_PAGES, 16), np.float32)
-    q[..., 0], summaries[..., 0] = 1.0, rng.integers(-2, 3, (1, MOST_PAGES))
-    table = rng.permutation(MOST_PAGES).astype(np.int32)[None]
-    arrays, options = (q, summaries, table, np.array([8 * MOST_PAGES], np.int32)), {"page_size": 8, "pages": 5000}
+    q, summaries = np.zeros((1, 1, 16), np.float32), np.zeros((1, MAX_PAGES, 16), np.float32)
+    q[..., 0], summaries[..., 0] = 1.0, rng.integers(-2, 3, (1, MAX_PAGES))
+    table = rng.permutation(MAX_PAGES).astype(np.int32)[None]
+    arrays, options = (q, summaries, table, np.array([8 * MAX_PAGES], np.int32)), {"page_size": 8, "pages": 5000}
     expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
     for fused in (True, False):
         actual = run(select_pages, *arrays, fused=fused, **options)

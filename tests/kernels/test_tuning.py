@@ -1,4 +1,4 @@
-"""Tuning tables: what is found for a shape, which keys calls have, and files that are no tables."""
+"""Tuning tables: what is found for a shape, which keys calls have, and files that are not tables."""
 
 import dataclasses
 import json
@@ -46,13 +46,13 @@ def apart(one: Key, other: Key) -> float:
 @given(tables, keys)
 def test_what_is_found_was_measured_and_nothing_of_its_kind_is_nearer(table, key):
     same = [entry for entry in table.entries if entry.op == "paged_decode" and fixed(entry.key) == fixed(key)]
-    found = tuning.lookup(table, "paged_decode", key)
-    assert (found is None) == (not same)
+    chosen = tuning.lookup(table, "paged_decode", key)
+    assert (chosen is None) == (not same)
     if same:
         least = min(apart(entry.key, key) for entry in same)
         nearest = [entry for entry in same if apart(entry.key, key) == least]
         fastest = min(entry.seconds for entry in nearest)
-        assert found in [(entry.backend, entry.options) for entry in nearest if entry.seconds == fastest]
+        assert chosen in [(entry.backend, entry.options) for entry in nearest if entry.seconds == fastest]
 
 
 @given(tables, st.data())

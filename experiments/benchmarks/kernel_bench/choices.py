@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from kinetics_kernels import reference
-from kinetics_kernels.backends import OF_PLATFORM, implementation, kernel_backends
+from kinetics_kernels.backends import PLATFORM_BACKENDS, implementation, kernel_backends
 
 # Values worth trying, by the name of the option.
 VALUES = {
@@ -42,7 +42,7 @@ class Choice:
 
 def backends(op: str, platform: str | None = None) -> list[str]:
     """The backends for a platform (default: the current one) that have an op; the reference last."""
-    made = OF_PLATFORM.get(platform or jax.default_backend(), ())
+    made = PLATFORM_BACKENDS.get(platform or jax.default_backend(), ())
     return [*(name for name in kernel_backends(op) if name in made), "xla"]
 
 

@@ -1,4 +1,4 @@
-"""Compiling for accelerators that are not here: `gpu("h100").compile(jax.jit(f), *shapes)`.
+"""Compiling for accelerators of other machines: `gpu("h100").compile(jax.jit(f), *shapes)`.
 
 GPUs need jax >= 0.11 with jax-cuda13-plugin, jax-cuda13-pjrt and ptxas; TPUs need libtpu and, before Python starts, the
 variables of TPU_ENVIRONMENT. JAX_PLATFORMS=cpu keeps jax from looking for the devices themselves.
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-# libtpu looks for a TPU host at start; these tell it which topology to compile for instead.
+# libtpu looks for a TPU host when it starts; these name the topology to compile for instead.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -64,12 +64,12 @@ class Target:
 
 
 def description(name: str) -> str:
-    """XLA's text proto of a GPU. Raises FileNotFoundError for one without."""
+    """XLA's text proto of a GPU. Raises FileNotFoundError if there is none for it."""
     return resources.files(__name__).joinpath(f"{name}.textproto").read_text()
 
 
 def gpu(name: str, count: int = 1) -> Target:
-    """`count` GPUs of one host, of a kind in GPUS. Raises TargetUnavailable where their compiler is not installed."""
+    """`count` GPUs of one host, of a kind in GPUS. Raises TargetUnavailable if their compiler is not installed."""
     _needs_jax_011()
     if not (importlib.util.find_spec("jax_plugins") and importlib.util.find_spec("jax_plugins.xla_cuda13")):
         raise TargetUnavailable("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
@@ -83,7 +83,7 @@ def gpu(name: str, count: int = 1) -> Target:
 def tpu(name: str, count: int = 1) -> Target:
     """The smallest slice with `count` chips (up to 8) of a TPU generation in TPU_TOPOLOGIES.
 
-    Raises TargetUnavailable where libtpu, or what it is told by, lacks.
+    Raises TargetUnavailable if libtpu is not installed, or a variable of TPU_ENVIRONMENT is not set.
     """
     _needs_jax_011()
     if importlib.util.find_spec("libtpu") is None:

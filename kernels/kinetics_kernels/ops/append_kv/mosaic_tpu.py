@@ -9,14 +9,18 @@ it for all of the step, and the next step reads only after the last write.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.reference import check_summary
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # Rows of head_dim that lie together in HBM, for bfloat16 and float32 alike.
 TILE = 8
@@ -25,34 +29,32 @@ BUFFER_BYTES = 8 << 20
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
     Per sequence a tile of K and one of V come and go, 32 * kv_heads * head_dim elements; a page that fills is read
     once, and its summary goes (two vectors) or its tile comes and goes (one vector). A step of the grid waits for two
     copies, one in and one out, whatever the number of sequences in it: at 8 KV heads of 128 bfloat16 256 of them
     without summaries, 102 with them at page 16, 47 at page 64. A page that is written to belongs to one sequence.
-    `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what the kernel cannot do: dtypes
-    but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size that is none of 8, nor, with summaries
-    of one vector, the number of pages.
+    `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError for what the kernel does
+    not take: dtypes but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size, or, with summaries of
+    one vector, a number of pages that is no multiple of 8.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"append_kv: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if summaries is not None and summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
-        raise ValueError(
-            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {SUMMARY_VECTORS[summary]} x "
-            "head_dim for each KV head and page"
-        )
+    check_summary("append_kv", summary, summaries)
     pools = (k_pages, v_pages) if summaries is None else (k_pages, v_pages, summaries)
     _refuse(pools)
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
@@ -94,19 +96,18 @@ def append_kv(
 
 def _refuse(pools: tuple[jax.Array, ...]) -> None:
     num_pages, page_size, head_dim = pools[0].shape[1:]
-    for name, pool in zip(("k_pages", "v_pages", "summaries"), pools, strict=False):
-        if pool.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"append_kv on mosaic_tpu: {name} is {pool.dtype}, not bfloat16 or float32")
-    if head_dim % 128:
-        raise NotImplementedError(
-            f"append_kv on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes: XLA would copy the pools"
-        )
-    if page_size % TILE:
-        raise NotImplementedError(f"append_kv on mosaic_tpu: page_size {page_size} is no multiple of {TILE} rows")
-    if len(pools) == 3 and pools[2].ndim == 3 and num_pages % TILE:
-        raise NotImplementedError(
-            f"append_kv on mosaic_tpu: {num_pages} pages; their summaries are written {TILE} at a time: round up"
-        )
+    named = [*zip(("k_pages", "v_pages", "summaries"), pools, strict=False)]
+    refuse_unless(
+        "append_kv",
+        *[(pool.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {pool.dtype}") for name, pool in named],
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128 (else XLA copies the pools), not {head_dim}"),
+        (page_size % TILE == 0, f"a page_size that is a multiple of {TILE}, not {page_size}"),
+        (
+            len(pools) < 3 or pools[2].ndim == 4 or num_pages % TILE == 0,
+            f"pools of a multiple of {TILE} pages with summaries of one vector, which are written {TILE} at a time, "
+            f"not {num_pages}",
+        ),
+    )
 
 
 def _tokens(page_table: jax.Array, lengths: jax.Array, num_pages: int, page_size: int) -> jax.Array:

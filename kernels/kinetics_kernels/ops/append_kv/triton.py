@@ -7,6 +7,7 @@ A page that its token fills is read back once, and its summary written.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,37 +15,37 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.reference import check_summary
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 TILE_ELEMENTS = 4096  # of a page in registers while its summary is taken
 
 
 def append_kv(
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    summaries: jax.Array | None,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+    k_new: Float[Array, "batch kv_heads head_dim"],
+    v_new: Float[Array, "batch kv_heads head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     summary: str = "mean",
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages page_size head_dim"],
+    Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
+]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
-    Raises ValueError as there, NotImplementedError for a dtype, head_dim, page size or size of pool that the kernel
-    does not take.
+    Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, page size or size of pool that
+    the kernel does not take.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"append_kv: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    vectors = SUMMARY_VECTORS[summary]
+    check_summary("append_kv", summary, summaries)
     kv_heads, _, page_size, head_dim = k_pages.shape
-    if summaries is not None and summaries.ndim != 2 + vectors:
-        raise ValueError(
-            f"summaries of shape {summaries.shape} are not of kind {summary}, which is {vectors} x head_dim for each "
-            "KV head and page"
-        )
     refuse_unless(
         "append_kv",
         (k_pages.dtype in INPUT_DTYPES, f"pools in float32, bfloat16 or float16, not {k_pages.dtype}"),

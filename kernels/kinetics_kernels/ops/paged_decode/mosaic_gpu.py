@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +19,31 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless, refuse_unless_hopper
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 INPUT_DTYPES = (jnp.bfloat16, jnp.float16)
 TOKENS = 64  # of a tile: the second product sums over them, and wgmma takes whole swizzled rows of 128 bytes
 BYTES_IN_FLIGHT = 65_536  # of K and V in shared memory: with the rest, two programs fit on a multiprocessor
-PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
-MOST_SPLITS = 32  # the partials of a head fit in the registers of the merging program
+MAX_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     splits: int | None = None,
     stages: int | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """As `reference.paged_decode`; weights are rounded to V's dtype before the second product.
 
     `splits`: parts that the tokens of a row are cut into, by default as many as fill the chip, at most 32. A row's
@@ -67,7 +70,7 @@ def paged_decode(
             f"{page_size}",
         ),
         (group <= WARPGROUP_ROWS, f"at most {WARPGROUP_ROWS} query heads per KV head, not {group}"),
-        (1 <= splits <= MOST_SPLITS, f"1 to {MOST_SPLITS} splits, not {splits}"),
+        (1 <= splits <= MAX_SPLITS, f"1 to {MAX_SPLITS} splits, not {splits}"),
     )
     if stages is None:
         stages = max(2, BYTES_IN_FLIGHT // (2 * TOKENS * head_dim * q.dtype.itemsize))
@@ -118,8 +121,8 @@ def paged_decode(
 
 
 def default_splits(rows: int, tiles: int) -> int:
-    """The power of two of parts that gives the chip its programs, but leaves each part a tile of tokens."""
-    wanted = min(PROGRAMS // rows, tiles, MOST_SPLITS)
+    """Parts of each row, a power of two: as many as fill the chip, if each still has a tile of tokens."""
+    wanted = min(GPU_PROGRAMS // rows, tiles, MAX_SPLITS)
     return 1 << max(0, wanted.bit_length() - 1)
 
 
@@ -261,7 +264,7 @@ def _attend(
 
 
 def _load(ref, layout) -> jax.Array:
-    """Memory that is not laid out for its reader: slower, and done once a program."""
+    """Loads memory that is not laid out for its reader: slower, and done once a program."""
     return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue] -- jax 0.10's wants idx
 
 

@@ -8,34 +8,35 @@ computed, the next is on its way, be it of the same step or the first of the nex
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 # Tokens of a block, whatever the table: a short table and a long one do the same arithmetic on the tokens they share.
 BLOCK_TOKENS = 512
 # K and V, two buffers each, of all heads of a step. v5e gives a kernel 16 MB of VMEM by default.
 BUFFER_BYTES = 8 << 20
-# Two tables, this step's and the next one's, two buffers each, in 1 MB of SMEM.
-MAX_TABLE = 48 << 10
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     block_tokens: int = BLOCK_TOKENS,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """`reference.paged_decode` as one TPU kernel; shapes, dtypes and meanings are given there.
 
     `block_tokens` is the size of one block of the running softmax, the same bits for any table at the same size;
@@ -107,28 +108,23 @@ def paged_decode(
 
 
 def _refuse(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, block_tokens: int) -> None:
-    page_size, head_dim = k_pages.shape[2:]
-    for name, array in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"paged_decode on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
-    if k_pages.dtype != v_pages.dtype:
-        raise NotImplementedError(f"paged_decode on mosaic_tpu: K in {k_pages.dtype}, V in {v_pages.dtype}")
-    if head_dim % 128:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes: XLA would copy the pools"
-        )
-    if page_size % 8 or block_tokens % page_size:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: page_size {page_size} is no multiple of 8 that divides {block_tokens} tokens"
-        )
-    if page_table.shape[-1] > MAX_TABLE:
-        raise NotImplementedError(
-            f"paged_decode on mosaic_tpu: a table of {page_table.shape[-1]} pages; SMEM holds {MAX_TABLE}: larger pages"
-        )
+    (page_size, head_dim), table_pages = k_pages.shape[2:], page_table.shape[-1]
+    arrays = (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
+    refuse_unless(
+        "paged_decode",
+        *[(array.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {array.dtype}") for name, array in arrays],
+        (k_pages.dtype == v_pages.dtype, f"pools of one dtype, not {k_pages.dtype} and {v_pages.dtype}"),
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128 (else XLA copies the pools), not {head_dim}"),
+        (
+            page_size % 8 == 0 and block_tokens % page_size == 0,
+            f"a page_size that is a multiple of 8 and divides {block_tokens} tokens, not {page_size}",
+        ),
+        (table_pages <= MAX_TABLE, f"page tables of at most {MAX_TABLE} pages, which fill SMEM, not {table_pages}"),
+    )
 
 
 def _heads_of_a_step(kv_heads: int, buffer_bytes: int) -> int:
-    """The most heads, evenly many a step, whose four buffers fit."""
+    """The largest divisor of the number of heads whose four buffers fit in VMEM."""
     fitting = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and 4 * n * buffer_bytes <= BUFFER_BYTES]
     return max(fitting, default=1)
 

@@ -10,31 +10,36 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 GROUP_TILE = 16  # the least rows of a tensor-core product
 TILE_BYTES = 16_384  # of K, and of V, in flight per pipeline stage: 64 tokens of 128 bfloat16
-MOST_SPLITS = 32  # the partials of a head fit in the registers of the merging program
+MAX_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
 
 
 def paged_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    page_table: Int[Array, "batch max_pages"] | Int[Array, "batch kv_heads pages"],
+    lengths: Int[Array, " batch"] | Int[Array, "batch kv_heads"],
     *,
     scale: float | None = None,
     splits: int | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """As `reference.paged_decode`; weights are rounded to V's dtype before the second product.
 
     `splits`: parts that the tokens of a row are cut into, a power of two; by default as many as fill the chip, whatever
@@ -99,8 +104,8 @@ def paged_decode(
 
 
 def default_splits(rows: int) -> int:
-    """The power of two of parts that gives the chip its programs; shards of up to 8 rows keep their bits, at 32."""
-    return 1 << max(0, min(PROGRAMS // rows, MOST_SPLITS).bit_length() - 1)
+    """Parts of each row, a power of two: as many as fill the chip. Shards of up to 8 rows keep their bits, at 32."""
+    return 1 << max(0, min(GPU_PROGRAMS // rows, MAX_SPLITS).bit_length() - 1)
 
 
 def _attend(

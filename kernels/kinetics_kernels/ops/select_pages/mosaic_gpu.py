@@ -9,7 +9,7 @@ order, each the least that comes after the one before.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.reference import check_choice, check_summary
 
-MOST_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Int32
+
+MAX_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
 WARPGROUP = 128  # threads, each with a like share of the scores
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -38,21 +41,17 @@ def select_pages(
     summary: str = "mean",
     scale: float | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a table wider
     than the kernel takes.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(
-            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
-        )
+    check_summary("select_pages", summary, summaries)
+    check_choice(pages, sink_pages, recent_pages)
     batch, kv_heads, max_pages = page_table.shape[0], summaries.shape[0], page_table.shape[1]
     refuse_unless(
-        "select_pages", (max_pages <= MOST_PAGES, f"page tables of at most {MOST_PAGES} pages, not {max_pages}")
+        "select_pages", (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}")
     )
     rows = batch * kv_heads
     table = jnp.pad(page_table, ((0, 0), (0, -max_pages % WARPGROUP)), constant_values=-1)
@@ -112,15 +111,15 @@ def _choose(
     sequence = row // (scores_ref.shape[0] // table_ref.shape[0])
     length, width = lengths_ref[sequence], scores_ref.shape[1]
     count = pl.cdiv(length, page_size)  # pages in use; the last one is the current page
-    there = jnp.minimum(count, max_pages)
-    wanted = jnp.minimum(pages, there)
+    in_use = jnp.minimum(count, max_pages)
+    wanted = jnp.minimum(pages, in_use)
 
     logical = lax.iota(jnp.int32, width)
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
     keys = jnp.where(forced, HIGHEST_KEY, _ordered(scores_ref[row]))
-    keys = jnp.where(logical < there, keys, LOWEST_KEY)
+    keys = jnp.where(logical < in_use, keys, LOWEST_KEY)
     threshold = _kth_largest(keys, wanted, jnp.int32(LOWEST_KEY), bits=32)
-    above, equal = keys > threshold, (keys == threshold) & (logical < there)
+    above, equal = keys > threshold, (keys == threshold) & (logical < in_use)
     spare = wanted - jnp.sum(above.astype(jnp.int32))
     # Of the pages equal to the threshold the lowest are taken: down to the spare-th largest of width - logical.
     lowness = jnp.where(equal, width - logical, 0)
@@ -149,8 +148,8 @@ def _ordered(scores: jax.Array) -> jax.Array:
 def _kth_largest(keys: jax.Array, k: jax.Array, least: jax.Array, bits: int) -> jax.Array:
     """The largest value that at least k of `keys` int32 reach; they are from `least` up, by less than 2^bits."""
 
-    def one_bit(index, found):
-        candidate = found + (jnp.int32(1) << (bits - 1 - index))  # wraps: from the lowest integer up
-        return jnp.where(jnp.sum((keys >= candidate).astype(jnp.int32)) >= k, candidate, found)
+    def one_bit(index, reached_by_k):
+        candidate = reached_by_k + (jnp.int32(1) << (bits - 1 - index))  # wraps: from the lowest integer up
+        return jnp.where(jnp.sum((keys >= candidate).astype(jnp.int32)) >= k, candidate, reached_by_k)
 
     return lax.fori_loop(0, bits, one_bit, least)

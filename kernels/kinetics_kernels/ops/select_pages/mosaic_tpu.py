@@ -8,30 +8,31 @@ is gathered in HBM; the scores, 4 bytes for each page and head, are.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kinetics_kernels.ops.mosaic_tpu_memory import kept_in_hbm
-from kinetics_kernels.reference import SUMMARY_VECTORS, choose_pages
+from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
+from kinetics_kernels.reference import SUMMARY_VECTORS, check_summary, choose_pages
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 # Pages that one copy brings if their ids ascend by one; of bfloat16 summaries, one tile.
 RUN = 16
 # Pages of a block, the most that fit: the double buffer holds them for all heads.
 BLOCK_PAGES = (512, 256, 128)
 BUFFER_BYTES = 8 << 20
-# Two tables, this step's and the next one's, two buffers each, in 1 MB of SMEM.
-MAX_TABLE = 48 << 10
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -41,12 +42,12 @@ def select_pages(
     scale: float | None = None,
     block_pages: int | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     Any table is served; one whose entries 16 i … 16 i + 15 are consecutive ids, the first of them even, costs a
     sixteenth of the copies. `block_pages`, a multiple of 128, are scored at a time, by default as many as fit;
-    `interpret` is pallas_call's. Raises ValueError as there, NotImplementedError for what `page_scores` cannot do.
+    `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError as `page_scores`.
     """
     used = -(-lengths // page_size)
     scores = page_scores(
@@ -58,27 +59,24 @@ def select_pages(
 
 
 def page_scores(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    used: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    used: Int[Array, " batch"],
     *,
     summary: str = "mean",
     scale: float | None = None,
     block_pages: int | None = None,
     interpret: Any = False,
-) -> jax.Array:
-    """The score of every page in use, as `reference.select_pages` has it: `[batch, kv_heads, max_pages]` float32.
+) -> Float32[Array, "batch kv_heads max_pages"]:
+    """The score of every page in use, as `reference.select_pages` defines it: `[batch, kv_heads, max_pages]` float32.
 
-    `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]`, `page_table [batch, max_pages]`,
-    `used [batch]` pages of each row; beyond them the scores are undefined and may be NaN. Raises NotImplementedError
-    for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple of 128), an odd
-    number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
+    `used` are the pages in use of each row; beyond them the scores are undefined and may be NaN. Raises
+    NotImplementedError for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple
+    of 128), an odd number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than
+    MAX_TABLE pages.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
-        raise ValueError(f"select_pages: summaries of shape {summaries.shape} are not of kind {summary}")
+    check_summary("select_pages", summary, summaries)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
@@ -130,26 +128,24 @@ def _pages_of_a_block(max_pages: int, page_bytes: int) -> int:
 
 def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int, vectors: int) -> None:
     kv_heads, num_pages, *_, head_dim = summaries.shape
-    for name, array in (("q", q), ("summaries", summaries)):
-        if array.dtype not in (jnp.bfloat16, jnp.float32):
-            raise NotImplementedError(f"select_pages on mosaic_tpu: {name} is {array.dtype}, not bfloat16 or float32")
-    if head_dim % 128:
-        raise NotImplementedError(f"select_pages on mosaic_tpu: head_dim {head_dim} is no multiple of 128 lanes")
-    if head_dim > 128 and summaries.ndim == 3:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: one vector of {head_dim} to a page shares tiles of 128 lanes with other pages"
-        )
-    if summaries.dtype == jnp.bfloat16 and summaries.ndim == 3 and num_pages % 2:
-        raise NotImplementedError(f"select_pages on mosaic_tpu: {num_pages} bfloat16 summaries; an even number is read")
-    if block_pages % 128 or 2 * vectors * kv_heads * block_pages * head_dim * 4 > BUFFER_BYTES:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: blocks of {block_pages} pages are no multiple of 128 or, for {kv_heads} KV "
-            f"heads, more than {BUFFER_BYTES >> 20} MB"
-        )
-    if max_pages > MAX_TABLE:
-        raise NotImplementedError(
-            f"select_pages on mosaic_tpu: a table of {max_pages} pages; SMEM holds {MAX_TABLE}: larger pages"
-        )
+    one_vector, arrays = summaries.ndim == 3, (("q", q), ("summaries", summaries))
+    block_bytes = vectors * kv_heads * block_pages * head_dim * 4
+    refuse_unless(
+        "select_pages",
+        *[(array.dtype in INPUT_DTYPES, f"{name} in bfloat16 or float32, not {array.dtype}") for name, array in arrays],
+        (head_dim % 128 == 0, f"a head_dim that is a multiple of 128, not {head_dim}"),
+        (head_dim == 128 or not one_vector, f"summaries of one vector with a head_dim of 128, not {head_dim}"),
+        (
+            not one_vector or summaries.dtype != jnp.bfloat16 or num_pages % 2 == 0,
+            f"an even number of bfloat16 summaries of one vector, not {num_pages}",
+        ),
+        (block_pages % 128 == 0, f"blocks of a multiple of 128 pages, not {block_pages}"),
+        (
+            2 * block_bytes <= BUFFER_BYTES,
+            f"two blocks of up to {BUFFER_BYTES >> 20} MB, which {kv_heads} KV heads x {block_pages} pages exceed",
+        ),
+        (max_pages <= MAX_TABLE, f"page tables of at most {MAX_TABLE} pages, which fill SMEM, not {max_pages}"),
+    )
 
 
 def _with_runs(table: jax.Array, used: jax.Array, num_pages: int, pairs: bool) -> jax.Array:
@@ -215,9 +211,9 @@ def _kernel(
         def copies(place, page, count):
             row, rows = (page // 2, pl.cdiv(count, 2)) if paired else (page, count)
             for which in range(vectors):
-                there = (slice(None), pl.ds(row, rows), *([which] if summaries.ndim == 4 else []))
-                here = buffer.at[slot, which, :, pl.ds(place, rows)]
-                act(pltpu.make_async_copy(words.at[there], here, arrived.at[slot]))
+                source = (slice(None), pl.ds(row, rows), *([which] if summaries.ndim == 4 else []))
+                target = buffer.at[slot, which, :, pl.ds(place, rows)]
+                act(pltpu.make_async_copy(words.at[source], target, arrived.at[slot]))
 
         def alone(place, page_at):
             places = place, jnp.minimum(place + RUN, pages)
@@ -308,5 +304,5 @@ def _dot(query: jax.Array, vectors: jax.Array) -> jax.Array:
         parts.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
         rest = rest - parts[-1]
     query = jnp.concatenate(parts, axis=1).astype(jnp.bfloat16)
-    found = jnp.einsum(equation, query, vectors, preferred_element_type=jnp.float32)
-    return found[:, 0] + (found[:, 1] + found[:, 2])
+    products = jnp.einsum(equation, query, vectors, preferred_element_type=jnp.float32)
+    return products[:, 0] + (products[:, 1] + products[:, 2])

@@ -14,26 +14,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, PROGRAMS, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.ops.limits import GPU_PROGRAMS
+from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
+from kinetics_kernels.reference import SUMMARY_VECTORS, check_choice, check_summary
 
-MOST_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Int32
+
+MAX_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
 TILE_BYTES = 16_384  # of summaries in registers at a time: 64 pages of 128 bfloat16
 LAUNCH_BYTES = 6_000_000  # what an H100 reads, at 3 TB/s, in the 2 us that one more launch is put at
 HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 
 def select_pages(
-    q: jax.Array,
-    summaries: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    lengths: Int[Array, " batch"],
     *,
     page_size: int,
     pages: int,
@@ -43,19 +48,15 @@ def select_pages(
     scale: float | None = None,
     fused: bool | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `fused`: one kernel that scores and chooses, or one for each, with the same result to the bit; by default whichever
-    the bytes favour. Raises ValueError as the reference, NotImplementedError for a dtype, head_dim or width of table
-    that the kernels do not take.
+    the bytes favour. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim or width of
+    table that the kernels do not take.
     """
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"select_pages: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if recent_pages < 1 or pages < sink_pages + recent_pages + 1:
-        raise ValueError(
-            f"select_pages: {pages} pages with {sink_pages} sink and {recent_pages} recent leave no choice"
-        )
+    check_summary("select_pages", summary, summaries)
+    check_choice(pages, sink_pages, recent_pages)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
@@ -64,7 +65,7 @@ def select_pages(
         (q.dtype in INPUT_DTYPES, f"q in float32, bfloat16 or float16, not {q.dtype}"),
         (summaries.dtype in INPUT_DTYPES, f"summaries in float32, bfloat16 or float16, not {summaries.dtype}"),
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
-        (max_pages <= MOST_PAGES, f"page tables of at most {MOST_PAGES} pages, not {max_pages}"),
+        (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}"),
     )
     page_bytes = SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize
     rows, width = batch * kv_heads, pl.next_power_of_2(max_pages)
@@ -84,7 +85,7 @@ def select_pages(
 
     def call(kernel, name, *arrays, grid, out_shape):
         return pl.pallas_call(
-            functools.partial(kernel, of=setting),
+            functools.partial(kernel, setting=setting),
             grid=grid,
             out_shape=out_shape,
             compiler_params=plt.CompilerParams(num_warps=4 if width <= 4096 else 8, num_stages=2),
@@ -105,8 +106,8 @@ def select_pages(
 
 
 def default_fused(rows: int, row_bytes: int) -> bool:
-    """Whether one kernel is faster: what the programs that lack a row would read takes less than a launch."""
-    return (PROGRAMS - rows) * row_bytes <= LAUNCH_BYTES
+    """Whether one kernel is faster than two: few rows read slowly in one, the second kernel costs a launch."""
+    return (GPU_PROGRAMS - rows) * row_bytes <= LAUNCH_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,96 +132,99 @@ class _Setting:
 # width]`, `selected_ref [rows, pages]` and `covered_ref [rows]`.
 
 
-def _score_and_choose(q_ref, summaries_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, of: _Setting) -> None:
+def _score_and_choose(
+    q_ref, summaries_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, setting: _Setting
+) -> None:
     row = pl.program_id(0)
-    there, query = _pages_there(table_ref, lengths_ref, row, of), _mean_query(q_ref, row, of)
+    in_use, query = _pages_in_use(table_ref, lengths_ref, row, setting), _mean_query(q_ref, row, setting)
 
     def put(index, keys):
-        found = _keys_of_tile(query, summaries_ref, table_ref, row, index, there, of)
-        return jnp.where(jnp.arange(of.width // of.tile)[:, None] == index, found[None, :], keys)
+        tile_keys = _keys_of_tile(query, summaries_ref, table_ref, row, index, in_use, setting)
+        return jnp.where(jnp.arange(setting.width // setting.tile)[:, None] == index, tile_keys[None, :], keys)
 
-    keys = jnp.zeros((of.width // of.tile, of.tile), jnp.int32)
-    keys = jax.lax.fori_loop(0, jax.lax.div(there + (of.tile - 1), of.tile), put, keys)
-    _write_best(keys.reshape(of.width), there, row, table_ref, lengths_ref, selected_ref, covered_ref, of)
+    keys = jnp.zeros((setting.width // setting.tile, setting.tile), jnp.int32)
+    keys = jax.lax.fori_loop(0, jax.lax.div(in_use + (setting.tile - 1), setting.tile), put, keys)
+    _write_best(keys.reshape(setting.width), in_use, row, table_ref, lengths_ref, selected_ref, covered_ref, setting)
 
 
-def _score(q_ref, summaries_ref, table_ref, lengths_ref, keys_ref, *, of: _Setting) -> None:
+def _score(q_ref, summaries_ref, table_ref, lengths_ref, keys_ref, *, setting: _Setting) -> None:
     row, index = pl.program_id(0), pl.program_id(1)
-    there = _pages_there(table_ref, lengths_ref, row, of)
+    in_use = _pages_in_use(table_ref, lengths_ref, row, setting)
 
-    @pl.when(index * of.tile < there)
+    @pl.when(index * setting.tile < in_use)
     def _():
-        keys = _keys_of_tile(_mean_query(q_ref, row, of), summaries_ref, table_ref, row, index, there, of)
-        keys_ref[row, index * of.tile + jnp.arange(of.tile)] = keys
+        keys = _keys_of_tile(_mean_query(q_ref, row, setting), summaries_ref, table_ref, row, index, in_use, setting)
+        keys_ref[row, index * setting.tile + jnp.arange(setting.tile)] = keys
 
 
-def _choose(keys_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, of: _Setting) -> None:
-    row, logical = pl.program_id(0), jnp.arange(of.width)
-    there = _pages_there(table_ref, lengths_ref, row, of)
-    keys = plt.load(keys_ref.at[row, logical], mask=logical < there, other=LOWEST_KEY)
-    _write_best(keys, there, row, table_ref, lengths_ref, selected_ref, covered_ref, of)
+def _choose(keys_ref, table_ref, lengths_ref, selected_ref, covered_ref, *, setting: _Setting) -> None:
+    row, logical = pl.program_id(0), jnp.arange(setting.width)
+    in_use = _pages_in_use(table_ref, lengths_ref, row, setting)
+    keys = plt.load(keys_ref.at[row, logical], mask=logical < in_use, other=LOWEST_KEY)
+    _write_best(keys, in_use, row, table_ref, lengths_ref, selected_ref, covered_ref, setting)
 
 
-def _pages_there(table_ref, lengths_ref, row, of: _Setting) -> jax.Array:
+def _pages_in_use(table_ref, lengths_ref, row, setting: _Setting) -> jax.Array:
     """The pages that a row's length uses and its table has room for."""
-    length = lengths_ref[jax.lax.div(row, of.kv_heads)]
-    return jnp.minimum(jax.lax.div(length + (of.page_size - 1), of.page_size), table_ref.shape[1])
+    length = lengths_ref[jax.lax.div(row, setting.kv_heads)]
+    return jnp.minimum(jax.lax.div(length + (setting.page_size - 1), setting.page_size), table_ref.shape[1])
 
 
-def _mean_query(q_ref, row, of: _Setting) -> jax.Array:
+def _mean_query(q_ref, row, setting: _Setting) -> jax.Array:
     """The mean query of a row's group, `[1, head_dim]` float32."""
-    member, dims = jnp.arange(pl.next_power_of_2(of.group))[:, None], jnp.arange(q_ref.shape[1])[None, :]
-    queries = plt.load(q_ref.at[row * of.group + member, dims], mask=member < of.group, other=0.0)
-    return jnp.sum(queries.astype(jnp.float32), axis=0, keepdims=True) / of.group
+    member, dims = jnp.arange(pl.next_power_of_2(setting.group))[:, None], jnp.arange(q_ref.shape[1])[None, :]
+    queries = plt.load(q_ref.at[row * setting.group + member, dims], mask=member < setting.group, other=0.0)
+    return jnp.sum(queries.astype(jnp.float32), axis=0, keepdims=True) / setting.group
 
 
-def _keys_of_tile(query, summaries_ref, table_ref, row, index, there, of: _Setting) -> jax.Array:
+def _keys_of_tile(query, summaries_ref, table_ref, row, index, in_use, setting: _Setting) -> jax.Array:
     """The pages from `index * tile`: integers `[tile]` in the order of their scores."""
-    dims, logical = jnp.arange(query.shape[1])[None, :], index * of.tile + jnp.arange(of.tile)
-    mask = logical < there
-    page = plt.load(table_ref.at[jax.lax.div(row, of.kv_heads), logical], mask=mask, other=0)
-    page = jax.lax.rem(row, of.kv_heads) * of.num_pages + jnp.clip(page, 0, of.num_pages - 1)
+    dims, logical = jnp.arange(query.shape[1])[None, :], index * setting.tile + jnp.arange(setting.tile)
+    mask = logical < in_use
+    page = plt.load(table_ref.at[jax.lax.div(row, setting.kv_heads), logical], mask=mask, other=0)
+    page = jax.lax.rem(row, setting.kv_heads) * setting.num_pages + jnp.clip(page, 0, setting.num_pages - 1)
 
     def vector(which: int) -> jax.Array:
-        where = page * SUMMARY_VECTORS[of.summary] + which
+        where = page * SUMMARY_VECTORS[setting.summary] + which
         return plt.load(summaries_ref.at[where[:, None], dims], mask=mask[:, None], other=0.0).astype(jnp.float32)
 
-    if of.summary == "mean":
+    if setting.summary == "mean":
         terms = query * vector(0)
-    elif of.summary == "min_max":
+    elif setting.summary == "min_max":
         terms = jnp.minimum(query, 0.0) * vector(0) + jnp.maximum(query, 0.0) * vector(1)
     else:
-        scaled, spread = query * of.scale, vector(1)
+        scaled, spread = query * setting.scale, vector(1)
         terms = scaled * vector(0) + 0.5 * (scaled * scaled) * (spread * spread)
     return _ordered(jnp.sum(terms, axis=1))
 
 
-def _write_best(keys, there, row, table_ref, lengths_ref, selected_ref, covered_ref, of: _Setting) -> None:
-    """The forced pages and the best of the rest by `keys [width]`, of which the first `there` count."""
-    sequence, logical = jax.lax.div(row, of.kv_heads), jnp.arange(of.width)
+def _write_best(keys, in_use, row, table_ref, lengths_ref, selected_ref, covered_ref, setting: _Setting) -> None:
+    """The forced pages and the best of the rest by `keys [width]`, of which the first `in_use` count."""
+    sequence, logical = jax.lax.div(row, setting.kv_heads), jnp.arange(setting.width)
     length = lengths_ref[sequence]
-    count = jax.lax.div(length + (of.page_size - 1), of.page_size)  # pages in use; the last one is the current page
-    forced = (logical < of.sink_pages) | (logical >= count - of.recent_pages)
+    # Pages of the length, be they in the table or not; the last one is the current page.
+    count = jax.lax.div(length + (setting.page_size - 1), setting.page_size)
+    forced = (logical < setting.sink_pages) | (logical >= count - setting.recent_pages)
     keys = jnp.where(forced, HIGHEST_KEY, keys)
-    keys = jnp.where(logical < there, keys, LOWEST_KEY)
-    wanted = jnp.minimum(of.pages, there)
+    keys = jnp.where(logical < in_use, keys, LOWEST_KEY)
+    wanted = jnp.minimum(setting.pages, in_use)
     threshold = _kth_largest(keys, wanted)
-    above, equal = keys > threshold, (keys == threshold) & (logical < there)
+    above, equal = keys > threshold, (keys == threshold) & (logical < in_use)
     spare = wanted - jnp.sum(above.astype(jnp.int32))
-    # Both are counted in one pass over the row, those above in the upper half: neither is more than MOST_PAGES.
+    # Both are counted in one pass over the row, those above in the upper half: neither is more than MAX_PAGES.
     so_far = jnp.cumsum((above.astype(jnp.int32) << 16) + equal.astype(jnp.int32))
     equals = so_far & 0xFFFF
     taken = above | (equal & (equals <= spare))
     rank = (so_far >> 16) + jnp.minimum(equals, spare) - 1
 
     # Masked lanes point beyond the row: the interpreter lets every lane write, and drops those out of bounds.
-    ids = plt.load(table_ref.at[sequence, logical], mask=logical < there, other=-1)
-    plt.store(selected_ref.at[row, jnp.where(taken, rank, of.pages)], ids, mask=taken)
-    slot = jnp.arange(pl.next_power_of_2(of.pages))
-    unused = (slot >= wanted) & (slot < of.pages)
-    slot = jnp.where(unused, slot, of.pages)
+    ids = plt.load(table_ref.at[sequence, logical], mask=logical < in_use, other=-1)
+    plt.store(selected_ref.at[row, jnp.where(taken, rank, setting.pages)], ids, mask=taken)
+    slot = jnp.arange(pl.next_power_of_2(setting.pages))
+    unused = (slot >= wanted) & (slot < setting.pages)
+    slot = jnp.where(unused, slot, setting.pages)
     plt.store(selected_ref.at[row, slot], jnp.full(slot.shape, -1, jnp.int32), mask=unused)
-    covered_ref[row] = length - (count - jnp.minimum(count, of.pages)) * of.page_size
+    covered_ref[row] = length - (count - jnp.minimum(count, setting.pages)) * setting.page_size
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
@@ -232,10 +236,10 @@ def _ordered(scores: jax.Array) -> jax.Array:
 def _kth_largest(keys: jax.Array, k: jax.Array) -> jax.Array:
     """The k-th largest of `keys [width]` int32: the largest value that at least k keys reach, two bits at a time."""
 
-    def two_bits(index, found):
-        candidates = found + (jnp.arange(4) << (30 - 2 * index))  # wraps: from the lowest integer up
+    def two_bits(index, reached_by_k):
+        candidates = reached_by_k + (jnp.arange(4) << (30 - 2 * index))  # wraps: from the lowest integer up
         reached = jnp.sum((keys[None, :] >= candidates[:, None]).astype(jnp.int32), axis=1)
         digit = jnp.sum((reached >= k).astype(jnp.int32)) - 1  # the first candidate is always reached
-        return found + (digit << (30 - 2 * index))
+        return reached_by_k + (digit << (30 - 2 * index))
 
     return jax.lax.fori_loop(0, 16, two_bits, jnp.int32(LOWEST_KEY))
