@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +69,8 @@ class PagedCache:
         )
 
     def pools(self, layer: int) -> Pools:
-        """K, V and summaries of one layer."""
-        return self.k[layer], self.v[layer], self.summaries[layer]
+        """K, V and summaries of one layer of a cache on the device."""
+        return cast(Pools, (self.k[layer], self.v[layer], self.summaries[layer]))
 
     def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
         """The cache with one layer's pools replaced."""
