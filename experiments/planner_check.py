@@ -26,16 +26,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.analysis.planner import Budget, Options, options, plan
+from kinetics_jax.analysis.planner import Budget, Options, advise, list_options
 from kinetics_jax.analysis.samples import pooled, run_data
-from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy, slug
 from kinetics_jax.cli.arguments import config_of
-from kinetics_jax.cli.demo import MAX_TOKENS, PAGE_SIZE
+from kinetics_jax.cli.demo_grid import MAX_TOKENS, PAGE_SIZE
 from kinetics_jax.cli.plan import as_record
 from kinetics_jax.cli.terminal import command_line
 from kinetics_jax.costs.hardware import Hardware, hardware, save_hardware
@@ -141,7 +141,7 @@ def parts_of(
     Where this sum is right and the prediction is not, the profile is off for this device as it is now: its rates are
     wrong, or something else keeps the machine busy that did not when it was measured, or the other way round.
     """
-    contexts, steps, starts = decoded(work, slots)
+    contexts, steps, starts = simulate_decode(work, slots)
     prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
     decode = RandomDecode(
         lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING, clock=clock
@@ -228,11 +228,11 @@ def main() -> None:
             out = arguments.work / f"{model}-{slug(policy)}"
             sizes = {"n": arguments.n, "cap": MAX_TOKENS, "slots": 64, "seed": SEED}
             runs.append(sampled(lm, known, policy, **sizes, out=out))
-    found = options(pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES)
+    found = list_options(pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES)
     rows: list[dict[str, Any]] = []
     advice_given = []
     for seconds in budgets(found, arguments.questions):
-        advice = plan(found, Budget(seconds=seconds))
+        advice = advise(found, Budget(seconds=seconds))
         advice_given.append({"budget_seconds": seconds} | as_record(advice))
         for label, index in (("advised", advice.chosen), ("neighbour", advice.runner_up)):
             if index is None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from kinetics_jax.analysis.allocation import Allocation
     from kinetics_jax.analysis.grid import Grid
 
-STEEPEST = 4.0  # exponents are looked for in -STEEPEST … STEEPEST
-LONGEST = 1 << 24  # tokens: beyond any context
+MAX_EXPONENT = 4.0  # exponents are searched for in -MAX_EXPONENT … MAX_EXPONENT
+MAX_TOKENS = 1 << 24  # beyond any context
 
 
 class FitError(UserError):
-    """Points that a law cannot be fitted to; the message says why."""
+    """Raised for points that a law cannot be fitted to; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ def power_law(
 
     Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
     squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
-    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those
-    take `law_along`, or redraw the problems, fit each time and give the laws to `spread`. NaN for fewer than one point
-    more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or numbers
-    that have no logarithm.
+    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those take
+    `law_along`, or redraw the problems, fit each time and give the laws to `with_intervals`. NaN for fewer than one
+    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or
+    numbers that have no logarithm.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     law = _fitted(x, y, offset)
@@ -71,7 +71,7 @@ def power_law(
         drawn = rng.integers(len(x), size=len(x))
         if len(np.unique(x[drawn])) >= parameters:
             laws.append(_fitted(x[drawn], y[drawn], offset))
-    return spread(law, laws, confidence=confidence)
+    return with_intervals(law, laws, confidence=confidence)
 
 
 def law_along(
@@ -107,10 +107,10 @@ def law_along(
         return law
     draws = np.random.default_rng(seed).integers(len(cells.problems), size=(resamples, len(cells.problems)))
     laws = [_fitted(cost[:, drawn].mean(axis=1), chosen[:, drawn].mean(axis=1), offset) for drawn in draws]
-    return spread(law, laws, confidence=confidence)
+    return with_intervals(law, laws, confidence=confidence)
 
 
-def spread(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
+def with_intervals(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
     """The law with percentile intervals from fits to redrawn data. Raises FitError without any."""
     if not redrawn:
         raise FitError("intervals of a law need fits to redrawn data")
@@ -142,7 +142,7 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
     base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
     exponent, slope, level = 0.0, 0.0, y.mean()
-    low, high = -STEEPEST, STEEPEST
+    low, high = -MAX_EXPONENT, MAX_EXPONENT
     for _ in range(12):
         exponents = np.linspace(low, high, 65)
         powers = (x / base) ** exponents[:, None]
@@ -177,7 +177,7 @@ def iso_cost(
     def affordable(tokens: np.ndarray) -> np.ndarray:
         return generation_cost(config, prompt_tokens=prompt, output_tokens=tokens, trials=count, **costs).total <= total
 
-    low, high = np.zeros(total.shape), np.full(total.shape, float(LONGEST))
+    low, high = np.zeros(total.shape), np.full(total.shape, float(MAX_TOKENS))
     endless = affordable(high)
     while np.any(high - low > 1):
         middle = (low + high) // 2

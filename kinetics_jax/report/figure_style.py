@@ -34,7 +34,7 @@ ROW = 0.155  # inches of a line of the legend
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Style:
     """How a table's models and attentions are drawn.
 
     `colours` by model, smallest first. `dashes` by kind of attention. `markers` by attention (its spelling), largest
@@ -70,7 +70,7 @@ class Look:
         return "o" if kind == "dense" else MARKERS[list(self.dashes).index(kind) % len(MARKERS)]
 
 
-def look(table: pd.DataFrame, *, dark: bool) -> Look:
+def style_for(table: pd.DataFrame, *, dark: bool) -> Style:
     """The look of a table with the columns `model`, `parameters` and `attention`."""
     sizes = dict(zip(table["model"], table["parameters"], strict=True))
     models = sorted(sizes, key=lambda name: (sizes[name], name))
@@ -79,7 +79,7 @@ def look(table: pd.DataFrame, *, dark: bool) -> Look:
     here = list(map(kind_of, names.details))
     kinds = dict.fromkeys((*POLICIES, *here))  # a kind has the same dashes in every figure
     ranks = {detail: i for i, detail in enumerate(dict.fromkeys(filter(None, names.details.values())))}
-    return Look(
+    return Style(
         dark=dark,
         colours={name: palette[i % len(palette)] for i, name in enumerate(models)},
         dashes={kind: DASHES[i % len(DASHES)] for i, kind in enumerate(kinds) if kind in here},
@@ -89,13 +89,13 @@ def look(table: pd.DataFrame, *, dark: bool) -> Look:
     )
 
 
-def panel(axes: Axes, style: Look) -> None:
+def panel(axes: Axes, style: Style) -> None:
     """Colours, grid and spines of one axes whose ordinate is a percentage."""
     plain(axes, style)
     axes.set_ylim(-2, 102)
 
 
-def plain(axes: Axes, style: Look) -> None:
+def plain(axes: Axes, style: Style) -> None:
     """Colours, grid and spines of one axes."""
     theme = style.theme
     axes.set_facecolor(theme["ground"])
@@ -108,18 +108,20 @@ def plain(axes: Axes, style: Look) -> None:
     axes.spines[["left", "bottom"]].set_color(theme["ink"])
 
 
-def blank(width: float, height: float, style: Look) -> Figure:
+def blank(width: float, height: float, style: Style) -> Figure:
     """An empty figure, inches; no global state refers to it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor=style.theme["ground"])
 
 
-def legend(figure: Figure, style: Look, *, markers: bool = True, models: bool = True, more: Sequence[Any] = ()) -> None:
+def legend(
+    figure: Figure, style: Style, *, markers: bool = True, models: bool = True, more: Sequence[Any] = ()
+) -> None:
     """Below the axes: models, kinds of attention, budgets, side by side, or one below the other where that is too wide.
 
     `more` handles follow the kinds. The figure grows by the legend's height. `models`: whether colours need explaining;
-    `markers`: whether they tell budgets, or kinds as `Look.kind_marker` does.
+    `markers`: whether they tell budgets, or kinds as `Style.kind_marker` does.
     """
     ink = style.theme["ink"]
     colours = [handle(lw=3, color=c, label=name.replace("$", r"\$")) for name, c in style.colours.items() if models]
@@ -176,7 +178,7 @@ def _fits(figure: Figure, columns: list[list[Any]], ink: str, note: str) -> bool
     return True
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure, its format by the ending of the name, under a temporary name and renames it.
 
     Equal figures give equal PNG files: the version that matplotlib would write into one is left out.

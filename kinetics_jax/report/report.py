@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
-from kinetics_jax.analysis.frontier import frontier
-from kinetics_jax.analysis.samples import run_data
+from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.files import write_whole
 from kinetics_jax.report.attention_names import attention_names
@@ -23,8 +23,6 @@ from kinetics_jax.runs.folder import Run
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-__all__ = ["Tables", "frontier_figure", "pass_at_k_figure", "pick_samples", "tables_of", "write_report"]
 
 WIDTH = 3.6  # inches; labels stay legible when a figure fills a phone
 ACCURACY = "Accuracy, % (95 % interval)"
@@ -64,8 +62,8 @@ summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What a report shows: tables as made by `economics.frontier.frontier`, `economics.ablations.length_ablation` and
-    `budget_ablation`.
+    """What a report shows: the tables of `analysis.frontier.cost_frontier`, `analysis.ablations.length_ablation` and
+    `analysis.ablations.budget_ablation`.
     """
 
     frontier: pd.DataFrame
@@ -73,7 +71,7 @@ class Tables:
     budget: pd.DataFrame
 
 
-def tables_of(
+def report_tables(
     runs: Sequence[Run],
     *,
     convention: str = "traffic",
@@ -81,21 +79,21 @@ def tables_of(
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
 ) -> Tables:
-    """The tables of run folders as read; options and errors as in `economics.frontier.frontier`."""
-    data = [run_data(run) for run in runs]
+    """The tables of run folders as read; options and errors as in `analysis.frontier.cost_frontier`."""
+    pools = pooled(map(run_data, runs))
     return Tables(
-        frontier=frontier(data, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
-        length=length_ablation(data),
-        budget=budget_ablation(data),
+        frontier=cost_frontier(pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
+        length=length_ablation(pools),
+        budget=budget_ablation(pools),
     )
 
 
 def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title: str, command: str) -> None:
     """Writes one HTML file: what was run, the frontier, pass@N, the ablations, a few samples in full, and the command.
 
-    `tables` as made by `tables_of` of the same `runs`. Of the samples a right and a wrong one of dense and of sparse
-    attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and holds
-    neither dates nor timings. It is renamed into place when whole. Raises OSError where it cannot be written.
+    `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
+    sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
+    holds neither dates nor timings. It is renamed into place when whole. Raises OSError where it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {

@@ -6,7 +6,7 @@ import pytest
 
 from kinetics_jax.analysis.allocation import Allocation, best_per_problem
 from kinetics_jax.analysis.grid import Grid
-from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, spread
+from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, with_intervals
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
@@ -55,7 +55,7 @@ def test_a_law_with_an_offset_is_the_least_squares_one():
 
 def test_spread_takes_percentiles():
     laws = [PowerLaw(scale, 0.5) for scale in range(101)]
-    law = spread(PowerLaw(50, 0.5), laws, confidence=0.9)
+    law = with_intervals(PowerLaw(50, 0.5), laws, confidence=0.9)
     np.testing.assert_allclose(law.scale_interval, (5, 95))
     assert law.exponent_interval == (0.5, 0.5)
     assert str(law) == "50 x^0.5"
@@ -77,7 +77,7 @@ def test_what_is_no_power_law_is_refused(x, y, offset, says):
     with pytest.raises(FitError, match=says):
         power_law(x, y, offset=offset)
     with pytest.raises(FitError, match="redrawn"):
-        spread(PowerLaw(1, 1), [])
+        with_intervals(PowerLaw(1, 1), [])
 
 
 @pytest.mark.parametrize("attention", [Dense(), BlockTopK(budget=1024)], ids=str)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from paths import SHARED
 
-from kinetics_jax.analysis.frontier import frontier
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.readers import read_all, read_samples
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.attention.policies.dense import Dense
@@ -60,7 +60,7 @@ def test_the_papers_files(tmp_path):
     runs = read_all([first, second], tokenizer=tiny_tokenizer())
     (pool,) = pooled([dataclasses.replace(run, task="") for run in runs])
     assert pool.problems["What is three?"].grades == [False, True]
-    with pytest.raises(SamplesError, match="is there twice"):
+    with pytest.raises(SamplesError, match="occurs twice"):
         pooled(read_all([first, first]))
 
 
@@ -69,7 +69,7 @@ def test_without_a_tokenizer_tokens_are_missing(tmp_path):
     run = read_samples(path)
     assert (run.attention, run.output_tokens, run.prompt_tokens) == (Dense(), [None], [None])
     with pytest.raises(SamplesError, match="token counts are missing"):
-        frontier([run])
+        cost_frontier([run])
 
 
 @pytest.mark.skipif(not QWEN.exists(), reason="../shared/data/qwen3-tokenizer is not there")
@@ -83,7 +83,7 @@ def test_tokens_are_those_of_the_models_tokenizer(tmp_path):
         run = read_samples(path, tokenizer=tokenizer)
         assert run.output_tokens == [4]  # <think>, the line's end, 2, </think>
         assert run.prompt_tokens == [87]
-    assert frontier([run, dataclasses.replace(run, sample=[9])])["accuracy"].tolist() == [1, 1]
+    assert cost_frontier([run, dataclasses.replace(run, sample=[9])])["accuracy"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_table_names_every_part(capsys):
         ({"compute_dtype": "float8", "intensity": 3.0}, "--compute-dtype picks"),
         ({"compute_dtype": "fp5"}, "no peak for 'fp5'"),
         ({"intensity": float("nan")}, "intensity must be positive"),
-        ({"price": 1.0}, "give --hardware too"),
+        ({"price": 1.0}, "--price needs --hardware"),
         ({"price": -1.0, "hardware": "h100"}, "price_per_hour must be"),
         ({"chips": 0}, "--chips must be at least 1"),
         ({"output": ()}, "--output needs a number"),

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 from kinetics_jax.analysis.planner import PlanError
-from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
@@ -180,7 +180,7 @@ def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch)
         np.array([len(request.prompt) for request in requests]),
         np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
     )
-    _, steps, expected = decoded(work, 3)
+    _, steps, expected = simulate_decode(work, 3)
     assert (engine.counts.steps, len(starts)) == (steps, expected)
     assert expected > len(requests)
 
