@@ -263,11 +263,12 @@ def pooled(runs: Iterable[RunData] | Iterable[Pool]) -> list[Pool]:
     the runs' tasks or problems differ, if runs of one pool differ in their settings or architecture, for a sample that
     occurs twice, and for a problem without a graded sample.
     """
-    runs = list(runs)
-    if runs and all(isinstance(run, Pool) for run in runs):
-        return [run for run in runs if isinstance(run, Pool)]
+    given = list(runs)
+    pools = [run for run in given if isinstance(run, Pool)]
+    if pools and len(pools) == len(given):
+        return pools
     members: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
-    for run in runs:
+    for run in given:
         if isinstance(run, Pool):
             raise SamplesError(f"{run}: runs and pools cannot be mixed")
         members[run.model, str(run.attention)].append(run)
