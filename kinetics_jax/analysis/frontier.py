@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool, Float
 
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.grid import grid
@@ -83,9 +84,9 @@ def cost_frontier(
     return table
 
 
-def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
-    """Which of `cost [rows]`, `accuracy [rows]` no other row dominates by being at least as accurate and at most as
-    costly, and strictly one of the two. Equal rows are kept or dropped together. Returns bool [rows], False for NaN.
+def pareto(cost: Float[npt.ArrayLike, rows], accuracy: Float[npt.ArrayLike, rows]) -> Bool[np.ndarray, rows]:
+    """Which rows no other row dominates by being at least as accurate and at most as
+    costly, and strictly one of the two. Equal rows are kept or dropped together. NaN is dropped.
     """
     cost, accuracy = np.asarray(cost, np.float64), np.asarray(accuracy, np.float64)
     kept = np.zeros(len(cost), bool)

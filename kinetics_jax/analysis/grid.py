@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import default_trials, max_sample_tokens
 from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError
@@ -29,25 +30,25 @@ LAWS = ("eFLOPs", "FLOPs", "max")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """`configurations` has a row each: `model`, `parameters` (used per token), `attention` (its spelling), `N`, `cap`
-    (most tokens of a sample). Of the arrays, float64 `[configurations, problems]`: `accuracy`, pass@N under the cap;
+    (most tokens of a sample). The arrays are float64: `accuracy`, pass@N under the cap;
     `compute` and `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10);
     `tokens`, mean tokens of one sample under the cap. `problems` are their ids.
     """
 
     configurations: pd.DataFrame
     problems: tuple[str, ...]
-    accuracy: np.ndarray
-    compute: np.ndarray
-    memory: np.ndarray
-    tokens: np.ndarray
+    accuracy: Float[np.ndarray, "configurations problems"]
+    compute: Float[np.ndarray, "configurations problems"]
+    memory: Float[np.ndarray, "configurations problems"]
+    tokens: Float[np.ndarray, "configurations problems"]
 
     @property
-    def cost(self) -> np.ndarray:
-        """Equation (4): compute plus memory, Tera-eFLOPs `[configurations, problems]`."""
+    def cost(self) -> Float[np.ndarray, "configurations problems"]:
+        """Equation (4): compute plus memory, in Tera-eFLOPs."""
         return self.compute + self.memory
 
-    def spent(self, law: str) -> np.ndarray:
-        """What a scaling law counts, Tera-eFLOPs `[configurations, problems]`.
+    def spent(self, law: str) -> Float[np.ndarray, "configurations problems"]:
+        """What a scaling law counts, in Tera-eFLOPs.
 
         `eFLOPs`: arithmetic and memory reads (the paper's, the `cost` here). `FLOPs`: arithmetic alone (the law before
         it). `max`: the larger of the two expectations (its roofline ablation). Raises SamplesError for another.
@@ -60,7 +61,7 @@ class Grid:
         return len(self.configurations)
 
     def rows(self, chosen: npt.ArrayLike) -> Grid:
-        """Some of the configurations: indices, or a bool for each."""
+        """The grid of some configurations: `chosen` holds their indices, or a bool for each."""
         chosen = np.asarray(chosen)
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen)

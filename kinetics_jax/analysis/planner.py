@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import (
     default_trials,
@@ -68,11 +69,11 @@ class Budget:
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more). `solved [rows, problems]`: pass@N.
+    are needed; `seconds` is infinite where it is more). `solved`: pass@N.
     """
 
     table: pd.DataFrame
-    solved: np.ndarray
+    solved: Float[np.ndarray, "rows problems"]
     hardware: Hardware
     chips: int
     problems: int
@@ -217,14 +218,14 @@ def _option(
     pool: Pool,
     hardware: Hardware,
     work: Workload,
-    solved: np.ndarray,
+    solved: Float[np.ndarray, problems],
     *,
     cap: int,
     batch: int,
     room: int,
     chips: int,
 ) -> dict[str, Any]:
-    """A row of `Options.table`, for one configuration whose pass@N is `solved [problems]`."""
+    """A row of `Options.table`, for one configuration whose pass@N is `solved`."""
     spent = None
     if batch <= room:
         spent = workload_seconds(
@@ -254,8 +255,8 @@ def _option(
     }
 
 
-def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> np.ndarray:
-    """pass@N of every problem under a cap, float64 [problems, trials]; `list_options` says how beyond the samples.
+def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> Float[np.ndarray, "problems trials"]:
+    """pass@N of every problem under a cap; `list_options` says how beyond the samples.
 
     Raises SamplesError if a problem has no graded sample under the cap.
     """
@@ -275,7 +276,9 @@ def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> np.ndarray:
     return solved
 
 
-def choose(seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None = None) -> int | None:
+def choose(
+    seconds: Float[np.ndarray, rows], accuracy: Float[np.ndarray, rows], limit: float, target: float | None = None
+) -> int | None:
     """The row to run: within `limit` seconds the most accurate, the quickest among equals; with a `target` the quickest
     that reaches it, the most accurate among equals. Returns None if no row is left; never a dominated row.
     """
@@ -345,7 +348,7 @@ def _why_not(options: Options, chosen: int, rival: int, limit: float) -> str:
     if other["fits"] < other["batch"]:
         return f"does not fit: room for {other['fits']} sequences, {other['batch']} are needed"
     if other["seconds"] > limit:
-        return f"takes {other['seconds']:.4g} s, more than the {limit:.4g} s there are"
+        return f"takes {other['seconds']:.4g} s, more than the budget of {limit:.4g} s"
     paired = paired_difference(options.solved[chosen], options.solved[rival])
     gain = float(rounded_accuracy(paired.difference))
     slower = float(other["seconds"] - best["seconds"])

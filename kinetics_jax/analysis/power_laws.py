@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
+from kinetics_jax.stats.estimators import Amount
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.allocation import Allocation
@@ -35,7 +37,8 @@ class PowerLaw:
     exponent_interval: tuple[float, float] = (np.nan, np.nan)
     offset_interval: tuple[float, float] = (np.nan, np.nan)
 
-    def __call__(self, x: npt.ArrayLike) -> Any:
+    def __call__(self, x: npt.ArrayLike) -> Amount:
+        """y at x, a number or an array."""
         return self.scale * np.asarray(x, np.float64) ** self.exponent + self.offset
 
     def __str__(self) -> str:
@@ -43,15 +46,15 @@ class PowerLaw:
 
 
 def power_law(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
+    x: Float[npt.ArrayLike, points],
+    y: Float[npt.ArrayLike, points],
     *,
     offset: bool = False,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> PowerLaw:
-    """The power law through points `x, y [points]`, x > 0.
+    """The power law through points (x, y), x > 0.
 
     Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
     squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
@@ -165,7 +168,7 @@ def iso_cost(
     prompt_tokens: npt.ArrayLike,
     trials: npt.ArrayLike = 1,
     **costs: Any,
-) -> Any:
+) -> Amount:
     """Tokens of a sample that a cost buys: the largest whole number of them that costs at most `total` Tera-eFLOPs.
 
     `total`, `prompt_tokens` and `trials` are numbers or arrays that broadcast; over a range of trials this is a contour

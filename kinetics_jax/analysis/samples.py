@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
@@ -164,8 +165,8 @@ class ProblemSamples:
         """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
         return cap in self.caps or self.longest <= cap
 
-    def grades_under(self, caps: npt.ArrayLike) -> np.ndarray:
-        """Grades of the samples, had each been cut after `caps` tokens: float64 [samples, caps], NaN for no grade.
+    def grades_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
+        """Grades of the samples, had each been cut after so many tokens: 1 or 0, NaN for no grade.
 
         A cap that is among `caps` takes the recorded grades. Under another a sample counts by its own grade when it
         ends within the cap, and as wrong when it does not (unless it has no grade at all): right answers that stand in
@@ -188,8 +189,8 @@ class ProblemSamples:
                 )
         return within
 
-    def tokens_under(self, caps: npt.ArrayLike) -> np.ndarray:
-        """Tokens of the samples, had each been cut: min(length, cap), float64 [samples, caps]; NaN for no length."""
+    def tokens_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
+        """Tokens of the samples, had each been cut: min(length, cap); NaN where the length was not recorded."""
         return np.minimum(np.array(self.lengths, np.float64)[:, None], np.atleast_1d(np.asarray(caps, np.float64)))
 
 

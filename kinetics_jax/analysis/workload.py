@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -19,10 +20,10 @@ MOMENTS = 48  # steps of a workload at which contexts are sampled
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workload:
-    """Samples to be drawn, problem by problem: `prompts [problems]` and `lengths [problems, trials]`, in tokens."""
+    """Samples to be drawn, problem by problem: lengths of their prompts and outputs, in tokens."""
 
-    prompts: np.ndarray
-    lengths: np.ndarray
+    prompts: Num[np.ndarray, problems]
+    lengths: Num[np.ndarray, "problems trials"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,10 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
     return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
 
 
-def simulate_schedule(lengths: np.ndarray, slots: int, *, chunk: int = EngineSettings.chunk) -> tuple[np.ndarray, int]:
-    """The decode step at which each of `lengths [samples]` starts, int64 [samples], and the number of steps.
+def simulate_schedule(
+    lengths: Num[np.ndarray, samples], slots: int, *, chunk: int = EngineSettings.chunk
+) -> tuple[Int[np.ndarray, samples], int]:
+    """The decode step at which each sample starts, and the number of steps.
 
     As the engine schedules: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an
     eighth of the slots has stopped while others wait. A sample takes a step for every token but its first.
@@ -98,8 +101,8 @@ def simulate_schedule(lengths: np.ndarray, slots: int, *, chunk: int = EngineSet
     return start, int(np.max(start + steps, initial=0))
 
 
-def simulate_decode(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
-    """How `slots` slots decode a workload: contexts of the batch [moments, slots], the number of steps, and of starts.
+def simulate_decode(work: Workload, slots: int) -> tuple[Float[np.ndarray, "moments slots"], int, int]:
+    """How `slots` slots decode a workload: contexts of the batch, the number of steps, and the number of starts.
 
     The contexts are those of MOMENTS steps, evenly spaced, longest first; 0 for an idle slot. A start is one prompt's
     samples that begin between the same two chunks: what the engine starts by one program.

@@ -1,6 +1,6 @@
-"""One look for every figure: a colour per model in order of size, dashes per kind of attention, a marker per budget.
+"""One style for every figure: a colour per model in order of size, dashes per kind of attention, a marker per budget.
 
-Drawn without pyplot and its global state, for light and for dark ground.
+Drawn without pyplot and its global state, for a light or a dark background.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind, then four of Tol's; brighter kin of them on dark ground.
+# Okabe and Ito's colours, distinct to the colour-blind, then four of Tol's; brighter variants on a dark background.
 LIGHT = {"ink": "#222222", "faint": "#dddddd", "envelope": "#9a9a9a", "ground": "#ffffff"}
 DARK = {"ink": "#e6e6e6", "faint": "#3a3f45", "envelope": "#8a8f96", "ground": "#16191d"}
 LIGHT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -71,7 +71,7 @@ class Style:
 
 
 def style_for(table: pd.DataFrame, *, dark: bool) -> Style:
-    """The look of a table with the columns `model`, `parameters` and `attention`."""
+    """The style of a table with the columns `model`, `parameters` and `attention`."""
     sizes = dict(zip(table["model"], table["parameters"], strict=True))
     models = sorted(sizes, key=lambda name: (sizes[name], name))
     palette = DARK_COLOURS if dark else LIGHT_COLOURS

@@ -1,4 +1,4 @@
-"""Figures of the frontier and of the ablations, for light and for dark ground.
+"""Figures of the frontier and of the ablations, for a light or a dark background.
 
 All take the table they draw, `dark` and a `width` in inches (3.3 to 5 are legible), and return a matplotlib Figure that
 no global state refers to. Intervals are the table's.

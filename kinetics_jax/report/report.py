@@ -93,7 +93,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 
     `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
     sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
-    holds neither dates nor timings. It is renamed into place when whole. Raises OSError where it cannot be written.
+    holds neither dates nor timings. It is renamed into place when whole. Raises OSError if it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {
@@ -146,7 +146,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 
 
 def pick_samples(runs: Iterable[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
-    """One right and one wrong sample of dense attention, then of sparse attention, where there are any, with its run.
+    """One right and one wrong sample of dense attention, then of sparse attention, each with its run, if there is one.
 
     Of the first run that has one, the lowest problem and sample: the order in which samples happened to end does not
     matter.
@@ -262,7 +262,7 @@ def _accuracy(row: Mapping[Any, Any]) -> str:
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
-    """In per cent, without a place to break; empty where there is none."""
+    """In per cent, without a place to break; empty for NaN."""
     return "" if low != low else f"({100 * low:{sign}.1f}\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}{100 * high:{sign}.1f})"
 
 
@@ -315,7 +315,7 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
 
 
 def _endings(runs: Sequence[Run]) -> str:
-    """Of each run: how many samples are there, how they ended, how many the grader gave up on."""
+    """Of each run: how many samples it has, how they ended, how many the grader gave up on."""
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
     name = attention_names(run.run["policy"] for run in runs).short
     heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Ungraded")
