@@ -14,6 +14,7 @@ from layers import DOORS, EXCEPTIONS, LAYERS, STANDALONE, WITHOUT_JAX
 from paths import ROOT
 
 MAX_LINES = 500
+PAGE = ROOT / "docs" / "architecture.md"
 PACKAGES = {"kinetics_jax": ROOT / "kinetics_jax", "kinetics_kernels": ROOT / "kernels" / "kinetics_kernels"}
 
 
@@ -102,6 +103,15 @@ def test_every_room_has_one_layer():
     rooms = set(ROOMS.values()) - {"__main__"}
     assert not rooms - set(named), "rooms without a layer"
     assert not set(STANDALONE) - set(named)
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the page is not written yet")
+def test_the_page_draws_these_layers():
+    """The fenced block `layers` of docs/architecture.md: a line per layer, rooms between commas, every line read."""
+    blocks = PAGE.read_text(encoding="utf-8").split("```layers\n")
+    assert len(blocks) == 2
+    drawn = blocks[1].partition("\n```")[0].splitlines()
+    assert [tuple(room.strip() for room in line.split(",")) for line in drawn] == list(LAYERS)
 
 
 def test_no_import_arrow_up():

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StopRule:
-    """Stop a problem once it is solved (`until_solved`), or after `most` samples; with `probe`, also after so many
-    samples when none of them is right. Samples come in waves of `wave`; a wave that has begun is finished.
+    """Stop a problem once it is solved (`until_solved`), or after `most` samples; with `probe`, also after
+    `probe` samples if none of them is right. Samples come in waves of `wave`; a wave that has begun is finished.
 
     Raises SamplesError for numbers that make no sense.
     """
@@ -61,11 +61,11 @@ def replay(
 ) -> Replay:
     """What a stop rule would have achieved and cost on a pool's graded samples.
 
-    Every wave pays for itself. What the trials of a problem share (its prefill, and with `shared_prompt` the reads of
-    its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads with each.
-    `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves and shared
-    prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a problem has,
-    SamplesError if an architecture or a token count is missing.
+    Every wave is charged for its own samples. What the trials of a problem share (its prefill, and with `shared_prompt`
+    the reads of its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads
+    with each. `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves
+    and shared prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a
+    problem has, SamplesError if an architecture or a token count is missing.
     """
     config = pool.priced()
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def replay_table(
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
     Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
-    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after so many samples
+    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after `probe` samples
     without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
     happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
     """

@@ -169,7 +169,7 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     first, one of equal ones (the first). Each keeps its own labels, so that the label at a cost is that of the row
     which makes the envelope there.
 
-    `smooth`, odd, replaces accuracies by their running median over so many rows, kept non-decreasing; 0 does not.
+    `smooth`, odd, replaces accuracies by their running median over `smooth` rows, kept non-decreasing; 0 keeps them.
     Raises SamplesError for another number.
     """
     if smooth and (smooth < 0 or smooth % 2 == 0):

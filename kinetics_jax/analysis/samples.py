@@ -166,7 +166,7 @@ class ProblemSamples:
         return cap in self.caps or self.longest <= cap
 
     def grades_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
-        """Grades of the samples, had each been cut after so many tokens: 1 or 0, NaN for no grade.
+        """Grades of the samples, had each been cut at each cap: 1 or 0, NaN for no grade.
 
         A cap that is among `caps` takes the recorded grades. Under another a sample counts by its own grade when it
         ends within the cap, and as wrong when it does not (unless it has no grade at all): right answers that stand in

@@ -24,8 +24,8 @@ def grade(
 ) -> None:
     """Grades the stored samples of a run folder again; the old grades are replaced once all new ones are made.
 
-    With --caps, instead, as if every sample had been cut after so many tokens (Long-CoT): accuracy and mean tokens for
-    each cap. The grades are stored beside the run, the same command continues where it was stopped, and `kinetics
+    With --caps, instead, as if every sample had been cut after that many tokens (Long-CoT): accuracy and mean tokens
+    for each cap. The grades are stored beside the run, the same command continues where it was stopped, and `kinetics
     frontier` uses them.
 
     Args:

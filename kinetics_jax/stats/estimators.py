@@ -14,7 +14,7 @@ from jaxtyping import Float, Num
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.special import stirling_remainder, student_t_quantile
 
-MAX_FACTORS = 64  # up to so many factors pass@k is their product
+MAX_FACTORS = 64  # pass@k is a product of at most this many factors, else Stirling's series
 MIN_STIRLING = 16  # the smallest argument of Stirling's series here
 
 Amount = Any  # a float64 for numbers, an array of them, of the broadcast shape, for arrays

@@ -168,7 +168,7 @@ def test_what_does_not_compare_is_refused():
         dataclasses.replace(make_run([[True]]), correct=[])
 
 
-def test_runs_of_several_tasks_are_told_apart():
+def test_runs_of_several_tasks_are_kept_apart():
     small = dataclasses.replace(make_run([[True]]), task="aime24")
     other = dataclasses.replace(make_run([[True], [False]], model="other"), task="gsm8k")
     with pytest.raises(SamplesError, match=r"several tasks \(aime24, gsm8k\): .*; give the runs of one task at a time"):

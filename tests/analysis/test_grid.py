@@ -111,7 +111,7 @@ def test_defaults():
     np.testing.assert_array_equal(cells.rows([2, 0]).accuracy, cells.accuracy[[2, 0]])
 
 
-def test_what_cannot_be_told_is_refused():
+def test_impossible_grids_are_refused():
     pools = pooled([random_run(0)])
     with pytest.raises(SamplesError, match="no runs"):
         grid([])
@@ -202,7 +202,7 @@ def test_default_caps():
     assert caps[-1] == max(problem.longest for pool in plain for problem in pool.problems.values())
 
 
-def test_two_rules_of_grading_are_told():
+def test_two_rules_of_grading_are_warned_of():
     runs = [random_run(5, caps=(600,)), random_run(6, model="Qwen/Qwen3-8B")]
     with pytest.warns(UserWarning, match="8B dense: cut texts were not graded at 600 tokens, as those of others"):
         grid(pooled(runs), trials=[1], caps=[600])

@@ -111,11 +111,11 @@ def test_advice_is_on_the_frontier_of_all_options(seed, quantile):
     seconds[0] = 1.0
     solved = rng.integers(0, 5, size=(24, 6)) / 4
     table = FOUND.table.iloc[:24].assign(seconds=seconds, accuracy=solved.mean(axis=1).round(12), fits=1, batch=1)
-    found = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
+    options = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
     limit = float(np.quantile(seconds[np.isfinite(seconds)], quantile))
-    advice = advise(found, Budget(seconds=limit))
+    advice = advise(options, Budget(seconds=limit))
     chosen = advice.row(advice.chosen)
-    others = found.table
+    others = options.table
     no_worse = (others["accuracy"] >= chosen["accuracy"]) & (others["seconds"] <= chosen["seconds"])
     better = (others["accuracy"] > chosen["accuracy"]) | (others["seconds"] < chosen["seconds"])
     assert not (no_worse & better).any()
@@ -161,16 +161,16 @@ def test_memory_bounds_the_batch():
     assert np.isfinite(room.loc[room["batch"] <= room["fits"], "seconds"]).all()
 
 
-def test_extrapolation_is_told():
-    def told(**asked) -> str:
+def test_extrapolation_is_warned_of():
+    def warned(**asked) -> str:
         return "\n".join(list_options(POOLS, **{"hardware": MEASURED, **asked}).warnings)
 
-    assert told() == ""
-    assert "data sheet" in told(hardware=CHIP)
-    assert "12 were measured" in told(problems=13)
-    assert "N = 16 is more than the 8 samples" in told(trials=[16])
-    assert "nothing is known of a cap of 65" in told(caps=[64, 65])
-    assert "communication between them is not counted" in told(chips=2)
+    assert warned() == ""
+    assert "data sheet" in warned(hardware=CHIP)
+    assert "12 were measured" in warned(problems=13)
+    assert "N = 16 is more than the 8 samples" in warned(trials=[16])
+    assert "nothing is known of a cap of 65" in warned(caps=[64, 65])
+    assert "communication between them is not counted" in warned(chips=2)
     with pytest.raises(PlanError, match="no cap of"):
         list_options(POOLS, MEASURED, caps=[65])
     for wrong in ({"problems": 0}, {"trials": [0]}, {"batches": [-1]}, {"chips": 0}):
@@ -179,11 +179,11 @@ def test_extrapolation_is_told():
 
 
 def test_pass_at_n_beyond_the_samples_is_the_posterior_expectation():
-    found = pass_at_n(POOLS[0], [8, 9, 50], 64)
-    assert np.all(np.diff(found[:, 1:], axis=1) >= 0)
+    solved = pass_at_n(POOLS[0], [8, 9, 50], 64)
+    assert np.all(np.diff(solved[:, 1:], axis=1) >= 0)
     right = np.array([sum(problem.grades) for problem in POOLS[0].problems.values()])
     rates = np.random.default_rng(0).beta(right + 0.5, 8.5 - right, size=(200_000, len(right)))
-    np.testing.assert_allclose(found[:, 2], 1 - np.mean((1 - rates) ** 50, axis=0), atol=5e-3)
+    np.testing.assert_allclose(solved[:, 2], 1 - np.mean((1 - rates) ** 50, axis=0), atol=5e-3)
 
 
 def test_run_interval_holds_what_runs_show():

@@ -20,10 +20,10 @@ COSTS = np.geomspace(60, 20_000, 24)
 @pytest.mark.parametrize(("scale", "exponent", "offset"), PUBLISHED + PUBLISHED_BUDGETS)
 def test_published_laws_are_found_again(scale, exponent, offset):
     law = PowerLaw(scale, exponent, offset)
-    found = power_law(COSTS, law(COSTS), offset=bool(offset), resamples=50)
-    np.testing.assert_allclose([found.scale, found.exponent], [scale, exponent], rtol=1e-5)
-    np.testing.assert_allclose(found.offset, offset, rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(found.exponent_interval, exponent, rtol=1e-4)
+    fitted = power_law(COSTS, law(COSTS), offset=bool(offset), resamples=50)
+    np.testing.assert_allclose([fitted.scale, fitted.exponent], [scale, exponent], rtol=1e-5)
+    np.testing.assert_allclose(fitted.offset, offset, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(fitted.exponent_interval, exponent, rtol=1e-4)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -118,8 +118,8 @@ def test_a_law_along_an_allocation():
     np.testing.assert_allclose(law(COSTS), cells.tokens.mean(axis=1))
     some = np.append(COSTS, 1.0) > 500
     budgets = 82 * COSTS**0.25 - 212
-    found = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
-    np.testing.assert_allclose([found.scale, found.exponent, found.offset], [82, 0.25, -212], rtol=1e-3)
+    fitted = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
+    np.testing.assert_allclose([fitted.scale, fitted.exponent, fitted.offset], [82, 0.25, -212], rtol=1e-3)
     by_column = law_along(cells, chosen, "N", where=some)
     assert by_column.exponent == law_along(cells, chosen, np.arange(1.0, 25), where=some).exponent
     alone = Allocation(chosen.limits, chosen.choice[:, :1], chosen.accuracy[:, :1], chosen.cost[:, :1])

@@ -132,7 +132,7 @@ def test_the_papers_files_cost_what_its_code_says(tmp_path):
         ([{"task": "aime24"}, [1]], "line 2: not a record"),
     ],
 )
-def test_what_the_papers_files_cannot_hold_is_told_with_its_line(tmp_path, lines, message):
+def test_what_the_papers_files_cannot_hold_is_refused_with_its_line(tmp_path, lines, message):
     with pytest.raises(SamplesError, match=f"a.jsonl.*{message}"):
         read_samples(write_lines(tmp_path / "a.jsonl", *lines), model="8B")
 
@@ -215,14 +215,14 @@ def test_a_table_of_several_models_and_runs(tmp_path):
         ({"problem": ""}, "no problem"),
     ],
 )
-def test_bad_rows_are_told_by_file_and_line(tmp_path, ending, change, message):
+def test_bad_rows_are_named_by_file_and_line(tmp_path, ending, change, message):
     path = write_table(tmp_path / f"t{ending}", [ROWS[0], ROWS[1] | change, ROWS[2]])
     line = 3 if ending == ".csv" else 2
     with pytest.raises(SamplesError, match=rf"t\{ending}, line {line}: {message}"):
         read_samples(path, model="m")
 
 
-def test_what_is_no_table_is_told(tmp_path):
+def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(SamplesError, match="not a run folder, nor a file of samples"):
         read_samples(tmp_path / "none.csv")
     with pytest.raises(

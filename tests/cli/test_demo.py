@@ -26,14 +26,14 @@ def small_grid(monkeypatch):
 
 def contents(folder) -> dict[str, object]:
     """Every file of a demo; samples without their wall time."""
-    found: dict[str, object] = {}
+    files: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "samples.jsonl":
             records = [json.loads(line) for line in path.read_text().splitlines()]
-            found[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
+            files[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
         elif path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
+            files[str(path.relative_to(folder))] = path.read_bytes()
+    return files
 
 
 @pytest.mark.usefixtures("small_grid")
@@ -66,9 +66,9 @@ def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
     (tmp_path / "cut" / "report.html").unlink()
     demo_grid.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
 
-    def in_order(found):
+    def in_order(files):
         by_sample = lambda records: sorted(records, key=lambda r: (r["problem"], r["sample"]))  # noqa: E731
-        return {name: by_sample(value) if isinstance(value, list) else value for name, value in found.items()}
+        return {name: by_sample(value) if isinstance(value, list) else value for name, value in files.items()}
 
     assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
 
