@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Allocation:
-    """`limits`: cost allowed per problem, Tera-eFLOPs. `choice`: the row of the grid, -1
-    if nothing is affordable (accuracy 0, cost 0). `accuracy` and `cost`: what it gives.
+    """`limits`: cost allowed per problem, Tera-eFLOPs. `choice`: the row of the grid, -1 if nothing is affordable
+    (accuracy 0, cost 0). `accuracy` and `cost`: what it gives.
     """
 
-    limits: Float[np.ndarray, limits]
+    limits: Float[np.ndarray, " limits"]
     choice: Int[np.ndarray, "limits problems"]
     accuracy: Float[np.ndarray, "limits problems"]
     cost: Float[np.ndarray, "limits problems"]
 
 
-def best_per_problem(cells: Grid, limits: Float[npt.ArrayLike, limits], *, law: str = "eFLOPs") -> Allocation:
+def best_per_problem(cells: Grid, limits: Float[npt.ArrayLike, " limits"], *, law: str = "eFLOPs") -> Allocation:
     """Algorithms 1 and 2: per problem, the most accurate configuration that costs at most C; the cheapest of equals.
 
     The best is found anew for every problem. The paper's curves are means over problems of `accuracy`. `law` says what
@@ -51,7 +51,7 @@ def best_per_problem(cells: Grid, limits: Float[npt.ArrayLike, limits], *, law: 
     return apply_choice(cells, limits, choice)
 
 
-def best_for_all(cells: Grid, limits: Float[npt.ArrayLike, limits], *, law: str = "eFLOPs") -> Allocation:
+def best_for_all(cells: Grid, limits: Float[npt.ArrayLike, " limits"], *, law: str = "eFLOPs") -> Allocation:
     """One configuration for all problems: the most accurate on average that costs at most C on average, by a law."""
     limits = _limits(limits)
     choice = _best_within(cells.spent(law).mean(axis=1), rounded_accuracy(cells.accuracy.mean(axis=1)), limits)
@@ -59,7 +59,7 @@ def best_for_all(cells: Grid, limits: Float[npt.ArrayLike, limits], *, law: str 
 
 
 def apply_choice(
-    cells: Grid, limits: Float[np.ndarray, limits], choice: Int[np.ndarray, "limits problems"]
+    cells: Grid, limits: Float[np.ndarray, " limits"], choice: Int[np.ndarray, "limits problems"]
 ) -> Allocation:
     """What choices give on a grid: the one they were made on, or another with the same rows."""
     columns = np.arange(len(cells.problems))
@@ -104,7 +104,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
 
 def honest_allocation(
     pools: Sequence[Pool],
-    limits: Float[npt.ArrayLike, limits],
+    limits: Float[npt.ArrayLike, " limits"],
     *,
     law: str = "eFLOPs",
     splits: int = 20,
@@ -184,7 +184,7 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     return kept
 
 
-def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> Float[np.ndarray, count]:
+def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> Float[np.ndarray, " count"]:
     """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law."""
     spent = cells.spent(law)
     return np.geomspace(spent.min(), spent.max() * (1 + 1e-9), count)

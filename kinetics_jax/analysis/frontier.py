@@ -84,7 +84,7 @@ def cost_frontier(
     return table
 
 
-def pareto(cost: Float[npt.ArrayLike, rows], accuracy: Float[npt.ArrayLike, rows]) -> Bool[np.ndarray, rows]:
+def pareto(cost: Float[npt.ArrayLike, " rows"], accuracy: Float[npt.ArrayLike, " rows"]) -> Bool[np.ndarray, " rows"]:
     """Which rows no other row dominates by being at least as accurate and at most as
     costly, and strictly one of the two. Equal rows are kept or dropped together. NaN is dropped.
     """

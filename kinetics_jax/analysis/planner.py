@@ -218,7 +218,7 @@ def _option(
     pool: Pool,
     hardware: Hardware,
     work: Workload,
-    solved: Float[np.ndarray, problems],
+    solved: Float[np.ndarray, " problems"],
     *,
     cap: int,
     batch: int,
@@ -277,7 +277,7 @@ def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> Float[np.ndarray, 
 
 
 def choose(
-    seconds: Float[np.ndarray, rows], accuracy: Float[np.ndarray, rows], limit: float, target: float | None = None
+    seconds: Float[np.ndarray, " rows"], accuracy: Float[np.ndarray, " rows"], limit: float, target: float | None = None
 ) -> int | None:
     """The row to run: within `limit` seconds the most accurate, the quickest among equals; with a `target` the quickest
     that reaches it, the most accurate among equals. Returns None if no row is left; never a dominated row.

@@ -46,8 +46,8 @@ class PowerLaw:
 
 
 def power_law(
-    x: Float[npt.ArrayLike, points],
-    y: Float[npt.ArrayLike, points],
+    x: Float[npt.ArrayLike, " points"],
+    y: Float[npt.ArrayLike, " points"],
     *,
     offset: bool = False,
     confidence: float = 0.95,

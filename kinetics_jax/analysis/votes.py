@@ -49,7 +49,7 @@ def majority_vote(
 def weighted_vote(
     answers: Sequence[Hashable],
     correct: Sequence[bool],
-    weights: Float[npt.ArrayLike, samples],
+    weights: Float[npt.ArrayLike, " samples"],
     k: npt.ArrayLike,
     *,
     draws: int = 4000,

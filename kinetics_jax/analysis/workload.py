@@ -22,7 +22,7 @@ MOMENTS = 48  # steps of a workload at which contexts are sampled
 class Workload:
     """Samples to be drawn, problem by problem: lengths of their prompts and outputs, in tokens."""
 
-    prompts: Num[np.ndarray, problems]
+    prompts: Num[np.ndarray, " problems"]
     lengths: Num[np.ndarray, "problems trials"]
 
 
@@ -66,8 +66,8 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
 
 
 def simulate_schedule(
-    lengths: Num[np.ndarray, samples], slots: int, *, chunk: int = EngineSettings.chunk
-) -> tuple[Int[np.ndarray, samples], int]:
+    lengths: Num[np.ndarray, " samples"], slots: int, *, chunk: int = EngineSettings.chunk
+) -> tuple[Int[np.ndarray, " samples"], int]:
     """The decode step at which each sample starts, and the number of steps.
 
     As the engine schedules: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an

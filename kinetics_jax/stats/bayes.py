@@ -13,8 +13,8 @@ MEANS, SPREADS = 96, 32  # cells of the grid over the population
 
 
 def bayesian_interval(
-    n: Num[npt.ArrayLike, problems],
-    c: Num[npt.ArrayLike, problems],
+    n: Num[npt.ArrayLike, " problems"],
+    c: Num[npt.ArrayLike, " problems"],
     *,
     k: npt.ArrayLike = 1,
     target: str = "population",

@@ -65,7 +65,7 @@ def _log_miss(n: np.ndarray, c: np.ndarray, k: np.ndarray) -> np.ndarray:
     return leading + 0.5 * np.log1p(c * k / (n * d)) + corrections
 
 
-def average(n: Num[npt.ArrayLike, problems], c: Num[npt.ArrayLike, problems]) -> float:
+def average(n: Num[npt.ArrayLike, " problems"], c: Num[npt.ArrayLike, " problems"]) -> float:
     """Accuracy of a single sample: the mean over problems of c / n, with c right of n graded samples.
 
     Problems weigh alike, however many samples each has. Raises EstimateError without a problem, for one without a
@@ -77,7 +77,7 @@ def average(n: Num[npt.ArrayLike, problems], c: Num[npt.ArrayLike, problems]) ->
     return float(np.mean(pass_at_k(n, c, 1)))
 
 
-def expected_max(values: Num[npt.ArrayLike, n], k: int) -> float:
+def expected_max(values: Num[npt.ArrayLike, " n"], k: int) -> float:
     """Expected largest of k values drawn without replacement from `values`; exact, by order statistics.
 
     Raises EstimateError unless 1 <= k <= n.
@@ -161,8 +161,8 @@ class Difference:
 
 
 def paired_difference(
-    first: Float[npt.ArrayLike, problems],
-    second: Float[npt.ArrayLike, problems],
+    first: Float[npt.ArrayLike, " problems"],
+    second: Float[npt.ArrayLike, " problems"],
     *,
     margin: float | None = None,
     confidence: float = 0.95,
