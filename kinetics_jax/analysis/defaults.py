@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
 
 from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.stats.estimators import Amount
 
 CAP_STEPS = 16  # caps of a default grid where no cut texts were graded
 DIGITS = 12  # decimals of an accuracy
@@ -51,6 +51,6 @@ def default_caps(pools: Sequence[Pool]) -> list[int]:
     return sorted({-(-longest * step // CAP_STEPS) for step in range(1, CAP_STEPS + 1)})
 
 
-def rounded_accuracy(accuracy: Float[npt.ArrayLike, ...]) -> Float[np.ndarray, ...]:
+def rounded_accuracy(accuracy: npt.ArrayLike) -> Amount:
     """Accuracies rounded so that equal ones tie: sums of equal numbers in another order differ in their last bits."""
     return np.round(np.asarray(accuracy, np.float64), DIGITS)

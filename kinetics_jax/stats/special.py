@@ -7,13 +7,12 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 MIN_STIRLING = 10  # Stirling's series is accurate from here on
 
 
-def stirling_remainder(x: Float[npt.ArrayLike, ...]) -> Float[np.ndarray, ...]:
+def stirling_remainder(x: npt.ArrayLike) -> np.ndarray:
     """log Γ(x + 1) − (x + ½) log x + x − ½ log 2π; float64, error below 2e-14 for x >= 10."""
     inverse = 1 / np.asarray(x, np.float64)
     square = inverse * inverse
@@ -21,7 +20,7 @@ def stirling_remainder(x: Float[npt.ArrayLike, ...]) -> Float[np.ndarray, ...]:
     return inverse * series
 
 
-def log_gamma(x: Float[npt.ArrayLike, ...]) -> Float[np.ndarray, ...]:
+def log_gamma(x: npt.ArrayLike) -> np.ndarray:
     """log Γ(x) for x > 0; float64 of x's shape, error about 1e-14 of max(1, the result)."""
     x = np.asarray(x, np.float64)
     product, small = np.ones_like(x), x < MIN_STIRLING
