@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kinetics_jax.analysis.frontier import frontier, pareto
+from kinetics_jax.analysis.frontier import cost_frontier, pareto
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.analysis.token_frontier import token_frontier
@@ -31,7 +31,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.config import PUBLISHED, ModelConfig
-from kinetics_jax.report.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save
+from kinetics_jax.report.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save_figure
 from kinetics_jax.stats.bayes import bayesian_interval
 from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
 
@@ -158,7 +158,7 @@ def costs(runs: list[RunData]) -> pd.DataFrame:
         for run in runs
         if run.model in SHAPES
     ]
-    return frontier(known, hardware="h100")
+    return cost_frontier(known, hardware="h100")
 
 
 def draw_tokens(table: pd.DataFrame, path: Path) -> None:
@@ -210,7 +210,7 @@ def draw_tokens(table: pd.DataFrame, path: Path) -> None:
         handle(lw=0, marker=".", color=LIGHT["ink"], label="best of N > 1"),
     ]
     below(figure, makers, 3)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_pass(table: pd.DataFrame, path: Path) -> None:
@@ -232,7 +232,7 @@ def draw_pass(table: pd.DataFrame, path: Path) -> None:
     finish(axes)
     axes.set_ylim(0, 1.05 * 100 * max(table[table["model"].isin(CURVES)]["high"]))
     below(figure, handles, 2)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def blank(width: float, height: float) -> Any:

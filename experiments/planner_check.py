@@ -26,16 +26,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.analysis.planner import Budget, Options, options, plan
+from kinetics_jax.analysis.planner import Budget, Options, advise, list_options
 from kinetics_jax.analysis.samples import pooled, run_data
-from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy, slug
 from kinetics_jax.cli.arguments import config_of
-from kinetics_jax.cli.demo import MAX_TOKENS, PAGE_SIZE
+from kinetics_jax.cli.demo_grid import MAX_TOKENS, PAGE_SIZE
 from kinetics_jax.cli.plan import as_record
 from kinetics_jax.cli.terminal import command_line
 from kinetics_jax.costs.hardware import Hardware, hardware, save_hardware
@@ -142,7 +142,7 @@ def parts_of(
     If this sum matches the run and the prediction does not, the profile does not describe the device as it is now: its
     rates are wrong, or the machine was busier or less busy when it was measured.
     """
-    contexts, steps, starts = decoded(work, slots)
+    contexts, steps, starts = simulate_decode(work, slots)
     prompt, width = int(np.mean(work.prompts)), int(np.max(work.prompts)) + cap
     decode = RandomDecode(
         lm.config, lm.weights, batch=slots, context=width, policy=policy, steps=STEPS, sampling=SAMPLING, clock=clock
@@ -236,13 +236,13 @@ def main() -> None:
             out = arguments.work / f"{model}-{slug(policy)}"
             sizes = {"n": arguments.n, "cap": MAX_TOKENS, "slots": 64, "seed": SEED}
             runs.append(sample_run(lm, known, policy, **sizes, out=out))
-    configurations = options(
+    configurations = list_options(
         pooled([run_data(run) for run in runs]), chip, problems=len(fresh), caps=CAPS, batches=BATCHES
     )
     rows: list[dict[str, Any]] = []
     advice_given = []
     for seconds in budgets(configurations, arguments.questions):
-        advice = plan(configurations, Budget(seconds=seconds))
+        advice = advise(configurations, Budget(seconds=seconds))
         advice_given.append({"budget_seconds": seconds} | as_record(advice))
         for label, index in (("advised", advice.chosen), ("neighbour", advice.runner_up)):
             if index is None:

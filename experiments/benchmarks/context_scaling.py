@@ -24,7 +24,7 @@ from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.devices.random_decode import RandomDecode, random_weights, read_bandwidth
-from kinetics_jax.report.figure_style import save
+from kinetics_jax.report.figure_style import save_figure
 
 
 def measure(
@@ -63,7 +63,7 @@ def draw(rows: list[dict[str, Any]], names: list[str], path: Path, title: str) -
     axes.title.set_fontsize(9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 
 from kinetics_jax.analysis.allocation import best_per_problem, cost_limits
-from kinetics_jax.analysis.frontier import frontier
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import RunData, pooled
@@ -87,7 +87,7 @@ def write_samples(folder: Path) -> list[Path]:
 
 def in_process_frontier(paths: list[Path], target: Path) -> pd.DataFrame:
     """From files to the frontier's CSV."""
-    table = frontier(read_all(paths), caps=CAPS, trials=[1], convention="upstream", intensity=INTENSITY)
+    table = cost_frontier(read_all(paths), caps=CAPS, trials=[1], convention="upstream", intensity=INTENSITY)
     write_whole(target, table.to_csv(index=False))
     return table
 

@@ -96,9 +96,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws what share of a chip's memory weights, the dense KV cache and scratch memory take."""
     import pandas as pd
 
-    from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain, save
+    from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, plain, save_figure, style_for
 
-    style = look(pd.DataFrame({"model": [""], "parameters": [1], "attention": ["dense"]}), dark=False)
+    style = style_for(pd.DataFrame({"model": [""], "parameters": [1], "attention": ["dense"]}), dark=False)
     figure = blank(3.3, 5.2, style)
     panels = figure.subplots(len(TABLE_DEVICES), 1, sharex=True)
     parts = {"weights": LIGHT_COLOURS[0], "KV cache": LIGHT_COLOURS[5], "temporaries": LIGHT_COLOURS[1]}
@@ -129,7 +129,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         plain(axes, style)
     panels[-1].set_xlabel("Per cent of a chip's memory", fontsize=SMALL + 1)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def write_page(page: Path, rows: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from kinetics_jax.costs.hardware import Hardware, hardware
 from kinetics_jax.costs.step_time import step_seconds
 from kinetics_jax.files import write_whole
-from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, handle, look, plain, save
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, handle, plain, save_figure, style_for
 
 Table = Any  # a pandas DataFrame: its annotations do not say what indexing one returns
 COLOURS: dict[str, str] = dict(zip(ENGINE, LIGHT_COLOURS, strict=False))
@@ -116,7 +116,7 @@ def fleet(settings: Settings) -> Table:
 
 
 def draw(table: Table, about: str, cores: int | None, width: float) -> Figure:
-    style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
+    style = style_for(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure = blank(width, 2.0 * width, style)
     grid: list[Axes] = list(figure.subplots(3, 1))
     for axes, axis, letter in zip(grid, ("context", "batch", "devices"), "abc", strict=True):
@@ -189,7 +189,7 @@ def main() -> None:
     about = f"{model}" + ("" if layers == shape(model).num_layers else f", {layers} layers")
     figure = draw(drawn, about, results["setup"].get("cores"), arguments.width)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    save(figure, arguments.out / "step_scaling.png")
+    save_figure(figure, arguments.out / "step_scaling.png")
     write_whole(arguments.out / "step_scaling.csv", drawn.to_csv(index=False, float_format="%.6g"))
     print(f"{arguments.out}/: step_scaling.png, step_scaling.csv")
 

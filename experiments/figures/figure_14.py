@@ -21,14 +21,14 @@ from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, run
 from paper_figures.frontiers import Choice, best_of_n, long_cot
 from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
-from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, plain, style_for
 
 STRATEGIES = {"Best-of-N": best_of_n, "Long-CoT": long_cot}
 LAWS = {"eFLOPs": "sum of both", "max": "larger of both"}
 
 
 def draw(table: Table, gains: Table, *, width: float) -> Figure:
-    style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
+    style = style_for(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure, all_axes = panels(4, width, style, height=0.8)
     places = [(strategy, law) for strategy in STRATEGIES for law in LAWS]
     for axes, (strategy, law), letter in zip(all_axes, places, "abcd", strict=True):

@@ -47,7 +47,7 @@ from paper_figures.frontiers import (
 )
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain
+from kinetics_jax.report.figure_style import SMALL, Style, blank, handle, plain
 
 LAWS = {
     "FLOPs": ("previous law (FLOPs)", (0, (4, 1.5)), "^"),
@@ -112,7 +112,7 @@ def dearer(curves: Mapping[str, Mapping[str, Curve]], *, seed: int = 0) -> pd.Da
     )
 
 
-def draw(table: Table, ratios: Table, style: Look, *, width: float) -> Figure:
+def draw(table: Table, ratios: Table, style: Style, *, width: float) -> Figure:
     figure = blank(width, 0.95 * width, style)
     axes, strips = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     scale, prefix = unit(table["eflops"])
@@ -155,7 +155,7 @@ def draw(table: Table, ratios: Table, style: Look, *, width: float) -> Figure:
     return figure
 
 
-def _strip(axes: Axes, rows: Table, height: float, style: Look) -> None:
+def _strip(axes: Axes, rows: Table, height: float, style: Style) -> None:
     """Which model a law chooses for an accuracy: a bar from what the models before reach to what this one does."""
     reached = 0.0
     for model, start, end in runs_of_equal(rows["model"]):

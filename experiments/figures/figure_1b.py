@@ -34,13 +34,13 @@ from paper_figures.common import (
 from paper_figures.frontiers import Choice, best_of_n, kinds, long_cot
 from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
 
-from kinetics_jax.report.figure_style import SMALL, Look, blank, handle, plain
+from kinetics_jax.report.figure_style import SMALL, Style, blank, handle, plain
 
 
 def draw(
     table: Table,
     gains: Mapping[str, float],
-    style: Look,
+    style: Style,
     names: str,
     *,
     ylabel: str,

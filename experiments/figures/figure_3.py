@@ -27,7 +27,7 @@ from kinetics_jax.analysis.power_laws import iso_cost
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import phi
 from kinetics_jax.costs.hardware import Hardware, hardware
-from kinetics_jax.report.figure_style import look, plain
+from kinetics_jax.report.figure_style import plain, style_for
 
 LENGTHS = 2 ** np.arange(8, 18)  # output tokens
 NO_READS = 1e-12  # FLOP/byte: reads cost nothing
@@ -78,7 +78,7 @@ def affordable(
 
 
 def draw(phis: Table, memory: Table, iso: Table, *, width: float) -> Figure:
-    style = look(memory.assign(attention="dense"), dark=False)
+    style = style_for(memory.assign(attention="dense"), dark=False)
     short = {name: name.rpartition("-")[2] if name in QWEN3 else name for name in style.colours}
     figure, (a, b, c, d) = panels(4, width, style)
     ends = {}

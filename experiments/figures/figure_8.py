@@ -24,7 +24,7 @@ from paper_figures.frontiers import Choice, best_of_n, budgets_of, frontier_tabl
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
-from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, plain, style_for
 
 ORDER = ("dense", "token_topk", "block_topk", "litesys_block_topk", "random_blocks", "sliding_window")
 DASHES = ((0, (4, 1.5)), (0, (1, 1)), "-", (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (7, 1.5)))
@@ -32,7 +32,7 @@ MARKS = "^DosPv"
 
 
 def draw(table: Table, *, ylabel: str, heading: str, width: float) -> Figure:
-    style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
+    style = style_for(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure = blank(width, max(0.7 * width, 2.8), style)
     axes = figure.add_subplot()
     scale, prefix = unit(table["budget"])

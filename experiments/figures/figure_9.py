@@ -29,7 +29,7 @@ from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
-from kinetics_jax.report.figure_style import LIGHT_COLOURS, MARKERS, SMALL, Look, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, MARKERS, SMALL, Style, plain, style_for
 
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)
 PAGE_SIZES = (8, 16, 32, 64, 128)
@@ -67,7 +67,7 @@ def accuracy_table(table: Table) -> pd.DataFrame:
 
 
 def draw(costs: pd.DataFrame, accuracy: pd.DataFrame | None, *, budget: int, width: float) -> Figure:
-    style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
+    style = style_for(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure, all_axes = panels(2 if accuracy is None else 3, width, style)
     a, b = all_axes[:2]
     for i, (size, rows) in enumerate(costs.groupby("page_size")):
@@ -97,7 +97,7 @@ def draw(costs: pd.DataFrame, accuracy: pd.DataFrame | None, *, budget: int, wid
     return figure
 
 
-def _accuracies(axes: Axes, table: Table, style: Look) -> None:
+def _accuracies(axes: Axes, table: Table, style: Style) -> None:
     dense = table[table["kind"] == "dense"]
     for row in dense.itertuples():
         axes.axhline(100 * row.accuracy, color=style.theme["ink"], lw=1, label="dense")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.report.figure_style import LIGHT, SMALL, handle, save
+from kinetics_jax.report.figure_style import LIGHT, SMALL, handle, save_figure
 
 Table = Any  # a pandas.DataFrame; by its stubs, a filtered one may be a Series
 WIDTH = 3.4
@@ -78,7 +78,7 @@ def draw_mass(table: Table, path: Path) -> None:
     axes.set_ylim(None, 1.0)
     labelled(axes, x="Budget (tokens per step and KV head)", y="Attention mass kept")
     legend(figure, rules)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_layers(table: Table, path: Path) -> None:
@@ -93,7 +93,7 @@ def draw_layers(table: Table, path: Path) -> None:
     axes.set_ylim(None, 1.0)
     labelled(axes, x="Layer", y=f"Attention mass kept by {budget} tokens")
     legend(figure, rules)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_perplexity(table: Table, path: Path) -> None:
@@ -113,7 +113,7 @@ def draw_perplexity(table: Table, path: Path) -> None:
         axes.set_title(source, fontsize=SMALL + 0.5)
         labelled(axes, x="Budget (tokens)", y="Perplexity ÷ dense" if axes is every[0] else "")
     legend(figure, rules, (handle(color=LIGHT["envelope"], lw=1.0, label="dense"),))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_needles(table: Table, path: Path) -> None:
@@ -129,7 +129,7 @@ def draw_needles(table: Table, path: Path) -> None:
         labelled(each, x="Budget (tokens)", y=name)
     axes[0].set_ylim(-0.03, 1.03)
     legend(figure, rules, (handle(color=LIGHT["envelope"], lw=1.0, label="dense"),))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_all(tables: dict[str, Table], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What shorter answers and smaller attention budgets cost in accuracy: tables with a row per setting. No jax."""
+"""What shorter answers and smaller attention budgets cost in accuracy: tables with a row per setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kinetics_jax.analysis.samples import Pool, Problem, RunData, pooled
+from kinetics_jax.analysis.defaults import default_caps, max_sample_tokens
+from kinetics_jax.analysis.samples import Pool, ProblemSamples, RunData, pooled
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import cluster_bootstrap
@@ -17,14 +18,12 @@ from kinetics_jax.stats.estimators import cluster_bootstrap
 if TYPE_CHECKING:
     import pandas as pd
 
-STEPS = 16  # caps in the default grid
-
 
 class AblationError(UserError):
-    """An ablation that the samples at hand cannot give; the message says why."""
+    """An ablation that these samples cannot give; the message says why."""
 
 
-def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = None) -> pd.DataFrame:
+def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[int] | None = None) -> pd.DataFrame:
     """Accuracy had generation been capped at n tokens, from the samples as they are: a row per (model, attention, n).
 
     Where the cut texts were graded (`RunData.caps`, as `kinetics grade --caps` leaves them), those grades count: the
@@ -37,22 +36,17 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
     Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
     `ungraded`; `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 %
     interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
-    ones included, mean over problems (NaN where token counts are missing).
+    ones included, mean over problems (NaN if token counts are missing).
 
-    `caps` defaults to those at which all runs were cut and graded, and no cap at all; where there are none, to
-    sixteenths of the longest sample. A cap above a run's own `max_tokens` says nothing that it
-    measured; its rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up,
-    SamplesError as `samples.pooled` does, and where the second rule needs a token count that is missing.
+    `caps` defaults to `defaults.default_caps`. A cap above a run's own `max_tokens` says nothing that it measured; its
+    rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up, SamplesError as
+    `samples.pooled` does, and if the second rule or the default caps need a token count that is missing.
     """
     import pandas as pd
 
     pools = pooled(runs)
-    most = [_max_tokens(pool) for pool in pools]
-    if caps is None and (common := set.intersection(*(set(pool.caps) for pool in pools))):
-        caps = sorted({*common, max(most)})
-    elif caps is None:
-        longest = int(max(map(_longest, pools)))
-        caps = [-(-longest * step // STEPS) for step in range(1, STEPS + 1)]
+    if caps is None:
+        caps = default_caps(pools)
     if not caps or any(cap < 1 or cap != int(cap) for cap in caps):
         raise AblationError(f"caps must be whole numbers of tokens, at least 1, got {list(caps)}")
     cut = all(problem.knows(cap) for pool in pools for problem in pool.problems.values() for cap in caps)
@@ -63,10 +57,10 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
             stacklevel=2,
         )
     rows = []
-    for pool, longest in zip(pools, most, strict=True):
-        grid = np.array(sorted({min(cap, longest) for cap in caps}))
+    for pool in pools:
+        grid = np.array(sorted({min(cap, max_sample_tokens(pool)) for cap in caps}))
         right = np.stack([_right_within(problem, grid, cut) for problem in pool.problems.values()])
-        charged = np.stack([np.mean(problem.tokens_within(grid), axis=0) for problem in pool.problems.values()])
+        charged = np.stack([np.mean(problem.tokens_under(grid), axis=0) for problem in pool.problems.values()])
         low, high = cluster_bootstrap(right)
         rows += [
             {
@@ -85,7 +79,7 @@ def length_ablation(runs: Iterable[RunData], *, caps: Sequence[int] | None = Non
     return table
 
 
-def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
+def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
     """Pass@1 against the attention budget: a row per (model, attention), dense attention included.
 
     Columns: `model`, its `parameters` (used per token), `attention`; `kind` of policy, its `budget` in tokens attended
@@ -93,7 +87,7 @@ def budget_ablation(runs: Iterable[RunData]) -> pd.DataFrame:
     `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 % interval `low` …
     `high`; `difference` from the model's dense accuracy over the same problems, and its paired interval
     `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run,
-    or one with other settings, of which a warning tells); `mean_output_tokens` of a sample, mean over problems.
+    or, with a warning, one with other settings); `mean_output_tokens` of a sample, mean over problems.
     Intervals are NaN for one problem.
 
     Raises SamplesError as `samples.pooled` does, AblationError for a policy without a budget.
@@ -151,26 +145,14 @@ def _named(pool: Pool) -> dict[str, Any]:
     return {"model": pool.model, "parameters": pool.parameters, "attention": str(pool.attention)}
 
 
-def _max_tokens(pool: Pool) -> int:
-    """How long a sample could have become; where the run does not say, the longest, or the largest graded cap."""
-    longest = _longest(pool)
-    told = pool.settings.get("max_tokens") or max(pool.caps, default=1)
-    return int(told if np.isnan(longest) else max(told, longest))
-
-
-def _longest(pool: Pool) -> float:
-    """Tokens of the longest sample; NaN where a count is missing."""
-    return float(np.max([problem.longest for problem in pool.problems.values()]))
-
-
-def _right_within(problem: Problem, caps: np.ndarray, cut: bool) -> np.ndarray:
-    """The share of graded samples that are right within each of `caps [caps]`; float64 [caps], NaN where none is.
+def _right_within(problem: ProblemSamples, caps: np.ndarray, cut: bool) -> np.ndarray:
+    """The share of graded samples that are right within each of `caps [caps]`; float64 [caps], NaN if none is graded.
 
     `cut`: by the grades of the cut texts, where they were recorded.
     """
     if not cut:
         problem = dataclasses.replace(problem, caps=(), correct_within=[])
-    grades = problem.grades_within(caps)
+    grades = problem.grades_under(caps)
     graded = np.sum(~np.isnan(grades), axis=0)
     return np.divide(np.nansum(grades, axis=0), graded, out=np.full(len(caps), np.nan), where=graded > 0)
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StopRule:
-    """Stop a problem once it is solved (`until_solved`), or after `most` samples; with `probe`, also after so many
-    samples when none of them is right. Samples come in waves of `wave`; a wave that has begun is finished.
+    """Stop a problem once it is solved (`until_solved`), or after `most` samples; with `probe`, also after
+    `probe` samples if none of them is right. Samples come in waves of `wave`; a wave that has begun is finished.
 
     Raises SamplesError for numbers that make no sense.
     """
@@ -61,11 +61,11 @@ def replay(
 ) -> Replay:
     """What a stop rule would have achieved and cost on a pool's graded samples.
 
-    Every wave pays for itself. What the trials of a problem share (its prefill, and with `shared_prompt` the reads of
-    its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads with each.
-    `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves and shared
-    prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a problem has,
-    SamplesError where an architecture or a token count lacks.
+    Every wave is charged for its own samples. What the trials of a problem share (its prefill, and with `shared_prompt`
+    the reads of its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads
+    with each. `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves
+    and shared prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a
+    problem has, SamplesError if an architecture or a token count is missing.
     """
     config = pool.priced()
     rng = np.random.default_rng(seed)
@@ -102,9 +102,14 @@ def replay(
         drawn[i] = np.mean(count)
     (low, high), (cost_low, cost_high) = cluster_bootstrap(solved), cluster_bootstrap(spent)
     return Replay(
-        float(solved.mean()), float(low), float(high), float(spent.mean()), float(cost_low), float(cost_high),
-        float(drawn.mean()),
-    )  # fmt: skip
+        accuracy=float(solved.mean()),
+        low=float(low),
+        high=float(high),
+        cost=float(spent.mean()),
+        cost_low=float(cost_low),
+        cost_high=float(cost_high),
+        samples=float(drawn.mean()),
+    )
 
 
 def replay_table(
@@ -121,7 +126,7 @@ def replay_table(
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
     Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
-    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after so many samples
+    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after `probe` samples
     without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
     happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
     """
@@ -133,15 +138,15 @@ def replay_table(
         for i, n in enumerate(fixed.configurations["N"]):
             early = None if probe is None or probe >= n else probe
             rule = StopRule(most=int(n), wave=min(wave, int(n)), probe=early)
-            found = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
+            result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
             cost = float(fixed.cost[i].mean())
             rows.append(
                 {"model": pool.model, "attention": str(pool.attention), "N": int(n)}
-                | dataclasses.asdict(found)
+                | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),
                     "fixed_cost": cost,
-                    "saved": 1 - found.cost / cost,
+                    "saved": 1 - result.cost / cost,
                 }
             )
     return pd.DataFrame(rows)
@@ -154,9 +159,9 @@ def _drawn(hits: np.ndarray, rule: StopRule) -> np.ndarray:
     def to_the_end_of_its_wave(count: np.ndarray) -> np.ndarray:
         return np.minimum(-(-count // rule.wave) * rule.wave, rule.most)
 
-    found = np.any(hits, axis=1)
+    solved = np.any(hits, axis=1)
     first = np.argmax(hits, axis=1) + 1
-    count = np.where(found, to_the_end_of_its_wave(first), most) if rule.until_solved else most
+    count = np.where(solved, to_the_end_of_its_wave(first), most) if rule.until_solved else most
     if rule.probe is not None:
         probed = int(to_the_end_of_its_wave(np.array(rule.probe)))
         count = np.where(np.any(hits[:, :probed], axis=1), count, np.minimum(count, probed))

@@ -1,4 +1,4 @@
-"""Who gets how much: the paper's Algorithms 1 and 2, one configuration for all, and both on samples they have not seen.
+"""What each problem is given: the paper's Algorithms 1 and 2, one configuration for all, and both on unseen samples.
 
 Both algorithms are one rule over different grids: for every problem, of the configurations that cost at most C, the one
 with the highest accuracy. Algorithm 1 (Best-of-N) chooses among (model, attention, N), Algorithm 2 (long chains of
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float, Int
 
+from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
-from kinetics_jax.analysis.grid import Grid, default_trials, grid, halves
+from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool, SamplesError
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Allocation:
-    """`limits [limits]`, cost allowed per problem, Tera-eFLOPs. `choice [limits, problems]`: the row of the grid, -1
-    where nothing is affordable (accuracy 0, cost 0). `accuracy` and `cost` `[limits, problems]`: what it gives.
+    """`limits`: cost allowed per problem, Tera-eFLOPs. `choice`: the row of the grid, -1 if nothing is affordable
+    (accuracy 0, cost 0). `accuracy` and `cost`: what it gives.
     """
 
-    limits: np.ndarray
-    choice: np.ndarray
-    accuracy: np.ndarray
-    cost: np.ndarray
+    limits: Float[np.ndarray, " limits"]
+    choice: Int[np.ndarray, "limits problems"]
+    accuracy: Float[np.ndarray, "limits problems"]
+    cost: Float[np.ndarray, "limits problems"]
 
 
-def best_per_problem(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
+def best_per_problem(cells: Grid, limits: Float[npt.ArrayLike, " limits"], *, law: str = "eFLOPs") -> Allocation:
     """Algorithms 1 and 2: per problem, the most accurate configuration that costs at most C; the cheapest of equals.
 
     The best is found anew for every problem. The paper's curves are means over problems of `accuracy`. `law` says what
@@ -46,18 +48,20 @@ def best_per_problem(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs")
     choice = np.full((len(limits), len(cells.problems)), -1)
     for problem in range(len(cells.problems)):
         choice[:, problem] = _best_within(spent[:, problem], cells.accuracy[:, problem], limits)
-    return scored(cells, limits, choice)
+    return apply_choice(cells, limits, choice)
 
 
-def best_for_all(cells: Grid, limits: npt.ArrayLike, *, law: str = "eFLOPs") -> Allocation:
+def best_for_all(cells: Grid, limits: Float[npt.ArrayLike, " limits"], *, law: str = "eFLOPs") -> Allocation:
     """One configuration for all problems: the most accurate on average that costs at most C on average, by a law."""
     limits = _limits(limits)
-    choice = _best_within(cells.spent(law).mean(axis=1), cells.accuracy.mean(axis=1).round(12), limits)
-    return scored(cells, limits, np.repeat(choice[:, None], len(cells.problems), axis=1))
+    choice = _best_within(cells.spent(law).mean(axis=1), rounded_accuracy(cells.accuracy.mean(axis=1)), limits)
+    return apply_choice(cells, limits, np.repeat(choice[:, None], len(cells.problems), axis=1))
 
 
-def scored(cells: Grid, limits: np.ndarray, choice: np.ndarray) -> Allocation:
-    """What choices `[limits, problems]` give on a grid, that they were made on or another with the same rows."""
+def apply_choice(
+    cells: Grid, limits: Float[np.ndarray, " limits"], choice: Int[np.ndarray, "limits problems"]
+) -> Allocation:
+    """What choices give on a grid: the one they were made on, or another with the same rows."""
     columns = np.arange(len(cells.problems))
 
     def given(values: np.ndarray) -> np.ndarray:
@@ -69,7 +73,7 @@ def scored(cells: Grid, limits: np.ndarray, choice: np.ndarray) -> Allocation:
 def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float = 0.95) -> pd.DataFrame:
     """A row per limit: `limit`, `accuracy` (mean over problems) with its interval `low` … `high` from redrawing
     problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, the cheaper
-    of equally frequent ones; None where nothing is affordable) with the `share` of problems that get it.
+    of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it.
 
     The interval is that of these choices; it knows nothing of their optimism.
     """
@@ -100,7 +104,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
 
 def honest_allocation(
     pools: Sequence[Pool],
-    limits: npt.ArrayLike,
+    limits: Float[npt.ArrayLike, " limits"],
     *,
     law: str = "eFLOPs",
     splits: int = 20,
@@ -116,7 +120,7 @@ def honest_allocation(
     there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference.
 
     `options` are those of `grid.grid`; N goes up to half of the samples. `on_progress` is called with (halvings done,
-    all). Raises SamplesError for less than one halving, and as `grid.grid` and `halves` do.
+    all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves` do.
     """
     import pandas as pd
 
@@ -127,14 +131,14 @@ def honest_allocation(
     shape = len(limits), len(pools[0].problems)
     unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
     if options.get("trials") is None:
-        options["trials"] = [n for n in default_trials(_fewest(pools)) if n <= _fewest_graded(pools) // 2]
+        options["trials"] = powers_of_two(min(map(fewest_graded, pools)) // 2)
     for split in range(splits):
-        one, two = (grid(half, **options) for half in halves(pools, seed + split))
+        one, two = (grid(half, **options) for half in split_in_halves(pools, seed + split))
         for chosen_on, scored_on in ((one, two), (two, one)):
             for name, rule in rules.items():
-                there = rule(chosen_on, limits, law=law)
-                elsewhere = scored(scored_on, limits, there.choice)
-                seen[name] += there.accuracy
+                chosen = rule(chosen_on, limits, law=law)
+                elsewhere = apply_choice(scored_on, limits, chosen.choice)
+                seen[name] += chosen.accuracy
                 unseen[name] += elsewhere.accuracy
                 spent[name] += elsewhere.cost
         if on_progress:
@@ -165,7 +169,7 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     first, one of equal ones (the first). Each keeps its own labels, so that the label at a cost is that of the row
     which makes the envelope there.
 
-    `smooth`, odd, replaces accuracies by their running median over so many rows, kept non-decreasing; 0 does not.
+    `smooth`, odd, replaces accuracies by their running median over `smooth` rows, kept non-decreasing; 0 keeps them.
     Raises SamplesError for another number.
     """
     if smooth and (smooth < 0 or smooth % 2 == 0):
@@ -180,14 +184,14 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
     return kept
 
 
-def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> np.ndarray:
-    """`count` limits, evenly spaced in the logarithm, from the cheapest cell of the grid to the dearest, by a law."""
+def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> Float[np.ndarray, " count"]:
+    """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law."""
     spent = cells.spent(law)
     return np.geomspace(spent.min(), spent.max() * (1 + 1e-9), count)
 
 
 def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Row of the highest accuracy at a cost of at most each limit, the cheapest of equals; -1 where there is none."""
+    """Row of the highest accuracy at a cost of at most each limit, the cheapest of equals; -1 if none is affordable."""
     order = np.lexsort((-accuracy, cost))  # by cost; the most accurate first among equals
     ordered = accuracy[order]
     leads = np.concatenate([[True], ordered[1:] > np.maximum.accumulate(ordered)[:-1]])
@@ -201,11 +205,3 @@ def _limits(limits: npt.ArrayLike) -> np.ndarray:
     if limits.ndim != 1 or not limits.size or not np.all(limits >= 0):
         raise SamplesError(f"cost limits must be numbers from 0 up, Tera-eFLOPs per problem, got {limits}")
     return limits
-
-
-def _fewest(pools: Sequence[Pool]) -> Pool:
-    return min(pools, key=lambda pool: min(problem.graded for problem in pool.problems.values()))
-
-
-def _fewest_graded(pools: Sequence[Pool]) -> int:
-    return min(problem.graded for pool in pools for problem in pool.problems.values())

@@ -1,4 +1,4 @@
-"""From graded samples to accuracy against cost: a row per (model, attention, N), and which rows pay."""
+"""From graded samples to accuracy against cost: a row per (model, attention, N), and which rows are worth running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool, Float
 
+from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.hardware import Hardware
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def frontier(
-    runs: Iterable[RunData],
+def cost_frontier(
+    runs: Iterable[RunData] | Iterable[Pool],
     *,
     convention: str = "traffic",
     hardware: str | Hardware | None = None,
@@ -62,7 +64,7 @@ def frontier(
         tables.append(
             table.assign(
                 **pool.counts,
-                accuracy=np.round(np.mean(of_pool.accuracy, axis=1), 12),  # equal accuracies tie, rounding or not
+                accuracy=rounded_accuracy(np.mean(of_pool.accuracy, axis=1)),
                 low=low,
                 high=high,
                 mean_output_tokens=np.mean(of_pool.tokens, axis=1),
@@ -82,18 +84,18 @@ def frontier(
     return table
 
 
-def pareto(cost: npt.ArrayLike, accuracy: npt.ArrayLike) -> np.ndarray:
-    """Which of `cost [rows]`, `accuracy [rows]` no other row beats: at least as accurate, at most as costly, and
-    strictly one of the two. Equal rows stand or fall together. Returns bool [rows]; NaN never stands.
+def pareto(cost: Float[npt.ArrayLike, " rows"], accuracy: Float[npt.ArrayLike, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Which rows no other row dominates by being at least as accurate and at most as
+    costly, and strictly one of the two. Equal rows are kept or dropped together. NaN is dropped.
     """
     cost, accuracy = np.asarray(cost, np.float64), np.asarray(accuracy, np.float64)
-    standing = np.zeros(len(cost), bool)
+    kept = np.zeros(len(cost), bool)
     best, best_cost = -np.inf, np.nan
     for row in np.lexsort((-accuracy, cost)):  # by cost; the most accurate first among equals
         if accuracy[row] > best and not np.isnan(cost[row]):
             best, best_cost = accuracy[row], cost[row]
-        standing[row] = accuracy[row] == best and cost[row] == best_cost
-    return standing
+        kept[row] = accuracy[row] == best and cost[row] == best_cost
+    return kept
 
 
 def _warn_of_ungraded(pool: Pool, most: int) -> None:

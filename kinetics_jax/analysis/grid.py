@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
-from kinetics_jax.analysis.samples import Pool, Problem, SamplesError
+from kinetics_jax.analysis.defaults import default_trials, max_sample_tokens
+from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
@@ -23,31 +25,30 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LAWS = ("eFLOPs", "FLOPs", "max")
-STEPS = 16  # caps in the default grid of long chains of thought
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """`configurations` has a row each: `model`, `parameters` (used per token), `attention` (its spelling), `N`, `cap`
-    (most tokens of a sample). Of the arrays, float64 `[configurations, problems]`: `accuracy`, pass@N under the cap;
+    (most tokens of a sample). The arrays are float64: `accuracy`, pass@N under the cap;
     `compute` and `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10);
     `tokens`, mean tokens of one sample under the cap. `problems` are their ids.
     """
 
     configurations: pd.DataFrame
     problems: tuple[str, ...]
-    accuracy: np.ndarray
-    compute: np.ndarray
-    memory: np.ndarray
-    tokens: np.ndarray
+    accuracy: Float[np.ndarray, "configurations problems"]
+    compute: Float[np.ndarray, "configurations problems"]
+    memory: Float[np.ndarray, "configurations problems"]
+    tokens: Float[np.ndarray, "configurations problems"]
 
     @property
-    def cost(self) -> np.ndarray:
-        """Equation (4): compute plus memory, Tera-eFLOPs `[configurations, problems]`."""
+    def cost(self) -> Float[np.ndarray, "configurations problems"]:
+        """Equation (4): compute plus memory, in Tera-eFLOPs."""
         return self.compute + self.memory
 
-    def spent(self, law: str) -> np.ndarray:
-        """What a scaling law counts, Tera-eFLOPs `[configurations, problems]`.
+    def spent(self, law: str) -> Float[np.ndarray, "configurations problems"]:
+        """What a scaling law counts, in Tera-eFLOPs.
 
         `eFLOPs`: arithmetic and memory reads (the paper's, the `cost` here). `FLOPs`: arithmetic alone (the law before
         it). `max`: the larger of the two expectations (its roofline ablation). Raises SamplesError for another.
@@ -60,7 +61,7 @@ class Grid:
         return len(self.configurations)
 
     def rows(self, chosen: npt.ArrayLike) -> Grid:
-        """Some of the configurations: indices, or a bool for each."""
+        """The grid of some configurations: `chosen` holds their indices, or a bool for each."""
         chosen = np.asarray(chosen)
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen)
@@ -86,13 +87,13 @@ def grid(
 ) -> Grid:
     """All of (pool, N, cap), pools as made by `samples.pooled`; pools slowest, then caps, then N.
 
-    `trials` defaults, pool by pool, to the powers of two up to the fewest graded samples of a problem. `caps` defaults
-    to no cap beside the run's own `max_tokens` (the longest sample where it names none); caps at or above that are that
-    one. Under a cap a sample has the grade of its cut text where the pool has it; else it is right when it is right and
-    ends within the cap. Ungraded samples count for lengths and cost alone. Costs are those of `cost.best_of_n_cost`,
-    whose arguments the others are. Warns where cut texts were graded for some pools and not for others, since the
-    grades then follow two rules. Raises SamplesError where an architecture or a token count lacks, EstimateError for
-    more trials than graded samples, CostError and HardwareError for costs that make no sense.
+    `trials` defaults, pool by pool, to `defaults.default_trials`. `caps` defaults to no cap but the pool's own limit,
+    `defaults.max_sample_tokens`; caps above that are lowered to it. Under a cap a sample has the grade of its cut text
+    where the pool has it; else it is right when it is right and ends within the cap. Ungraded samples count for lengths
+    and cost alone. Costs are those of `cost.best_of_n_cost`, whose arguments the others are. Warns where cut texts were
+    graded for some pools and not for others, since the grades then follow two rules. Raises SamplesError if an
+    architecture or a token count is missing, EstimateError for more trials than graded samples, CostError and
+    HardwareError for impossible costs.
     """
     import pandas as pd
 
@@ -117,7 +118,7 @@ def grid(
         if tuple(pool.problems) != names:
             raise SamplesError(f"{pools[0]} and {pool} hold different problems; accuracies would not compare")
         config = pool.priced()
-        most = longest(pool)
+        most = max_sample_tokens(pool)
         of_pool = np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
         counts = np.array(default_trials(pool) if trials is None else trials)
         accuracy = _accuracy(pool, of_pool, counts)
@@ -137,28 +138,7 @@ def grid(
     return Grid(pd.DataFrame(rows), names, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def longest(pool: Pool) -> int:
-    """Most tokens that a sample of a pool could have: the run's `max_tokens`, else the longest sample's."""
-    return int(max(pool.settings.get("max_tokens") or 0, *(problem.longest for problem in pool.problems.values())))
-
-
-def default_caps(pools: Sequence[Pool]) -> list[int]:
-    """Caps for long chains of thought: those at which all pools' texts were cut and graded, and none at all; where
-    there are no such, sixteenths of the longest sample.
-    """
-    if common := set.intersection(*(set(pool.caps) for pool in pools)):
-        return sorted({*common, max(map(longest, pools))})
-    most = int(max(problem.longest for pool in pools for problem in pool.problems.values()))
-    return sorted({-(-most * step // STEPS) for step in range(1, STEPS + 1)})
-
-
-def default_trials(pool: Pool) -> list[int]:
-    """Powers of two up to the fewest graded samples of a problem."""
-    least = min(problem.graded for problem in pool.problems.values())
-    return [2**i for i in range(least.bit_length())]
-
-
-def halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
+def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
     """Every problem's graded samples split in two at random: choose on one half, score on the other.
 
     An odd one out goes to the first half. Ungraded samples are left out. Both halves keep the whole pool's longest
@@ -168,22 +148,23 @@ def halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
     rng = np.random.default_rng(seed)
     first, second = [], []
     for pool in pools:
-        told = not np.isnan([problem.longest for problem in pool.problems.values()]).any()
-        settings = {**pool.settings, "max_tokens": longest(pool)} if told else pool.settings
-        split: tuple[dict[str, Problem], dict[str, Problem]] = {}, {}
+        counted = not np.isnan(pool.longest)
+        settings = {**pool.settings, "max_tokens": max_sample_tokens(pool)} if counted else pool.settings
+        split: tuple[dict[str, ProblemSamples], dict[str, ProblemSamples]] = {}, {}
         for name, problem in pool.problems.items():
             graded = [i for i, grade in enumerate(problem.grades) if grade is not None]
             if len(graded) < 2:
                 raise EstimateError(f"{pool}: problem {name!r} has {len(graded)} graded samples; two halves need two")
             order = rng.permutation(graded)
             middle = -(-len(order) // 2)
-            split[0][name], split[1][name] = _some(problem, order[:middle]), _some(problem, order[middle:])
+            split[0][name], split[1][name] = _subset(problem, order[:middle]), _subset(problem, order[middle:])
         first.append(dataclasses.replace(pool, problems=split[0], settings=settings))
         second.append(dataclasses.replace(pool, problems=split[1], settings=settings))
     return first, second
 
 
-def _some(problem: Problem, chosen: np.ndarray) -> Problem:
+def _subset(problem: ProblemSamples, chosen: np.ndarray) -> ProblemSamples:
+    """The samples whose indices are `chosen [n]`."""
     return dataclasses.replace(
         problem,
         lengths=[problem.lengths[i] for i in chosen],
@@ -197,10 +178,10 @@ def _warn_of_two_rules(pools: Sequence[Pool], caps: Sequence[int] | None) -> Non
     """A cap at which one pool's cut texts were graded and another's were not."""
     for cap in caps or ():
         cuts = [pool for pool in pools if any(problem.longest > cap for problem in pool.problems.values())]
-        lacking = [pool for pool in cuts if cap not in pool.caps]
-        if 0 < len(lacking) < len(cuts):
+        ungraded = [pool for pool in cuts if cap not in pool.caps]
+        if 0 < len(ungraded) < len(cuts):
             warnings.warn(
-                f"{lacking[0]}: cut texts were not graded at {cap} tokens, as those of others were, so that only its "
+                f"{ungraded[0]}: cut texts were not graded at {cap} tokens, as those of others were, so that only its "
                 "finished answers count there; grade all runs at the same caps (kinetics grade RUN --caps …)",
                 stacklevel=3,
             )
@@ -216,7 +197,7 @@ def _accuracy(pool: Pool, caps: np.ndarray, trials: np.ndarray) -> np.ndarray:
     graded = np.repeat(np.sum(~np.isnan(grades), axis=1)[:, None], len(caps), axis=1)
     right = np.sum((grades[:, :, None] == 1) & within, axis=1)
     for row, problem in enumerate(problems if cut else ()):
-        of_cuts = problem.grades_within(caps[cut])
+        of_cuts = problem.grades_under(caps[cut])
         graded[row, cut], right[row, cut] = np.sum(~np.isnan(of_cuts), axis=0), np.nansum(of_cuts, axis=0)
     return pass_at_k(graded[..., None], right[..., None], trials)
 
@@ -237,9 +218,9 @@ def _costs(
     sizes = np.array([len(problem.lengths) for problem in problems])
     # Padded with samples of no tokens, which are not counted below.
     lengths = _padded([sorted(problem.lengths) for problem in problems], 0)
-    there = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
+    real = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]
-    # In `upstream` what trials share depends on how many there are; elsewhere one trial tells both shares.
+    # In `upstream` what trials share depends on how many there are; elsewhere one trial gives both shares.
     count = trials if costs["convention"] == "upstream" else np.array([1])
     spent = generation_cost(
         pool.priced(),
@@ -250,16 +231,16 @@ def _costs(
         **costs,
     )
     weights = (
-        _longest_weights(sizes, trials)[:, :, None, :] if costs["shared_prompt"] else there / sizes[:, None, None, None]
+        _longest_weights(sizes, trials)[:, :, None, :] if costs["shared_prompt"] else real / sizes[:, None, None, None]
     )
     totals = []
     for amount, reads in ((spent.compute, False), (spent.memory, True)):
         once = sum((value for name, value in spent.shared.items() if name.endswith("_reads") == reads), np.zeros(()))
         own = (amount - once) / count
-        mean = np.sum(np.where(there, own, 0), axis=1) / sizes[:, None, None]
-        shared = np.sum(np.where(there, once, 0) * weights, axis=1)
+        mean = np.sum(np.where(real, own, 0), axis=1) / sizes[:, None, None]
+        shared = np.sum(np.where(real, once, 0) * weights, axis=1)
         totals.append(trials * mean + shared)
-    tokens = np.sum(np.where(there, cut, 0), axis=1) / sizes[:, None, None]
+    tokens = np.sum(np.where(real, cut, 0), axis=1) / sizes[:, None, None]
     return totals[0], totals[1], np.broadcast_to(tokens, totals[0].shape)
 
 

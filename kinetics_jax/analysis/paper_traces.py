@@ -1,4 +1,4 @@
-"""The JSONL files that the paper's own code writes, as RunData. No jax.
+"""The JSONL files that the paper's own code writes, as RunData.
 
 Line 1 says what the run was: `attn_local`, `attn_topk`, `attn_block_topk`, `attn_block_size`. Every other line is a
 sample: `query`; `choices` or `choice`, the known answer (a text, or a list of one); `prediction`, the model's text or a
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.analysis.samples import RunData, SamplesError, agree
+from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
@@ -26,17 +26,17 @@ from kinetics_jax.config import PUBLISHED
 SINK_TOKENS = 4
 # Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
 PROMPT_AROUND_QUESTION = 80
-SHORT = 48  # characters of a question that stand in its id
-KNOWN = ("attn_local", "attn_topk", "attn_block_topk", "attn_block_size")
+MAX_ID = 48  # characters of a question that stand in its id
+ATTENTION_FIELDS = ("attn_local", "attn_topk", "attn_block_topk", "attn_block_size")
 SPARSE_NAMES = re.compile(r"topk|_local\d|stride|quest|nsample")
 
 
-def recognised(first: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a file's first two records are of this format."""
+def is_paper_trace(first: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the first two records of a file are in the format of the paper's code."""
     return any({"query", "prediction", "score"} <= record.keys() for record in first)
 
 
-def read(
+def read_paper_trace(
     path: Path,
     rows: Sequence[tuple[str, Mapping[str, Any]]],
     *,
@@ -44,7 +44,7 @@ def read(
     attention: AttentionPolicy | None = None,
     tokenizer: Any = None,
 ) -> RunData:
-    """A file's samples; `rows` are its records, each with where it stands. Other arguments as in `readers.read_all`.
+    """A file's samples; `rows` are its records, each with its place ("line 7"). For the rest see `readers.read_all`.
 
     `output_tokens` are those of the prediction, without an end token that it does not spell; `prompt_tokens` those of
     the question and the 80 that the paper's code puts around it. Both are None without a tokenizer. Raises SamplesError
@@ -55,10 +55,10 @@ def read(
         (_, metadata), *rows = rows
     if not rows:
         raise SamplesError(f"{path}: holds no samples")
-    policy = agree(path, "attention", _policy(path, metadata), attention)
+    policy = reconcile(path, "attention", _policy(path, metadata), attention)
     if policy is None:
         raise SamplesError(f"{path}: does not say its attention (its first line has no attn_local …); name it")
-    name = agree(path, "model", metadata.get("model") or _model(path), model)
+    name = reconcile(path, "model", metadata.get("model") or _model(path), model)
     if name is None:
         raise SamplesError(f"{path}: neither its first line nor its name says which model it is of; name the model")
     questions, answers, texts, correct = zip(*(_sample(path, where, fields) for where, fields in rows), strict=True)
@@ -121,11 +121,13 @@ def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
     local window of token top-k; the window, beside four sink tokens, where nothing is chosen.
     """
     said = {name: value for name, value in metadata.items() if name.startswith(("attn_", "quest_"))}
-    if other := [name for name in said if name not in KNOWN and name.startswith("attn_") and said[name] is not None]:
+    if other := [
+        name for name in said if name not in ATTENTION_FIELDS and name.startswith("attn_") and said[name] is not None
+    ]:
         raise SamplesError(f"{path}: {', '.join(other)} of its first line has no counterpart here")
     if said.get("quest_topk_blocks") is not None:
         raise SamplesError(f"{path}: quest_topk_blocks of its first line has no counterpart here")
-    local, tokens, blocks = (said.get(name) for name in KNOWN[:3])
+    local, tokens, blocks = (said.get(name) for name in ATTENTION_FIELDS[:3])
     if local is None and (tokens is not None or blocks is not None):
         local = 0
     if local is None:
@@ -152,9 +154,9 @@ def _model(path: Path) -> str | None:
 def _id(question: str) -> str:
     """A question's id: its text where that is short, else its beginning and a hash of the whole."""
     text = " ".join(question.split())
-    if len(text) <= SHORT:
+    if len(text) <= MAX_ID:
         return text
-    return f"{text[:SHORT]}… {hashlib.blake2b(question.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+    return f"{text[:MAX_ID]}… {hashlib.blake2b(question.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
 
 
 def _counter(tokenizer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What to run on a budget: the best of all configurations that stored samples tell about, and how sure that is."""
+"""What to run on a budget: the best of all configurations that stored samples cover, and how sure that is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
-from kinetics_jax.analysis.grid import longest
+from kinetics_jax.analysis.defaults import (
+    default_trials,
+    fewest_graded,
+    max_sample_tokens,
+    powers_of_two,
+    rounded_accuracy,
+)
 from kinetics_jax.analysis.samples import Pool, SamplesError
-from kinetics_jax.analysis.workload import workload, workload_seconds
+from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.errors import UserError
@@ -20,20 +27,19 @@ from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_SLOTS = 512
-SPLITS = 200
+MAX_SLOTS = 512
+HALVINGS = 200
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SAME = 1e-9  # accuracies closer than this are equal
 
 
 class PlanError(UserError):
-    """A budget that nothing fits, or a question that makes no sense; the message says what the least is."""
+    """Raised for a budget that nothing fits, naming the least that does, and for impossible numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), an accuracy to reach
-    (`target_accuracy`, then the cheapest way to it is wanted). Raises PlanError for none of them or impossible ones.
+    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), or the cheapest way to
+    a `target_accuracy` in (0, 1]. Raises PlanError without any of them, or for impossible ones.
     """
 
     seconds: float | None = None
@@ -50,7 +56,7 @@ class Budget:
             raise PlanError(f"plan: --target-accuracy must be in (0, 1], got {self.target_accuracy}")
 
     def limit(self, hardware: Hardware, chips: int) -> float:
-        """The most seconds; infinity without a budget. Raises PlanError for dollars on hardware without a price."""
+        """The most seconds, infinite without a budget. Raises PlanError for dollars on hardware without a price."""
         limits = [math.inf if self.seconds is None else self.seconds]
         if self.dollars is not None:
             if not hardware.price_per_hour:
@@ -63,11 +69,11 @@ class Budget:
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more). `solved [rows, problems]`: pass@N.
+    are needed; `seconds` is infinite where it is more). `solved`: pass@N.
     """
 
     table: pd.DataFrame
-    solved: np.ndarray
+    solved: Float[np.ndarray, "rows problems"]
     hardware: Hardware
     chips: int
     problems: int
@@ -75,8 +81,8 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """The advice, row numbers of `options.table`. `accuracy` has a 95 % interval `low … high` over problems, as if the
+class Advice:
+    """What to run: row numbers of `options.table`. `accuracy` has a 95 % interval `low … high` over problems, as if the
     row had been chosen beforehand; `expected_accuracy` takes off what choosing the best of many on the same problems
     flatters it by (`optimism`: the choice made on one half of the problems, scored on the other, over many halvings).
     `run_low … run_high`: where the score of one run over `options.problems` fresh problems falls, 95 times in 100,
@@ -107,7 +113,7 @@ class Plan:
         }
 
 
-def options(
+def list_options(
     pools: Sequence[Pool],
     hardware: Hardware,
     *,
@@ -121,10 +127,9 @@ def options(
 
     `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
     fewest graded samples; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and
-    a warning says so. `caps` default to the run's max_tokens, its half, and
-    those at which cut texts were graded. `batches` default to the powers of two up to
-    the samples there are. Raises SamplesError where architecture or token counts are not known, PlanError for numbers
-    that cannot be.
+    a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded.
+    `batches` default to the powers of two up to all samples, at most MAX_SLOTS. Raises SamplesError if an architecture
+    or token counts are missing, PlanError for numbers below 1, or if no cap is within what the samples show.
     """
     import pandas as pd
 
@@ -135,111 +140,152 @@ def options(
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
     measured = len(pools[0].problems)
     count = measured if problems is None else problems
-    warnings: list[str] = []
-    if count > measured:
-        warnings.append(
-            f"{count} problems are asked for, {measured} were measured: the others are taken to be like them"
-        )
-    if not hardware.calibrated:
-        warnings.append(
-            f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
-            "(kinetics calibrate measures a device)"
-        )
-    if chips > 1:
-        warnings.append(f"{chips} chips are taken to share the work without talking to each other")
+    warnings = _caveats(hardware, chips=chips, asked=count, measured=measured)
     rows: list[dict[str, Any]] = []
     solved: list[np.ndarray] = []
     for pool in pools:
-        config = pool.priced()
-        size = BYTES.get(str(pool.settings.get("dtype")), 2)
-        limit = longest(pool)
-        prompt = max(problem.prompt_tokens for problem in pool.problems.values())
-        graded = min(problem.graded for problem in pool.problems.values())
+        limit, graded = max_sample_tokens(pool), fewest_graded(pool)
         for cap in sorted(set(caps or (limit, max(1, limit // 2), *pool.caps))):
             if cap > limit:
                 warnings.append(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
                 )
                 continue
-            ns = sorted(set(trials or (2**i for i in range(graded.bit_length()))))
-            accuracy = pass_at_n(pool, ns, cap)
-            room = fits(
-                config,
-                hardware,
-                tokens=int(prompt + cap),
-                chips=chips,
-                attention=pool.attention,
-                kv_bytes=size,
-                weight_bytes=size,
-            ).sequences
-            for column, n in enumerate(ns):
-                if n > graded:
-                    warnings.append(f"{pool}: N = {n} is more than the {graded} samples of a problem: extrapolated")
+            counts = sorted(set(trials or default_trials(pool)))
+            warnings += [
+                f"{pool}: N = {n} is more than the {graded} samples of a problem: extrapolated"
+                for n in counts
+                if n > graded
+            ]
+            room = _room(pool, hardware, cap=cap, chips=chips)
+            for n, accuracy in zip(counts, pass_at_n(pool, counts, cap).T, strict=True):
                 work = workload(pool, problems=count, trials=n, cap=cap)
-                for batch in sorted(set(batches or _powers(count * n))):
-                    fit = batch <= room
-                    spent = (
-                        workload_seconds(
-                            config,
-                            pool.attention,
-                            hardware,
-                            work,
-                            slots=batch,
-                            cap=cap,
-                            chips=chips,
-                            kv_bytes=size,
-                            weight_bytes=size,
-                        )
-                        if fit
-                        else None
-                    )
-                    price = hardware.price_per_hour
-                    rows.append(
-                        {
-                            "model": pool.model,
-                            "parameters": pool.parameters,
-                            "attention": str(pool.attention),
-                            "N": n,
-                            "cap": cap,
-                            "batch": batch,
-                            "accuracy": round(float(np.mean(accuracy[:, column])), 12),
-                            "seconds": spent.total if spent else math.inf,
-                            "prefill_seconds": spent.prefill if spent else math.nan,
-                            "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
-                            "fits": room,
-                        }
-                    )
-                    solved.append(accuracy[:, column])
+                sizes = sorted(set(batches or powers_of_two(min(count * n, MAX_SLOTS))))
+                rows += [
+                    _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips)
+                    for batch in sizes
+                ]
+                solved += [accuracy] * len(sizes)
     if not rows:
-        raise PlanError(f"plan: no cap of {list(caps or ())} is within what the samples tell about")
-    return Options(pd.DataFrame(rows), np.array(solved), hardware, chips, count, tuple(dict.fromkeys(warnings)))
+        raise PlanError(f"plan: no cap of {list(caps or ())} is within what the samples show")
+    return Options(
+        table=pd.DataFrame(rows),
+        solved=np.array(solved),
+        hardware=hardware,
+        chips=chips,
+        problems=count,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
 
 
-def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> np.ndarray:
-    """pass@N of every problem under a cap, `[problems, trials]`; see `options` for N beyond the samples."""
-    found = np.empty((len(pool.problems), len(trials)))
+def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> list[str]:
+    """What any answer has to be taken with."""
+    caveats = []
+    if asked > measured:
+        caveats.append(
+            f"{asked} problems are asked for, {measured} were measured: the others are taken to be like them"
+        )
+    if not hardware.calibrated:
+        caveats.append(
+            f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
+            "(kinetics calibrate measures a device)"
+        )
+    if chips > 1:
+        caveats.append(f"{chips} chips share the work; communication between them is not counted")
+    return caveats
+
+
+def _bytes(pool: Pool) -> int:
+    """Bytes of a weight and of a KV element: those of the type in which the pool's runs were made."""
+    return BYTES.get(str(pool.settings.get("dtype")), 2)
+
+
+def _room(pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> int:
+    """Sequences of the longest prompt and `cap` tokens that fit beside the weights."""
+    prompt = max(problem.prompt_tokens for problem in pool.problems.values())
+    return fits(
+        pool.priced(),
+        hardware,
+        tokens=int(prompt + cap),
+        chips=chips,
+        attention=pool.attention,
+        kv_bytes=_bytes(pool),
+        weight_bytes=_bytes(pool),
+    ).sequences
+
+
+def _option(
+    pool: Pool,
+    hardware: Hardware,
+    work: Workload,
+    solved: Float[np.ndarray, " problems"],
+    *,
+    cap: int,
+    batch: int,
+    room: int,
+    chips: int,
+) -> dict[str, Any]:
+    """A row of `Options.table`, for one configuration whose pass@N is `solved`."""
+    spent = None
+    if batch <= room:
+        spent = workload_seconds(
+            pool.priced(),
+            pool.attention,
+            hardware,
+            work,
+            slots=batch,
+            cap=cap,
+            chips=chips,
+            kv_bytes=_bytes(pool),
+            weight_bytes=_bytes(pool),
+        )
+    price = hardware.price_per_hour
+    return {
+        "model": pool.model,
+        "parameters": pool.parameters,
+        "attention": str(pool.attention),
+        "N": work.lengths.shape[1],
+        "cap": cap,
+        "batch": batch,
+        "accuracy": float(rounded_accuracy(np.mean(solved))),
+        "seconds": spent.total if spent else math.inf,
+        "prefill_seconds": spent.prefill if spent else math.nan,
+        "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
+        "fits": room,
+    }
+
+
+def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> Float[np.ndarray, "problems trials"]:
+    """pass@N of every problem under a cap; `list_options` says how beyond the samples.
+
+    Raises SamplesError if a problem has no graded sample under the cap.
+    """
+    solved = np.empty((len(pool.problems), len(trials)))
     for row, problem in enumerate(pool.problems.values()):
-        grades = problem.grades_within([cap])[:, 0]
+        grades = problem.grades_under([cap])[:, 0]
         grades = grades[~np.isnan(grades)]
         if not len(grades):
             raise SamplesError(f"{pool}: a problem has no graded sample under a cap of {cap} tokens")
         right = int(np.sum(grades))
         for column, n in enumerate(trials):
             if n <= len(grades):
-                found[row, column] = pass_at_k(len(grades), right, n)
+                solved[row, column] = pass_at_k(len(grades), right, n)
             else:
                 wrong = len(grades) - right + 0.5 + np.arange(n)
-                found[row, column] = 1 - np.prod(wrong / (wrong + right + 0.5))
-    return found
+                solved[row, column] = 1 - np.prod(wrong / (wrong + right + 0.5))
+    return solved
 
 
-def choose(seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None = None) -> int | None:
+def choose(
+    seconds: Float[np.ndarray, " rows"], accuracy: Float[np.ndarray, " rows"], limit: float, target: float | None = None
+) -> int | None:
     """The row to run: within `limit` seconds the most accurate, the quickest among equals; with a `target` the quickest
-    that reaches it, the most accurate among equals. None where no row is left. Never a dominated row.
+    that reaches it, the most accurate among equals. Returns None if no row is left; never a dominated row.
     """
+    accuracy = rounded_accuracy(accuracy)
     able = np.isfinite(seconds) & (seconds <= limit)
     if target is not None:
-        able &= accuracy >= target - SAME
+        able &= accuracy >= rounded_accuracy(target)
     rows = np.flatnonzero(able)
     if not len(rows):
         return None
@@ -247,71 +293,66 @@ def choose(seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: floa
     return int(rows[np.lexsort((second[rows], first[rows]))[0]])
 
 
-def plan(found: Options, budget: Budget, *, seed: int = 0) -> Plan:
+def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     """The best configuration on a budget, how sure its accuracy is, and what it was preferred to.
 
     Raises PlanError when nothing fits the memory or the budget, or reaches the target, naming the least that does.
     """
-    limit, target = budget.limit(found.hardware, found.chips), budget.target_accuracy
-    seconds = found.table["seconds"].to_numpy(np.float64)
-    accuracy = found.table["accuracy"].to_numpy(np.float64)
+    limit, target = budget.limit(options.hardware, options.chips), budget.target_accuracy
+    seconds = options.table["seconds"].to_numpy(np.float64)
+    accuracy = options.table["accuracy"].to_numpy(np.float64)
     chosen = choose(seconds, accuracy, limit, target)
     if chosen is None:
-        raise PlanError(_refusal(found, limit, target))
-    runner_up, beyond = _rivals(found, chosen, seconds, accuracy, limit, target)
-    values = found.solved[chosen]
+        raise PlanError(_refusal(options, limit, target))
+    runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
+    values = options.solved[chosen]
     low, high = cluster_bootstrap(values)
-    optimism = _optimism(found.solved, seconds, limit, target, seed)
-    run_low, run_high = _run_interval(values, found.problems, optimism, seed)
+    optimism = _optimism(options.solved, seconds, limit, target, seed)
+    run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     why = {}
     for rival in (runner_up, beyond):
         if rival is not None:
-            why[rival] = _why_not(found, chosen, rival, limit)
-    return Plan(
-        found,
-        chosen,
-        runner_up,
-        beyond,
-        float(accuracy[chosen]),
-        float(low),
-        float(high),
-        optimism,
-        run_low,
-        run_high,
-        why,
+            why[rival] = _why_not(options, chosen, rival, limit)
+    return Advice(
+        options=options,
+        chosen=chosen,
+        runner_up=runner_up,
+        beyond=beyond,
+        accuracy=float(accuracy[chosen]),
+        low=float(low),
+        high=float(high),
+        optimism=optimism,
+        run_low=run_low,
+        run_high=run_high,
+        why_not=why,
     )
 
 
-def _powers(samples: int) -> list[int]:
-    """Powers of two up to as many slots as there are samples, at most MOST_SLOTS."""
-    return [2**i for i in range(min(samples, MOST_SLOTS).bit_length())]
-
-
 def _rivals(
-    found: Options, chosen: int, seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None
+    options: Options, chosen: int, seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None
 ) -> tuple[int | None, int | None]:
     """The best row that is no mere other batch of the chosen one, and the quickest more accurate one out of reach."""
     names = ["model", "attention", "N", "cap"]
-    same = (found.table[names] == found.table.iloc[chosen][names]).all(axis=1).to_numpy()
+    same = (options.table[names] == options.table.iloc[chosen][names]).all(axis=1).to_numpy()
     runner_up = choose(np.where(same, np.inf, seconds), accuracy, limit, target)
-    better = (accuracy > accuracy[chosen] + SAME) & (seconds > limit)
+    better = (accuracy > accuracy[chosen]) & (seconds > limit)
     rows = np.flatnonzero(better)
     if target is not None or not len(rows):
         return runner_up, None
-    order = np.lexsort((found.table["batch"].to_numpy()[rows], -accuracy[rows], seconds[rows]))
+    order = np.lexsort((options.table["batch"].to_numpy()[rows], -accuracy[rows], seconds[rows]))
     return runner_up, int(rows[order[0]])
 
 
-def _why_not(found: Options, chosen: int, rival: int, limit: float) -> str:
-    best, other = found.table.iloc[chosen], found.table.iloc[rival]
+def _why_not(options: Options, chosen: int, rival: int, limit: float) -> str:
+    best, other = options.table.iloc[chosen], options.table.iloc[rival]
     if other["fits"] < other["batch"]:
         return f"does not fit: room for {other['fits']} sequences, {other['batch']} are needed"
     if other["seconds"] > limit:
-        return f"takes {other['seconds']:.4g} s, more than the {limit:.4g} s there are"
-    paired = paired_difference(found.solved[chosen], found.solved[rival])
-    gain = paired.difference
+        return f"takes {other['seconds']:.4g} s, more than the budget of {limit:.4g} s"
+    paired = paired_difference(options.solved[chosen], options.solved[rival])
+    gain = float(rounded_accuracy(paired.difference))
     slower = float(other["seconds"] - best["seconds"])
-    if abs(gain) <= SAME:
+    if not gain:
         return f"as accurate, {slower:.4g} s slower" if slower > 0 else "as accurate and as quick"
     if gain > 0:
         sure = "" if paired.low > 0 else "; not surely so"
@@ -326,7 +367,7 @@ def _optimism(solved: np.ndarray, seconds: np.ndarray, limit: float, target: flo
     if problems < 2:
         return 0.0
     gaps = []
-    for _ in range(SPLITS):
+    for _ in range(HALVINGS):
         order = rng.permutation(problems)
         for part in (order[: problems // 2], order[problems // 2 :]):
             here = solved[:, part].mean(axis=1)
@@ -351,26 +392,25 @@ def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int)
     return float(max(low - optimism, 0.0)), float(high)
 
 
-def _refusal(found: Options, limit: float, target: float | None) -> str:
-    rows = found.table.to_dict(orient="records")
+def _refusal(options: Options, limit: float, target: float | None) -> str:
+    rows = options.table.to_dict(orient="records")
     able = [row for row in rows if math.isfinite(row["seconds"])]
     if not able:
         least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
         return (
-            f"plan: nothing fits into the memory of {found.chips} x {found.hardware.name}; the smallest, "
+            f"plan: nothing fits into the memory of {options.chips} x {options.hardware.name}; the smallest, "
             f"{least['model']} with {least['cap']} tokens, has room for {least['fits']} sequences; give more --chips"
         )
     best = max(able, key=lambda row: (row["accuracy"], -row["seconds"]))
-    if target is not None and best["accuracy"] < target - SAME:
+    goal = 0.0 if target is None else float(rounded_accuracy(target))
+    if best["accuracy"] < goal:
         return f"plan: nothing reaches an accuracy of {target}; the best is {_name(best)} with {best['accuracy']:.3f}"
-    least = min(
-        (row for row in able if target is None or row["accuracy"] >= target - SAME), key=lambda row: row["seconds"]
-    )
+    least = min((row for row in able if row["accuracy"] >= goal), key=lambda row: row["seconds"])
     price = f" ({least['dollars']:.3g} in money)" if not math.isnan(least["dollars"]) else ""
     reach = f" that reaches {target}" if target is not None else ""
     return (
         f"plan: nothing{reach} fits into {limit:.4g} seconds; the cheapest, {_name(least)}, takes "
-        f"{least['seconds']:.4g} s{price} for {found.problems} problems"
+        f"{least['seconds']:.4g} s{price} for {options.problems} problems"
     )
 
 

@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
+from kinetics_jax.stats.estimators import Amount
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.allocation import Allocation
     from kinetics_jax.analysis.grid import Grid
 
-STEEPEST = 4.0  # exponents are looked for in -STEEPEST … STEEPEST
-LONGEST = 1 << 24  # tokens: beyond any context
+MAX_EXPONENT = 4.0  # exponents are searched for in -MAX_EXPONENT … MAX_EXPONENT
+MAX_TOKENS = 1 << 24  # beyond any context
 
 
 class FitError(UserError):
-    """Points that a law cannot be fitted to; the message says why."""
+    """Raised for points that a law cannot be fitted to; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class PowerLaw:
     exponent_interval: tuple[float, float] = (np.nan, np.nan)
     offset_interval: tuple[float, float] = (np.nan, np.nan)
 
-    def __call__(self, x: npt.ArrayLike) -> Any:
+    def __call__(self, x: npt.ArrayLike) -> Amount:
+        """y at x, a number or an array."""
         return self.scale * np.asarray(x, np.float64) ** self.exponent + self.offset
 
     def __str__(self) -> str:
@@ -43,22 +46,22 @@ class PowerLaw:
 
 
 def power_law(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
+    x: Float[npt.ArrayLike, " points"],
+    y: Float[npt.ArrayLike, " points"],
     *,
     offset: bool = False,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> PowerLaw:
-    """The power law through points `x, y [points]`, x > 0.
+    """The power law through points (x, y), x > 0.
 
     Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
     squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
-    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those
-    take `law_along`, or redraw the problems, fit each time and give the laws to `spread`. NaN for fewer than one point
-    more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or numbers
-    that have no logarithm.
+    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those take
+    `law_along`, or redraw the problems, fit each time and give the laws to `with_intervals`. NaN for fewer than one
+    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or
+    numbers that have no logarithm.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     law = _fitted(x, y, offset)
@@ -71,7 +74,7 @@ def power_law(
         drawn = rng.integers(len(x), size=len(x))
         if len(np.unique(x[drawn])) >= parameters:
             laws.append(_fitted(x[drawn], y[drawn], offset))
-    return spread(law, laws, confidence=confidence)
+    return with_intervals(law, laws, confidence=confidence)
 
 
 def law_along(
@@ -107,10 +110,10 @@ def law_along(
         return law
     draws = np.random.default_rng(seed).integers(len(cells.problems), size=(resamples, len(cells.problems)))
     laws = [_fitted(cost[:, drawn].mean(axis=1), chosen[:, drawn].mean(axis=1), offset) for drawn in draws]
-    return spread(law, laws, confidence=confidence)
+    return with_intervals(law, laws, confidence=confidence)
 
 
-def spread(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
+def with_intervals(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
     """The law with percentile intervals from fits to redrawn data. Raises FitError without any."""
     if not redrawn:
         raise FitError("intervals of a law need fits to redrawn data")
@@ -142,7 +145,7 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
     base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
     exponent, slope, level = 0.0, 0.0, y.mean()
-    low, high = -STEEPEST, STEEPEST
+    low, high = -MAX_EXPONENT, MAX_EXPONENT
     for _ in range(12):
         exponents = np.linspace(low, high, 65)
         powers = (x / base) ** exponents[:, None]
@@ -165,7 +168,7 @@ def iso_cost(
     prompt_tokens: npt.ArrayLike,
     trials: npt.ArrayLike = 1,
     **costs: Any,
-) -> Any:
+) -> Amount:
     """Tokens of a sample that a cost buys: the largest whole number of them that costs at most `total` Tera-eFLOPs.
 
     `total`, `prompt_tokens` and `trials` are numbers or arrays that broadcast; over a range of trials this is a contour
@@ -177,7 +180,7 @@ def iso_cost(
     def affordable(tokens: np.ndarray) -> np.ndarray:
         return generation_cost(config, prompt_tokens=prompt, output_tokens=tokens, trials=count, **costs).total <= total
 
-    low, high = np.zeros(total.shape), np.full(total.shape, float(LONGEST))
+    low, high = np.zeros(total.shape), np.full(total.shape, float(MAX_TOKENS))
     endless = affordable(high)
     while np.any(high - low > 1):
         middle = (low + high) // 2

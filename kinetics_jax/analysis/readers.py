@@ -1,7 +1,7 @@
-"""Samples of any format as RunData: run folders, plain tables (CSV, JSONL, Parquet), the paper's own JSONL. No jax.
+"""Samples of any format as RunData: run folders, plain tables (CSV, JSONL, Parquet), the paper's own JSONL.
 
 A plain table has a row per sample: `problem, sample, tokens, correct`, optionally `model`, `attention`, `run` and
-`prompt_tokens`. A count that is left empty is missing, never zero. The paper's own format: reference_traces.py.
+`prompt_tokens`. A count that is left empty is missing, never zero. The paper's own format: paper_traces.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.analysis import paper_traces as reference_traces
-from kinetics_jax.analysis.samples import RunData, SamplesError, agree, run_data
+from kinetics_jax.analysis import paper_traces
+from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile, run_data
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ConfigError, ModelConfig
 from kinetics_jax.runs.folder import read_run
 
-# What a column may be called, the name it has in messages first.
+# What a column may be called; messages use the first name.
 COLUMNS = {
     "problem": ("problem", "problem_id"),
     "sample": ("sample", "epoch"),
@@ -37,7 +37,7 @@ COLUMNS = {
 REQUIRED = ("problem", "sample", "tokens", "correct")
 VERDICTS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": None}
 ENDINGS = (".csv", ".jsonl", ".parquet")
-Row = tuple[str, dict[str, Any]]  # where it stands ("line 7"), and its fields
+Row = tuple[str, dict[str, Any]]  # its place ("line 7"), and its fields
 
 
 def read_samples(
@@ -86,28 +86,28 @@ def read_all(
 def _sources(path: Path) -> list[Path]:
     """A run folder, or a file; of another directory, those directly in it."""
     if not path.exists():
-        raise SamplesError(f"{path}: not a run folder, nor a file of samples: there is nothing of that name")
+        raise SamplesError(f"{path}: not a run folder, nor a file of samples: no such file or directory")
     if not path.is_dir() or (path / "run.json").exists():
         return [path]
     inside = sorted(path.iterdir())
-    found = [entry for entry in inside if (entry / "run.json").exists() or entry.suffix in ENDINGS]
-    if not found:
+    sources = [entry for entry in inside if (entry / "run.json").exists() or entry.suffix in ENDINGS]
+    if not sources:
         raise SamplesError(f"{path}: not a run folder (it holds no run.json), nor a directory of runs or sample files")
-    return found
+    return sources
 
 
 def _read(source: Path, *, model: str | None, attention: AttentionPolicy | None, tokenizer: Any) -> list[RunData]:
     if source.is_dir():
         run = run_data(read_run(source))
-        agree(source, "model", run.model, model)
-        agree(source, "attention", run.attention, attention)
+        reconcile(source, "model", run.model, model)
+        reconcile(source, "attention", run.attention, attention)
         return [run]
     if source.suffix == ".csv":
         rows = list(_csv_rows(source))
     elif source.suffix == ".jsonl":
         rows = list(_jsonl_rows(source))
-        if reference_traces.recognised([fields for _, fields in rows[:2]]):
-            return [reference_traces.read(source, rows, model=model, attention=attention, tokenizer=tokenizer)]
+        if paper_traces.is_paper_trace([fields for _, fields in rows[:2]]):
+            return [paper_traces.read_paper_trace(source, rows, model=model, attention=attention, tokenizer=tokenizer)]
     elif source.suffix == ".parquet":
         rows = list(_parquet_rows(source))
     else:
@@ -116,8 +116,8 @@ def _read(source: Path, *, model: str | None, attention: AttentionPolicy | None,
 
 
 def _with_architecture(runs: Sequence[RunData], config: ModelConfig | None) -> list[RunData]:
-    """The runs, where they do not know their architecture, with the given one, or a published one of their name."""
-    unknown = sorted({run.model for run in runs if run.config is None and published(run.model) is None})
+    """The runs, those of unknown architecture with the given one, or the published one of their name."""
+    unknown = sorted({run.model for run in runs if run.config is None and published_config(run.model) is None})
     if config is not None and len(unknown) != 1:
         which = ", ".join(unknown) or "none"
         raise SamplesError(f"a config is for the one model whose architecture is not known; of these it is {which}")
@@ -126,12 +126,12 @@ def _with_architecture(runs: Sequence[RunData], config: ModelConfig | None) -> l
 
 
 def _as_published(run: RunData) -> RunData:
-    shape = published(run.model)
+    shape = published_config(run.model)
     return dataclasses.replace(run, model=shape.name, config=shape) if shape else run
 
 
-def published(model: str) -> ModelConfig | None:
-    """The architecture of a published model, None for a name that is none."""
+def published_config(model: str) -> ModelConfig | None:
+    """The architecture of a published model; None for another name."""
     try:
         return ModelConfig.named(model)
     except ConfigError:
@@ -207,26 +207,30 @@ def _table(path: Path, rows: Sequence[Row], model: str | None, attention: Attent
     ]
 
 
-def _name(path: Path, there: str | None, run: str | None, given: str | None) -> str:
-    """The model's name; with the run's, where a model has several: they differ in something the table does not say."""
-    name = agree(path, "model", there, given)
+def _name(path: Path, stated: str | None, run: str | None, given: str | None) -> str:
+    """The model's name; with the run's if a model has several: they differ in something that the table does not say."""
+    name = reconcile(path, "model", stated, given)
     if name is None:
         raise SamplesError(f"{path}: says no model; add a column model, or give the model's name")
-    shape = published(name)
+    shape = published_config(name)
     name = shape.name if shape else name
     return f"{name} ({run})" if run else name
 
 
 def _run(
-    path: Path, rows: list[dict[str, Any]], model: str, there: AttentionPolicy | None, attention: AttentionPolicy | None
+    path: Path,
+    rows: list[dict[str, Any]],
+    model: str,
+    stated: AttentionPolicy | None,
+    attention: AttentionPolicy | None,
 ) -> RunData:
     samples = [row["sample"] for row in rows]
     if all(sample.lstrip("-").isdigit() for sample in samples):
         samples = [int(sample) for sample in samples]
     return RunData(
         model=model,
-        attention=agree(path, "attention", there, attention) or parse_policy("dense"),
-        config=published(model.partition(" (")[0]),
+        attention=reconcile(path, "attention", stated, attention) or parse_policy("dense"),
+        config=published_config(model.partition(" (")[0]),
         problem=[row["problem"] for row in rows],
         sample=samples,
         prompt_tokens=[row.get("prompt_tokens") for row in rows],
@@ -236,7 +240,7 @@ def _run(
 
 
 def _table_row(fields: dict[str, Any]) -> dict[str, Any]:
-    """One row's fields as they are meant. Raises ValueError saying which cannot be read."""
+    """One row's fields, parsed. Raises ValueError naming the one that cannot be."""
     readers: dict[str, Callable[[str], Any]] = {
         "tokens": _count,
         "prompt_tokens": _count,

@@ -1,4 +1,4 @@
-"""Graded samples, whatever their source, as the economics needs them: one RunData per run, pooled by configuration."""
+"""Graded samples, whatever their source: one RunData per run, pooled by configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
@@ -21,21 +22,21 @@ from kinetics_jax.runs.folder import Run
 
 
 class SamplesError(UserError):
-    """Runs that cannot be compared as they are; the message names the run and the cure."""
+    """Raised for runs that cannot be compared as they are; the message names the run and the cure."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunData:
-    """What a frontier needs of one run. The fields from `problem` to `correct` are parallel, one entry per sample.
+    """The graded samples of one run. The fields from `problem` to `correct` are parallel, one entry per sample.
 
-    `config`: the architecture, None where it is not known: accuracy and tokens can be told, costs cannot. `problem`:
-    ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`, `output_tokens`:
-    counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample was not graded.
-    `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not known.
-    `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what was
-    asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text that
-    put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been cut
-    after that many tokens and the cut text been graded. Raises SamplesError when the parallel fields' lengths differ,
+    `config`: the architecture, None where it is not known: then there is accuracy against tokens, but no cost.
+    `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
+    `output_tokens`: counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample
+    was not graded. `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not
+    known. `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what
+    was asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text
+    that put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been
+    cut after that many tokens and the cut text been graded. Raises SamplesError if the parallel fields' lengths differ,
     or caps are not whole numbers from 1 up in ascending order.
     """
 
@@ -78,17 +79,18 @@ class RunData:
             )
 
 
-def agree(source: object, what: str, there: Any, given: Any) -> Any:
-    """What a source says or, where it says nothing, what was given. Raises SamplesError where the two differ."""
-    if there is not None and given is not None and there != given:
-        raise SamplesError(f"{source}: its {what} is {there}, not {given} as given; leave {what} out")
-    return given if there is None else there
+def reconcile(source: object, what: str, stated: Any, given: Any) -> Any:
+    """What a source states or, where it states nothing, what was given. Raises SamplesError if the two differ."""
+    if stated is not None and given is not None and stated != given:
+        raise SamplesError(f"{source}: its {what} is {stated}, not {given} as given; leave {what} out")
+    return given if stated is None else stated
 
 
 def run_data(run: Run) -> RunData:
-    """A run folder as read, for `frontier`, with the grades of its cut samples where it has them.
+    """The samples of a run folder, with the grades of its cut texts if it has any.
 
-    Raises SamplesError naming the folder and what run.json lacks, TraceError for grades that cannot be read.
+    Raises SamplesError naming the folder and what is missing in run.json, TraceError if the grades of cut texts cannot
+    be read.
     """
     missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
     if missing:
@@ -128,7 +130,7 @@ def run_data(run: Run) -> RunData:
 
 
 @dataclasses.dataclass
-class Problem:
+class ProblemSamples:
     """The samples of one problem.
 
     `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
@@ -146,10 +148,12 @@ class Problem:
 
     @property
     def graded(self) -> int:
+        """How many samples have a grade."""
         return sum(grade is not None for grade in self.grades)
 
     @property
     def right(self) -> int:
+        """How many samples are right."""
         return sum(grade is True for grade in self.grades)
 
     @property
@@ -161,13 +165,13 @@ class Problem:
         """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
         return cap in self.caps or self.longest <= cap
 
-    def grades_within(self, caps: npt.ArrayLike) -> np.ndarray:
-        """Grades of the samples, had each been cut after so many tokens: float64 [samples, caps], NaN for no grade.
+    def grades_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
+        """Grades of the samples, had each been cut at each cap: 1 or 0, NaN for no grade.
 
         A cap that is among `caps` takes the recorded grades. Under another a sample counts by its own grade when it
         ends within the cap, and as wrong when it does not (unless it has no grade at all): right answers that stand in
         the text before the cap are not looked for, so that cutting and grading again can only give more. Raises
-        SamplesError where that needs a length that was not recorded.
+        SamplesError if that needs a length that was not recorded.
         """
         caps = np.atleast_1d(np.asarray(caps))
         lengths = np.array(self.lengths, np.float64)[:, None]
@@ -185,8 +189,8 @@ class Problem:
                 )
         return within
 
-    def tokens_within(self, caps: npt.ArrayLike) -> np.ndarray:
-        """Tokens of the samples, had each been cut: min(length, cap), float64 [samples, caps]; NaN where missing."""
+    def tokens_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
+        """Tokens of the samples, had each been cut: min(length, cap); NaN where the length was not recorded."""
         return np.minimum(np.array(self.lengths, np.float64)[:, None], np.atleast_1d(np.asarray(caps, np.float64)))
 
 
@@ -201,7 +205,7 @@ class Pool:
     attention: AttentionPolicy
     config: ModelConfig | None
     settings: Mapping[str, Any]
-    problems: dict[str, Problem]
+    problems: dict[str, ProblemSamples]
 
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
@@ -212,15 +216,20 @@ class Pool:
         return next(iter(self.problems.values())).caps
 
     @property
+    def longest(self) -> float:
+        """Tokens of the longest sample, at least 1; NaN where a count is missing."""
+        return float(np.max([problem.longest for problem in self.problems.values()]))
+
+    @property
     def parameters(self) -> float:
         """Parameters used per token; NaN where the architecture is not known."""
         return np.nan if self.config is None else self.config.active_parameters
 
     def priced(self) -> ModelConfig:
-        """The architecture, for a cost. Raises SamplesError where it, or a token count, is not known."""
+        """The architecture, for a cost. Raises SamplesError if it, or a token count, is not known."""
         if self.config is None:
             raise SamplesError(
-                f"{self}: the architecture is not known, so no cost can be told; name the model by a published name "
+                f"{self}: the architecture is not known, so there is no cost; name the model by a published name "
                 "or give its config (accuracy against tokens needs neither)"
             )
         for what, missing in (
@@ -230,7 +239,7 @@ class Pool:
             if missing:
                 raise SamplesError(
                     f"{self}: {what} token counts are missing for {len(missing)} of {len(self.problems)} problems "
-                    f"({missing[0]!r}, say), so no cost can be told; a missing count is not taken for zero"
+                    f"(such as {missing[0]!r}), so there is no cost; a missing count is not taken for zero"
                 )
         return self.config
 
@@ -247,15 +256,22 @@ class Pool:
         return {"problems": len(self.problems), "samples": samples, "ungraded": samples - graded}
 
 
-def pooled(runs: Iterable[RunData]) -> list[Pool]:
+def pooled(runs: Iterable[RunData] | Iterable[Pool]) -> list[Pool]:
     """Runs of one model and attention made one, in the order of the runs; every pool holds the same problems.
 
-    Raises SamplesError when there is nothing to compare, the runs' tasks or problems differ, runs of one pool differ
-    in their settings or architecture, a sample is there twice, or a problem has no graded sample. Grades of cut texts
-    are kept at the caps that all runs of a pool have; a warning tells when those are fewer than one of them has.
+    Pools, given instead of runs, are returned as they are: every table takes either. Grades of cut texts are kept at
+    the caps that all runs of a pool have, with a warning if one of them has more. Raises SamplesError without a run, if
+    the runs' tasks or problems differ, if runs of one pool differ in their settings or architecture, for a sample that
+    occurs twice, and for a problem without a graded sample.
     """
+    given = list(runs)
+    pools = [run for run in given if isinstance(run, Pool)]
+    if pools and len(pools) == len(given):
+        return pools
     members: dict[tuple[str, str], list[RunData]] = collections.defaultdict(list)
-    for run in runs:
+    for run in given:
+        if isinstance(run, Pool):
+            raise SamplesError(f"{run}: runs and pools cannot be mixed")
         members[run.model, str(run.attention)].append(run)
     if not members:
         raise SamplesError("no runs to compare")
@@ -278,8 +294,8 @@ def _one_task(runs: list[RunData]) -> None:
     asked: dict[str, tuple[Hashable, RunData]] = {}
     for run in runs:
         for problem, what in run.asked.items():
-            there, other = asked.setdefault(problem, (what, run))
-            if there != what:
+            before, other = asked.setdefault(problem, (what, run))
+            if before != what:
                 raise SamplesError(
                     f"problem {problem!r} is not the same in {other.model} {other.attention} (task {other.task}) and "
                     f"{run.model} {run.attention} (task {run.task}); compare runs of one problem set"
@@ -287,8 +303,8 @@ def _one_task(runs: list[RunData]) -> None:
     prompts: dict[tuple[str, str], tuple[str, RunData]] = {}
     for run in runs:
         for problem, text in run.prompts.items():
-            there, other = prompts.setdefault((run.model, problem), (text, run))
-            if there != text:
+            before, other = prompts.setdefault((run.model, problem), (text, run))
+            if before != text:
                 raise SamplesError(
                     f"{run.model}: problem {problem!r} was put to it in different words under {other.attention} and "
                     f"{run.attention} (another template, or thinking on and off); compare runs of one kind of prompt"
@@ -311,10 +327,10 @@ def _pool(runs: list[RunData]) -> Pool:
         columns = [list(run.caps).index(cap) for cap in caps]
         for problem, sample, i in sorted(zip(run.problem, run.sample, range(len(run.problem)), strict=True)):
             if (problem, sample) in seen:
-                raise SamplesError(f"{pool}: problem {problem!r} sample {sample} is there twice; give each run once")
+                raise SamplesError(f"{pool}: problem {problem!r} sample {sample} occurs twice; give each run once")
             seen.add((problem, sample))
             if (entry := problems.get(problem)) is None:
-                entry = problems[problem] = Problem(prompts[i], [], [], caps)
+                entry = problems[problem] = ProblemSamples(prompts[i], [], [], caps)
             missing = math.isnan(entry.prompt_tokens) and math.isnan(prompts[i])
             if entry.prompt_tokens != prompts[i] and not missing:
                 raise SamplesError(
@@ -370,5 +386,5 @@ def _same_problems(pools: list[Pool]) -> None:
         if odd:
             raise SamplesError(
                 f"{first} has {len(first.problems)} problems, {pool} has {len(pool.problems)}, and they differ "
-                f"({odd[0]!r}, say); finish the runs, or give runs over the same problems"
+                f"(in {odd[0]!r}, for one); finish the runs, or give runs over the same problems"
             )

@@ -1,4 +1,4 @@
-"""Accuracy against generated tokens: what can be told of models whose architecture, and so cost, is not public."""
+"""Accuracy against generated tokens: for models whose architecture, and so cost, is not public."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kinetics_jax.analysis.defaults import default_trials, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
-from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
+from kinetics_jax.analysis.samples import Pool, RunData, SamplesError, pooled
 from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def token_frontier(runs: Iterable[RunData], *, trials: Sequence[int] | None = None) -> pd.DataFrame:
+def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence[int] | None = None) -> pd.DataFrame:
     """Accuracy and output tokens of every (model, attention, N): a table with one row each, in the order of the runs.
 
     Columns: `model`, its `parameters` (NaN where not known), `attention`, `N`; `problems`, `samples`, `ungraded`;
@@ -25,7 +26,7 @@ def token_frontier(runs: Iterable[RunData], *, trials: Sequence[int] | None = No
     model is cheaper to run.
 
     `trials` defaults to the powers of two up to the fewest graded samples of the problems of each run. Raises
-    SamplesError as `samples.pooled` does, and for missing token counts; EstimateError for more trials than graded
+    SamplesError as `samples.pooled` does, and for missing token counts, EstimateError for more trials than graded
     samples.
     """
     import pandas as pd
@@ -33,15 +34,17 @@ def token_frontier(runs: Iterable[RunData], *, trials: Sequence[int] | None = No
     rows = []
     for pool in pooled(runs):
         problems = pool.problems.values()
-        if lacking := [name for name, problem in pool.problems.items() if np.isnan(problem.longest)]:
+        if uncounted := [name for name, problem in pool.problems.items() if np.isnan(problem.longest)]:
             raise SamplesError(
-                f"{pool}: token counts are missing for {len(lacking)} of {len(problems)} problems ({lacking[0]!r}, say)"
+                f"{pool}: token counts are missing for {len(uncounted)} of {len(problems)} problems "
+                f"(such as {uncounted[0]!r})"
             )
         graded = np.array([problem.graded for problem in problems])
         right = np.array([problem.right for problem in problems])
-        counts = np.array([2**i for i in range(int(graded.min()).bit_length())] if trials is None else trials)
+        counts = np.array(default_trials(pool) if trials is None else trials)
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
+        accuracy = rounded_accuracy(np.mean(solved, axis=0))
         low, high = cluster_bootstrap(solved)
         tokens_low, tokens_high = cluster_bootstrap(spent)
         rows += [
@@ -51,7 +54,7 @@ def token_frontier(runs: Iterable[RunData], *, trials: Sequence[int] | None = No
                 "attention": str(pool.attention),
                 "N": int(n),
                 **pool.counts,
-                "accuracy": round(float(np.mean(solved[:, i])), 12),  # equal accuracies tie, rounding errors or not
+                "accuracy": float(accuracy[i]),
                 "low": float(low[i]),
                 "high": float(high[i]),
                 "tokens": float(np.mean(spent[:, i])),

@@ -1,17 +1,17 @@
-"""Accuracy of a vote among k samples of a problem, as an expectation over which k samples are drawn."""
+"""Accuracy of a vote among k samples of a problem, in expectation over the k samples that are drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 
 from kinetics_jax.analysis.samples import Pool
-from kinetics_jax.stats.estimators import EstimateError
+from kinetics_jax.stats.estimators import Amount, EstimateError
 
 EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
 EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
@@ -19,7 +19,7 @@ EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one 
 
 def majority_vote(
     answers: Sequence[Hashable], correct: Sequence[bool], k: npt.ArrayLike, *, draws: int = 4000, seed: int = 0
-) -> Any:
+) -> Amount:
     """Probability that the most frequent answer among k of one problem's samples is right.
 
     `answers [samples]`: what each says, None for nothing, which casts no vote; `correct [samples]`. All right answers
@@ -49,13 +49,13 @@ def majority_vote(
 def weighted_vote(
     answers: Sequence[Hashable],
     correct: Sequence[bool],
-    weights: npt.ArrayLike,
+    weights: Float[npt.ArrayLike, " samples"],
     k: npt.ArrayLike,
     *,
     draws: int = 4000,
     seed: int = 0,
-) -> Any:
-    """As `majority_vote`, where a sample's vote counts `weights [samples]` (a verifier's score, say), at least 0.
+) -> Amount:
+    """As `majority_vote`, where a sample's vote counts `weights` (a verifier's score, say), at least 0.
 
     Exact where there are at most 20,000 sets of k samples, else the mean over `draws` seeded draws; ties, to 1e-9 of
     the winner's weight, are broken at random in the expectation. An answer of no weight at all can still tie.

@@ -1,4 +1,4 @@
-"""How long an engine takes for many samples: which runs when in how many slots, and the seconds of all steps."""
+"""How long an engine takes for many samples: when each runs in a number of slots, and the seconds of all steps."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import dataclasses
 import heapq
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
+from kinetics_jax.settings import EngineSettings
 
-CHUNK = 32  # the engine's decode steps between two looks of the host, by default
-MOMENTS = 48  # steps at which the contexts of a workload are looked at
+MOMENTS = 48  # steps of a workload at which contexts are sampled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workload:
-    """Samples to be drawn, problem by problem: `prompts [problems]` and `lengths [problems, trials]`, in tokens."""
+    """Samples to be drawn, problem by problem: lengths of their prompts and outputs, in tokens."""
 
-    prompts: np.ndarray
-    lengths: np.ndarray
+    prompts: Num[np.ndarray, " problems"]
+    lengths: Num[np.ndarray, "problems trials"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
 
     A problem's lengths are evenly spaced quantiles of its samples', in an order that does not depend on them; for
     fewer problems than the pool's they are evenly spaced by their mean length, for more they repeat. Raises
-    SamplesError where a count of tokens is missing.
+    SamplesError if a token count is missing.
     """
     pool.priced()
     stored = list(pool.problems.values())
@@ -64,10 +65,12 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
     return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
 
 
-def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np.ndarray, int]:
-    """The decode step at which each of `lengths [samples]` starts, and the steps in all.
+def simulate_schedule(
+    lengths: Num[np.ndarray, " samples"], slots: int, *, chunk: int = EngineSettings.chunk
+) -> tuple[Int[np.ndarray, " samples"], int]:
+    """The decode step at which each sample starts, and the number of steps.
 
-    As the engine does it: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an
+    As the engine schedules: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an
     eighth of the slots has stopped while others wait. A sample takes a step for every token but its first.
     """
     steps = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
@@ -98,8 +101,8 @@ def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np
     return start, int(np.max(start + steps, initial=0))
 
 
-def decoded(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
-    """How `slots` slots decode a workload: contexts of the batch `[moments, slots]`, the steps, and the starts.
+def simulate_decode(work: Workload, slots: int) -> tuple[Float[np.ndarray, "moments slots"], int, int]:
+    """How `slots` slots decode a workload: contexts of the batch, the number of steps, and the number of starts.
 
     The contexts are those of MOMENTS steps, evenly spaced, longest first; 0 for an idle slot. A start is one prompt's
     samples that begin between the same two chunks: what the engine starts by one program.
@@ -107,7 +110,7 @@ def decoded(work: Workload, slots: int) -> tuple[np.ndarray, int, int]:
     lengths = work.lengths.ravel()
     trials = work.lengths.shape[1]
     prompts = np.repeat(work.prompts, trials)
-    start, steps = schedule(lengths, slots)
+    start, steps = simulate_schedule(lengths, slots)
     starts = len(np.unique(np.stack([np.repeat(np.arange(len(work.prompts)), trials), start]), axis=1).T)
     moments = np.floor((np.arange(min(MOMENTS, steps)) + 0.5) * steps / max(min(MOMENTS, steps), 1))[:, None]
     contexts = np.where((start <= moments) & (moments < start + lengths - 1), prompts + moments - start + 1, 0)
@@ -129,13 +132,13 @@ def workload_seconds(
 ) -> Seconds:
     """Seconds of all samples of a workload, decoded in `slots` slots; `cap` is the most tokens a sample may get.
 
-    The contexts of the batch are looked at in MOMENTS steps; compilation and loading are left out.
+    The contexts of the batch are those of MOMENTS steps; compilation and loading are left out.
     """
     page_size = policy.page_size
     prefill = prefill_seconds(
         config, hardware, prompt_tokens=work.prompts, page_size=page_size, chips=chips, weight_bytes=weight_bytes
     )
-    contexts, steps, starts = decoded(work, slots)
+    contexts, steps, starts = simulate_decode(work, slots)
     starting = float(np.sum(prefill)) + hardware.start_seconds * (starts - len(work.prompts))
     if not steps:
         return Seconds(starting, 0.0, 0)

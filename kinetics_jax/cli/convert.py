@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from kinetics_jax.checkpoints.resolve import resolve
-from kinetics_jax.cli.terminal import tensor_bar
-
-if TYPE_CHECKING:
-    pass
 from kinetics_jax.cli.arguments import Positional
+from kinetics_jax.cli.terminal import tensor_bar
 
 
 def convert(
@@ -27,10 +24,10 @@ def convert(
     Args:
         source: Built-in name, Hugging Face or Orbax directory, GGUF file, or hub id.
         target: A new directory.
-        to: The layout written; by default the other one.
-        dtype: float32, bfloat16 or float16; by default every weight keeps its own (quantised ones: float32).
+        to: Layout to write; default: the other one.
+        dtype: float32, bfloat16 or float16; default: every weight keeps its own (quantised ones: float32).
     """
-    resolve(source)  # a wrong name is told before jax is imported
+    resolve(source)  # refuses a wrong name before jax is imported
     from kinetics_jax.checkpoints.convert import convert as convert_checkpoint
 
     with tensor_bar(f"convert {source}") as on_tensor:

@@ -1,4 +1,4 @@
-"""`kinetics cost`: what a configuration costs, part by part, how long it takes on which chip, and what fits there."""
+"""`kinetics cost`: what a configuration costs, part by part, how long it takes on each chip, and what fits there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tyro
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.cli.arguments import config_of
-from kinetics_jax.errors import UserError
+from kinetics_jax.cli.arguments import AttentionArg, JsonArg, config_of
+from kinetics_jax.cli.checks import require, require_between
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kinetics_jax.costs.hardware import Hardware
 
 Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
-BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
-MOST_CHIPS = 1024
+DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
+MAX_CHIPS = 1024
 
 
 def cost(
@@ -31,9 +31,7 @@ def cost(
     output: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS")],
     prompt: int = 256,
     trials: int = 1,
-    attention: Annotated[
-        str, tyro.conf.arg(metavar="POLICY", help="dense, or block_topk:budget=1024,page_size=16 (see the README).")
-    ] = "dense",
+    attention: AttentionArg = "dense",
     convention: str = "traffic",
     hardware: str | None = None,
     intensity: float | None = None,
@@ -44,7 +42,7 @@ def cost(
     weight_dtype: Dtype = "bfloat16",
     compute_dtype: str | None = None,
     price: float | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
 
@@ -52,38 +50,36 @@ def cost(
         output: Tokens of a sample; several stand for equally likely lengths, and the cost is the expected one.
         prompt: Tokens of the prompt.
         trials: Samples of the prompt.
-        convention: How costs are counted: traffic, paper or upstream (docs/economics.md).
-        hardware: Chip, or a .json profile; by default h100 prices the reads, and seconds are of all known chips.
+        convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
+        hardware: Chip, or a .json profile; default: h100 prices the reads, and seconds are given for all known chips.
         intensity: FLOP per byte that prices the reads, instead of a chip's.
-        batch: Sequences that decode side by side and share the reads of the weights; by default those are left out.
+        batch: Sequences that decode side by side and share the reads of the weights; default: those are left out.
         chips: Chips that the model is split over (tensor parallel; communication is not counted).
         shared_prompt: Trials read the prompt's KV once for all.
         kv_dtype: Type of the KV cache.
         weight_dtype: Type of the weights.
-        compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; by default bfloat16.
-        price: Price of a chip-hour, with --hardware.
+        compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; default: bfloat16.
+        price: Price of a chip-hour, in any currency; needs --hardware.
         as_json: Print JSON; amounts in units of 1e12.
     """
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
     from kinetics_jax.costs.hardware import HARDWARE
     from kinetics_jax.costs.hardware import hardware as hardware_named
 
-    if not output:
-        raise UserError("--output needs a number of tokens")
-    if not 1 <= chips <= MOST_CHIPS:
-        raise UserError(f"--chips must be at least 1 and at most {MOST_CHIPS}, got {chips}")
-    if price is not None and hardware is None:
-        raise UserError("--price is of a chip: give --hardware too")
-    if hardware is not None and intensity is not None:
-        raise UserError("give --hardware or --intensity, not both: the hardware has an intensity of its own")
-    if compute_dtype is not None and intensity is not None:
-        raise UserError("--compute-dtype picks a chip's peak; --intensity has none")
+    require(output != (), "--output needs a number of tokens")
+    require_between("--chips", chips, 1, MAX_CHIPS)
+    require(price is None or hardware is not None, "--price needs --hardware")
+    require(
+        hardware is None or intensity is None,
+        "give --hardware or --intensity, not both: the hardware has an intensity of its own",
+    )
+    require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
     policy, config = parse_policy(attention), config_of(model)
 
     def chip(named: str) -> Hardware:
-        found = hardware_named(named)
-        found = found if compute_dtype is None else found.at(compute_dtype)
-        return found if price is None else dataclasses.replace(found, price_per_hour=price)
+        profile = hardware_named(named)
+        profile = profile if compute_dtype is None else profile.at(compute_dtype)
+        return profile if price is None else dataclasses.replace(profile, price_per_hour=price)
 
     def priced(**by: Any) -> Cost:
         lengths = {"output_tokens": output[0]} if len(output) == 1 else {"output_lengths": output}
@@ -94,8 +90,8 @@ def cost(
             trials=trials,
             attention=policy,
             convention=convention,
-            kv_bytes=BYTES[kv_dtype],
-            weight_bytes=BYTES[weight_dtype],
+            kv_bytes=DTYPE_BYTES[kv_dtype],
+            weight_bytes=DTYPE_BYTES[weight_dtype],
             batch=batch,
             shared_prompt=shared_prompt,
             **lengths,
@@ -106,7 +102,7 @@ def cost(
     total = priced(hardware=priced_on, intensity=intensity)
     known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
     rows = [
-        _on(
+        _chip_row(
             each,
             priced(hardware=each).per_chip(config, chips),
             config,
@@ -114,8 +110,8 @@ def cost(
             chips=chips,
             tokens=max(1, prompt + max(output)),
             shared_tokens=prompt if shared_prompt and max(output) > 0 else 0,
-            kv_bytes=BYTES[kv_dtype],
-            weight_bytes=BYTES[weight_dtype],
+            kv_bytes=DTYPE_BYTES[kv_dtype],
+            weight_bytes=DTYPE_BYTES[weight_dtype],
         )
         for each in known
     ]
@@ -146,7 +142,7 @@ def _has_peak(name: str, dtype: str | None) -> bool:
     return dtype is None or dtype in HARDWARE[name].peaks
 
 
-def _on(
+def _chip_row(
     chip: Hardware, cost: Cost, config: ModelConfig, policy: AttentionPolicy, *, tokens: int, **options: Any
 ) -> dict:
     """A row of the hardware table: one chip's seconds and room."""
@@ -164,7 +160,7 @@ def _on(
         "fits": room.sequences,
         "weights_gb_per_chip": room.weights / 1e9,
         "sequence_gb_per_chip": room.sequence / 1e9,
-        "least_chips": least_chips(config, chip, tokens=tokens, attention=policy, most=MOST_CHIPS, **options),
+        "least_chips": least_chips(config, chip, tokens=tokens, attention=policy, most=MAX_CHIPS, **options),
     }
 
 

@@ -1,121 +1,13 @@
-"""The demo: the built-in models over a grid of policies, from sampling to the report."""
+"""`kinetics demo`: everything on the built-in models, from sampling to the report."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
-from kinetics_jax.assets import builtin_models
-from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.block_topk import BlockTopK
-from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.random_blocks import RandomBlocks
-from kinetics_jax.attention.policies.registry import slug
-from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.cli.arguments import CompileCacheArg, JsonArg
+from kinetics_jax.cli.demo_grid import run_demo
 from kinetics_jax.cli.terminal import print_table, sample_bar
-from kinetics_jax.settings import Sampling
-from kinetics_jax.tasks.problems import load_problems
-
-if TYPE_CHECKING:
-    pass
-from kinetics_jax.cli.arguments import CompileCacheArg
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from kinetics_jax.runs.best_of_n import Progress
-
-Bar = Callable[[str], contextlib.AbstractContextManager[Callable[["Progress"], None]]]
-
-PAGE_SIZE = 2  # the built-in task's statements are single tokens in random order: larger pages mix unrelated ones
-MAX_TOKENS = 72  # the longest solution has 67
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """What the demo runs: which of the built-in models, token budgets, problems, and samples of each.
-
-    `rivals`: budgets that the last model is also given for other choices of what to attend to.
-    """
-
-    models: list[str]
-    budgets: tuple[int, ...]
-    problems: int
-    samples: int
-    rivals: tuple[int, ...] = ()
-
-    def policies(self, model: str) -> list[AttentionPolicy]:
-        """Dense, then block top-k by falling budget, then its rivals: a window, and pages drawn by lot.
-
-        All in every layer. The oracle is left out: no convention charges for finding its tokens.
-        """
-        found: list[AttentionPolicy] = [Dense()]
-        found += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.budgets]
-        if model == self.models[-1]:
-            found += [SlidingWindow(budget=budget, dense_layers=()) for budget in self.rivals]
-            found += [RandomBlocks(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.rivals]
-        return found
-
-
-def demo_grid(*, quick: bool) -> Grid:
-    """The full grid, or one that ends within a minute or so."""
-    models = builtin_models()
-    if quick:
-        return Grid([models[0], models[-1]], budgets=(64, 32), problems=32, samples=4)
-    return Grid(models, budgets=(96, 64, 32, 16), problems=96, samples=8, rivals=(96, 64))
-
-
-def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
-    """Samples the grid into `out/<model>-<policy>`, writes frontier.csv, length.csv, budget.csv, their figures and
-    report.html.
-
-    Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
-    """
-    from kinetics_jax.files import write_whole
-    from kinetics_jax.language_model import load
-    from kinetics_jax.report.figure_style import save
-    from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
-    from kinetics_jax.report.report import tables_of, write_report
-    from kinetics_jax.runs.best_of_n import best_of_n
-    from kinetics_jax.settings import EngineSettings
-
-    grid = demo_grid(quick=quick)
-    problems = load_problems("builtin", limit=grid.problems)
-    sampling = Sampling(temperature=1.0, max_tokens=MAX_TOKENS, seed=seed)
-    command = f"kinetics demo{' --quick' if quick else ''} --seed {seed}"
-    runs: list[Any] = []
-    for model in grid.models:
-        lm = load(model)
-        for policy in grid.policies(model):
-            with bar(f"{model} {policy}") as on_progress:
-                run = best_of_n(
-                    lm,
-                    problems,
-                    task="builtin",
-                    n=grid.samples,
-                    policy=policy,
-                    sampling=sampling,
-                    out=out / f"{model}-{slug(policy)}",
-                    settings=EngineSettings(slots=64),
-                    command=command,
-                    on_progress=on_progress,
-                )
-            runs.append(run)
-    tables = tables_of(runs, hardware="h100")
-    for name, table in vars(tables).items():
-        write_whole(out / f"{name}.csv", table.to_csv(index=False))
-    save(frontier_figure(tables.frontier), out / "frontier.png")
-    save(pass_at_k_figure(tables.frontier), out / "pass_at_k.png")
-    save(length_figure(tables.length), out / "length.png")
-    save(budget_figure(tables.budget), out / "budget.png")
-    write_report(out / "report.html", runs, tables, title="kinetics demo", command=command)
-    return tables.frontier
 
 
 def demo(
@@ -124,17 +16,16 @@ def demo(
     quick: bool = False,
     seed: int = 0,
     compile_cache: CompileCacheArg = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
     """Everything on the built-in models: sample densely and sparsely, grade, cost, frontier, report.html.
 
     Args:
         out: Folder for the runs, frontier.csv, the figures and report.html; an interrupted demo continues there.
-        quick: A smaller grid.
+        quick: Run a smaller grid, in about a minute.
         seed: Another seed draws other samples.
         as_json: Print the frontier as JSON.
     """
-    from kinetics_jax.cli.demo import run_demo
     from kinetics_jax.compile_cache import use_compile_cache
 
     use_compile_cache(compile_cache)

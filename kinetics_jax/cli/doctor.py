@@ -1,4 +1,4 @@
-"""`kinetics doctor`: what is here, which backend each op uses and why; for a model, its memory plan on any device."""
+"""`kinetics doctor`: this machine, which backend each op uses and why; for a model, its memory plan on any device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.errors import UserError
+from kinetics_jax.cli.arguments import POLICY_HELP, JsonArg, config_of
+from kinetics_jax.cli.checks import require
 
 CONTEXT = 32_768
 
@@ -18,32 +19,33 @@ def doctor(
     *,
     model: Annotated[
         str | None,
-        tyro.conf.arg(metavar="MODEL", help="Plan the memory of this one: as `kinetics cost` takes it. With --device."),
+        tyro.conf.arg(
+            metavar="MODEL", help="Plan the memory of this model, named as for `kinetics cost`; needs --device."
+        ),
     ] = None,
     device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     chips: int | None = None,
     context: int | None = None,
     batch: int | None = None,
-    attention: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None,
+    attention: Annotated[str | None, tyro.conf.arg(metavar="POLICY", help=POLICY_HELP)] = None,
     page_size: int | None = None,
     dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
     """Devices, versions, built-in models, and which backend each op uses and why. With --model, a memory plan: the
-    engine's programs compiled for a device that need not be here, what they take of it, and what fits.
+    engine's programs compiled for a device that this machine need not have, their memory there, and what fits.
 
     Args:
-        device: The plan's device: a100, h100, h200, v5e, v5p or v6e.
-        chips: 1, 2, 4 or 8 of them, tensor parallel (default 1).
-        context: Most tokens of a sequence, prompt and output (default 32768).
-        batch: Sequences that decode side by side; by default as many as fit.
-        attention: dense (the default), or block_topk:budget=1024,page_size=64 (see the README).
+        device: Device of the memory plan: a100, h100, h200, v5e, v5p or v6e.
+        chips: 1, 2, 4 or 8 devices, tensor parallel; default: 1.
+        context: Tokens of a sequence at most, prompt and output; default: 32768.
+        batch: Sequences that decode side by side; default: as many as fit.
         page_size: Tokens of a page, instead of the policy's own, at the same budget.
-        dtype: Of weights and KV cache (default bfloat16).
+        dtype: Type of weights and KV cache; default: bfloat16.
         as_json: Print JSON.
     """
     if model is not None:
-        _plan(
+        _print_plan(
             model,
             device,
             as_json,
@@ -57,35 +59,33 @@ def doctor(
         return
     given = {"device": device, "chips": chips, "context": context, "batch": batch}
     given |= {"attention": attention, "page-size": page_size, "dtype": dtype}
-    if names := [name for name, value in given.items() if value is not None]:
-        raise UserError(f"--{names[0]} is of a memory plan: give --model too")
-    _here(as_json)
+    for name, value in given.items():
+        require(value is None, f"--{name} is only for memory plans; add --model")
+    _print_machine(as_json)
 
 
-def _plan(
+def _print_plan(
     model: str, device: str | None, as_json: bool, *, attention: str, page_size: int | None, **asked: Any
 ) -> None:
     from tqdm import tqdm
 
-    from kinetics_jax.cli.arguments import config_of
     from kinetics_jax.devices.memory_plan import DEVICES, PROGRAMS, memory_plan
 
-    if device is None:
-        raise UserError(f"--model asks for a memory plan: give --device too, one of {', '.join(DEVICES)}")
+    require(device is not None, f"--model asks for a memory plan; add --device, one of {', '.join(DEVICES)}")
     config, policy = config_of(model), parse_policy(attention)
     if page_size is not None:
         policy = policy.with_page_size(page_size)
     with tqdm(total=len(PROGRAMS), desc=f"compile for {device}", unit="program", leave=False, delay=1) as bar:
-        plan = memory_plan(config, device, attention=policy, on_program=lambda program: bar.update(), **asked)
+        plan = memory_plan(config, str(device), attention=policy, on_program=lambda program: bar.update(), **asked)
     for text in plan["warnings"]:
         warnings.warn(text, stacklevel=2)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:
-        _print(plan)
+        _print_plan_tables(plan)
 
 
-def _print(plan: dict[str, Any]) -> None:
+def _print_plan_tables(plan: dict[str, Any]) -> None:
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
@@ -106,10 +106,14 @@ def _print(plan: dict[str, Any]) -> None:
         "code": "code_bytes",
         "at once": "peak_bytes",
     }
-    table = [{"": label, **{name: f"{plan[name][of] / 1e6:,.1f}" for name in PROGRAMS}} for label, of in rows.items()]
+    table = [
+        {"": label, **{name: f"{plan[name][field] / 1e6:,.1f}" for name in PROGRAMS}} for label, field in rows.items()
+    ]
     table.append({"": "temporary / cache", **{name: f"{plan[name]['temp_share']:.2%}" for name in PROGRAMS}})
     seconds = {"seconds to compile": "compile_seconds", "expected seconds": "expected_seconds"}
-    table += [{"": label, **{name: f"{plan[name][of]:.4g}" for name in PROGRAMS}} for label, of in seconds.items()]
+    table += [
+        {"": label, **{name: f"{plan[name][field]:.4g}" for name in PROGRAMS}} for label, field in seconds.items()
+    ]
     print_table(pd.DataFrame(table), False)
     step = plan["decode"]["expected_seconds"]
     print(
@@ -123,7 +127,7 @@ def _print(plan: dict[str, Any]) -> None:
     )
 
 
-def _here(as_json: bool) -> None:
+def _print_machine(as_json: bool) -> None:
     import importlib.metadata
 
     import jax
@@ -132,7 +136,7 @@ def _here(as_json: bool) -> None:
 
     from kinetics_jax.assets import builtin_models
 
-    found = {
+    machine = {
         "versions": {
             name: importlib.metadata.version(name) for name in ("kinetics_jax", "jax", "flax", "numpy", "tokenizers")
         },
@@ -147,10 +151,10 @@ def _here(as_json: bool) -> None:
         },
     }
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(machine, indent=1))
         return
-    ops = found.pop("ops")
-    for section, content in found.items():
+    ops = machine.pop("ops")
+    for section, content in machine.items():
         print(section)
         for entry in content.items() if isinstance(content, dict) else content:
             print("  " + (entry if isinstance(entry, str) else " ".join(entry)))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from kinetics_jax.cli.arguments import JsonArg, Positional
+from kinetics_jax.cli.checks import require, require_ending
 from kinetics_jax.cli.terminal import command_line, count_bar, print_table
-from kinetics_jax.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from kinetics_jax.analysis.samples import RunData
 
 FIGURE_KINDS = (".png", ".pdf", ".svg")
-LIMITS = 24  # cost limits of an allocation, unless they are given
+DEFAULT_LIMITS = 24  # cost limits of an allocation
 Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 
 
 def frontier(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    runs: Positional[tuple[Path, ...]],
     *,
     hardware: str = "h100",
     convention: str = "traffic",
@@ -42,55 +43,53 @@ def frontier(
     csv: Path | None = None,
     figure: Path | None = None,
     report: Path | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
     """Accuracy against cost over (model, attention, N) of one or several runs.
 
     With --allocate, instead, what every cost per problem can buy: the paper's Algorithm 1 (best-of-n: N, at the longest
     cap) or 2 (long-cot: the cap, at N = 1), with the best configuration of each problem and with one for all. Or
-    (adaptive) what is saved by sampling each problem until it is solved, in waves, beside N samples for all.
+    (adaptive) what is saved by sampling each problem until it is solved, in waves, against N samples for all.
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them.
         hardware: Chip, or a .json profile, whose FLOP/byte ratio prices memory traffic.
-        convention: How costs are counted: traffic, paper or upstream.
-        trials: Numbers of samples N; by default powers of two.
-        caps: Most tokens of a sample, several; by default the runs' own.
+        convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
+        trials: Numbers of samples N; default: powers of two.
+        caps: Tokens of a sample at most, one or more caps; default: the runs' own.
         shared_prompt: Trials of a problem read its prompt's KV once for all.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
         law: What counts as cost when choosing: eFLOPs, FLOPs (arithmetic alone), or the larger of arithmetic and reads.
         honest: Choose on one half of the samples and score on the other (with --allocate).
         splits: Random halvings with --honest.
-        limits: Cost per problem, Tera, several (with --allocate); by default 24 over the range of costs.
-        wave: Samples side by side (with --allocate adaptive).
-        probe: Give a problem up after so many samples without success (with --allocate adaptive).
-        model: The model of files that name none, a published Qwen3 name for a cost.
+        limits: Cost limits per problem, in Tera-eFLOPs (with --allocate); default: 24 over the range of costs.
+        wave: Samples drawn side by side (with --allocate adaptive).
+        probe: Give a problem up after N samples without success (with --allocate adaptive).
+        model: The model of files that name none; a cost needs a published Qwen3 name or --config.
         attention: The attention of files that name none.
-        config: A config.json, or its directory: the architecture of a model that is not known by name.
+        config: A config.json, or its directory: the architecture of a model without a published name.
         tokenizer: A tokenizer.json that counts the tokens of the published traces.
-        csv: Write the table here.
-        figure: Write the figure here (.png, .pdf, .svg).
-        report: Write the whole report here (.html; run folders only).
+        csv: Write the table to this file.
+        figure: Write the figure to this file (.png, .pdf, .svg).
+        report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
-    from kinetics_jax.analysis.frontier import frontier as frontier_table
+    from kinetics_jax.analysis.frontier import cost_frontier
     from kinetics_jax.files import write_whole
 
-    if not runs:
-        raise UserError("frontier: name at least one run folder")
-    if figure and figure.suffix not in FIGURE_KINDS:
-        raise UserError(f"{figure}: the figure must end in {', '.join(FIGURE_KINDS)}")
-    if report and report.suffix != ".html":
-        raise UserError(f"{report}: the report must end in .html")
-    _refuse_together(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
-    if report and allocate != "none":
-        raise UserError("--report shows every configuration; with --allocate take --csv, --figure or --json")
-    if figure and allocate == "adaptive":
-        raise UserError("--allocate adaptive draws no figure; take --csv or --json")
-    if report and (caps or shared_prompt or model or attention or config):
-        raise UserError(
-            "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config"
-        )
+    require(runs != (), "frontier: name at least one run folder")
+    require_ending(figure, "the figure", *FIGURE_KINDS)
+    require_ending(report, "the report", ".html")
+    _check_allocation(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
+    require(
+        not report or allocate == "none",
+        "--report shows every configuration; with --allocate take --csv, --figure or --json",
+    )
+    require(not figure or allocate != "adaptive", "--allocate adaptive draws no figure; take --csv or --json")
+    require(
+        not report or not (caps or shared_prompt or model or attention or config),
+        "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config",
+    )
     options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
     if report:
         table = _report(report, runs, options)
@@ -98,7 +97,7 @@ def frontier(
         data = _read(runs, model, attention, config, tokenizer)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
         if allocate == "none":
-            table = frontier_table(data, **options)
+            table = cost_frontier(data, **options)
         elif allocate == "adaptive":
             table = _adaptive(data, wave=wave, probe=probe, options=options)
         else:
@@ -108,23 +107,31 @@ def frontier(
     if csv:
         write_whole(csv, table.to_csv(index=False))
     if figure:
-        from kinetics_jax.report.figure_style import save
+        from kinetics_jax.report.figure_style import save_figure
         from kinetics_jax.report.figures import allocation_figure, frontier_figure
 
-        save((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
+        save_figure((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
     print_table(table, as_json)
 
 
-def _refuse_together(allocate: Allocate, **given: Any) -> None:
-    """Flags that mean nothing beside one another."""
-    if allocate in ("none", "adaptive") and (given["honest"] or given["limits"] or given["law"] != "eFLOPs"):
-        raise UserError("--honest, --limits and --law go with --allocate best-of-n or long-cot")
-    if allocate != "adaptive" and (given["wave"] != 1 or given["probe"] is not None):
-        raise UserError("--wave and --probe go with --allocate adaptive")
-    if allocate in ("best-of-n", "adaptive") and given["caps"]:
-        raise UserError(f"--allocate {allocate} is about N, not a length; --caps goes with --allocate long-cot")
-    if allocate == "long-cot" and given["trials"]:
-        raise UserError("--allocate long-cot chooses a length at N = 1; --trials goes with --allocate best-of-n")
+def _check_allocation(allocate: Allocate, **given: Any) -> None:
+    """Raises UserError for flags that have no meaning with this --allocate."""
+    require(
+        allocate in ("best-of-n", "long-cot") or not (given["honest"] or given["limits"] or given["law"] != "eFLOPs"),
+        "--honest, --limits and --law go with --allocate best-of-n or long-cot",
+    )
+    require(
+        allocate == "adaptive" or (given["wave"] == 1 and given["probe"] is None),
+        "--wave and --probe go with --allocate adaptive",
+    )
+    require(
+        allocate not in ("best-of-n", "adaptive") or not given["caps"],
+        f"--allocate {allocate} is about N, not a length; --caps goes with --allocate long-cot",
+    )
+    require(
+        allocate != "long-cot" or not given["trials"],
+        "--allocate long-cot chooses a length at N = 1; --trials goes with --allocate best-of-n",
+    )
 
 
 def _read(
@@ -138,11 +145,11 @@ def _read(
 
 
 def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.DataFrame:
-    from kinetics_jax.report.report import tables_of, write_report
+    from kinetics_jax.report.report import report_tables, write_report
     from kinetics_jax.runs.folder import read_run
 
     read = [read_run(run) for run in runs]
-    tables = tables_of(read, **options)
+    tables = report_tables(read, **options)
     write_report(path, read, tables, title="Accuracy against cost", command=command_line())
     return tables.frontier
 
@@ -156,7 +163,7 @@ def _allocated(
     limits: tuple[float, ...],
     options: dict[str, Any],
 ) -> pd.DataFrame:
-    """Both choices' tables, one below the other; on samples unseen when `splits` says how often they are halved."""
+    """The tables of both choices, one below the other; on unseen samples if `splits` says how often to halve them."""
     import pandas as pd
 
     from kinetics_jax.analysis.allocation import (
@@ -166,7 +173,8 @@ def _allocated(
         cost_limits,
         honest_allocation,
     )
-    from kinetics_jax.analysis.grid import default_caps, grid
+    from kinetics_jax.analysis.defaults import default_caps
+    from kinetics_jax.analysis.grid import grid
     from kinetics_jax.analysis.samples import pooled
 
     pools = pooled(runs)
@@ -174,7 +182,7 @@ def _allocated(
         options["trials"] = [1]
         options["caps"] = options["caps"] or default_caps(pools)
     cells = grid(pools, **options)
-    allowed = limits or cost_limits(cells, LIMITS, law=law)
+    allowed = limits or cost_limits(cells, DEFAULT_LIMITS, law=law)
     if splits is not None:
         with count_bar("honest", "halving") as on_progress:
             table = honest_allocation(pools, allowed, law=law, splits=splits, on_progress=on_progress, **options)
@@ -193,5 +201,5 @@ def _adaptive(runs: list[RunData], *, wave: int, probe: int | None, options: dic
     from kinetics_jax.analysis.adaptive import replay_table
     from kinetics_jax.analysis.samples import pooled
 
-    del options["caps"]  # refused beside it
+    del options["caps"]  # --caps is refused with --allocate adaptive
     return replay_table(pooled(runs), wave=wave, probe=probe, **options)

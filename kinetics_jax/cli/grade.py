@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
+from kinetics_jax.cli.arguments import JsonArg, Positional
+from kinetics_jax.cli.checks import require
+from kinetics_jax.cli.run_summary import run_summary
 from kinetics_jax.cli.terminal import count_bar, print_table, sample_bar
-from kinetics_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from kinetics_jax.runs.folder import Run
 
 
 def grade(
-    run: tyro.conf.Positional[Path],
+    run: Positional[Path],
     *,
     caps: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="TOKENS …")] = None,
     tokenizer: Path | None = None,
     workers: int | None = None,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
-    """Grades the stored samples of a run folder again; the old grades stand until all new ones are there.
+    """Grades the stored samples of a run folder again; the old grades are replaced once all new ones are made.
 
-    With --caps, instead, as if every sample had been cut after so many tokens (Long-CoT): accuracy and mean tokens for
-    each cap. The grades stay beside the run, the same command goes on where it was stopped, and `kinetics frontier`
-    takes them up.
+    With --caps, instead, as if every sample had been cut after that many tokens (Long-CoT): accuracy and mean tokens
+    for each cap. The grades are stored beside the run, the same command continues where it was stopped, and `kinetics
+    frontier` uses them.
 
     Args:
         run: Run folder.
-        caps: Most tokens of a sample, several: 2048 4096 8192.
-        tokenizer: The tokenizer.json of the run's model, or its directory, where its name does not tell (with --caps).
-        workers: Processes that grade side by side (with --caps); by default one a CPU.
+        caps: Tokens of a sample at most, one or more caps: 2048 4096 8192.
+        tokenizer: The tokenizer.json of the run's model, or its directory, if its name is not enough (with --caps).
+        workers: Grading processes (with --caps); default: one per CPU.
         as_json: Print the changed grades, or the table, as JSON.
     """
+    require(
+        caps is None or (caps != () and min(caps) >= 1),
+        f"--caps takes whole numbers of tokens, 1 or more; got {' '.join(map(str, caps or ())) or 'none'}",
+    )
+    require(caps is not None or not (tokenizer or workers), "--tokenizer and --workers go with --caps")
     if caps is not None:
-        if not caps or min(caps) < 1:
-            raise UserError(
-                f"--caps takes whole numbers of tokens, 1 or more; got {' '.join(map(str, caps)) or 'none'}"
-            )
         _grade_cuts(run, list(caps), tokenizer, workers, as_json)
         return
-    if tokenizer or workers:
-        raise UserError("--tokenizer and --workers go with --caps")
     from kinetics_jax.runs.best_of_n import grade_again
 
     with sample_bar(f"grade {run}") as on_progress:
@@ -63,28 +61,3 @@ def _grade_cuts(path: Path, caps: list[int], tokenizer: Path | None, workers: in
     with count_bar(f"grade {path}", "sample") as on_progress:
         run = grade_cuts(path, caps, tokenizer=tokenizer, workers=workers, on_progress=on_progress)
     print_table(length_ablation([run_data(run)], caps=caps), as_json)
-
-
-def run_totals(run: Run) -> dict[str, Any]:
-    """Samples, how many have a grade and which share of those is correct (None without any), mean tokens."""
-    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
-    tokens = sum(len(record["output_tokens"]) for record in run.samples)
-    return {
-        "samples": len(run.samples),
-        "graded": len(grades),
-        "correct": sum(grades) / len(grades) if grades else None,
-        "mean_output_tokens": tokens / len(run.samples) if run.samples else None,
-    }
-
-
-def run_summary(run: Run) -> str:
-    """The same in words."""
-    totals = run_totals(run)
-    parts = [f"{totals['samples']} samples"]
-    if totals["graded"]:
-        parts.append(f"{totals['correct']:.3f} correct")
-    if ungraded := totals["samples"] - totals["graded"]:
-        parts.append(f"{ungraded} that the grader could not decide")
-    if run.samples:
-        parts.append(f"{totals['mean_output_tokens']:.1f} tokens each")
-    return ", ".join(parts)

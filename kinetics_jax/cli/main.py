@@ -1,4 +1,4 @@
-"""The `kinetics` command: what users type and read. Heavy imports wait until a command needs them."""
+"""The entry point of the `kinetics` command. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import warnings
-from typing import TYPE_CHECKING
 
 import tyro
 
@@ -22,12 +21,9 @@ from kinetics_jax.cli.plan import plan
 from kinetics_jax.cli.sample import sample
 from kinetics_jax.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 
 def main() -> None:
-    """Entry point: exit code 2 and one line for a user's mistake, 130 when interrupted."""
+    """Runs the command that was typed: exit code 2 and one line for a user's mistake, 130 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
     commands = {
         command.__name__: command
@@ -41,14 +37,14 @@ def main() -> None:
         )
     except UserError as error:
         sys.exit(_fail(str(error)))
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # whoever reads our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         name = str(error.filename or "").removesuffix(".partial")  # as the user knows it
         sys.exit(_fail(f"{name}: {error.strerror}" if name else str(error)))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # on the way out already
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print("kinetics: stopped; a run keeps what it has finished, and the same command continues it", file=sys.stderr)
         sys.exit(130)
 

@@ -7,20 +7,19 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from kinetics_jax.errors import UserError
+from kinetics_jax.cli.arguments import JsonArg, Positional
+from kinetics_jax.cli.checks import require
 
 if TYPE_CHECKING:
-    from kinetics_jax.analysis.planner import Plan
+    from kinetics_jax.analysis.planner import Advice
 
 COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "seconds", "dollars")
 
 
 def plan(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    runs: Positional[tuple[Path, ...]],
     *,
     hardware: str = "h100",
     chips: int = 1,
@@ -33,23 +32,23 @@ def plan(
     batches: tuple[int, ...] = (),
     price: float | None = None,
     seed: int = 0,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonArg = False,
 ) -> None:
     """The best model, N, length, attention and batch on a budget, from stored runs.
 
     Args:
         runs: Run folders over the same problems.
         hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
-        chips: Chips that work on every sequence together.
+        chips: Chips that share every sequence (tensor parallel; communication is not counted).
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
         target_accuracy: Find the cheapest way to this accuracy.
-        problems: How many problems are to be solved; by default as many as the runs have.
-        trials: Samples of a problem to choose from; by default powers of two.
-        caps: Most tokens of a sample to choose from; by default the runs' and half of it.
-        batches: Sequences side by side to choose from; by default powers of two that fit.
-        price: Price of a chip-hour.
-        seed: Of the bootstrap and the halvings.
+        problems: How many problems are to be solved; default: as many as the runs have.
+        trials: Numbers of samples N to choose from; default: powers of two.
+        caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
+        batches: Batches to choose from, sequences decoded side by side; default: powers of two.
+        price: Price of a chip-hour, in any currency.
+        seed: Seed of the bootstrap and the halvings.
         as_json: Print JSON.
     """
     from kinetics_jax.analysis import planner
@@ -57,14 +56,13 @@ def plan(
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.runs.folder import read_run
 
-    if not runs:
-        raise UserError("plan: name at least one run folder")
+    require(runs != (), "plan: name at least one run folder")
     budget = planner.Budget(seconds, dollars, target_accuracy)
     chip = hardware_named(hardware)
     if price is not None:
         chip = dataclasses.replace(chip, price_per_hour=price)
-    budget.limit(chip, max(chips, 1))  # an impossible budget is told before the runs are read
-    found = planner.options(
+    budget.limit(chip, max(chips, 1))  # refuses an impossible budget before the runs are read
+    options = planner.list_options(
         pooled([run_data(read_run(path)) for path in runs]),
         chip,
         chips=chips,
@@ -73,8 +71,8 @@ def plan(
         caps=caps or None,
         batches=batches or None,
     )
-    advice = planner.plan(found, budget, seed=seed)
-    for warning in found.warnings:
+    advice = planner.advise(options, budget, seed=seed)
+    for warning in options.warnings:
         print(f"kinetics: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(as_record(advice), indent=1, allow_nan=False))
@@ -82,20 +80,20 @@ def plan(
         _print(advice)
 
 
-def as_record(advice: Plan) -> dict[str, Any]:
-    """The advice for JSON; numbers that do not exist are null."""
+def as_record(advice: Advice) -> dict[str, Any]:
+    """The advice for JSON; null for infinite and missing numbers."""
 
     def row(index: int | None) -> dict[str, Any] | None:
         if index is None:
             return None
         why = {"why_not": advice.why_not[index]} if index in advice.why_not else {}
         values = advice.row(index)
-        return {name: _known(value) for name, value in values.items()} | why
+        return {name: _finite(value) for name, value in values.items()} | why
 
     return {
         "chosen": row(advice.chosen),
         "accuracy": advice.accuracy,
-        "interval": [_known(advice.low), _known(advice.high)],
+        "interval": [_finite(advice.low), _finite(advice.high)],
         "optimism": advice.optimism,
         "expected_accuracy": advice.expected_accuracy,
         "run_interval": [advice.run_low, advice.run_high],
@@ -110,11 +108,12 @@ def as_record(advice: Plan) -> dict[str, Any]:
     }
 
 
-def _known(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    """The value, None for an infinite or missing number, which JSON has not."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _print(advice: Plan) -> None:
+def _print(advice: Advice) -> None:
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
@@ -123,9 +122,10 @@ def _print(advice: Plan) -> None:
     shown = {label: index for label, index in labels.items() if index is not None}
     table = pd.DataFrame([{"": label} | _columns(advice.row(index)) for label, index in shown.items()])
     print_table(table.dropna(axis=1, how="all"), False)
-    found = advice.options
+    options = advice.options
     print(
-        f"\n{found.problems} problems on {found.chips} x {found.hardware.name}; {len(found.table)} configurations.\n"
+        f"\n{options.problems} problems on {options.chips} x {options.hardware.name}; "
+        f"{len(options.table)} configurations.\n"
         f"Accuracy {advice.accuracy:.3f}, 95 % interval {advice.low:.3f} … {advice.high:.3f} over problems, as if "
         "chosen beforehand.\n"
         f"Chosen among many on the same problems it looks {advice.optimism:.3f} too good: expect "

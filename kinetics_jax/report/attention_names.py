@@ -1,4 +1,4 @@
-"""Short names for attentions that are shown together: what they share is said once, what tells them apart is kept.
+"""Short names for attentions that are shown together: what they share is stated once, what differs is kept.
 
 Works on spellings (`block_topk:budget=64,page_size=16`), as tables hold them.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class AttentionNames:
-    """`details` by attention, largest budget first: what tells it apart from others of its kind, "budget 64"; empty
+    """`details` by attention, largest budget first: what differs from others of its kind, "budget 64"; empty
     for dense. `note`: what the attentions of each kind share, "block top-k: page size 16".
     """
 
@@ -25,13 +25,13 @@ class AttentionNames:
 
 def attention_names(attentions: Iterable[str]) -> AttentionNames:
     """Names of the attentions, each given once or more."""
-    found = sorted(dict.fromkeys(attentions), key=lambda name: -_budget(_options(name)))
+    spellings = sorted(dict.fromkeys(attentions), key=lambda name: -_budget(_options(name)))
     shared: dict[str, dict[str, str]] = {}
-    for kind in dict.fromkeys(map(kind_of, found)):
-        shared[kind] = _shared([_options(name) for name in found if kind_of(name) == kind])
+    for kind in dict.fromkeys(map(kind_of, spellings)):
+        shared[kind] = _shared([_options(name) for name in spellings if kind_of(name) == kind])
     details = {
         name: ", ".join(_words(*option) for option in _options(name).items() if option[0] not in shared[kind_of(name)])
-        for name in found
+        for name in spellings
     }
     return AttentionNames(details, _note(shared))
 
@@ -65,7 +65,7 @@ def _shared(options: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _note(shared: dict[str, dict[str, str]]) -> str:
-    """What all sparse kinds share is said once, then what each kind's members share, like kinds together."""
+    """What all sparse kinds share is stated once, then what each kind's members share, like kinds together."""
     sparse = {kind: options for kind, options in shared.items() if kind != "dense"}
     common = set.intersection(*(set(options.items()) for options in sparse.values())) if len(sparse) > 1 else set()
     kinds: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
-"""One look for every figure: a colour per model in order of size, dashes per kind of attention, a marker per budget.
+"""One style for every figure: a colour per model in order of size, dashes per kind of attention, a marker per budget.
 
-Drawn without pyplot and its global state, for light and for dark ground.
+Drawn without pyplot and its global state, for a light or a dark background.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind, then four of Tol's; brighter kin of them on dark ground.
+# Okabe and Ito's colours, distinct to the colour-blind, then four of Tol's; brighter variants on a dark background.
 LIGHT = {"ink": "#222222", "faint": "#dddddd", "envelope": "#9a9a9a", "ground": "#ffffff"}
 DARK = {"ink": "#e6e6e6", "faint": "#3a3f45", "envelope": "#8a8f96", "ground": "#16191d"}
 LIGHT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,7 +34,7 @@ ROW = 0.155  # inches of a line of the legend
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Style:
     """How a table's models and attentions are drawn.
 
     `colours` by model, smallest first. `dashes` by kind of attention. `markers` by attention (its spelling), largest
@@ -70,8 +70,8 @@ class Look:
         return "o" if kind == "dense" else MARKERS[list(self.dashes).index(kind) % len(MARKERS)]
 
 
-def look(table: pd.DataFrame, *, dark: bool) -> Look:
-    """The look of a table with the columns `model`, `parameters` and `attention`."""
+def style_for(table: pd.DataFrame, *, dark: bool) -> Style:
+    """The style of a table with the columns `model`, `parameters` and `attention`."""
     sizes = dict(zip(table["model"], table["parameters"], strict=True))
     models = sorted(sizes, key=lambda name: (sizes[name], name))
     palette = DARK_COLOURS if dark else LIGHT_COLOURS
@@ -79,7 +79,7 @@ def look(table: pd.DataFrame, *, dark: bool) -> Look:
     here = list(map(kind_of, names.details))
     kinds = dict.fromkeys((*POLICIES, *here))  # a kind has the same dashes in every figure
     ranks = {detail: i for i, detail in enumerate(dict.fromkeys(filter(None, names.details.values())))}
-    return Look(
+    return Style(
         dark=dark,
         colours={name: palette[i % len(palette)] for i, name in enumerate(models)},
         dashes={kind: DASHES[i % len(DASHES)] for i, kind in enumerate(kinds) if kind in here},
@@ -89,13 +89,13 @@ def look(table: pd.DataFrame, *, dark: bool) -> Look:
     )
 
 
-def panel(axes: Axes, style: Look) -> None:
+def panel(axes: Axes, style: Style) -> None:
     """Colours, grid and spines of one axes whose ordinate is a percentage."""
     plain(axes, style)
     axes.set_ylim(-2, 102)
 
 
-def plain(axes: Axes, style: Look) -> None:
+def plain(axes: Axes, style: Style) -> None:
     """Colours, grid and spines of one axes."""
     theme = style.theme
     axes.set_facecolor(theme["ground"])
@@ -108,18 +108,20 @@ def plain(axes: Axes, style: Look) -> None:
     axes.spines[["left", "bottom"]].set_color(theme["ink"])
 
 
-def blank(width: float, height: float, style: Look) -> Figure:
+def blank(width: float, height: float, style: Style) -> Figure:
     """An empty figure, inches; no global state refers to it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor=style.theme["ground"])
 
 
-def legend(figure: Figure, style: Look, *, markers: bool = True, models: bool = True, more: Sequence[Any] = ()) -> None:
+def legend(
+    figure: Figure, style: Style, *, markers: bool = True, models: bool = True, more: Sequence[Any] = ()
+) -> None:
     """Below the axes: models, kinds of attention, budgets, side by side, or one below the other where that is too wide.
 
     `more` handles follow the kinds. The figure grows by the legend's height. `models`: whether colours need explaining;
-    `markers`: whether they tell budgets, or kinds as `Look.kind_marker` does.
+    `markers`: whether they tell budgets, or kinds as `Style.kind_marker` does.
     """
     ink = style.theme["ink"]
     colours = [handle(lw=3, color=c, label=name.replace("$", r"\$")) for name, c in style.colours.items() if models]
@@ -176,7 +178,7 @@ def _fits(figure: Figure, columns: list[list[Any]], ink: str, note: str) -> bool
     return True
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure, its format by the ending of the name, under a temporary name and renames it.
 
     Equal figures give equal PNG files: the version that matplotlib would write into one is left out.

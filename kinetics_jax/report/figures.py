@@ -1,4 +1,4 @@
-"""Figures of the frontier and of the ablations, for light and for dark ground.
+"""Figures of the frontier and of the ablations, for a light or a dark background.
 
 All take the table they draw, `dark` and a `width` in inches (3.3 to 5 are legible), and return a matplotlib Figure that
 no global state refers to. Intervals are the table's.
@@ -15,12 +15,12 @@ from kinetics_jax.report.figure_style import (
     LIGHT_COLOURS,
     MARKERS,
     SMALL,
-    Look,
+    Style,
     blank,
     handle,
     legend,
-    look,
     panel,
+    style_for,
 )
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Accuracy against cost; `table` as made by `economics.frontier.frontier`.
+    """Accuracy against cost; `table` as made by `analysis.frontier.cost_frontier`.
 
     One point per row with its interval; what is on the frontier is joined in grey by steps: the best accuracy that a
     cost buys.
     """
-    style = look(table, dark=dark)
+    style = style_for(table, dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
     on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=["cost", "accuracy"])
@@ -54,7 +54,7 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
 
 def pass_at_k_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
     """Pass@N against N with its interval as a band, a panel per model; `table` as for `frontier_figure`."""
-    style = look(table, dark=dark)
+    style = style_for(table, dark=dark)
     figure, panels = _panels(style, width, "Samples per problem, N", "Problems solved, pass@N (%)")
     counts = sorted(set(table["N"]))
     for model, attention, rows in _lines(table, style, by="N"):
@@ -71,9 +71,9 @@ def pass_at_k_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 
 def length_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
     """Accuracy against the cap on generated tokens with its interval as a band, a panel per model.
 
-    `table` as made by `economics.ablations.length_ablation`.
+    `table` as made by `analysis.ablations.length_ablation`.
     """
-    style = look(table, dark=dark)
+    style = style_for(table, dark=dark)
     figure, panels = _panels(style, width, "Cap on generated tokens", "Right within the cap (%)")
     for i, (model, attention, rows) in enumerate(_lines(table, style, by="cap")):
         axes = panels[model]
@@ -87,9 +87,9 @@ def length_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0
 def budget_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
     """Pass@1 against the attention budget, a line per model, kind of attention and its other options; dense as a level.
 
-    `table` as made by `economics.ablations.budget_ablation`, with at least one sparse row.
+    `table` as made by `analysis.ablations.budget_ablation`, with at least one sparse row.
     """
-    style = look(table, dark=dark)
+    style = style_for(table, dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
     budgets = sorted({int(budget) for budget in table["budget"].dropna()})
@@ -118,11 +118,11 @@ def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float =
     """Accuracy that a cost limit buys, each problem with a configuration of its own or all with one, with its interval
     as a band; dotted, where the table has it, what the samples promised that the choice was made on.
 
-    `table` as made by `economics.allocation.allocation_table` with a column `choice`, or `honest_allocation`.
+    `table` as made by `analysis.allocation.allocation_table` with a column `choice`, or `honest_allocation`.
     """
     import pandas as pd
 
-    style = look(pd.DataFrame({"model": [""], "parameters": [1], "attention": ["dense"]}), dark=dark)
+    style = style_for(pd.DataFrame({"model": [""], "parameters": [1], "attention": ["dense"]}), dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
     names = {"per_problem": "Best for each problem", "for_all": "One for all problems"}
@@ -145,7 +145,7 @@ def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float =
     return figure
 
 
-def _option_markers(table: pd.DataFrame, style: Look) -> tuple[dict[tuple[str, str], str], list[Any]]:
+def _option_markers(table: pd.DataFrame, style: Style) -> tuple[dict[tuple[str, str], str], list[Any]]:
     """A marker per (kind, options), and legend entries for the kinds that come with several options."""
     groups = table.drop_duplicates(["kind", "options"])
     markers: dict[tuple[str, str], str] = {}
@@ -164,7 +164,7 @@ def _option_markers(table: pd.DataFrame, style: Look) -> tuple[dict[tuple[str, s
     return markers, entries
 
 
-def _lines(table: pd.DataFrame, style: Look, *, by: str) -> Iterator[tuple[str, str, Any]]:
+def _lines(table: pd.DataFrame, style: Style, *, by: str) -> Iterator[tuple[str, str, Any]]:
     """(model, attention, rows in ascending order of `by`), models by size, attentions as in the legend."""
     groups: dict[Any, Any] = dict(iter(table.sort_values(by=by).groupby(["model", "attention"], sort=False)))
     for model in style.colours:
@@ -173,7 +173,7 @@ def _lines(table: pd.DataFrame, style: Look, *, by: str) -> Iterator[tuple[str, 
                 yield model, attention, groups[model, attention]
 
 
-def _panels(style: Look, width: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+def _panels(style: Style, width: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
     """A panel per model, in two columns, with common axes."""
     columns = min(2, len(style.colours))
     rows = -(-len(style.colours) // columns)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
-from kinetics_jax.analysis.frontier import frontier
-from kinetics_jax.analysis.samples import run_data
+from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.files import write_whole
 from kinetics_jax.report.attention_names import attention_names
@@ -23,8 +23,6 @@ from kinetics_jax.runs.folder import Run
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-__all__ = ["Tables", "frontier_figure", "pass_at_k_figure", "pick_samples", "tables_of", "write_report"]
 
 WIDTH = 3.6  # inches; labels stay legible when a figure fills a phone
 ACCURACY = "Accuracy, % (95 % interval)"
@@ -64,8 +62,8 @@ summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What a report shows: tables as made by `economics.frontier.frontier`, `economics.ablations.length_ablation` and
-    `budget_ablation`.
+    """What a report shows: the tables of `analysis.frontier.cost_frontier`, `analysis.ablations.length_ablation` and
+    `analysis.ablations.budget_ablation`.
     """
 
     frontier: pd.DataFrame
@@ -73,7 +71,7 @@ class Tables:
     budget: pd.DataFrame
 
 
-def tables_of(
+def report_tables(
     runs: Sequence[Run],
     *,
     convention: str = "traffic",
@@ -81,21 +79,21 @@ def tables_of(
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
 ) -> Tables:
-    """The tables of run folders as read; options and errors as in `economics.frontier.frontier`."""
-    data = [run_data(run) for run in runs]
+    """The tables of run folders as read; options and errors as in `analysis.frontier.cost_frontier`."""
+    pools = pooled(map(run_data, runs))
     return Tables(
-        frontier=frontier(data, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
-        length=length_ablation(data),
-        budget=budget_ablation(data),
+        frontier=cost_frontier(pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
+        length=length_ablation(pools),
+        budget=budget_ablation(pools),
     )
 
 
 def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title: str, command: str) -> None:
     """Writes one HTML file: what was run, the frontier, pass@N, the ablations, a few samples in full, and the command.
 
-    `tables` as made by `tables_of` of the same `runs`. Of the samples a right and a wrong one of dense and of sparse
-    attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and holds
-    neither dates nor timings. It is renamed into place when whole. Raises OSError where it cannot be written.
+    `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
+    sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
+    holds neither dates nor timings. It is renamed into place when whole. Raises OSError if it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {
@@ -148,7 +146,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 
 
 def pick_samples(runs: Iterable[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
-    """One right and one wrong sample of dense attention, then of sparse attention, where there are any, with its run.
+    """One right and one wrong sample of dense attention, then of sparse attention, each with its run, if there is one.
 
     Of the first run that has one, the lowest problem and sample: the order in which samples happened to end does not
     matter.
@@ -264,7 +262,7 @@ def _accuracy(row: Mapping[Any, Any]) -> str:
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
-    """In per cent, without a place to break; empty where there is none."""
+    """In per cent, without a place to break; empty for NaN."""
     return "" if low != low else f"({100 * low:{sign}.1f}\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}{100 * high:{sign}.1f})"
 
 
@@ -317,7 +315,7 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
 
 
 def _endings(runs: Sequence[Run]) -> str:
-    """Of each run: how many samples are there, how they ended, how many the grader gave up on."""
+    """Of each run: how many samples it has, how they ended, how many the grader gave up on."""
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
     name = attention_names(run.run["policy"] for run in runs).short
     heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Ungraded")

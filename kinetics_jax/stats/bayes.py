@@ -1,29 +1,28 @@
-"""Bayesian intervals of accuracies: problems of different hardness, drawn from a Beta distribution that is unknown."""
+"""Bayesian intervals of accuracies: problems of different hardness, drawn from an unknown Beta distribution."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Num
 
-from kinetics_jax.stats.estimators import EstimateError
+from kinetics_jax.stats.estimators import Amount, EstimateError
 from kinetics_jax.stats.special import log_gamma
 
 MEANS, SPREADS = 96, 32  # cells of the grid over the population
 
 
 def bayesian_interval(
-    n: npt.ArrayLike,
-    c: npt.ArrayLike,
+    n: Num[npt.ArrayLike, " problems"],
+    c: Num[npt.ArrayLike, " problems"],
     *,
     k: npt.ArrayLike = 1,
     target: str = "population",
     confidence: float = 0.95,
     draws: int = 4000,
     seed: int = 0,
-) -> tuple[Any, Any]:
-    """Credible interval of pass@k: the middle `confidence` of the posterior, c right of n graded samples `[problems]`.
+) -> tuple[Amount, Amount]:
+    """Credible interval of pass@k: the middle `confidence` of the posterior, c right of n graded samples.
 
     The model: a problem's samples are right with a probability p of its own, and p ~ Beta(m s, (1 - m) s) over the
     problems. The prior is uniform in the mean m and in 1 / (1 + s): hardness may be all alike or all or nothing.
@@ -34,7 +33,8 @@ def bayesian_interval(
     `target`: "population" for the mean pass@k over all problems of the kind (what `cluster_bootstrap` is for),
     "problems" for the mean over just these ones, whose only chance is that of the samples. `k` is a whole number or an
     array, of fresh samples (more than n can be asked for); returns (low, high), each of k's shape. Same inputs and
-    seed, same interval. Raises EstimateError for what makes no sense.
+    seed, same interval. Raises EstimateError unless 0 <= c <= n, k >= 1 and 0 < confidence < 1,
+    and for another target.
     """
     n, c, k = np.atleast_1d(n).astype(np.float64), np.atleast_1d(c).astype(np.float64), np.asarray(k, np.float64)
     if n.ndim != 1 or n.shape != c.shape or not n.size or np.any(c < 0) or np.any(c > n):
@@ -76,7 +76,8 @@ def _population(n: np.ndarray, c: np.ndarray, draws: int, rng: np.random.Generat
     return _beta((row + rng.random(draws)) / MEANS, (column + rng.random(draws)) / SPREADS)
 
 
-def _beta(mean: Any, spread: Any) -> tuple[np.ndarray, np.ndarray]:
+def _beta(mean: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b) of the Beta with this mean and this spread, 1 / (1 + a + b)."""
     strength = 1 / np.maximum(spread, 1e-9) - 1
-    least = 1e-6  # a gamma of 0 is none
+    least = 1e-6  # log_gamma is infinite at 0
     return np.maximum(mean * strength, least), np.maximum((1 - mean) * strength, least)

@@ -9,19 +9,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float, Num
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.special import stirling_remainder, student_t_quantile
 
-FACTORS = 64  # up to so many factors pass@k is their product
-SMALLEST = 16  # the least argument of Stirling's series here
+MAX_FACTORS = 64  # pass@k is a product of at most this many factors, else Stirling's series
+MIN_STIRLING = 16  # the smallest argument of Stirling's series here
+
+Amount = Any  # a float64 for numbers, an array of them, of the broadcast shape, for arrays
 
 
 class EstimateError(UserError):
-    """An estimate that the samples at hand cannot give; the message says which and why."""
+    """Raised for an estimate that these samples cannot give; the message says which and why."""
 
 
-def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Any:
+def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Amount:
     """Probability that k of n samples, drawn without replacement, hold at least one of the c correct ones.
 
     The paper's coverage estimator, 1 - C(n-c, k) / C(n, k): unbiased for the pass rate of k fresh samples. Whole
@@ -39,7 +42,7 @@ def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Any:
     fewer, more = np.minimum(c, k), np.maximum(c, k)  # the formula is symmetric in c and k
     log_miss = np.zeros(n.shape)
     certain = more + fewer > n
-    short = (fewer <= FACTORS) & ~certain
+    short = (fewer <= MAX_FACTORS) & ~certain
     for i in range(int(np.max(fewer, where=short, initial=0))):  # the product of `fewer` factors
         counts = short & (i < fewer)
         log_miss += np.log1p(np.where(counts, -more / np.where(counts, n - i, 1.0), 0.0))
@@ -49,7 +52,7 @@ def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Any:
 
 
 def _log_miss(n: np.ndarray, c: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """log C(n-c, k) / C(n, k) for c, k > FACTORS and c + k <= n, by Stirling's series; nothing cancels.
+    """log C(n-c, k) / C(n, k) for c, k > MAX_FACTORS and c + k <= n, by Stirling's series; nothing cancels.
 
     With a = n - c, b = n - k, d = n - c - k it is log a! + log b! - log n! - log d!, and ab = nd + ck. Where d is too
     small for the series the probability is below 1e-20, and only that it is small matters.
@@ -57,13 +60,13 @@ def _log_miss(n: np.ndarray, c: np.ndarray, k: np.ndarray) -> np.ndarray:
     a, b, d = n - c, n - k, n - c - k
     ratio = np.where(d > 0, c * k / (a * b), 0.0)
     leading = k * np.log1p(-c / n) + c * np.log1p(-k / n) - d * np.log1p(-ratio)
-    d = np.maximum(d, SMALLEST)
+    d = np.maximum(d, MIN_STIRLING)
     corrections = stirling_remainder(a) + stirling_remainder(b) - stirling_remainder(n) - stirling_remainder(d)
     return leading + 0.5 * np.log1p(c * k / (n * d)) + corrections
 
 
-def average(n: npt.ArrayLike, c: npt.ArrayLike) -> float:
-    """Accuracy of a single sample: the mean over problems of c / n, with c right of n graded samples `[problems]`.
+def average(n: Num[npt.ArrayLike, " problems"], c: Num[npt.ArrayLike, " problems"]) -> float:
+    """Accuracy of a single sample: the mean over problems of c / n, with c right of n graded samples.
 
     Problems weigh alike, however many samples each has. Raises EstimateError without a problem, for one without a
     sample, and unless 0 <= c <= n.
@@ -74,8 +77,8 @@ def average(n: npt.ArrayLike, c: npt.ArrayLike) -> float:
     return float(np.mean(pass_at_k(n, c, 1)))
 
 
-def expected_max(values: npt.ArrayLike, k: int) -> float:
-    """Expected largest of k values drawn without replacement from `values [n]`; exact, by order statistics.
+def expected_max(values: Num[npt.ArrayLike, " n"], k: int) -> float:
+    """Expected largest of k values drawn without replacement from `values`; exact, by order statistics.
 
     Raises EstimateError unless 1 <= k <= n.
     """
@@ -90,16 +93,16 @@ def expected_max(values: npt.ArrayLike, k: int) -> float:
 
 
 def cluster_bootstrap(
-    values_by_problem: npt.ArrayLike,
+    values_by_problem: Num[npt.ArrayLike, "problems ..."],
     *,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
     method: str = "expanded",
-) -> tuple[Any, Any]:
+) -> tuple[Amount, Amount]:
     """Bootstrap interval of the mean over problems: whole problems are redrawn, never single samples.
 
-    `values_by_problem [problems, ...]` holds one value per problem, or several (one for every N, say). Returns `(low,
+    `values_by_problem` holds one value per problem, or several (one for every N, say). Returns `(low,
     high)`, each of the trailing shape; NaN for a single problem, which says nothing about others. The interval is for
     the mean over all problems of the kind, not for these ones alone. Same values and seed, same interval, whatever the
     order of the problems.
@@ -158,15 +161,15 @@ class Difference:
 
 
 def paired_difference(
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
+    first: Float[npt.ArrayLike, " problems"],
+    second: Float[npt.ArrayLike, " problems"],
     *,
     margin: float | None = None,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
 ) -> Difference:
-    """The mean difference of two configurations over problems, `first` and `second [problems]` in the same order.
+    """The mean difference of two configurations over problems, which both have in the same order.
 
     Values are accuracies of a problem (its pass@k, say). Problems are redrawn for both at once (`cluster_bootstrap`),
     so that hardness that they share cancels. `margin` is the loss that would not matter, positive, in units of the

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-SHIFT = 10  # Stirling's series is good from here on
+MIN_STIRLING = 10  # Stirling's series is accurate from here on
 
 
 def stirling_remainder(x: npt.ArrayLike) -> np.ndarray:
-    """log Γ(x + 1) − (x + ½) log x + x − ½ log 2π for x >= 10; float64, error below 2e-14 there."""
+    """log Γ(x + 1) − (x + ½) log x + x − ½ log 2π; float64, error below 2e-14 for x >= 10."""
     inverse = 1 / np.asarray(x, np.float64)
     square = inverse * inverse
     series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square * (1 / 1188))))
@@ -23,9 +23,9 @@ def stirling_remainder(x: npt.ArrayLike) -> np.ndarray:
 def log_gamma(x: npt.ArrayLike) -> np.ndarray:
     """log Γ(x) for x > 0; float64 of x's shape, error about 1e-14 of max(1, the result)."""
     x = np.asarray(x, np.float64)
-    product, small = np.ones_like(x), x < SHIFT
-    shifted = np.where(small, x + SHIFT, x)
-    for step in range(SHIFT):
+    product, small = np.ones_like(x), x < MIN_STIRLING
+    shifted = np.where(small, x + MIN_STIRLING, x)
+    for step in range(MIN_STIRLING):
         product *= np.where(small, x + step, 1.0)
     # Γ(y) = Γ(y + 1) / y, with Stirling's series for Γ(y + 1)
     return (shifted - 0.5) * np.log(shifted) - shifted + HALF_LOG_2PI + stirling_remainder(shifted) - np.log(product)
@@ -34,7 +34,8 @@ def log_gamma(x: npt.ArrayLike) -> np.ndarray:
 def student_t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t with `freedom` >= 1 degrees; relative error below 1e-9 for probabilities in (0, 1).
 
-    By bisection of the distribution function, which for whole degrees is a finite sum (Abramowitz and Stegun 26.7.3-4).
+    Raises ValueError outside these ranges. By bisection of the distribution function, which for whole degrees is a
+    finite sum (Abramowitz and Stegun 26.7.3-4).
     """
     if not 0 < probability < 1 or freedom < 1:
         raise ValueError(f"student_t_quantile: needs 0 < p < 1 and at least 1 degree, got {probability}, {freedom}")

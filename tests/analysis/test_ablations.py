@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.ablations import AblationError, attention_budget, budget_ablation, length_ablation
-from kinetics_jax.analysis.frontier import frontier
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import RunData, SamplesError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -64,7 +64,7 @@ def test_without_a_cap_it_is_the_frontier(data):
     grades, lengths = (rng.random(shape) < 0.5).tolist(), rng.integers(1, 101, shape).tolist()
     run = make_run(grades, lengths)
     table = length_ablation([run])
-    whole = frontier([run], trials=[1]).iloc[0]
+    whole = cost_frontier([run], trials=[1]).iloc[0]
     longest = max(map(max, lengths))
     assert len(table) == min(16, longest)
     assert np.all(np.diff(table["cap"]) > 0)
@@ -172,5 +172,5 @@ def test_other_words_for_the_same_problem_are_refused():
     dense, sparse = make_run([[True]], [[5]]), make_run([[True]], [[5]], attention=HALF)
     dense, sparse = (dataclasses.replace(run, prompts={"p0": text}) for run, text in ((dense, "a"), (sparse, "b")))
     with pytest.raises(SamplesError, match="different words"):
-        frontier([dense, sparse])
-    frontier([dense, dataclasses.replace(sparse, model="other")])  # another model has another template
+        cost_frontier([dense, sparse])
+    cost_frontier([dense, dataclasses.replace(sparse, model="other")])  # another model has another template

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from kinetics_jax.analysis.adaptive import StopRule, replay, replay_table
 from kinetics_jax.analysis.allocation import (
     allocation_table,
+    apply_choice,
     best_for_all,
     best_per_problem,
     cost_limits,
     envelope,
     honest_allocation,
-    scored,
 )
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid
@@ -132,7 +132,7 @@ def test_choosing_per_problem_is_optimistic_and_the_other_half_says_so():
 def test_scores_elsewhere_are_those_of_the_same_rows():
     one, two = small_grid([[0.0], [1.0]], [[1], [2]]), small_grid([[0.3], [0.4]], [[3], [4]])
     chosen = best_per_problem(one, [2])
-    there = scored(two, chosen.limits, chosen.choice)
+    there = apply_choice(two, chosen.limits, chosen.choice)
     assert there.accuracy.item() == 0.4
     assert there.cost.item() == 4
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.frontier import frontier, pareto
+from kinetics_jax.analysis.frontier import cost_frontier, pareto
 from kinetics_jax.analysis.samples import RunData, SamplesError, run_data
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -55,7 +55,7 @@ def make_run(grades, *, model="small", attention=Dense(), config=SMALL, first=0,
 
 def test_a_table_by_hand():
     grades = [[True, False, False, False], [True, True, False, True], [False, False, False, False]]
-    table = frontier([make_run(grades)], convention="paper", intensity=300.0)
+    table = cost_frontier([make_run(grades)], convention="paper", intensity=300.0)
     assert list(table.columns) == COLUMNS
     assert list(table["N"]) == [1, 2, 4]
     assert set(table["problems"]) == {3}
@@ -82,8 +82,8 @@ def test_a_table_by_hand():
         np.testing.assert_allclose(table["cost"][i], np.mean(cost.total))
     assert table["on_frontier"].all()
     assert table.attrs == {"convention": "paper", "hardware": None, "intensity": 300.0}
-    assert frontier([make_run(grades)]).attrs == {"convention": "traffic", "hardware": "h100", "intensity": None}
-    assert table.equals(frontier([make_run(grades)], convention="paper", intensity=300.0))
+    assert cost_frontier([make_run(grades)]).attrs == {"convention": "traffic", "hardware": "h100", "intensity": None}
+    assert table.equals(cost_frontier([make_run(grades)], convention="paper", intensity=300.0))
 
 
 def test_rows_are_marked_across_models_and_policies():
@@ -91,7 +91,7 @@ def test_rows_are_marked_across_models_and_policies():
     bad = [[False, False], [True, False]]
     sparse = BlockTopK(budget=48)
     lengths = [[900, 900], [900, 900]]
-    table = frontier(
+    table = cost_frontier(
         [
             make_run(good, model="large", config=ModelConfig.named("8B"), lengths=lengths),
             make_run(good, lengths=lengths),
@@ -111,13 +111,13 @@ def test_rows_are_marked_across_models_and_policies():
 
 def test_runs_of_one_model_and_attention_are_pooled():
     first, second = [[True, False]], [[False, False]]
-    pooled = frontier([make_run(first), make_run(second, first=2, lengths=[[300, 400]])])
-    assert pooled.equals(frontier([make_run([[True, False, False, False]])]))
-    with pytest.raises(SamplesError, match="'p0' sample 0 is there twice"):
-        frontier([make_run(first), make_run(second)])
+    pooled = cost_frontier([make_run(first), make_run(second, first=2, lengths=[[300, 400]])])
+    assert pooled.equals(cost_frontier([make_run([[True, False, False, False]])]))
+    with pytest.raises(SamplesError, match="'p0' sample 0 occurs twice"):
+        cost_frontier([make_run(first), make_run(second)])
     other = dataclasses.replace(make_run(second, first=2), prompt_tokens=[9, 9])
     with pytest.raises(SamplesError, match="50 and 9 tokens"):
-        frontier([make_run(first), other])
+        cost_frontier([make_run(first), other])
 
 
 def test_the_order_of_samples_does_not_matter():
@@ -126,68 +126,68 @@ def test_the_order_of_samples_does_not_matter():
     order = rng.permutation(35)
     fields = ("problem", "sample", "prompt_tokens", "output_tokens", "correct")
     shuffled = {field: [list(getattr(run, field))[i] for i in order] for field in fields}
-    assert frontier([run]).equals(frontier([dataclasses.replace(run, **shuffled)]))
+    assert cost_frontier([run]).equals(cost_frontier([dataclasses.replace(run, **shuffled)]))
 
 
 def test_ungraded_samples_cost_but_do_not_count():
     with pytest.warns(UserWarning, match="small dense: 1 of 6 samples have no grade") as warned:
-        table = frontier([make_run([[True, None, False], [False, True, True]])])
+        table = cost_frontier([make_run([[True, None, False], [False, True, True]])])
     assert "N ends" not in str(warned[0].message)  # at 2 with three samples as with two
     assert list(table["N"]) == [1, 2]
     assert set(table["ungraded"]) == {1}
     assert set(table["samples"]) == {6}
     np.testing.assert_allclose(table["accuracy"], [(1 / 2 + 2 / 3) / 2, 1])
-    whole = frontier([make_run([[True, True, False], [False, True, True]])])
+    whole = cost_frontier([make_run([[True, True, False], [False, True, True]])])
     np.testing.assert_allclose(table["cost"], whole["cost"][:2])
     with pytest.raises(SamplesError, match=r"'p1' has no graded sample .*; grade the run again"):
-        frontier([make_run([[True, None], [None, None]])])
+        cost_frontier([make_run([[True, None], [None, None]])])
     with pytest.warns(UserWarning, match="N ends at 1, since problem 'p0' has 1 of 4 graded"):
-        assert list(frontier([make_run([[True, None, None, None], [False, True, True, True]])])["N"]) == [1]
+        assert list(cost_frontier([make_run([[True, None, None, None], [False, True, True, True]])])["N"]) == [1]
 
 
 def test_one_problem_has_no_interval():
-    table = frontier([make_run([[True, False]])])
+    table = cost_frontier([make_run([[True, False]])])
     assert table[["low", "high"]].isna().all(axis=None)
 
 
 def test_trials_can_be_chosen():
     run = make_run([[True, False, False], [True, True, False]])
-    assert list(frontier([run], trials=[3, 1])["N"]) == [3, 1]
+    assert list(cost_frontier([run], trials=[3, 1])["N"]) == [3, 1]
     with pytest.raises(EstimateError, match="k = 1 … 4 with n = 3"):
-        frontier([run], trials=[1, 4])
+        cost_frontier([run], trials=[1, 4])
 
 
 def test_what_does_not_compare_is_refused():
     with pytest.raises(SamplesError, match="no runs"):
-        frontier([])
+        cost_frontier([])
     with pytest.raises(SamplesError, match="no samples yet"):
-        frontier([make_run([])])
+        cost_frontier([make_run([])])
     with pytest.raises(SamplesError, match="dense has 2 problems, other dense has 1"):
-        frontier([make_run([[True], [True]]), make_run([[True]], model="other")])
+        cost_frontier([make_run([[True], [True]]), make_run([[True]], model="other")])
     with pytest.raises(SamplesError, match="different lengths"):
         dataclasses.replace(make_run([[True]]), correct=[])
 
 
-def test_runs_of_several_tasks_are_told_apart():
+def test_runs_of_several_tasks_are_kept_apart():
     small = dataclasses.replace(make_run([[True]]), task="aime24")
     other = dataclasses.replace(make_run([[True], [False]], model="other"), task="gsm8k")
     with pytest.raises(SamplesError, match=r"several tasks \(aime24, gsm8k\): .*; give the runs of one task at a time"):
-        frontier([small, other])
+        cost_frontier([small, other])
     again = dataclasses.replace(make_run([[True], [False]], first=1), task="gsm8k")
     with pytest.raises(SamplesError, match="several tasks"):  # never pooled into one
-        frontier([small, again])
+        cost_frontier([small, again])
     # one set of problems by two names, say relative and absolute paths
-    assert len(frontier([small, dataclasses.replace(make_run([[True]], model="other"), task="./aime24")])) == 2
+    assert len(cost_frontier([small, dataclasses.replace(make_run([[True]], model="other"), task="./aime24")])) == 2
 
 
 def test_problems_of_one_id_must_be_one():
     mine = dataclasses.replace(make_run([[True]]), task="a", asked={"p0": ("1 + 1?", "2")})
     same = dataclasses.replace(make_run([[True]], model="other"), task="b", asked={"p0": ("1 + 1?", "2")})
-    assert len(frontier([mine, same])) == 2
+    assert len(cost_frontier([mine, same])) == 2
     other = dataclasses.replace(same, asked={"p0": ("1 + 2?", "3")})
     message = r"problem 'p0' is not the same in small dense \(task a\) and other dense \(task b\)"
     with pytest.raises(SamplesError, match=message):
-        frontier([mine, other])
+        cost_frontier([mine, other])
 
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30)
@@ -241,6 +241,6 @@ def test_runs_of_two_seeds_pool_and_of_two_temperatures_do_not():
         run = {"model": "m", "policy": "dense", "config": dataclasses.asdict(SMALL), "sampling": sampling}
         return run_data(Run(Path("run"), run, {"a": {}}, [record]))
 
-    assert list(frontier([part(0, 1.0), part(1, 1.0)])["N"]) == [1, 2]
+    assert list(cost_frontier([part(0, 1.0), part(1, 1.0)])["N"]) == [1, 2]
     with pytest.raises(SamplesError, match="differ in temperature cannot be pooled"):
-        frontier([part(0, 1.0), part(1, 0.6)])
+        cost_frontier([part(0, 1.0), part(1, 0.6)])

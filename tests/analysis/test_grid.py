@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from kinetics_jax.analysis.frontier import frontier
-from kinetics_jax.analysis.grid import default_caps, default_trials, grid, halves, longest
+from kinetics_jax.analysis.defaults import default_caps, default_trials, max_sample_tokens
+from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.grid import grid, split_in_halves
 from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -90,7 +91,7 @@ def test_grades_of_cut_texts_are_used_at_their_caps():
     cells = grid([pool], trials=[1], caps=[800, 1000, 1600])
     for row, cap in enumerate((800, 1000, 1600)):
         for column, problem in enumerate(pool.problems.values()):
-            grades = problem.grades_within(cap)[:, 0]
+            grades = problem.grades_under(cap)[:, 0]
             np.testing.assert_allclose(cells.accuracy[row, column], np.nanmean(grades))
     finished = grid(pooled([dataclasses.replace(run, caps=(), correct_within=())]), trials=[1], caps=[800])
     assert np.all(cells.accuracy[0] >= finished.accuracy[0])
@@ -100,7 +101,7 @@ def test_grades_of_cut_texts_are_used_at_their_caps():
 def test_defaults():
     pool = pooled([random_run(0, ungraded=0)])[0]
     assert default_trials(pool) == [1, 2, 4]
-    assert longest(pool) == 4096
+    assert max_sample_tokens(pool) == 4096
     cells = grid([pool])
     assert list(cells.configurations["N"]) == [1, 2, 4]
     assert set(cells.configurations["cap"]) == {4096}
@@ -110,7 +111,7 @@ def test_defaults():
     np.testing.assert_array_equal(cells.rows([2, 0]).accuracy, cells.accuracy[[2, 0]])
 
 
-def test_what_cannot_be_told_is_refused():
+def test_impossible_grids_are_refused():
     pools = pooled([random_run(0)])
     with pytest.raises(SamplesError, match="no runs"):
         grid([])
@@ -126,7 +127,7 @@ def test_what_cannot_be_told_is_refused():
 
 def test_halves_share_no_sample():
     pools = pooled([random_run(5, caps=(700,)), random_run(6, attention=BlockTopK(budget=256), caps=(700,))])
-    one, two = halves(pools, seed=1)
+    one, two = split_in_halves(pools, seed=1)
     for pool, first, second in zip(pools, one, two, strict=True):
         for name, problem in pool.problems.items():
             a, b = first.problems[name], second.problems[name]
@@ -142,23 +143,23 @@ def test_halves_share_no_sample():
             ]
             assert sorted(parts) == whole
             assert len(a.lengths) - len(b.lengths) in (0, 1)
-    again = halves(pools, seed=1)[0][0].problems["p0"]
+    again = split_in_halves(pools, seed=1)[0][0].problems["p0"]
     assert again.lengths == one[0].problems["p0"].lengths
-    assert halves(pools, seed=2)[0][0].problems["p0"].lengths != again.lengths
+    assert split_in_halves(pools, seed=2)[0][0].problems["p0"].lengths != again.lengths
     with pytest.raises(EstimateError, match="two halves need two"):
-        halves(pooled([random_run(0, counts=(1, 4), ungraded=0)]), seed=0)
+        split_in_halves(pooled([random_run(0, counts=(1, 4), ungraded=0)]), seed=0)
 
 
 def test_a_frontier_under_caps():
     run = random_run(0, ungraded=0)
-    table = frontier([run], caps=[500, 5000], trials=[1, 2])
+    table = cost_frontier([run], caps=[500, 5000], trials=[1, 2])
     assert [tuple(key) for key in table[["cap", "N"]].itertuples(index=False)] == [
         (500, 1),
         (500, 2),
         (4096, 1),
         (4096, 2),
     ]
-    whole = frontier([run], trials=[1, 2])
+    whole = cost_frontier([run], trials=[1, 2])
     assert "cap" not in whole
     np.testing.assert_allclose(table["cost"][2:], whole["cost"])
     np.testing.assert_allclose(table["low"][2:], whole["low"])
@@ -168,16 +169,16 @@ def test_a_frontier_under_caps():
 def test_halves_have_the_same_rows_though_one_lacks_the_longest_sample():
     """A plain table says no max_tokens: caps must not end at each half's own longest sample."""
     pools = pooled([dataclasses.replace(random_run(8, ungraded=0), settings={})])
-    most = longest(pools[0])
+    most = max_sample_tokens(pools[0])
     for seed in range(5):
-        one, two = (grid(half, trials=[1, 3], caps=[700, most, 2 * most]) for half in halves(pools, seed))
+        one, two = (grid(half, trials=[1, 3], caps=[700, most, 2 * most]) for half in split_in_halves(pools, seed))
         assert one.configurations.equals(two.configurations)
         assert list(one.configurations["cap"]) == [700, 700, most, most]
 
 
 def test_halves_of_samples_without_counts_or_architecture():
     run = dataclasses.replace(random_run(8, ungraded=0), config=None, output_tokens=[None] * 21, settings={})
-    one, two = halves(pooled([run]), 0)
+    one, two = split_in_halves(pooled([run]), 0)
     assert [problem.graded for problem in one[0].problems.values()] == [3, 3, 5]
     assert [problem.graded for problem in two[0].problems.values()] == [3, 3, 4]
 
@@ -201,7 +202,7 @@ def test_default_caps():
     assert caps[-1] == max(problem.longest for pool in plain for problem in pool.problems.values())
 
 
-def test_two_rules_of_grading_are_told():
+def test_two_rules_of_grading_are_warned_of():
     runs = [random_run(5, caps=(600,)), random_run(6, model="Qwen/Qwen3-8B")]
     with pytest.warns(UserWarning, match="8B dense: cut texts were not graded at 600 tokens, as those of others"):
         grid(pooled(runs), trials=[1], caps=[600])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose, options, pass_at_n, plan
-from kinetics_jax.analysis.samples import Pool, Problem
+from kinetics_jax.analysis.planner import Budget, Options, PlanError, advise, choose, list_options, pass_at_n
+from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -33,7 +33,7 @@ def pool(
     for index in range(problems):
         hard = rng.beta(4 * rate, 4 * (1 - rate))
         lengths = rng.integers(10, 60, size=8).astype(float).tolist()
-        stored[f"p{index:02d}"] = Problem(20.0, lengths, [bool(x) for x in rng.random(8) < hard])
+        stored[f"p{index:02d}"] = ProblemSamples(20.0, lengths, [bool(x) for x in rng.random(8) < hard])
     return Pool(config.name, attention, config, {"dtype": "float32", "max_tokens": 64}, stored)
 
 
@@ -42,7 +42,7 @@ POOLS = [
     pool(SMALL, 0.35, seed=2, attention=BlockTopK(budget=32, page_size=8, dense_layers=())),
     pool(LARGE, 0.7, seed=3),
 ]
-FOUND = options(POOLS, CHIP)
+FOUND = list_options(POOLS, CHIP)
 
 
 def test_options_hold_every_configuration_and_its_unbiased_accuracy():
@@ -66,19 +66,19 @@ def test_options_hold_every_configuration_and_its_unbiased_accuracy():
 @pytest.mark.parametrize("quantile", [0.0, 0.1, 0.4, 0.8, 1.0])
 def test_budget_is_spent_as_brute_force_spends_it(quantile: float):
     limit = float(np.quantile(FOUND.table["seconds"], quantile))
-    advice = plan(FOUND, Budget(seconds=limit))
+    advice = advise(FOUND, Budget(seconds=limit))
     within = [row for _, row in FOUND.table.iterrows() if row["seconds"] <= limit]
     best = max(row["accuracy"] for row in within)
     quickest = min(row["seconds"] for row in within if row["accuracy"] == best)
     chosen = advice.row(advice.chosen)
     assert (chosen["accuracy"], chosen["seconds"]) == (best, quickest)
-    by_dollars = plan(FOUND, Budget(dollars=limit * 1e-3 * (1 + 1e-12)))
+    by_dollars = advise(FOUND, Budget(dollars=limit * 1e-3 * (1 + 1e-12)))
     assert by_dollars.chosen == advice.chosen
 
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.85])
 def test_target_is_reached_by_the_cheapest(target: float):
-    advice = plan(FOUND, Budget(target_accuracy=target))
+    advice = advise(FOUND, Budget(target_accuracy=target))
     cheapest = min(row["seconds"] for _, row in FOUND.table.iterrows() if row["accuracy"] >= target)
     assert advice.row(advice.chosen)["seconds"] == cheapest
     assert advice.accuracy >= target
@@ -111,11 +111,11 @@ def test_advice_is_on_the_frontier_of_all_options(seed, quantile):
     seconds[0] = 1.0
     solved = rng.integers(0, 5, size=(24, 6)) / 4
     table = FOUND.table.iloc[:24].assign(seconds=seconds, accuracy=solved.mean(axis=1).round(12), fits=1, batch=1)
-    found = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
+    options = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
     limit = float(np.quantile(seconds[np.isfinite(seconds)], quantile))
-    advice = plan(found, Budget(seconds=limit))
+    advice = advise(options, Budget(seconds=limit))
     chosen = advice.row(advice.chosen)
-    others = found.table
+    others = options.table
     no_worse = (others["accuracy"] >= chosen["accuracy"]) & (others["seconds"] <= chosen["seconds"])
     better = (others["accuracy"] > chosen["accuracy"]) | (others["seconds"] < chosen["seconds"])
     assert not (no_worse & better).any()
@@ -135,55 +135,55 @@ def test_advice_is_on_the_frontier_of_all_options(seed, quantile):
 def test_refusals_name_the_least_that_does():
     least = FOUND.table["seconds"].min()
     with pytest.raises(PlanError, match=r"the cheapest, small .* takes"):
-        plan(FOUND, Budget(seconds=least / 2))
+        advise(FOUND, Budget(seconds=least / 2))
     best = FOUND.table.loc[FOUND.table["accuracy"].idxmax()]
     assert best["accuracy"] < 1
     with pytest.raises(PlanError, match=rf"nothing reaches an accuracy of 1\.0; the best is {best['model']}"):
-        plan(FOUND, Budget(target_accuracy=1.0))
+        advise(FOUND, Budget(target_accuracy=1.0))
     with pytest.raises(PlanError, match=r"nothing that reaches 0\.8 fits"):
-        plan(FOUND, Budget(seconds=least, target_accuracy=0.8))
-    cramped = options(POOLS, Hardware("cramped", 1e9, 1e8, 1e5))
+        advise(FOUND, Budget(seconds=least, target_accuracy=0.8))
+    cramped = list_options(POOLS, Hardware("cramped", 1e9, 1e8, 1e5))
     with pytest.raises(PlanError, match="nothing fits into the memory of 1 x cramped"):
-        plan(cramped, Budget(seconds=1e9))
+        advise(cramped, Budget(seconds=1e9))
     with pytest.raises(PlanError, match="give a budget"):
         Budget()
     with pytest.raises(PlanError, match="positive"):
         Budget(seconds=-1)
     with pytest.raises(PlanError, match="no price per hour"):
-        plan(options(POOLS[:1], MEASURED), Budget(dollars=1))
+        advise(list_options(POOLS[:1], MEASURED), Budget(dollars=1))
 
 
 def test_memory_bounds_the_batch():
-    room = options(POOLS[2:], Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters), problems=12).table
+    room = list_options(POOLS[2:], Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters), problems=12).table
     fits = room["fits"].iloc[0]
     assert 0 < fits < 96
     assert np.isinf(room.loc[room["batch"] > room["fits"], "seconds"]).all()
     assert np.isfinite(room.loc[room["batch"] <= room["fits"], "seconds"]).all()
 
 
-def test_extrapolation_is_told():
-    def told(**asked) -> str:
-        return "\n".join(options(POOLS, **{"hardware": MEASURED, **asked}).warnings)
+def test_extrapolation_is_warned_of():
+    def warned(**asked) -> str:
+        return "\n".join(list_options(POOLS, **{"hardware": MEASURED, **asked}).warnings)
 
-    assert told() == ""
-    assert "data sheet" in told(hardware=CHIP)
-    assert "12 were measured" in told(problems=13)
-    assert "N = 16 is more than the 8 samples" in told(trials=[16])
-    assert "nothing is known of a cap of 65" in told(caps=[64, 65])
-    assert "without talking" in told(chips=2)
+    assert warned() == ""
+    assert "data sheet" in warned(hardware=CHIP)
+    assert "12 were measured" in warned(problems=13)
+    assert "N = 16 is more than the 8 samples" in warned(trials=[16])
+    assert "nothing is known of a cap of 65" in warned(caps=[64, 65])
+    assert "communication between them is not counted" in warned(chips=2)
     with pytest.raises(PlanError, match="no cap of"):
-        options(POOLS, MEASURED, caps=[65])
+        list_options(POOLS, MEASURED, caps=[65])
     for wrong in ({"problems": 0}, {"trials": [0]}, {"batches": [-1]}, {"chips": 0}):
         with pytest.raises(PlanError):
-            options(POOLS, MEASURED, **wrong)
+            list_options(POOLS, MEASURED, **wrong)
 
 
 def test_pass_at_n_beyond_the_samples_is_the_posterior_expectation():
-    found = pass_at_n(POOLS[0], [8, 9, 50], 64)
-    assert np.all(np.diff(found[:, 1:], axis=1) >= 0)
+    solved = pass_at_n(POOLS[0], [8, 9, 50], 64)
+    assert np.all(np.diff(solved[:, 1:], axis=1) >= 0)
     right = np.array([sum(problem.grades) for problem in POOLS[0].problems.values()])
     rates = np.random.default_rng(0).beta(right + 0.5, 8.5 - right, size=(200_000, len(right)))
-    np.testing.assert_allclose(found[:, 2], 1 - np.mean((1 - rates) ** 50, axis=0), atol=5e-3)
+    np.testing.assert_allclose(solved[:, 2], 1 - np.mean((1 - rates) ** 50, axis=0), atol=5e-3)
 
 
 def test_run_interval_holds_what_runs_show():
@@ -196,7 +196,7 @@ def test_run_interval_holds_what_runs_show():
         table = pd.DataFrame({"accuracy": seen.mean(axis=1).round(12), "seconds": 1.0, "fits": 1, "batch": 1})
         for name in ("model", "attention", "N", "cap"):
             table[name] = range(5)
-        advice = plan(Options(table, seen, CHIP, 1, 24, ()), Budget(seconds=2))
+        advice = advise(Options(table, seen, CHIP, 1, 24, ()), Budget(seconds=2))
         score = rng.binomial(1, rng.beta(2, 2, size=24)).mean()
         inside += advice.run_low <= score <= advice.run_high
     assert inside >= 0.9 * trials

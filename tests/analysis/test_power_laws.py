@@ -6,7 +6,7 @@ import pytest
 
 from kinetics_jax.analysis.allocation import Allocation, best_per_problem
 from kinetics_jax.analysis.grid import Grid
-from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, spread
+from kinetics_jax.analysis.power_laws import FitError, PowerLaw, iso_cost, law_along, power_law, with_intervals
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
@@ -20,10 +20,10 @@ COSTS = np.geomspace(60, 20_000, 24)
 @pytest.mark.parametrize(("scale", "exponent", "offset"), PUBLISHED + PUBLISHED_BUDGETS)
 def test_published_laws_are_found_again(scale, exponent, offset):
     law = PowerLaw(scale, exponent, offset)
-    found = power_law(COSTS, law(COSTS), offset=bool(offset), resamples=50)
-    np.testing.assert_allclose([found.scale, found.exponent], [scale, exponent], rtol=1e-5)
-    np.testing.assert_allclose(found.offset, offset, rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(found.exponent_interval, exponent, rtol=1e-4)
+    fitted = power_law(COSTS, law(COSTS), offset=bool(offset), resamples=50)
+    np.testing.assert_allclose([fitted.scale, fitted.exponent], [scale, exponent], rtol=1e-5)
+    np.testing.assert_allclose(fitted.offset, offset, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(fitted.exponent_interval, exponent, rtol=1e-4)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -55,7 +55,7 @@ def test_a_law_with_an_offset_is_the_least_squares_one():
 
 def test_spread_takes_percentiles():
     laws = [PowerLaw(scale, 0.5) for scale in range(101)]
-    law = spread(PowerLaw(50, 0.5), laws, confidence=0.9)
+    law = with_intervals(PowerLaw(50, 0.5), laws, confidence=0.9)
     np.testing.assert_allclose(law.scale_interval, (5, 95))
     assert law.exponent_interval == (0.5, 0.5)
     assert str(law) == "50 x^0.5"
@@ -77,7 +77,7 @@ def test_what_is_no_power_law_is_refused(x, y, offset, says):
     with pytest.raises(FitError, match=says):
         power_law(x, y, offset=offset)
     with pytest.raises(FitError, match="redrawn"):
-        spread(PowerLaw(1, 1), [])
+        with_intervals(PowerLaw(1, 1), [])
 
 
 @pytest.mark.parametrize("attention", [Dense(), BlockTopK(budget=1024)], ids=str)
@@ -118,8 +118,8 @@ def test_a_law_along_an_allocation():
     np.testing.assert_allclose(law(COSTS), cells.tokens.mean(axis=1))
     some = np.append(COSTS, 1.0) > 500
     budgets = 82 * COSTS**0.25 - 212
-    found = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
-    np.testing.assert_allclose([found.scale, found.exponent, found.offset], [82, 0.25, -212], rtol=1e-3)
+    fitted = law_along(cells, chosen, budgets, where=some, offset=True, resamples=3)
+    np.testing.assert_allclose([fitted.scale, fitted.exponent, fitted.offset], [82, 0.25, -212], rtol=1e-3)
     by_column = law_along(cells, chosen, "N", where=some)
     assert by_column.exponent == law_along(cells, chosen, np.arange(1.0, 25), where=some).exponent
     alone = Allocation(chosen.limits, chosen.choice[:, :1], chosen.accuracy[:, :1], chosen.cost[:, :1])

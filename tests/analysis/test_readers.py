@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from paths import SHARED
 
-from kinetics_jax.analysis.frontier import frontier
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.readers import read_all, read_samples
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.attention.policies.dense import Dense
@@ -60,7 +60,7 @@ def test_the_papers_files(tmp_path):
     runs = read_all([first, second], tokenizer=tiny_tokenizer())
     (pool,) = pooled([dataclasses.replace(run, task="") for run in runs])
     assert pool.problems["What is three?"].grades == [False, True]
-    with pytest.raises(SamplesError, match="is there twice"):
+    with pytest.raises(SamplesError, match="occurs twice"):
         pooled(read_all([first, first]))
 
 
@@ -69,7 +69,7 @@ def test_without_a_tokenizer_tokens_are_missing(tmp_path):
     run = read_samples(path)
     assert (run.attention, run.output_tokens, run.prompt_tokens) == (Dense(), [None], [None])
     with pytest.raises(SamplesError, match="token counts are missing"):
-        frontier([run])
+        cost_frontier([run])
 
 
 @pytest.mark.skipif(not QWEN.exists(), reason="../shared/data/qwen3-tokenizer is not there")
@@ -83,7 +83,7 @@ def test_tokens_are_those_of_the_models_tokenizer(tmp_path):
         run = read_samples(path, tokenizer=tokenizer)
         assert run.output_tokens == [4]  # <think>, the line's end, 2, </think>
         assert run.prompt_tokens == [87]
-    assert frontier([run, dataclasses.replace(run, sample=[9])])["accuracy"].tolist() == [1, 1]
+    assert cost_frontier([run, dataclasses.replace(run, sample=[9])])["accuracy"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_papers_files_cost_what_its_code_says(tmp_path):
         ([{"task": "aime24"}, [1]], "line 2: not a record"),
     ],
 )
-def test_what_the_papers_files_cannot_hold_is_told_with_its_line(tmp_path, lines, message):
+def test_what_the_papers_files_cannot_hold_is_refused_with_its_line(tmp_path, lines, message):
     with pytest.raises(SamplesError, match=f"a.jsonl.*{message}"):
         read_samples(write_lines(tmp_path / "a.jsonl", *lines), model="8B")
 
@@ -215,14 +215,14 @@ def test_a_table_of_several_models_and_runs(tmp_path):
         ({"problem": ""}, "no problem"),
     ],
 )
-def test_bad_rows_are_told_by_file_and_line(tmp_path, ending, change, message):
+def test_bad_rows_are_named_by_file_and_line(tmp_path, ending, change, message):
     path = write_table(tmp_path / f"t{ending}", [ROWS[0], ROWS[1] | change, ROWS[2]])
     line = 3 if ending == ".csv" else 2
     with pytest.raises(SamplesError, match=rf"t\{ending}, line {line}: {message}"):
         read_samples(path, model="m")
 
 
-def test_what_is_no_table_is_told(tmp_path):
+def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(SamplesError, match="not a run folder, nor a file of samples"):
         read_samples(tmp_path / "none.csv")
     with pytest.raises(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
-from kinetics_jax.analysis.frontier import frontier
-from kinetics_jax.analysis.samples import Problem, RunData, SamplesError, pooled
+from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.samples import ProblemSamples, RunData, SamplesError, pooled
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 
@@ -36,8 +36,8 @@ def test_without_an_architecture_there_are_accuracies_and_no_costs():
     assert np.isnan(pool.parameters)
     assert length_ablation([run], caps=[100])["accuracy"].item() == 0.5
     assert budget_ablation([run])["accuracy"].item() == 0.5
-    with pytest.raises(SamplesError, match="small dense: the architecture is not known, so no cost can be told"):
-        frontier([run])
+    with pytest.raises(SamplesError, match="small dense: the architecture is not known, so there is no cost"):
+        cost_frontier([run])
 
 
 @pytest.mark.parametrize("missing", [None, np.nan])
@@ -49,32 +49,32 @@ def test_a_missing_count_is_never_a_number(missing):
     table = budget_ablation([run])
     assert table["accuracy"].item() == 0.5
     assert np.isnan(table["mean_output_tokens"].item())
-    with pytest.raises(SamplesError, match=r"output token counts are missing for 1 of 2 problems \('b', say\)"):
-        frontier([run])
+    with pytest.raises(SamplesError, match=r"output token counts are missing for 1 of 2 problems \(such as 'b'\)"):
+        cost_frontier([run])
     with pytest.raises(SamplesError, match="1 of 2 samples of a problem have no token count"):
         length_ablation([run], caps=[40])
     unprompted = dataclasses.replace(RUN, prompt_tokens=[missing] * 4)
     assert len(pooled([unprompted, dataclasses.replace(unprompted, sample=[2, 3, 2, 3])])) == 1
     with pytest.raises(SamplesError, match="prompt token counts are missing for 2 of 2 problems"):
-        frontier([unprompted])
+        cost_frontier([unprompted])
 
 
 def test_a_sample_within_a_cap_by_hand():
-    problem = Problem(10, [30, 50, 20, np.nan], [True, True, None, None])
-    np.testing.assert_array_equal(problem.grades_within([29, 30, 50]), [[0, 1, 1], [0, 0, 1]] + [[np.nan] * 3] * 2)
-    np.testing.assert_array_equal(problem.tokens_within([29, 40]), [[29, 30], [29, 40], [20, 20], [np.nan] * 2])
+    problem = ProblemSamples(10, [30, 50, 20, np.nan], [True, True, None, None])
+    np.testing.assert_array_equal(problem.grades_under([29, 30, 50]), [[0, 1, 1], [0, 0, 1]] + [[np.nan] * 3] * 2)
+    np.testing.assert_array_equal(problem.tokens_under([29, 40]), [[29, 30], [29, 40], [20, 20], [np.nan] * 2])
     cut = dataclasses.replace(
         problem, caps=(20, 30), correct_within=[(True, True), (None, True), (False,) * 2, (None,) * 2]
     )
-    np.testing.assert_array_equal(cut.grades_within([20, 40])[:3], [[1, 1], [np.nan, 0], [0, np.nan]])
+    np.testing.assert_array_equal(cut.grades_under([20, 40])[:3], [[1, 1], [np.nan, 0], [0, np.nan]])
     assert cut.knows(20)
     assert not cut.knows(40)
-    assert Problem(10, [30], [True]).knows(30)
+    assert ProblemSamples(10, [30], [True]).knows(30)
 
 
 def test_grades_of_cut_texts_are_the_length_ablation():
     with pytest.warns(UserWarning, match="1 of 4 samples have no grade"):
-        frontier([CUT])
+        cost_frontier([CUT])
     table = length_ablation([CUT])
     assert list(table["cap"]) == [10, 40, 100]
     assert table.attrs["rule"] == "cut"
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused():
 def test_the_rule_of_finished_samples_grows_with_the_cap(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     lengths = rng.integers(1, 20, 6).tolist()
-    problem = Problem(5, lengths, rng.choice([True, False, None], 6).tolist())
-    within = problem.grades_within(np.arange(1, 21))
+    problem = ProblemSamples(5, lengths, rng.choice([True, False, None], 6).tolist())
+    within = problem.grades_under(np.arange(1, 21))
     assert np.all(np.diff(within, axis=1)[~np.isnan(within[:, 1:])] >= 0)
     np.testing.assert_array_equal(within[:, -1], [np.nan if g is None else g for g in problem.grades])

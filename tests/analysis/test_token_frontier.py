@@ -36,5 +36,5 @@ def test_tokens_of_n_samples_by_hand():
 
 
 def test_a_missing_count_makes_no_frontier():
-    with pytest.raises(SamplesError, match=r"token counts are missing for 1 of 2 problems \('b', say\)"):
+    with pytest.raises(SamplesError, match=r"token counts are missing for 1 of 2 problems \(such as 'b'\)"):
         token_frontier([dataclasses.replace(RUN, output_tokens=[1, 2, None, 3])])

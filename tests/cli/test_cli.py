@@ -39,14 +39,14 @@ def test_help_needs_no_jax():
 
 
 def test_doctor_lists_the_builtin_models_smallest_first():
-    found = json.loads(kinetics("doctor", "--json").stdout)
-    assert found["builtin_models"] == builtin_models()
-    assert len(found["builtin_models"]) >= 2
-    assert found["ops"]["paged_decode"]["cpu"] == {
+    machine = json.loads(kinetics("doctor", "--json").stdout)
+    assert machine["builtin_models"] == builtin_models()
+    assert len(machine["builtin_models"]) >= 2
+    assert machine["ops"]["paged_decode"]["cpu"] == {
         "backend": "xla",
         "why": "the jnp reference; no kernel is made for cpu",
     }
-    assert {tuple(platforms) for platforms in found["ops"].values()} == {("cpu", "cuda", "tpu")}
+    assert {tuple(platforms) for platforms in machine["ops"].values()} == {("cpu", "cuda", "tpu")}
     text = kinetics("doctor").stdout
     assert SMALLEST in text
     assert "paged_decode on cuda: triton (by heuristic for NVIDIA GPUs of compute capability 8.0 and newer" in text

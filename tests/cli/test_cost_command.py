@@ -30,11 +30,11 @@ def printed(capsys, **arguments):
 
 def test_the_published_example_without_jax():
     line = "cost --model Qwen/Qwen3-8B --prompt 256 --output 16384 --trials 32 --convention upstream --intensity 562.5"
-    found = json.loads(run(*line.split(), "--attention", QWEN["attention"], "--json").stdout)
+    costs = json.loads(run(*line.split(), "--attention", QWEN["attention"], "--json").stdout)
     for name, golden in {"compute": 8980.5692, "memory": 54890.89, "total": 63871.459}.items():
-        assert float(f"{found[name]:.8g}") == golden
-    assert sum(found["parts"].values()) == pytest.approx(found["total"])
-    assert found["priced_on"] is None
+        assert float(f"{costs[name]:.8g}") == golden
+    assert sum(costs["parts"].values()) == pytest.approx(costs["total"])
+    assert costs["priced_on"] is None
 
 
 def test_a_user_s_mistake_is_one_line():
@@ -43,18 +43,18 @@ def test_a_user_s_mistake_is_one_line():
 
 def test_expected_cost_over_lengths(capsys):
     case = {"model": "14B", "prompt": 200, "trials": 4, "convention": "upstream", "intensity": 562.5}
-    found = printed(capsys, **case, output=(4000, 8000, 16000))
-    assert float(f"{found['total']:.8g}") == 22108.316
-    assert found["output_tokens"] == [4000, 8000, 16000]
+    costs = printed(capsys, **case, output=(4000, 8000, 16000))
+    assert float(f"{costs['total']:.8g}") == 22108.316
+    assert costs["output_tokens"] == [4000, 8000, 16000]
 
 
 def test_seconds_and_room_on_every_chip(capsys):
-    found = printed(capsys, **QWEN, batch=8)
-    rows = {row["name"]: row for row in found["hardware"]}
+    costs = printed(capsys, **QWEN, batch=8)
+    rows = {row["name"]: row for row in costs["hardware"]}
     assert list(rows) == list(HARDWARE)
-    assert found["priced_on"] == "h100"
-    assert rows["h100"]["seconds"] == pytest.approx(found["roofline"] * 1e12 / HARDWARE["h100"].flops)
-    assert rows["h100"]["additive_seconds"] == pytest.approx(found["total"] * 1e12 / HARDWARE["h100"].flops)
+    assert costs["priced_on"] == "h100"
+    assert rows["h100"]["seconds"] == pytest.approx(costs["roofline"] * 1e12 / HARDWARE["h100"].flops)
+    assert rows["h100"]["additive_seconds"] == pytest.approx(costs["total"] * 1e12 / HARDWARE["h100"].flops)
     assert rows["h100"]["price"] is None
     assert rows["h200"]["seconds"] < rows["h100"]["seconds"]
     assert rows["h200"]["fits"] > rows["h100"]["fits"] > 0
@@ -89,11 +89,11 @@ def test_models_and_chips_from_files(tmp_path, capsys):
     save_hardware(tmp_path / "chip.json", Hardware("mine", 1e14, 1e12, 24e9, price_per_hour=1.0))
     by_name = printed(capsys, **QWEN, hardware="h100")
     for path in (tmp_path, tmp_path / "config.json"):
-        found = printed(capsys, **{**QWEN, "model": str(path)}, hardware=str(tmp_path / "chip.json"))
-        assert found["compute"] == by_name["compute"]
-        assert found["model"] == tmp_path.name
-        assert found["hardware"][0]["name"] == "mine"
-        assert found["hardware"][0]["price"] > 0
+        costs = printed(capsys, **{**QWEN, "model": str(path)}, hardware=str(tmp_path / "chip.json"))
+        assert costs["compute"] == by_name["compute"]
+        assert costs["model"] == tmp_path.name
+        assert costs["hardware"][0]["name"] == "mine"
+        assert costs["hardware"][0]["price"] > 0
     assert printed(capsys, model=builtin_models()[0], output=(100,))["model"] == builtin_models()[0]
 
 
@@ -121,7 +121,7 @@ def test_the_table_names_every_part(capsys):
         ({"compute_dtype": "float8", "intensity": 3.0}, "--compute-dtype picks"),
         ({"compute_dtype": "fp5"}, "no peak for 'fp5'"),
         ({"intensity": float("nan")}, "intensity must be positive"),
-        ({"price": 1.0}, "give --hardware too"),
+        ({"price": 1.0}, "--price needs --hardware"),
         ({"price": -1.0, "hardware": "h100"}, "price_per_hour must be"),
         ({"chips": 0}, "--chips must be at least 1"),
         ({"output": ()}, "--output needs a number"),
@@ -136,7 +136,7 @@ def test_the_table_names_every_part(capsys):
         ({"shared_prompt": True, "output": (9, 10)}, "cannot be estimated from 2 values"),
     ],
 )
-def test_bad_input_is_told(wrong, message):
+def test_bad_input_is_refused(wrong, message):
     with pytest.raises(UserError, match=message) as raised:
         cost(**{**QWEN, **wrong})
     assert "\n" not in str(raised.value)

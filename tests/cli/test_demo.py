@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from kinetics_jax.assets import builtin_models
-from kinetics_jax.cli import demo
+from kinetics_jax.cli import demo_grid
 
 
 @contextlib.contextmanager
@@ -20,27 +20,27 @@ def no_bar(title: str):
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    grid = demo.Grid([builtin_models()[0]], budgets=(32,), problems=6, samples=2)
-    monkeypatch.setattr(demo, "demo_grid", lambda *, quick: grid)
+    grid = demo_grid.DemoGrid([builtin_models()[0]], budgets=(32,), problems=6, samples=2)
+    monkeypatch.setattr(demo_grid, "demo_grid", lambda *, quick: grid)
 
 
 def contents(folder) -> dict[str, object]:
     """Every file of a demo; samples without their wall time."""
-    found: dict[str, object] = {}
+    files: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "samples.jsonl":
             records = [json.loads(line) for line in path.read_text().splitlines()]
-            found[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
+            files[str(path.relative_to(folder))] = [{**record, "seconds": None} for record in records]
         elif path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
+            files[str(path.relative_to(folder))] = path.read_bytes()
+    return files
 
 
 @pytest.mark.usefixtures("small_grid")
 def test_a_seed_fixes_every_file(tmp_path):
-    table = demo.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
-    demo.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
-    demo.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
+    table = demo_grid.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
+    demo_grid.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
+    demo_grid.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
     first, second, other = (contents(tmp_path / name) for name in "abc")
     assert first == second
     assert first.keys() == other.keys()
@@ -58,23 +58,23 @@ def test_a_seed_fixes_every_file(tmp_path):
 
 @pytest.mark.usefixtures("small_grid")
 def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
-    demo.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
-    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+    demo_grid.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
+    demo_grid.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
     runs = sorted((tmp_path / "cut").glob("*/samples.jsonl"))
     lines = runs[0].read_bytes().splitlines(keepends=True)
     runs[0].write_bytes(b"".join(lines[:5]))
     (tmp_path / "cut" / "report.html").unlink()
-    demo.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+    demo_grid.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
 
-    def in_order(found):
+    def in_order(files):
         by_sample = lambda records: sorted(records, key=lambda r: (r["problem"], r["sample"]))  # noqa: E731
-        return {name: by_sample(value) if isinstance(value, list) else value for name, value in found.items()}
+        return {name: by_sample(value) if isinstance(value, list) else value for name, value in files.items()}
 
     assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
 
 
 def test_the_grid_runs_rivals_for_the_largest_model_only():
-    grid = demo.demo_grid(quick=False)
+    grid = demo_grid.demo_grid(quick=False)
     *smaller, largest = ([str(policy) for policy in grid.policies(model)] for model in grid.models)
     assert len({tuple(policies) for policies in smaller}) == 1
     assert largest[: len(smaller[0])] == smaller[0]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
-from kinetics_jax.analysis.frontier import frontier as frontier_table
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import SamplesError, pooled
@@ -47,7 +47,7 @@ def printed(capsys, *runs, **arguments):
 
 def test_every_configuration(tables, capsys, tmp_path):
     table = printed(capsys, tables, trials=(1, 4), caps=(1000, 4000), csv=tmp_path / "f.csv", figure=tmp_path / "f.png")
-    expected = frontier_table(read_all([tables]), trials=[1, 4], caps=[1000, 4000], hardware="h200")
+    expected = cost_frontier(read_all([tables]), trials=[1, 4], caps=[1000, 4000], hardware="h200")
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "f.csv"), expected, check_dtype=False)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")

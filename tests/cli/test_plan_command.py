@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 from kinetics_jax.analysis.planner import PlanError
-from kinetics_jax.analysis.workload import Workload, decoded
+from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
@@ -73,14 +73,14 @@ def runs(tmp_path_factory):
 def test_plan_prints_the_advice_as_a_table_and_as_json(runs, capsys):
     plan(runs, seconds=60, chips=1, as_json=True)
     printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    chosen = found["chosen"]
+    result = json.loads(printed.out)
+    chosen = result["chosen"]
     assert chosen["N"] == 4
     assert chosen["seconds"] < 60
-    assert found["problems"] == 10
-    assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
-    assert found["runner_up"]["why_not"]
-    assert not found["calibrated"]
+    assert result["problems"] == 10
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    assert result["runner_up"]["why_not"]
+    assert not result["calibrated"]
     assert "data sheet" in printed.err
     plan(runs, seconds=60, chips=1)
     text = capsys.readouterr().out
@@ -102,9 +102,9 @@ def test_plan_takes_a_profile_and_a_price(runs, tmp_path, capsys):
         batches=(4,),
         as_json=True,
     )
-    found = json.loads(capsys.readouterr().out)["chosen"]
-    assert (found["N"], found["cap"], found["batch"]) == (2, 16, 4)
-    assert found["dollars"] == pytest.approx(found["seconds"] / 3600 * 2)
+    result = json.loads(capsys.readouterr().out)["chosen"]
+    assert (result["N"], result["cap"], result["batch"]) == (2, 16, 4)
+    assert result["dollars"] == pytest.approx(result["seconds"] / 3600 * 2)
 
 
 def test_plan_refuses_in_one_line(runs):
@@ -140,14 +140,14 @@ def test_plan_leaves_with_code_2_and_needs_no_jax(runs):
 
 
 def test_what_is_held_out_is_not_fitted():
-    found = make_plan()
-    assert not {(point.shape, point.batch) for point in found.fitted} & {
-        (point.shape, point.batch) for point in found.held_out
+    result = make_plan()
+    assert not {(point.shape, point.batch) for point in result.fitted} & {
+        (point.shape, point.batch) for point in result.held_out
     }
-    assert {point.policy for point in found.held_out if point.policy != Dense()}.isdisjoint(
-        point.policy for point in found.fitted
+    assert {point.policy for point in result.held_out if point.policy != Dense()}.isdisjoint(
+        point.policy for point in result.fitted
     )
-    assert make_plan(quick=True).parts < found.parts
+    assert make_plan(quick=True).parts < result.parts
 
 
 def test_measures_take_turns_and_spells_of_other_work_do_not_count():
@@ -161,8 +161,8 @@ def test_measures_take_turns_and_spells_of_other_work_do_not_count():
 
         return once
 
-    found = interleaved({"a": measure("a", 1.0), "b": measure("b", 2.0)})
-    assert found == {"a": 1.0, "b": 2.0}
+    result = interleaved({"a": measure("a", 1.0), "b": measure("b", 2.0)})
+    assert result == {"a": 1.0, "b": 2.0}
     assert {"a", "b"} <= set(calls[:8])
 
 
@@ -180,13 +180,13 @@ def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch)
         np.array([len(request.prompt) for request in requests]),
         np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
     )
-    _, steps, expected = decoded(work, 3)
+    _, steps, expected = simulate_decode(work, 3)
     assert (engine.counts.steps, len(starts)) == (steps, expected)
     assert expected > len(requests)
 
 
 def test_calibrate_measures_this_device(tmp_path):
-    """A whole calibration on a tiny shape: every time is positive, the profile reads back, all parts are told."""
+    """A whole calibration on a tiny shape: every time is positive, the profile reads back, every part is reported."""
     sparse = BlockTopK(budget=16, page_size=4, dense_layers=())
     fitted = [
         Point("tiny", policy, batch, context, 64)
@@ -195,15 +195,15 @@ def test_calibrate_measures_this_device(tmp_path):
         for context in (8, 32, 64)
     ]
     shape = Plan({"tiny": TINY}, fitted, [Point("tiny", Dense(), 2, 40, 64)], (20,))
-    told = []
-    found = calibrate(shape, price_per_hour=1.5, on_part=told.append)
-    assert len(told) == shape.parts
-    assert all(step.seconds > 0 for step, _ in (*found.fitted, *found.held_out))
-    assert np.isfinite([error for _, error in (*found.fitted, *found.held_out)]).all()
-    assert found.hardware.calibrated
-    assert found.hardware.padded
-    assert 0 <= found.hardware.start_seconds < 1
+    parts = []
+    result = calibrate(shape, price_per_hour=1.5, on_part=parts.append)
+    assert len(parts) == shape.parts
+    assert all(step.seconds > 0 for step, _ in (*result.fitted, *result.held_out))
+    assert np.isfinite([error for _, error in (*result.fitted, *result.held_out)]).all()
+    assert result.hardware.calibrated
+    assert result.hardware.padded
+    assert 0 <= result.hardware.start_seconds < 1
     path = tmp_path / "here.json"
-    save_hardware(path, found.hardware, record=found.record())
-    assert hardware(path) == found.hardware
+    save_hardware(path, result.hardware, record=result.record())
+    assert hardware(path) == result.hardware
     assert hardware(path).price_per_hour == 1.5

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.samples import Pool, Problem
-from kinetics_jax.analysis.workload import Workload, decoded, schedule, workload, workload_seconds
+from kinetics_jax.analysis.samples import Pool, ProblemSamples
+from kinetics_jax.analysis.workload import Workload, simulate_decode, simulate_schedule, workload, workload_seconds
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
@@ -90,7 +90,7 @@ def test_idle_slots_cost_their_rows():
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60), slots=st.integers(1, 24), chunk=st.integers(1, 40)
 )
 def test_schedule_against_a_step_by_step_engine(lengths, slots, chunk):
-    start, steps = schedule(np.array(lengths), slots, chunk=chunk)
+    start, steps = simulate_schedule(np.array(lengths), slots, chunk=chunk)
     # The engine, literally: fill idle slots, run a chunk, take out what has stopped.
     left: dict[int, int] = {}
     waiting, began, now = list(range(len(lengths))), {}, 0
@@ -116,7 +116,7 @@ def test_workload_seconds_against_every_step():
     rng = np.random.default_rng(0)
     work = Workload(np.array([20.0, 33.0, 9.0]), rng.integers(2, 70, size=(3, 5)).astype(float))
     slots = 4
-    start, steps = schedule(work.lengths.ravel(), slots)
+    start, steps = simulate_schedule(work.lengths.ravel(), slots)
     prompts = np.repeat(work.prompts, 5)
     total = 0.0
     for now in range(steps):
@@ -137,8 +137,8 @@ def test_workload_seconds_against_every_step():
 def test_samples_that_begin_later_are_paid_for():
     """Three samples a prompt through two slots: of the first two prompts each, some begin after a chunk of others."""
     work = Workload(np.array([6.0, 5.0]), np.array([[4.0, 9.0, 4.0], [4.0, 4.0, 4.0]]))
-    contexts, steps, starts = decoded(work, 2)
-    start, last = schedule(work.lengths.ravel(), 2)
+    contexts, steps, starts = simulate_decode(work, 2)
+    start, last = simulate_schedule(work.lengths.ravel(), 2)
     assert start.tolist() == [0, 0, 3, 6, 8, 9]  # a slot is free whenever a sample ends: one start each after the first
     assert (steps, starts) == (last, 5)
     assert contexts.shape == (steps, 2)
@@ -162,7 +162,9 @@ def test_a_long_prompt_reads_the_weights_for_every_chunk():
 
 
 def test_workload_keeps_the_mean_length():
-    problems = {str(i): Problem(10.0 + i, [float(x) for x in range(1 + i, 41 + i)], [True] * 40) for i in range(8)}
+    problems = {
+        str(i): ProblemSamples(10.0 + i, [float(x) for x in range(1 + i, 41 + i)], [True] * 40) for i in range(8)
+    }
     pool = Pool("three", Dense(), CONFIG, {}, problems)
     exact = np.mean([np.mean(problem.lengths) for problem in problems.values()])
     assert workload(pool, trials=40).lengths.mean() == exact

@@ -52,8 +52,8 @@ def test_the_batch_that_is_advised_fits():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"model": "0.6B"}, "give --device too"),
-        ({"chips": 2}, "--chips is of a memory plan: give --model too"),
+        ({"model": "0.6B"}, "add --device"),
+        ({"chips": 2}, "--chips is only for memory plans; add --model"),
         ({"model": "0.6B", "device": "h100", "page_size": 64}, "leave --page-size out"),
         ({"model": "0.7B", "device": "h100"}, "no published model named '0.7B'"),
     ],

@@ -12,8 +12,8 @@ from kinetics_jax.analysis.samples import run_data
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure
-from kinetics_jax.report.report import pick_samples, tables_of, write_report
+from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
+from kinetics_jax.report.report import pick_samples, report_tables, write_report
 from kinetics_jax.runs.folder import Run
 
 NASTY = "<script>alert('&\"')</script>"
@@ -80,11 +80,11 @@ def runs():
 
 @pytest.fixture(scope="module")
 def tables(runs):
-    return tables_of(runs)
+    return report_tables(runs)
 
 
 def write(path, runs, tables=None):
-    write_report(path, runs, tables or tables_of(runs), title=NASTY, command=f"kinetics demo --out {NASTY}")
+    write_report(path, runs, tables or report_tables(runs), title=NASTY, command=f"kinetics demo --out {NASTY}")
     return path.read_text(encoding="utf-8")
 
 
@@ -188,7 +188,7 @@ def test_long_and_odd_samples(tmp_path):
     ]
     run = make_run("m", Dense(), samples, n=5)
     with pytest.warns(match="unfinished, 3 of 5 samples"), pytest.warns(match="1 of 3 samples have no grade"):
-        tables = tables_of([run])
+        tables = report_tables([run])
     page = write(tmp_path / "report.html", [run], tables)
     text = "".join(Tags(page).texts)
     assert "word word" in text
@@ -293,7 +293,7 @@ def test_figures_leave_no_global_state(tables):
 def test_a_table_of_one_problem_draws(tmp_path):
     run = make_run("m", SPARSE, [record(), record(sample=1, correct=None)])
     with pytest.warns(UserWarning, match="no grade"):
-        tables = tables_of([run], convention="paper", intensity=100.0)
+        tables = report_tables([run], convention="paper", intensity=100.0)
     page = write(tmp_path / "report.html", [run], tables)
     assert "“paper” convention, at 100 FLOP/byte" in page
     assert "1 sample(s) without a grade" in page

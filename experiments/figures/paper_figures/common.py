@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kinetics_jax.analysis.samples import Pool, RunData
-    from kinetics_jax.report.figure_style import Look
+    from kinetics_jax.report.figure_style import Style
 
 Table = Any  # a pandas DataFrame; its stubs do not say what indexing one returns
 DEMO = Path("demo")
@@ -75,11 +75,11 @@ def write(
 ) -> None:
     """Writes the figure and its tables; prints the tables as JSON with --json, otherwise the names of the files."""
     from kinetics_jax.files import write_whole
-    from kinetics_jax.report.figure_style import save
+    from kinetics_jax.report.figure_style import save_figure
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = tables if isinstance(tables, Mapping) else {"": tables}
-    save(figure, arguments.out / f"{name}.png")
+    save_figure(figure, arguments.out / f"{name}.png")
     _shrink(arguments.out / f"{name}.png")
     written = [f"{name}.png"]
     for part, table in parts.items():
@@ -104,7 +104,7 @@ def _shrink(path: Path) -> None:
     os.replace(partial, path)
 
 
-def panels(count: int, width: float, style: Look, *, height: float = 0.86) -> tuple[Figure, list[Axes]]:
+def panels(count: int, width: float, style: Style, *, height: float = 0.86) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, in two columns where it is wide enough; `height` of a panel by its width.
 
     The last of an odd number is as wide as the figure.
@@ -158,17 +158,17 @@ def label_ends(
         )
 
 
-def look_of(pools: Sequence[Pool]) -> Look:
+def look_of(pools: Sequence[Pool]) -> Style:
     """The style of a figure of these pools' models: a colour for each, in order of size."""
     import pandas as pd
 
-    from kinetics_jax.report.figure_style import look
+    from kinetics_jax.report.figure_style import style_for
 
     rows = [{"model": pool.model, "parameters": pool.parameters, "attention": "dense"} for pool in pools]
-    return look(pd.DataFrame(rows), dark=False)
+    return style_for(pd.DataFrame(rows), dark=False)
 
 
-def model_legend(figure: Figure, style: Look) -> None:
+def model_legend(figure: Figure, style: Style) -> None:
     """Adds a legend of the models' colours below the panels."""
     from kinetics_jax.report.figure_style import SMALL, handle
 

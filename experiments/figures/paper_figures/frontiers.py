@@ -15,7 +15,8 @@ import pandas as pd
 
 from kinetics_jax.analysis.ablations import attention_budget
 from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
-from kinetics_jax.analysis.grid import Grid, default_caps, grid, halves
+from kinetics_jax.analysis.defaults import default_caps
+from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.stats.estimators import cluster_bootstrap
@@ -66,7 +67,7 @@ def _splits(
         return [Split(whole, whole, choice.fixed)]
     splits = []
     for seed in range(HALVINGS):
-        parts = halves(pools, seed)
+        parts = split_in_halves(pools, seed)
         how = axes([*parts[0], *parts[1]])
         first, second = (_with_budgets(grid(part, **how, **costs)) for part in parts)
         splits += [Split(first, second, choice.fixed), Split(second, first, choice.fixed)]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.report.figure_style import Look, plain
+from kinetics_jax.report.figure_style import Style, plain
 from paper_figures.common import (
     Table,
     cost_ticks,
@@ -39,7 +39,7 @@ def table_of(splits: Sequence[Split], attention: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).rename(columns={"group": "model"})
 
 
-def draw(table: Table, style: Look, *, asked: str, labels: tuple[str, str], width: float) -> Figure:
+def draw(table: Table, style: Style, *, asked: str, labels: tuple[str, str], width: float) -> Figure:
     """(a, c) accuracy over cost; (b, d) the column `asked` of the best model over cost. `labels`: of the ordinates."""
     figure, axes = panels(4, width, style, height=0.8)
     for i, (law, name) in enumerate(LAWS.items()):
@@ -63,7 +63,7 @@ def draw(table: Table, style: Look, *, asked: str, labels: tuple[str, str], widt
     return figure
 
 
-def _accuracies(axes: Axes, rows: Table, scale: float, style: Look) -> None:
+def _accuracies(axes: Axes, rows: Table, scale: float, style: Style) -> None:
     """A line per model and a band of its interval; below, a bar in the colour of the best one."""
     for (model, mine), mark in zip(rows.groupby("model", sort=False), "osD^vPXp*", strict=False):
         colour = style.colours[str(model)]

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kinetics_jax.analysis.power_laws import power_law, spread
+from kinetics_jax.analysis.power_laws import power_law, with_intervals
 from kinetics_jax.errors import UserError
-from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, look, plain
+from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, plain, style_for
 from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, spoken, title, unit, write
 from paper_figures.frontiers import Choice, Curve, best_of_n, budgets_of, frontier_table, kinds, long_cot
 
@@ -44,7 +44,7 @@ def power_laws(curve: Curve, where: np.ndarray, *, offset: bool = False, seed: i
         row: dict[str, float] = dict.fromkeys(("scale", "exponent", "low", "high", "offset"), np.nan)
         if where.sum() > 3 and np.ptp(amounts[0]) > 1e-9 * amounts[0].max():
             laws = [power_law(x, y, offset=offset, resamples=1) for x, y in zip(costs, amounts, strict=True)]
-            law = spread(laws[0], laws[1:])
+            law = with_intervals(laws[0], laws[1:])
             low, high = law.exponent_interval
             row = {"scale": law.scale, "exponent": law.exponent, "low": low, "high": high, "offset": law.offset}
         rows.append({"quantity": name, **row})
@@ -52,7 +52,7 @@ def power_laws(curve: Curve, where: np.ndarray, *, offset: bool = False, seed: i
 
 
 def draw(table: Table, laws: Table, shown: Sequence[str], *, heading: str, width: float) -> Figure:
-    style = look(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
+    style = style_for(pd.DataFrame([{"model": "", "parameters": 1, "attention": "dense"}]), dark=False)
     figure, all_axes = panels(len(shown), width, style, height=0.8)
     scale, prefix = unit(table["eflops"])
     used = table[table["fitted"]]

@@ -1,7 +1,7 @@
 """What every attention policy is: frozen settings with one spelling, a decode rule, and counts of what it reads.
 
 A policy says what the decode steps of a sequence attend to; prefill is dense under every policy. It is one file: no
-other module asks which policy it has. docs/policies.md explains the terms, CONTRIBUTING.md how to add one.
+other module asks which policy it has. docs/attention.md explains the terms, CONTRIBUTING.md how to add one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,110 @@
+"""What the demo runs and writes: the built-in models over a grid of policies, from sampling to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.random_blocks import RandomBlocks
+from kinetics_jax.attention.policies.registry import slug
+from kinetics_jax.attention.policies.sliding_window import SlidingWindow
+from kinetics_jax.settings import EngineSettings, Sampling
+from kinetics_jax.tasks.problems import load_problems
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kinetics_jax.runs.best_of_n import Progress
+
+Bar = Callable[[str], contextlib.AbstractContextManager[Callable[["Progress"], None]]]
+
+PAGE_SIZE = 2  # the built-in task's statements are single tokens in random order: larger pages mix unrelated ones
+MAX_TOKENS = 72  # the longest solution has 67
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoGrid:
+    """What the demo runs: which of the built-in models, token budgets, problems, and samples of each.
+
+    `rivals`: budgets that the last model is also given for other choices of what to attend to.
+    """
+
+    models: list[str]
+    budgets: tuple[int, ...]
+    problems: int
+    samples: int
+    rivals: tuple[int, ...] = ()
+
+    def policies(self, model: str) -> list[AttentionPolicy]:
+        """Dense, then block top-k by falling budget, then its rivals: a window, and random pages.
+
+        All in every layer. The oracle is left out: no convention charges for finding its tokens.
+        """
+        policies: list[AttentionPolicy] = [Dense()]
+        policies += [BlockTopK(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.budgets]
+        if model == self.models[-1]:
+            policies += [SlidingWindow(budget=budget, dense_layers=()) for budget in self.rivals]
+            policies += [RandomBlocks(budget=budget, page_size=PAGE_SIZE, dense_layers=()) for budget in self.rivals]
+        return policies
+
+
+def demo_grid(*, quick: bool) -> DemoGrid:
+    """The full grid, or one that takes about a minute."""
+    models = builtin_models()
+    if quick:
+        return DemoGrid([models[0], models[-1]], budgets=(64, 32), problems=32, samples=4)
+    return DemoGrid(models, budgets=(96, 64, 32, 16), problems=96, samples=8, rivals=(96, 64))
+
+
+def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
+    """Samples the grid into `out/<model>-<policy>`, writes frontier.csv, length.csv, budget.csv, their figures and
+    report.html.
+
+    `bar(title)` is entered around each run and gives its `on_progress`. Equal arguments give equal files, but for the
+    seconds in samples.jsonl. Returns the frontier table.
+    """
+    from kinetics_jax.files import write_whole
+    from kinetics_jax.language_model import load
+    from kinetics_jax.report.figure_style import save_figure
+    from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
+    from kinetics_jax.report.report import report_tables, write_report
+    from kinetics_jax.runs.best_of_n import best_of_n
+
+    grid = demo_grid(quick=quick)
+    problems = load_problems("builtin", limit=grid.problems)
+    sampling = Sampling(temperature=1.0, max_tokens=MAX_TOKENS, seed=seed)
+    command = f"kinetics demo{' --quick' if quick else ''} --seed {seed}"
+    runs: list[Any] = []
+    for model in grid.models:
+        lm = load(model)
+        for policy in grid.policies(model):
+            with bar(f"{model} {policy}") as on_progress:
+                run = best_of_n(
+                    lm,
+                    problems,
+                    task="builtin",
+                    n=grid.samples,
+                    policy=policy,
+                    sampling=sampling,
+                    out=out / f"{model}-{slug(policy)}",
+                    settings=EngineSettings(slots=64),
+                    command=command,
+                    on_progress=on_progress,
+                )
+            runs.append(run)
+    tables = report_tables(runs, hardware="h100")
+    for name, table in vars(tables).items():
+        write_whole(out / f"{name}.csv", table.to_csv(index=False))
+    save_figure(frontier_figure(tables.frontier), out / "frontier.png")
+    save_figure(pass_at_k_figure(tables.frontier), out / "pass_at_k.png")
+    save_figure(length_figure(tables.length), out / "length.png")
+    save_figure(budget_figure(tables.budget), out / "budget.png")
+    write_report(out / "report.html", runs, tables, title="kinetics demo", command=command)
+    return tables.frontier
