@@ -39,7 +39,8 @@ REQUIRED_FIELDS = (
     "num_key_value_heads",
 )
 MOE_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(DTYPE_BYTES)  # what weights and cache are stored in
 # model_type → what sets it apart, and what an absent field of its config.json means.
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "qkv_bias": False},

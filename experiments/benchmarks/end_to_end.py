@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
+from kinetics_jax.files import write_atomic
 
 SETTLED = ("ok", "out of memory")
 ACCELERATOR = {"models": ["8B", "1.7B", "0.6B"], "batches": ["fit", "32", "8", "1"], "contexts": [16384, 4096, 32768]}
@@ -281,10 +282,8 @@ def report(rows: Rows, settings: Settings, path: Path | None) -> None:
         print_table(held)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         content = {"setup": setup, "bandwidth": bandwidth, "table": found, "aims": held, "rows": rows.rows[1:]}
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

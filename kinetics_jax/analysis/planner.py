@@ -12,6 +12,7 @@ import numpy as np
 from kinetics_jax.analysis.grid import longest
 from kinetics_jax.analysis.samples import Pool, SamplesError
 from kinetics_jax.analysis.workload import workload, workload_seconds
+from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.errors import UserError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MOST_SLOTS = 512
 SPLITS = 200
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SAME = 1e-9  # accuracies closer than this are equal
 
 
@@ -151,7 +151,7 @@ def options(
     solved: list[np.ndarray] = []
     for pool in pools:
         config = pool.priced()
-        size = BYTES.get(str(pool.settings.get("dtype")), 2)
+        size = DTYPE_BYTES.get(str(pool.settings.get("dtype")), 2)
         limit = longest(pool)
         prompt = max(problem.prompt_tokens for problem in pool.problems.values())
         graded = min(problem.graded for problem in pool.problems.values())

@@ -1,19 +1,16 @@
-"""The files of a checkpoint directory: which hold weights, which travel beside them, and directories written whole."""
+"""The files of a checkpoint: which hold weights, and which go along with them into another layout."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, CheckpointError, checkpoint_kind
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
 
 LISTED = 12  # problems of one kind spelled out before "and n more"
 ORBAX_FILES = "weights.json"
@@ -52,15 +49,17 @@ def find_shards(directory: Path) -> tuple[list[Path], list[str]]:
     return [], [f"no *.safetensors file{hint}"]
 
 
-def fingerprint(directory: Path) -> str:
+def fingerprint(checkpoint: Checkpoint) -> str:
     """32 hex digits that tell checkpoints apart: BLAKE2b over each weight file's name, size, and slices of it.
 
     Of a large file, its first MiB (which holds a safetensors header) and 64 slices of 64 KiB spread over the rest are
     read. Saving the same weights to Orbax twice gives two fingerprints: Orbax names its files at random.
     """
-    kind = checkpoint_kind(directory)
-    files = {"orbax": _orbax_files, "hf": _safetensors_files, "gguf": lambda file: [file]}[kind](directory)
-    root = directory.parent if kind == "gguf" else directory
+    path = checkpoint.path
+    if checkpoint.kind == "gguf":
+        root, files = path.parent, [path]
+    else:
+        root, files = path, _orbax_files(path) if checkpoint.kind == "orbax" else find_shards(path)[0]
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         size = path.stat().st_size
@@ -93,10 +92,6 @@ def orbax_file_faults(directory: Path) -> list[str]:
     return listed("missing files", absent) + listed("files of another size than was written", cut)
 
 
-def _safetensors_files(directory: Path) -> list[Path]:
-    return find_shards(directory)[0]
-
-
 def _orbax_files(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / ORBAX_WEIGHTS).rglob("*") if path.is_file())
 
@@ -117,24 +112,6 @@ def check_new(directory: Path) -> None:
         raise CheckpointError(f"{directory}: exists and is not empty; name a new directory")
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; name a new directory")
-
-
-@contextlib.contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` to write to, renamed to it when all is written, and removed when that fails.
-
-    What a killed process leaves is named `.NAME.XXXXXXXX.partial` and is never taken for a checkpoint of that name.
-    """
-    check_new(directory)
-    directory = Path(os.path.abspath(directory))  # "." has no name to put another beside
-    partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_companions(target: Path, source: Path | None, config: ModelConfig, dtypes: list[str]) -> None:

@@ -16,14 +16,15 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kinetics_jax.checkpoints.files import listed
 from kinetics_jax.checkpoints.gguf_header import GGUFHeader, TensorInfo, read_header
 from kinetics_jax.checkpoints.gguf_tokenizer import write_tokenizer
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, sharding_of
+from kinetics_jax.checkpoints.tensors import Placement, empty_aligned, expected_parameters, first_few, sharding_of
 from kinetics_jax.config import ConfigError, Llama3Scaling, ModelConfig
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.models.qwen3 import llama3_frequencies
 
 SLICE_BYTES = 16 << 20  # of float32, dequantised at a time
@@ -126,6 +127,7 @@ def load_gguf(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a file's tensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
@@ -135,7 +137,7 @@ def load_gguf(
     tensor. Raises CheckpointError naming every missing, extra, misshapen, cut or unreadable tensor at once.
     """
     header = read_header(path)
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     names = {name: _gguf_name(name) for name in wanted}
     problems = listed("missing", [key for key in names.values() if key not in header.tensors])
     known = {*names.values(), ROPE_FACTORS}
@@ -150,7 +152,7 @@ def load_gguf(
             kept, fault = _stored_dtype(header, info, wide, dtype)
             spot, unfit = sharding_of(name, shape, sharding)
             if kept is not None and not fault and not unfit and not problems and not misfits:
-                tensor = aligned(shape, kept)
+                tensor = empty_aligned(shape, kept)
                 fault = _fill(tensor, header, info, _row_order(config, name))
                 if not fault:
                     loaded.append((place, nnx.Param(jax.device_put(tensor, spot))))

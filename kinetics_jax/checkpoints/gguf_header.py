@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kinetics_jax.checkpoints.resolve import CheckpointError
+from kinetics_jax.errors import CheckpointError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.checkpoints.gguf_header import GGUFHeader
-from kinetics_jax.checkpoints.resolve import CheckpointError
+from kinetics_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer

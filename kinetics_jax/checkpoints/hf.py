@@ -12,14 +12,24 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kinetics_jax.checkpoints.files import INDEX, find_shards, listed, write_companions, written_whole
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, named, parts, sharding_of
+from kinetics_jax.checkpoints.files import INDEX, check_new, find_shards, listed, write_companions
+from kinetics_jax.checkpoints.tensors import (
+    Placement,
+    arrays_by_name,
+    empty_aligned,
+    expected_parameters,
+    first_few,
+    sharding_of,
+    stored_parts,
+)
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.files import atomic_directory
 
 FLOAT_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 SLICE_BYTES = 16 << 20  # read, checked and cast at a time
@@ -49,6 +59,7 @@ def load_hf(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a directory's safetensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
@@ -59,7 +70,7 @@ def load_hf(
     non-finite or truncated tensor at once.
     """
     directory = Path(directory)
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     shards, problems = find_shards(directory)
 
     found: dict[str, tuple[Path, str]] = {}  # our name → (file, name in it)
@@ -77,7 +88,7 @@ def load_hf(
             if ours in found:
                 problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
             found[ours] = (shard, name)
-    names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in parts(name, shape))
+    names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in stored_parts(name, shape))
     if headers_complete:  # an unreadable shard would make all its tensors look missing
         problems += listed("missing", [name for name in names if name not in found])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -87,7 +98,7 @@ def load_hf(
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
-        stored = parts(name, shape)
+        stored = stored_parts(name, shape)
         if all(part in found for part, _ in stored):
             tensor, faults = _read(found, stored, shape, None if dtype is None else np.dtype(dtype))
             place, unfit = sharding_of(name, shape, sharding)
@@ -118,7 +129,7 @@ def save_hf(
     empty.
     """
     directory = Path(directory)
-    arrays = named(weights)
+    arrays = arrays_by_name(weights)
     groups: list[list[str]] = [[]]
     room = shard_bytes
     for name, array in arrays.items():
@@ -129,7 +140,8 @@ def save_hf(
         room -= array.nbytes
     cpu = jax.local_devices(backend="cpu")[0]
     weight_map: dict[str, str] = {}
-    with written_whole(directory) as partial:
+    check_new(directory)
+    with atomic_directory(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         for number, group in enumerate(groups, start=1):
             done = sum(map(len, groups[:number]))
@@ -138,7 +150,7 @@ def save_hf(
             part: dict[str, np.ndarray] = {}
             for name in group:
                 array = np.asarray(jax.device_put(arrays[name], cpu))
-                stored = parts(name, array.shape)
+                stored = stored_parts(name, array.shape)
                 matrices = [array] if len(stored) == 1 else array.swapaxes(1, 2)
                 part |= {_hf_name(key): np.ascontiguousarray(m) for (key, _), m in zip(stored, matrices, strict=True)}
             save_file(part, partial / shard, metadata={"format": "pt"})
@@ -172,7 +184,7 @@ def _read(
             source = file.get_slice(key)
             kept, fault = _stored_dtype(source, stored_shape, dtype)
             if tensor is None and kept is not None:
-                tensor = aligned(shape, kept)
+                tensor = empty_aligned(shape, kept)
             if tensor is not None and kept is not None:
                 fault = _fill(tensor if len(stored) == 1 else tensor[index].T, source, kept)
         faults += [f"{name} {fault}"] if fault else []

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.files import list_orbax_files, listed, orbax_file_faults, write_companions, written_whole
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, sharding_of
+from kinetics_jax.checkpoints.files import check_new, list_orbax_files, listed, orbax_file_faults, write_companions
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS
+from kinetics_jax.checkpoints.tensors import Placement, arrays_by_name, expected_parameters, first_few, sharding_of
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.files import atomic_directory
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -38,8 +41,9 @@ def save_orbax(
     import orbax.checkpoint as ocp
 
     directory = Path(directory)
-    arrays = named(weights)
-    with written_whole(directory) as partial:
+    arrays = arrays_by_name(weights)
+    check_new(directory)
+    with atomic_directory(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         with _checkpointer() as checkpointer:
             try:
@@ -56,6 +60,7 @@ def load_orbax(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Restores what `save_orbax` wrote, cast to `dtype` (None: as stored): `nnx.split` of the loaded model.
@@ -68,7 +73,7 @@ def load_orbax(
 
     directory = Path(directory)
     folder = (directory / ORBAX_WEIGHTS).absolute()
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     _refuse(directory, orbax_file_faults(directory))
     with _checkpointer() as checkpointer:
         try:

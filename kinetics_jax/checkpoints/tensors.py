@@ -1,4 +1,4 @@
-"""What readers and writers of weights share: the names a model wants, where arrays go, how faults are told."""
+"""What readers and writers of weights share: the parameters a model has, where arrays go, how faults are listed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from kinetics_jax.checkpoints.files import LISTED
 from kinetics_jax.config import ModelConfig
@@ -20,13 +20,15 @@ Placement = Sharding | Callable[[str], Sharding] | None
 ALIGNMENT = 64  # bytes
 
 
-def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
-    """A model's graph, and of each parameter, by name: its path in the state, and its shape."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.float32)))
+def expected_parameters(
+    config: ModelConfig, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
+    """The graph of a model that computes on `mesh`; and of each parameter, by name, its path in the state and shape."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.float32, mesh=mesh)))
     return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
 
 
-def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+def stored_parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     """What a Hugging Face checkpoint keeps a parameter as, without its leading `model.`: names and shapes.
 
     One tensor of the same name, or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
@@ -38,12 +40,12 @@ def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]
     return [(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
 
 
-def named(weights: nnx.State) -> dict[str, jax.Array]:
+def arrays_by_name(weights: nnx.State) -> dict[str, jax.Array]:
     """A model's arrays by parameter name."""
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An empty array that jax adopts on the CPU instead of copying it."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)

@@ -11,6 +11,7 @@ import tyro
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import config_of
+from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kinetics_jax.costs.hardware import Hardware
 
 Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
-BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
+BYTES = {**DTYPE_BYTES, "float8": 1, "int8": 1}  # priced, though nothing is stored in the last two
 MOST_CHIPS = 1024
 
 

@@ -77,7 +77,7 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
 
     Equal arguments give equal files, but for the seconds in samples.jsonl. Returns the frontier table.
     """
-    from kinetics_jax.files import write_whole
+    from kinetics_jax.files import write_atomic
     from kinetics_jax.language_model import load
     from kinetics_jax.report.figure_style import save
     from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
@@ -109,7 +109,7 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
             runs.append(run)
     tables = tables_of(runs, hardware="h100")
     for name, table in vars(tables).items():
-        write_whole(out / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(out / f"{name}.csv", table.to_csv(index=False))
     save(frontier_figure(tables.frontier), out / "frontier.png")
     save(pass_at_k_figure(tables.frontier), out / "pass_at_k.png")
     save(length_figure(tables.length), out / "length.png")

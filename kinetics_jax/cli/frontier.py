@@ -74,7 +74,7 @@ def frontier(
         as_json: Print the table as JSON.
     """
     from kinetics_jax.analysis.frontier import frontier as frontier_table
-    from kinetics_jax.files import write_whole
+    from kinetics_jax.files import write_atomic
 
     if not runs:
         raise UserError("frontier: name at least one run folder")
@@ -106,7 +106,7 @@ def frontier(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
     if csv:
-        write_whole(csv, table.to_csv(index=False))
+        write_atomic(csv, table.to_csv(index=False))
     if figure:
         from kinetics_jax.report.figure_style import save
         from kinetics_jax.report.figures import allocation_figure, frontier_figure

@@ -20,6 +20,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.blocks import BlockPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.config import DTYPE_BYTES as BYTES
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, Hardware
 from kinetics_jax.costs.memory import RESERVE, Fit, fits
@@ -32,7 +33,6 @@ from kinetics_jax.sharding.axes import tensor_misfit
 DEVICES = {"a100": "a100", "h100": "h100", "h200": "h200", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e"}
 CHIPS = (1, 2, 4, 8)  # of one host, or the smallest slices
 PROGRAMS = ("prefill", "decode")
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MOST = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is a slip of the hand
 DENSE = Dense()
 # As Qwen3's generation_config.json has it but for top_k = 20: to find more than 16, XLA wants a GPU at hand. A search

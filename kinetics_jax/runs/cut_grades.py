@@ -58,7 +58,7 @@ def read_cut_grades(run: Run) -> CutGrades | None:
         return None
     if records[0].get("schema") != SCHEMA:
         raise TraceError(f"{path}: not grades of schema {SCHEMA}; remove it and grade again (kinetics grade --caps …)")
-    now = {sample_key(record): digest(run, record) for record in run.samples}
+    now = {sample_key(record): sample_digest(run, record) for record in run.samples}
     caps: set[int] = set()
     grades: dict[Key, bool | None] = {}
     for number, record in enumerate(records[1:], start=2):
@@ -104,7 +104,7 @@ def sample_key(record: dict[str, Any]) -> tuple[str, int, int]:
     return record["problem"], record["seed"], record["sample"]
 
 
-def digest(run: Run, record: dict[str, Any]) -> str:
+def sample_digest(run: Run, record: dict[str, Any]) -> str:
     """Of what a sample's cut grades depend on, besides the grader and the tokenizer; 16 hex digits."""
     problem = run.problems[record["problem"]]
     graded = [record["output_tokens"], problem.get("prompt"), problem.get("answer")]

@@ -20,12 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.files import _encoded, write_whole
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs are not guarded against a second writer
-    fcntl = None
+from kinetics_jax.files import encode_utf8, lock_file, write_atomic
 
 SCHEMA = 1
 # Where a run happened, as against what it is: a run may be continued with these changed.
@@ -56,10 +51,10 @@ class TraceError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder as read: `run` is run.json, `problems` by id in their order, `samples` in the order they ended."""
+    """A run folder as read: `header` is run.json, `problems` by id in their order, `samples` as they ended."""
 
     path: Path
-    run: dict[str, Any]
+    header: dict[str, Any]
     problems: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
 
@@ -154,8 +149,8 @@ class RunWriter:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
 
     def _begin(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
-        write_whole(self.path / "problems.jsonl", "".join(map(_line, problems)))
-        write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.path / "problems.jsonl", "".join(map(_line, problems)))
+        write_atomic(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
@@ -163,7 +158,7 @@ class RunWriter:
             os.truncate(self.path / "samples.jsonl", 0)
             self._begin(run, problems)
             return
-        changed = _differences(before.run, run)
+        changed = _differences(before.header, run)
         if list(before.problems.values()) != problems:
             changed.append("the problems differ")
         if changed:
@@ -184,7 +179,7 @@ class RunWriter:
 
         Raises TraceError when it cannot be written whole (a full disk, say); what was there before stays readable.
         """
-        line = memoryview(_encoded(_line({field: record[field] for field in RECORD_FIELDS})))
+        line = memoryview(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS})))
         try:
             while line:
                 line = line[self._file.write(line) :]
@@ -207,9 +202,7 @@ def _open_locked(path: Path) -> io.FileIO:
     while True:
         file = open(samples, "ab", buffering=0)  # noqa: SIM115  (the caller closes it)
         try:
-            if fcntl is None:
-                return file
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(samples)):
                 return file
             file.close()  # another process has put a regraded file in its place meanwhile
@@ -244,7 +237,7 @@ def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, A
     with _open_locked(path):
         run = read_run(path)
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
-        write_whole(path / "samples.jsonl", "".join(map(_line, samples)))
+        write_atomic(path / "samples.jsonl", "".join(map(_line, samples)))
     return run, dataclasses.replace(run, samples=samples)
 
 

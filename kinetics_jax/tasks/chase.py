@@ -34,7 +34,7 @@ _cumulative /= _cumulative[-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ChaseProblem:
     """One problem: texts of space-separated tokens. `solution` ends with the end token."""
 
     question: str
@@ -66,7 +66,7 @@ def edge(source: int, target: str) -> str:
     return f"{node(source)}>{target}"
 
 
-def attribute(source: int, what: str) -> str:
+def applied_at(source: int, what: str) -> str:
     return f"{node(source)}:{what}"
 
 
@@ -82,13 +82,13 @@ def vocabulary() -> list[str]:
         *operations,
         *map(boxed, range(MODULUS)),
         *(edge(a, target) for a in indices for target in (*(node(b) for b in indices if b != a), END)),
-        *(attribute(a, what) for a, what in itertools.product(indices, operations)),
+        *(applied_at(a, what) for a, what in itertools.product(indices, operations)),
     ]
 
 
 def make_problem(
     rng: np.random.Generator, nodes: int = NODES, hops: int = HOPS[1], operations: int = len(OPERATIONS)
-) -> Problem:
+) -> ChaseProblem:
     """Draws a problem of `nodes` of the 32 nodes and the first `operations`, whose answer is `hops` hops away.
 
     The nodes form two chains that both run to `end`: the one that is asked for and, of the other nodes, a distractor.
@@ -101,7 +101,7 @@ def make_problem(
     targets = [node(name) for name in names[1:]] + [END]
     targets[hops - 1] = END
     statements = [edge(name, target) for name, target in zip(names, targets, strict=True)]
-    statements += [attribute(name, operation(index)) for name, index in zip(names, applied, strict=True)]
+    statements += [applied_at(name, operation(index)) for name, index in zip(names, applied, strict=True)]
     shuffled = [statements[index] for index in rng.permutation(2 * nodes).tolist()]
     steps = []
     for name, index, target in zip(names[:hops], applied, targets, strict=False):
@@ -109,7 +109,7 @@ def make_problem(
         value = (multiplier * value + addend) % MODULUS
         steps += [operation(index), str(value), echo(name), target]
     question = " ".join([*shuffled, START, str(start), AT, node(names[0])])
-    return Problem(question, " ".join([*steps, boxed(value), EOS]), value, hops)
+    return ChaseProblem(question, " ".join([*steps, boxed(value), EOS]), value, hops)
 
 
 def solve(question: str) -> int:
@@ -129,7 +129,7 @@ def solve(question: str) -> int:
     return value
 
 
-def held_out_problems(count: int = 132, seed: int = 2**32 - 1) -> list[Problem]:
+def held_out_problems(count: int = 132, seed: int = 2**32 - 1) -> list[ChaseProblem]:
     """The problems of assets/problems.jsonl: every number of hops equally often, mixed so that any prefix is."""
     rng = np.random.default_rng([seed, 0])
     low, high = HOPS

@@ -13,7 +13,7 @@ from typing import Any
 
 from kinetics_jax.assets import ASSETS
 from kinetics_jax.errors import UserError
-from kinetics_jax.hub import hub_failure
+from kinetics_jax.hub import HubError, download
 from kinetics_jax.tasks.answers import last_answer_box, thousands
 
 BUILTIN = "builtin"
@@ -272,13 +272,10 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 
 def _download(repository: str) -> Path:
     """The data files of a data set on the hub, downloaded or from the cache."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"*{suffix}" for suffix in READERS]
     try:
-        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
-        raise TaskError(hub_failure(repository, error)) from error
+        return download(repository, kind="dataset", allow_patterns=[f"*{suffix}" for suffix in READERS])
+    except HubError as error:
+        raise TaskError(str(error)) from error
 
 
 def split_files(folder: Path, split: str, repository: str) -> list[Path]:

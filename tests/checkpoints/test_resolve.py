@@ -13,7 +13,8 @@ from huggingface_hub import constants, errors
 from tiny import tiny_config, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
+from kinetics_jax.checkpoints.resolve import checkpoint_kind, resolve
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.hub import hub_failure
 
 CONFIG = tiny_config()
@@ -110,7 +111,7 @@ def test_a_hub_model_is_downloaded_then_needs_no_hub(hub, tmp_path, monkeypatch,
     wanted = {path.name: path.read_bytes() for path in source.iterdir()}
     hub.files = {**wanted, "original/model.safetensors": b"x", "pytorch_model.bin": b"x", "README.md": b"x"}
     snapshot = resolve("acme/tiny")
-    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == wanted
+    assert {path.name: path.read_bytes() for path in snapshot.path.iterdir()} == wanted
     assert "Fetching 5 files" in capfd.readouterr().err
     go_online(monkeypatch, unused_port())
     assert resolve("acme/tiny") == snapshot
@@ -122,7 +123,7 @@ def test_an_interrupted_download_resumes(hub, tmp_path, monkeypatch):
     hub.files = {path.name: path.read_bytes() for path in source.iterdir()}
     hub.cut = 1
     snapshot = resolve("acme/tiny")
-    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == hub.files
+    assert {path.name: path.read_bytes() for path in snapshot.path.iterdir()} == hub.files
     assert len(hub.ranges) == 1
 
 

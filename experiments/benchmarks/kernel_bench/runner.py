@@ -55,7 +55,7 @@ class SectionFile:
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        partial = self.path.with_suffix(".partial")  # not kinetics_jax.files: the suites need the kernels alone
         partial.write_text(json.dumps(_plain(self.content), indent=1) + "\n")
         partial.replace(self.path)
 
