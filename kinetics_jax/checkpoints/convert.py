@@ -34,9 +34,10 @@ def convert(
 
     `to` is the layout written: by default Orbax, or Hugging Face from Orbax. `dtype` (float32, bfloat16, float16) casts
     all weights; by default each keeps the dtype it is stored in, bit by bit, and quantised ones become float32.
-    config.json and the tokenizer go along byte for byte, or are made of a GGUF file's metadata. Runs on the CPU; the
+    config.json and the tokenizer are copied byte for byte, or made from a GGUF file's metadata. Runs on the CPU; the
     host holds the weights once. `on_tensor(done, total)` counts tensors read.
-    Raises CheckpointError for a target that exists and is not empty, and whatever is wrong with the source.
+    Raises CheckpointError if the target exists and is not empty, or saying what is wrong with the source, and
+    ConfigError for a configuration or dtype that cannot be used.
     """
     check_new(Path(target))
     if to not in (None, *SAVERS):

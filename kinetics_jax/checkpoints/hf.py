@@ -17,14 +17,14 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kinetics_jax.checkpoints.files import INDEX, check_new, find_shards, listed, write_companions
+from kinetics_jax.checkpoints.files import INDEX, check_new, fault_line, find_shards, write_companions
 from kinetics_jax.checkpoints.tensors import (
     Placement,
     arrays_by_name,
     empty_aligned,
     expected_parameters,
-    first_few,
-    sharding_of,
+    first_faults,
+    sharding_for,
     stored_parts,
 )
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
@@ -37,9 +37,9 @@ SHARD_BYTES = 5_000_000_000
 
 
 def read_config(directory: Path, *, name: str = "") -> ModelConfig:
-    """config.json, with the end tokens of generation_config.json where there is one (Qwen3 names two there).
+    """config.json, with the end tokens of generation_config.json added if it exists (Qwen3 names two in it).
 
-    The model goes by `name`, or by the directory's own.
+    The model is named `name`, or like the directory. Raises ConfigError naming the file and field.
     """
     config = ModelConfig.from_hf(directory, name=name or directory.resolve().name)
     path = directory / "generation_config.json"
@@ -65,15 +65,15 @@ def load_hf(
     """Loads a directory's safetensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
 
     None keeps each tensor's stored dtype. Arrays go straight to `sharding` (one for all, or a function of the
-    parameter's name). Beside the weights themselves the host holds one tensor's file pages and one slice at a time.
-    `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming every missing, extra, misshapen,
-    non-finite or truncated tensor at once.
+    parameter's name), and the model computes on `mesh`. Beside the weights themselves the host holds one tensor's file
+    pages and one slice at a time. `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming
+    every missing, extra, misshapen, non-finite or truncated tensor at once.
     """
     directory = Path(directory)
     graph, wanted = expected_parameters(config, mesh)
     shards, problems = find_shards(directory)
 
-    found: dict[str, tuple[Path, str]] = {}  # our name → (file, name in it)
+    locations: dict[str, tuple[Path, str]] = {}  # parameter name → (file, name in it)
     headers_complete = not problems
     for shard in shards:
         try:
@@ -85,28 +85,28 @@ def load_hf(
             continue
         for name in names:
             ours = name.removeprefix("model.")
-            if ours in found:
-                problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
-            found[ours] = (shard, name)
+            if ours in locations:
+                problems.append(f"{ours} is in both {locations[ours][0].name} and {shard.name}")
+            locations[ours] = (shard, name)
     names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in stored_parts(name, shape))
     if headers_complete:  # an unreadable shard would make all its tensors look missing
-        problems += listed("missing", [name for name in names if name not in found])
+        problems += fault_line("missing", [name for name in names if name not in locations])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    extra = [name for name in found if name not in names and name not in ignored and "rotary_emb" not in name]
-    problems += listed("not part of this model", extra)
+    extra = [name for name in locations if name not in names and name not in ignored and "rotary_emb" not in name]
+    problems += fault_line("not part of this model", extra)
 
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
         stored = stored_parts(name, shape)
-        if all(part in found for part, _ in stored):
-            tensor, faults = _read(found, stored, shape, None if dtype is None else np.dtype(dtype))
-            place, unfit = sharding_of(name, shape, sharding)
+        if all(part in locations for part, _ in stored):
+            tensor, faults = _read(locations, stored, shape, None if dtype is None else np.dtype(dtype))
+            place, unfit = sharding_for(name, shape, sharding)
             misfits += faults or ([f"{name} {unfit}"] if unfit else [])
             if tensor is not None and not problems and not misfits:
                 loaded.append((path, nnx.Param(jax.device_put(tensor, place))))
         on_tensor(done, len(wanted))
-    problems += first_few(misfits)
+    problems += first_faults(misfits)
     if problems:
         raise CheckpointError(f"{directory}: cannot load this checkpoint\n  " + "\n  ".join(problems))
     return graph, nnx.from_flat_state(loaded)
@@ -123,7 +123,7 @@ def save_hf(
 ) -> Path:
     """Writes a new directory in Hugging Face layout, each array in its own dtype, for transformers and `load_hf`.
 
-    One model.safetensors, or shards of at most `shard_bytes` (a larger tensor has one alone) with their index.
+    One model.safetensors, or shards of at most `shard_bytes` (a larger tensor gets its own) with their index.
     Configuration and tokenizer come from the directory `companions` (`write_companions`). The host holds one shard
     beside the weights. Nothing is at `directory` until all is written. Raises CheckpointError if it exists and is not
     empty.
@@ -168,7 +168,7 @@ def _hf_name(name: str) -> str:
 
 
 def _read(
-    found: dict[str, tuple[Path, str]],
+    locations: dict[str, tuple[Path, str]],
     stored: list[tuple[str, tuple[int, ...]]],
     shape: tuple[int, ...],
     dtype: np.dtype | None,
@@ -179,7 +179,7 @@ def _read(
     """
     tensor, faults = None, []
     for index, (name, stored_shape) in enumerate(stored):
-        shard, key = found[name]
+        shard, key = locations[name]
         with safe_open(shard, framework="np") as file:
             source = file.get_slice(key)
             kept, fault = _stored_dtype(source, stored_shape, dtype)

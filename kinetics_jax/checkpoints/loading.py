@@ -25,7 +25,7 @@ LOADERS = {"hf": load_hf, "orbax": load_orbax, "gguf": load_gguf}
 def open_config(checkpoint: Checkpoint) -> Iterator[tuple[ModelConfig, Path]]:
     """A checkpoint's configuration, and the directory of its config.json and tokenizer.
 
-    That of a GGUF file is made of its metadata, named like the file, and removed at the end of the `with`. Raises
+    That of a GGUF file is made from its metadata, named like the file, and removed at the end of the `with`. Raises
     ConfigError or CheckpointError saying what cannot be read.
     """
     if checkpoint.kind != "gguf":

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from kinetics_jax.checkpoints.files import LISTED
+from kinetics_jax.checkpoints.files import MAX_LISTED
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Qwen3
 
@@ -41,20 +41,20 @@ def stored_parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int
 
 
 def arrays_by_name(weights: nnx.State) -> dict[str, jax.Array]:
-    """A model's arrays by parameter name."""
+    """A model's arrays by parameter name (`layers.0.mlp.up_proj.weight`)."""
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that jax adopts on the CPU instead of copying it."""
+    """An uninitialised array that jax adopts on the CPU instead of copying it."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     offset = -raw.ctypes.data % ALIGNMENT
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
-def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:
-    """The sharding a placement gives an array, and why it cannot have it ("" if it can)."""
+def sharding_for(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:
+    """The sharding a placement gives an array, and why the array cannot have it ("" if it can)."""
     sharding = placement(name) if callable(placement) else placement
     if sharding is not None:
         try:
@@ -64,6 +64,6 @@ def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tupl
     return sharding, ""
 
 
-def first_few(faults: list[str]) -> list[str]:
+def first_faults(faults: list[str]) -> list[str]:
     """A line for each of the first faults, and how many more there are."""
-    return faults[:LISTED] + ([f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else [])
+    return faults[:MAX_LISTED] + ([f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else [])

@@ -1,4 +1,4 @@
-"""Long-CoT from stored samples: cut after n tokens, and graded again. No jax.
+"""Long-CoT from stored samples: cut after n tokens, and graded again.
 
 The paper's way to accuracy against length: what a sample holds in its first n output tokens is decoded and graded as if
 generation had been stopped there. In several processes; the grades are kept in the run folder (cut_grades.py), so that
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One sample to be graded at some caps, all of them shorter than it is."""
+    """One sample to be graded at caps shorter than it is; `digest` is its `sample_digest`."""
 
     key: tuple[str, int, int]
-    of: str
+    digest: str
     tokens: list[int]
     text: str | None
     prompt: str
@@ -62,13 +62,13 @@ def grade_cuts(
 ) -> Run:
     """Grades the samples of a run folder as if they had been cut after each of `caps` tokens; returns the run.
 
-    What is graded already is not graded again; another grader or tokenizer, or other samples, are another matter.
-    `tokenizer` is the path of a tokenizer.json or of the directory that holds it, by default that of the run's model,
-    built-in or from the hub. `workers`: processes, by default one a CPU, and none beside this one for the built-in
-    task, whose grading is nothing. `on_progress(samples done, samples to do)` is called after each sample; an exception
-    from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are not whole numbers
-    from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the same run;
-    CheckpointError without a tokenizer; GradingError for known answers that cannot be graded.
+    What is graded already is not graded again. Grades by another grader or tokenizer, or of other samples, are
+    discarded. `tokenizer` is the path of a tokenizer.json or of the directory that holds it, by default that of the
+    run's model, built-in or from the hub. `workers` is the number of processes: by default one per CPU, or only this
+    one for the built-in task, whose grading is cheap. `on_progress(samples done, samples to do)` is called after each
+    sample; an exception from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are
+    not whole numbers from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the
+    same run; CheckpointError without a tokenizer; GradingError for known answers that cannot be graded.
     """
     run = read_run(path)
     wanted = sorted({int(cap) for cap in caps})
@@ -114,7 +114,7 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
 
 
 def grader_fingerprint(task: str) -> str:
-    """What tells graders apart: the code that grades a task, and for mathematics the version of math-verify."""
+    """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
     files = [grading.__file__]
     if task != BUILTIN:
         files += [answers.__file__, math_grading.__file__, math_grading.WORKER]
@@ -139,17 +139,17 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) -> set[tuple[str, int, int, int]]:
-    """Readies the file for appending; returns what is graded already. Grades by another maker are dropped."""
-    there = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
-    if there is None or there.maker != maker:
+    """Prepares the file for appending and returns what is graded already. Drops grades by another maker."""
+    earlier = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
+    if earlier is None or earlier.maker != maker:
         file.truncate(0)
         _append(file, [maker])
-        there = None
+        earlier = None
     else:
-        file.truncate(there.whole)
-    if there is None or not set(caps) <= set(there.caps):
+        file.truncate(earlier.whole)
+    if earlier is None or not set(caps) <= set(earlier.caps):
         _append(file, [{"caps": caps}])
-    return set(there.grades) if there else set()
+    return set(earlier.grades) if earlier else set()
 
 
 def _append(file: IO[bytes], records: list[dict[str, Any]]) -> None:
@@ -221,5 +221,5 @@ def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, An
     for cap in cut.caps:
         text = tokenizer.decode(cut.tokens[:cap], skip_special_tokens=True)
         grade = dataclasses.asdict(grader(completed(cut.prompt, text), cut.answer))
-        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.of, "cap": cap, **grade})
+        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.digest, "cap": cap, **grade})
     return lines

@@ -1,4 +1,4 @@
-"""Variable chasing with modular arithmetic: the built-in task. Imports no jax.
+"""Variable chasing with modular arithmetic: the built-in task.
 
 A problem states, in shuffled order, one edge (`n12>n7`, or `n12>end`) and one operation (`n12:*5+3`) for each of some
 nodes, and asks for the value that `start 42 at n12` ends with when every node on the way to `end` applies its operation
@@ -54,19 +54,23 @@ def echo(index: int) -> str:
 
 
 def operation(index: int) -> str:
+    """The token of an operation: `*5+3`, or `+5` if it multiplies by 1."""
     multiplier, addend = OPERATIONS[index]
     return f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
 
 
 def boxed(value: int) -> str:
+    """The token of a final answer."""
     return f"\\boxed{{{value}}}"
 
 
 def edge(source: int, target: str) -> str:
+    """The statement that a node leads to another, or to `end`."""
     return f"{node(source)}>{target}"
 
 
 def applied_at(source: int, what: str) -> str:
+    """The statement that a node applies an operation."""
     return f"{node(source)}:{what}"
 
 
@@ -92,6 +96,7 @@ def make_problem(
     """Draws a problem of `nodes` of the 32 nodes and the first `operations`, whose answer is `hops` hops away.
 
     The nodes form two chains that both run to `end`: the one that is asked for and, of the other nodes, a distractor.
+    Raises ValueError unless 1 <= hops <= nodes <= 32.
     """
     if not 1 <= hops <= nodes <= NODES:
         raise ValueError(f"need 1 <= hops <= nodes <= {NODES}, got hops={hops}, nodes={nodes}")
@@ -113,7 +118,7 @@ def make_problem(
 
 
 def solve(question: str) -> int:
-    """The answer of a question, from its text alone."""
+    """The answer of a question, from its text alone. Raises ValueError if it asks for nothing."""
     edges = dict(re.findall(r"(n\d+)>(\w+)", question))
     operations = {
         name: (multiplier, addend) for name, multiplier, addend in re.findall(r"(n\d+):(?:\*(\d+))?\+(\d+)", question)

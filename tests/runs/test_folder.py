@@ -83,8 +83,8 @@ def test_a_broken_line_inside_is_an_error_with_its_number(tmp_path):
 @pytest.mark.parametrize(
     ("run", "problems", "says"),
     [
-        ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" there, "block_topk" asked'),
-        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, r"sampling\.seed: 0 there, 1 asked"),
+        ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" stored, "block_topk" asked for'),
+        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, r"sampling\.seed: 0 stored, 1 asked for"),
         (RUN, PROBLEMS[:1], "the problems differ"),
     ],
 )
@@ -125,7 +125,7 @@ def test_repeated_and_incomplete_records_are_found(tmp_path):
     samples = tmp_path / "samples.jsonl"
     line = samples.read_bytes()
     samples.write_bytes(line + line)
-    with pytest.raises(TraceError, match="sample 0 is there twice"):
+    with pytest.raises(TraceError, match="sample 0 is recorded twice"):
         write(tmp_path)
     samples.write_text(json.dumps({"problem": "a"}) + "\n")
     with pytest.raises(TraceError, match="line 1: missing sample"):
@@ -244,7 +244,7 @@ def test_regrading_waits_for_no_one_and_leaves_no_half(tmp_path):
 
 def test_samples_of_unknown_problems_are_found(tmp_path):
     write(tmp_path, record("c", 0))
-    with pytest.raises(TraceError, match="lacks problem 'c'"):
+    with pytest.raises(TraceError, match="missing problem 'c'"):
         read_run(tmp_path)
 
 
