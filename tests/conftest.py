@@ -15,7 +15,7 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 # Before any module of the package is imported; the traced functions are checked once per compilation.
 install_import_hook(
-    [f"kinetics_jax.{name}" for name in ("attention", "language_model", "models", "sharding", "engine.sampling")],
+    [f"kinetics_jax.{name}" for name in ("attention", "language_model", "models", "engine.sampling")],
     "beartype.beartype",
 )
 
