@@ -51,7 +51,7 @@ from kinetics_jax.devices.calibration import (
 )
 from kinetics_jax.devices.random_decode import RandomDecode
 from kinetics_jax.engine.engine import Request
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import Run
@@ -186,7 +186,7 @@ def check_configuration(
         "turns": turned,
         "load_average": os.getloadavg()[0],
     }
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    write_atomic(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -292,7 +292,7 @@ def main() -> None:
             "advice": advice_given,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.json, json.dumps(written, indent=1) + "\n")
+        write_atomic(arguments.json, json.dumps(written, indent=1) + "\n")
 
 
 def _measured(arguments: argparse.Namespace, policies: list[AttentionPolicy]) -> Path:

@@ -18,7 +18,7 @@ from defects.choices import CHOICES
 from defects.costs import COSTS
 from defects.rows import BEHAVIOURS, DEFECTS, Row
 
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "reference_defects.json"
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     table = defect_table()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(options.out, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     if options.json:
         print(json.dumps(table, indent=1, ensure_ascii=False))
     elif options.markdown:

@@ -131,10 +131,10 @@ def run(arguments: argparse.Namespace) -> None:
     tables = summary.tables(list(records_by_key.values()))
     result = {"settings": settings, **{name: table.to_dict("records") for name, table in tables.items()}}
     if arguments.out:
-        from kinetics_jax.files import write_whole
+        from kinetics_jax.files import write_atomic
 
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+        write_atomic(arguments.out, json.dumps(result, indent=1) + "\n")
     if arguments.tables:
         summary.write_csv(tables, arguments.tables)
     if arguments.figures:

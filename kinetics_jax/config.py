@@ -1,4 +1,4 @@
-"""Model configurations: read from Hugging Face's `config.json`, or by published name. Imports no jax."""
+"""Model configurations: read from Hugging Face's `config.json`, or by published name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from kinetics_jax.errors import UserError
 
 # Fields of config.json that change what a model computes and that we do not implement. Each must hold one of these
-# values (or be absent); any other value is refused, because ignoring it would give wrong logits without a word.
+# values (or be absent); any other value is refused, because ignoring it would silently give wrong logits.
 NEUTRAL_FIELDS: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "attn_logit_softcapping": (None,),
@@ -39,7 +39,8 @@ REQUIRED_FIELDS = (
     "num_key_value_heads",
 )
 MOE_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(DTYPE_BYTES)  # what weights and cache are stored in
 # model_type → what sets it apart, and what an absent field of its config.json means.
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "qkv_bias": False},
@@ -70,7 +71,8 @@ class Llama3Scaling:
     """RoPE scaled as Llama 3.1 does: `rope_type` llama3 of config.json, whose names these are.
 
     Angles that turn fewer than `low_freq_factor` times in `original_max_position_embeddings` positions are divided by
-    `factor`, those that turn more than `high_freq_factor` times stand, and those between are interpolated.
+    `factor`, those that turn more than `high_freq_factor` times are kept, and those between are interpolated
+    (transformers' `_compute_llama3_parameters`).
     """
 
     factor: float
@@ -184,7 +186,7 @@ class ModelConfig:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters one token is multiplied with, lm_head included; norms, biases and the embedding look-up not."""
+        """Parameters one token is multiplied with, lm_head included; norms, biases and embedding look-up excluded."""
         attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
         dense = 3 * self.hidden_size * self.intermediate_size
         experts = self.experts_per_token * 3 * self.hidden_size * self.moe_intermediate_size
@@ -282,7 +284,7 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The fields of a Hugging Face `config.json`, for `from_hf` and transformers to read; it has no name."""
+        """The fields of a Hugging Face `config.json`, for `from_hf` and transformers to read; without `name`."""
         eos = list(self.eos_token_ids)
         fields = {
             "architectures": [ARCHITECTURES[self.model_type]],
@@ -319,7 +321,7 @@ class ModelConfig:
     @classmethod
     def named(cls, name: str) -> ModelConfig:
         """A published size by its hub id (`Qwen/Qwen3-8B`, `deepseek-ai/DeepSeek-R1-Distill-Qwen-7B`) or short name
-        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`).
+        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`). Raises ConfigError for any other.
         """
         known = {f"Qwen/Qwen3-{size}": config for size, config in PUBLISHED.items()} | PUBLISHED_OTHERS
         ids = {alias: full for full in known for alias in (full, full.partition("/")[2])}

@@ -1,6 +1,39 @@
-"""What the Hugging Face hub's failures mean, in one line."""
+"""Downloads from the Hugging Face hub, and what its failures mean, in one line."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from kinetics_jax.errors import UserError
+
+
+class HubError(UserError):
+    """What the hub, or its cache on this machine, did not give; the message says why and what to do."""
+
+
+def download(name: str, *, kind: Literal["model", "dataset"] = "model", **patterns: list[str]) -> Path:
+    """The directory of a repository's files, downloaded or from the hub's cache, which needs no network.
+
+    `patterns` are huggingface_hub's `allow_patterns` and `ignore_patterns`. Raises HubError.
+    """
+    from huggingface_hub import snapshot_download
+
+    return _fetched(snapshot_download, name, repo_type=kind, **patterns)
+
+
+def download_file(name: str, file: str) -> Path:
+    """One file of a model's repository, downloaded or from the hub's cache. Raises HubError."""
+    from huggingface_hub import hf_hub_download
+
+    return _fetched(hf_hub_download, name, filename=file)
+
+
+def _fetched(fetch: Any, name: str, **options: Any) -> Path:
+    try:
+        return Path(fetch(name, **options))
+    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
+        raise HubError(hub_failure(name, error)) from error
 
 
 def hub_failure(name: str, error: Exception) -> str:

@@ -22,13 +22,13 @@ from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.checkpoints.files import fingerprint
-from kinetics_jax.checkpoints.loading import LOADERS, configured
-from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
+from kinetics_jax.checkpoints.loading import load_weights, open_config
+from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine.abstract import abstract_model
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
+from kinetics_jax.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,14 +68,14 @@ class LanguageModel:
         weights: nnx.State,
         directory: Path,
         *,
-        source: Path | None = None,
+        checkpoint: Checkpoint,
         backend: str | None = None,
         mesh: Mesh | None = None,
     ):
-        """`directory` holds the tokenizer, `source` (by default the same) the weights, which lie on `mesh`."""
+        """`directory` holds the tokenizer, `checkpoint` is where the weights, which lie on `mesh`, were read."""
         self.mesh = mesh
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
-        self.source, self.backend = source or directory, backend
+        self.checkpoint, self.backend = checkpoint, backend
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -90,20 +90,12 @@ class LanguageModel:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells these weights from others of the same name and shape."""
-        return fingerprint(self.source)
+        return fingerprint(self.checkpoint)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer.json. Raises CheckpointError where it has none."""
-        path = self.directory / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file; without a tokenizer give prompts as lists of token ids")
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
+        return read_tokenizer(self.directory, cure="without a tokenizer give prompts as lists of token ids")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it stands: nothing is added before or after. Raises RequestError for broken text."""
@@ -203,7 +195,7 @@ def load(
     ConfigError or MeshError saying what is wrong and where.
     """
     devices = None if mesh is None else make_mesh(mesh)
-    path = resolve(name)
+    checkpoint = resolve(name)
     if backend is not None and (wrong := backend_error(backend)):
         raise ConfigError(wrong)
     if dtype is None:
@@ -211,17 +203,15 @@ def load(
     stored = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if stored not in DTYPES:
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
-    load_weights = LOADERS[checkpoint_kind(path)]
-    # A hub id is a model's name; the directory its snapshot is kept in is named after a revision.
     with contextlib.ExitStack() as made:
-        config, directory = made.enter_context(configured(path, name="" if Path(name).exists() else str(name)))
+        config, directory = made.enter_context(open_config(checkpoint))
         placement = None
         if devices is not None:
             check_mesh(devices, config)
             placement = param_sharding(config, devices)
-        graph, weights = load_weights(path, config, dtype=jnp.dtype(stored), sharding=placement, on_tensor=on_tensor)
-        if devices is not None:
-            graph = abstract_model(config, mesh=devices)[0]
-        lm = LanguageModel(config, graph, weights, directory, source=path, backend=backend, mesh=devices)
+        graph, weights = load_weights(
+            checkpoint, config, dtype=jnp.dtype(stored), sharding=placement, mesh=devices, on_tensor=on_tensor
+        )
+        lm = LanguageModel(config, graph, weights, directory, checkpoint=checkpoint, backend=backend, mesh=devices)
         weakref.finalize(lm, made.pop_all().close)  # what was made of a GGUF file lives as long as the model
     return lm

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 SETTLED = ("ok", "out of memory")
 ACCELERATOR = {"models": ["8B", "1.7B", "0.6B"], "batches": ["fit", "32", "8", "1"], "contexts": [16384, 4096, 32768]}
@@ -293,7 +293,7 @@ def report(rows: Rows, settings: Settings, path: Path | None) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"setup": setup, "bandwidth": bandwidth, "table": lines, "aims": aim_rows, "rows": rows.rows[1:]}
-        write_whole(path, json.dumps(content, indent=1) + "\n")
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import UPSTREAM_PARAMETERS
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 MODELS = [f"Qwen/Qwen3-{size}" for size in UPSTREAM_PARAMETERS]
 PROBLEMS, SAMPLES, LONGEST = 30, 32, 32_768
@@ -88,7 +88,7 @@ def write_samples(folder: Path) -> list[Path]:
 def in_process_frontier(paths: list[Path], target: Path) -> pd.DataFrame:
     """From files to the frontier's CSV."""
     table = cost_frontier(read_all(paths), caps=CAPS, trials=[1], convention="upstream", intensity=INTENSITY)
-    write_whole(target, table.to_csv(index=False))
+    write_atomic(target, table.to_csv(index=False))
     return table
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     figures = measure(arguments.limits, arguments.repeat)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.out, json.dumps(figures, indent=1) + "\n")
+        write_atomic(arguments.out, json.dumps(figures, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(figures, indent=1))
         return

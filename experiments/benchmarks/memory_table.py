@@ -28,7 +28,7 @@ from kinetics_jax.config import PUBLISHED, ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE
 from kinetics_jax.costs.memory import RESERVE, fits
 from kinetics_jax.devices.memory_plan import CHIPS, DEVICES, PROGRAMS, MemoryPlanError, memory_plan
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 CONTEXT, MIN_SEQUENCES = 32_768, 8
 TABLE_DEVICES = ("h100", "h200", "v5e")
@@ -136,7 +136,7 @@ def write_page(page: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the table between the marks of a page."""
     text = page.read_text(encoding="utf-8")
     pattern = f"{re.escape(MARKS)}.*{re.escape(MARKS)}"
-    write_whole(page, re.sub(pattern, lambda _: f"{MARKS}\n\n{markdown(rows)}\n\n{MARKS}", text, flags=re.DOTALL))
+    write_atomic(page, re.sub(pattern, lambda _: f"{MARKS}\n\n{markdown(rows)}\n\n{MARKS}", text, flags=re.DOTALL))
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
             if key not in rows:
                 rows[key] = row_of(key[0], key[1], policies[key[2]])
                 listed = [rows[each] for each in order if each in rows]
-                write_whole(arguments.out, json.dumps(listed, indent=1) + "\n")
+                write_atomic(arguments.out, json.dumps(listed, indent=1) + "\n")
     listed = [rows[each] for each in order if each in rows]
     print(markdown(listed))
     if arguments.page:

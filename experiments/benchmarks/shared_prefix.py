@@ -37,7 +37,7 @@ from kinetics_jax.attention.shared_prefix import (
     sharing_pays,
 )
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 CALLS = 8  # per turn, one after another on the device
 
@@ -136,7 +136,7 @@ def main() -> None:
             "load_average": os.getloadavg()[0],
             "rows": rows,
         }
-        write_whole(arguments.json, json.dumps(about, indent=1) + "\n")
+        write_atomic(arguments.json, json.dumps(about, indent=1) + "\n")
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
     sys.exit(1 if any(row["difference"] > tolerance for row in rows) else 0)
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.attention.policies.registry import parse_policy, slug
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 from kinetics_jax.runs.folder import read_lines
 from kinetics_jax.settings import Sampling
 from kinetics_jax.tasks.problems import Problem, load_problems
@@ -298,7 +298,7 @@ def main() -> None:
     print(pd.DataFrame(rows).T.to_string(header=False))
     result = {"seed": arguments.seed, "slots": arguments.slots, "chunk": CHUNK, "growth_allowed": MAX_GROWTH}
     if arguments.json:
-        write_whole(arguments.json, json.dumps({**result, "runs": rows, "faults": faults}, indent=1) + "\n")
+        write_atomic(arguments.json, json.dumps({**result, "runs": rows, "faults": faults}, indent=1) + "\n")
     for fault in faults:
         print(f"FAULT {fault}", file=sys.stderr)
     print(f"{sum(row['samples'] for row in rows)} samples, {sum(row['kills'] for row in rows)} kills, "

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from kinetics_jax.costs.hardware import Hardware, hardware
 from kinetics_jax.costs.step_time import step_seconds
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, blank, handle, plain, save_figure, style_for
 
 Table = Any  # a pandas DataFrame: its annotations do not say what indexing one returns
@@ -190,7 +190,7 @@ def main() -> None:
     figure = draw(drawn, about, results["setup"].get("cores"), arguments.width)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_figure(figure, arguments.out / "step_scaling.png")
-    write_whole(arguments.out / "step_scaling.csv", drawn.to_csv(index=False, float_format="%.6g"))
+    write_atomic(arguments.out / "step_scaling.csv", drawn.to_csv(index=False, float_format="%.6g"))
     print(f"{arguments.out}/: step_scaling.png, step_scaling.csv")
 
 

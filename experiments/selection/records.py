@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 KEY = ("part", "unit", "policy")
 
@@ -25,13 +25,13 @@ class Records:
         whole = [line for line in lines if line.endswith("\n")]
         if not whole:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(settings) + "\n")
+            write_atomic(path, json.dumps(settings) + "\n")
             return
         if (stored := json.loads(whole[0])) != settings:
             names = sorted(key for key in {*stored, *settings} if stored.get(key) != settings.get(key))
             raise UserError(f"{path} holds records with another {', '.join(names)}; give --records another name")
         if whole != lines:
-            write_whole(path, "".join(whole))
+            write_atomic(path, "".join(whole))
         self.by_key = {tuple(record[key] for key in KEY): record for record in map(json.loads, whole[1:])}
 
     def has(self, part: str, unit: str, policy: str) -> bool:

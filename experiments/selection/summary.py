@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import spoken_kind
 from selection.mass import PAGES_BY_MASS, TOKENS_BY_MASS
 
@@ -136,7 +136,7 @@ def write_csv(by_name: dict[str, pd.DataFrame], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in by_name.items():
         if len(table):
-            write_whole(folder / f"selection_{name}.csv", table.to_csv(index=False))
+            write_atomic(folder / f"selection_{name}.csv", table.to_csv(index=False))
 
 
 def markdown(by_name: dict[str, Any]) -> dict[str, str]:

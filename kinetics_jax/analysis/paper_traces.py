@@ -22,6 +22,7 @@ from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import PUBLISHED
+from kinetics_jax.tokenizer import read_tokenizer
 
 SINK_TOKENS = 4
 # Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
@@ -162,14 +163,7 @@ def _id(question: str) -> str:
 def _counter(tokenizer: Any) -> Any:
     """A function from texts to token counts; nothing is added before or after a text."""
     if isinstance(tokenizer, str | Path):
-        path = Path(tokenizer)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise SamplesError(f"{path}: not a tokenizer ({error})") from error
+        tokenizer = read_tokenizer(tokenizer)
 
     def count(texts: Sequence[str]) -> list[int]:
         counts = []

@@ -19,6 +19,7 @@ from kinetics_jax.analysis.defaults import (
 )
 from kinetics_jax.analysis.samples import Pool, SamplesError
 from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
+from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.errors import UserError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 512
 HALVINGS = 200
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class PlanError(UserError):
@@ -197,7 +197,7 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
 
 def _bytes(pool: Pool) -> int:
     """Bytes of a weight and of a KV element: those of the type in which the pool's runs were made."""
-    return BYTES.get(str(pool.settings.get("dtype")), 2)
+    return DTYPE_BYTES.get(str(pool.settings.get("dtype")), 2)
 
 
 def _room(pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> int:

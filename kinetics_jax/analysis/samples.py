@@ -92,17 +92,21 @@ def run_data(run: Run) -> RunData:
     Raises SamplesError naming the folder and what is missing in run.json, TraceError if the grades of cut texts cannot
     be read.
     """
-    missing = [field for field in ("model", "config", "policy") if not run.run.get(field)]
+    missing = [field for field in ("model", "config", "policy") if not run.header.get(field)]
     if missing:
         raise SamplesError(f"{run.path / 'run.json'}: missing {', '.join(missing)}")
     try:
-        config = dict(run.run["config"])
+        config = dict(run.header["config"])
         shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
-        attention = parse_policy(run.run["policy"])
+        attention = parse_policy(run.header["policy"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise SamplesError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
-    settings = {**run.run.get("sampling", {}), "dtype": run.run.get("dtype"), "weights": run.run.get("weights")}
-    wanted = run.run.get("n", 0) * len(run.problems)
+    settings = {
+        **run.header.get("sampling", {}),
+        "dtype": run.header.get("dtype"),
+        "weights": run.header.get("weights"),
+    }
+    wanted = run.header.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
             f"{run.path}: unfinished, {len(run.samples)} of {wanted} samples; short samples end first, so accuracy and "
@@ -111,7 +115,7 @@ def run_data(run: Run) -> RunData:
         )
     caps, correct_within = grades_within(run)
     return RunData(
-        model=run.run["model"],
+        model=run.header["model"],
         attention=attention,
         config=shape,
         problem=[record["problem"] for record in run.samples],
@@ -120,7 +124,7 @@ def run_data(run: Run) -> RunData:
         output_tokens=[len(record["output_tokens"]) for record in run.samples],
         correct=[record["correct"] for record in run.samples],
         settings={name: value for name, value in settings.items() if name != "seed"},
-        task=run.run.get("task") or "",
+        task=run.header.get("task") or "",
         asked={name: (problem.get("question"), problem.get("answer")) for name, problem in run.problems.items()},
         prompts={name: problem.get("prompt", "") for name, problem in run.problems.items()},
         caps=caps,

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: Hugging Face layout (safetensors) and Orbax. Weights are never read from pickles."""
+"""Checkpoints: Hugging Face layout (safetensors) and Orbax read and written, GGUF read. Never from pickles."""

@@ -12,10 +12,11 @@ from jax.sharding import SingleDeviceSharding
 
 from kinetics_jax.checkpoints.files import check_new
 from kinetics_jax.checkpoints.hf import save_hf
-from kinetics_jax.checkpoints.loading import LOADERS, configured
+from kinetics_jax.checkpoints.loading import load_weights, open_config
 from kinetics_jax.checkpoints.orbax import save_orbax
-from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
+from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.config import DTYPES, ConfigError
+from kinetics_jax.errors import CheckpointError
 
 SAVERS = {"hf": save_hf, "orbax": save_orbax}
 
@@ -33,20 +34,19 @@ def convert(
 
     `to` is the layout written: by default Orbax, or Hugging Face from Orbax. `dtype` (float32, bfloat16, float16) casts
     all weights; by default each keeps the dtype it is stored in, bit by bit, and quantised ones become float32.
-    config.json and the tokenizer go along byte for byte, or are made of a GGUF file's metadata. Runs on the CPU; the
+    config.json and the tokenizer are copied byte for byte, or made from a GGUF file's metadata. Runs on the CPU; the
     host holds the weights once. `on_tensor(done, total)` counts tensors read.
-    Raises CheckpointError for a target that exists and is not empty, and whatever is wrong with the source.
+    Raises CheckpointError if the target exists and is not empty, or saying what is wrong with the source, and
+    ConfigError for a configuration or dtype that cannot be used.
     """
     check_new(Path(target))
     if to not in (None, *SAVERS):
         raise CheckpointError(f"convert: to {to!r} is not one of {', '.join(SAVERS)}")
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
-    path = resolve(source)
-    kind = checkpoint_kind(path)
-    name = "" if Path(source).exists() else str(source)
+    checkpoint = resolve(source)
     cpu = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    save = SAVERS[to or ("hf" if kind == "orbax" else "orbax")]
-    with configured(path, name=name) as (config, directory):
-        _, weights = LOADERS[kind](path, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
+    save = SAVERS[to or ("hf" if checkpoint.kind == "orbax" else "orbax")]
+    with open_config(checkpoint) as (config, directory):
+        _, weights = load_weights(checkpoint, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
         return save(target, dataclasses.replace(config, dtype=dtype or config.dtype), weights, companions=directory)

@@ -1,21 +1,18 @@
-"""The files of a checkpoint directory: which hold weights, which travel beside them, and directories written whole."""
+"""The files of a checkpoint: which hold weights, and which go along with them into another layout."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, CheckpointError, checkpoint_kind
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
 
-LISTED = 12  # problems of one kind spelled out before "and n more"
+MAX_LISTED = 12  # problems of one kind spelled out before "and n more"
 ORBAX_FILES = "weights.json"
 INDEX = "model.safetensors.index.json"
 # What goes along with the weights into another layout, byte for byte.
@@ -33,7 +30,7 @@ COMPANIONS = (
 
 
 def find_shards(directory: Path) -> tuple[list[Path], list[str]]:
-    """The safetensors files of a checkpoint, and what is wrong with their listing."""
+    """The safetensors files of a checkpoint, and what is wrong with its index."""
     index = directory / INDEX
     if index.exists():
         try:
@@ -52,15 +49,17 @@ def find_shards(directory: Path) -> tuple[list[Path], list[str]]:
     return [], [f"no *.safetensors file{hint}"]
 
 
-def fingerprint(directory: Path) -> str:
-    """32 hex digits that tell checkpoints apart: BLAKE2b over each weight file's name, size, and slices of it.
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """32 hex digits that identify a checkpoint: BLAKE2b over each weight file's name, size, and slices of it.
 
     Of a large file, its first MiB (which holds a safetensors header) and 64 slices of 64 KiB spread over the rest are
     read. Saving the same weights to Orbax twice gives two fingerprints: Orbax names its files at random.
     """
-    kind = checkpoint_kind(directory)
-    files = {"orbax": _orbax_files, "hf": _safetensors_files, "gguf": lambda file: [file]}[kind](directory)
-    root = directory.parent if kind == "gguf" else directory
+    path = checkpoint.path
+    if checkpoint.kind == "gguf":
+        root, files = path.parent, [path]
+    else:
+        root, files = path, _orbax_files(path) if checkpoint.kind == "orbax" else find_shards(path)[0]
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         size = path.stat().st_size
@@ -74,13 +73,13 @@ def fingerprint(directory: Path) -> str:
 
 
 def list_orbax_files(directory: Path) -> None:
-    """Writes down the size of every file below Orbax's folder: Orbax itself does not notice each file that is cut."""
+    """Records the size of every file below Orbax's folder: Orbax itself misses some files that are cut short."""
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _orbax_files(directory)}
     (directory / ORBAX_FILES).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
 
 
 def orbax_file_faults(directory: Path) -> list[str]:
-    """What is missing of the files that were written, or has another size: a copy that broke off, say."""
+    """What is missing of the files that were written, or has another size, as after an interrupted copy."""
     path = directory / ORBAX_FILES
     try:
         sizes = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -90,23 +89,19 @@ def orbax_file_faults(directory: Path) -> list[str]:
         return [f"{ORBAX_FILES} is not a list of files ({error})"]
     absent = [name for name in sizes if not (directory / name).is_file()]
     cut = [name for name in sizes if name not in absent and (directory / name).stat().st_size != sizes[name]]
-    return listed("missing files", absent) + listed("files of another size than was written", cut)
-
-
-def _safetensors_files(directory: Path) -> list[Path]:
-    return find_shards(directory)[0]
+    return fault_line("missing files", absent) + fault_line("files of another size than was written", cut)
 
 
 def _orbax_files(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / ORBAX_WEIGHTS).rglob("*") if path.is_file())
 
 
-def listed(label: str, names: list[str]) -> list[str]:
-    """One line naming the first of `names`; none if there are none."""
+def fault_line(label: str, names: list[str]) -> list[str]:
+    """One line, in a list, that names the first of `names` after `label`; an empty list if there are none."""
     if not names:
         return []
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return [f"{label}: {', '.join(names[:LISTED])}{more}"]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return [f"{label}: {', '.join(names[:MAX_LISTED])}{more}"]
 
 
 def check_new(directory: Path) -> None:
@@ -119,36 +114,19 @@ def check_new(directory: Path) -> None:
         raise CheckpointError(f"{directory}: is a file; name a new directory")
 
 
-@contextlib.contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` to write to, renamed to it when all is written, and removed when that fails.
-
-    What a killed process leaves is named `.NAME.XXXXXXXX.partial` and is never taken for a checkpoint of that name.
-    """
-    check_new(directory)
-    directory = Path(os.path.abspath(directory))  # "." has no name to put another beside
-    partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
 def write_companions(target: Path, source: Path | None, config: ModelConfig, dtypes: list[str]) -> None:
-    """Configuration and tokenizer to go with weights: the files of `source` byte for byte, but for config.json's dtype
-    where `config` has another. Without a config.json there, one is made from `config`, its dtype the commonest of
-    `dtypes`.
+    """Writes configuration and tokenizer beside weights: the files of `source`, byte for byte.
+
+    Only config.json's dtype becomes that of `config`. Without a config.json, one is made from `config`, its dtype the
+    most common of `dtypes`.
     """
     for name in COMPANIONS:
         if source and (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     path = target / "config.json"
     if not path.exists():
-        commonest = max(dict.fromkeys(dtypes), key=dtypes.count)
-        fields = dataclasses.replace(config, dtype=commonest).to_hf()
+        most_common = max(dict.fromkeys(dtypes), key=dtypes.count)
+        fields = dataclasses.replace(config, dtype=most_common).to_hf()
     elif ModelConfig.from_hf(path).dtype != config.dtype:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields |= dict.fromkeys({"dtype", "torch_dtype"} & fields.keys() or {"torch_dtype"}, config.dtype)

@@ -1,4 +1,4 @@
-"""GGUF files, llama.cpp's: configuration from the metadata, weights dequantised as they are read."""
+"""llama.cpp's GGUF files: configuration from the metadata, weights dequantised as they are read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.files import listed
+from kinetics_jax.checkpoints.files import fault_line
 from kinetics_jax.checkpoints.gguf_header import GGUFHeader, TensorInfo, read_header
 from kinetics_jax.checkpoints.gguf_tokenizer import write_tokenizer
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, sharding_of
+from kinetics_jax.checkpoints.tensors import Placement, empty_aligned, expected_parameters, first_faults, sharding_for
 from kinetics_jax.config import ConfigError, Llama3Scaling, ModelConfig
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.models.qwen3 import llama3_frequencies
 
 SLICE_BYTES = 16 << 20  # of float32, dequantised at a time
@@ -87,9 +88,9 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
         known = ", ".join(MODEL_TYPES)
         raise ConfigError(f"{path}: architecture {architecture!r} is not implemented (implemented: {known})")
     fields = {field: metadata.get(f"{architecture}.{key}") for field, key in FIELDS.items()}
-    wrong = [f"lacks {architecture}.{FIELDS[field]}" for field in REQUIRED if fields[field] is None]
+    wrong = [f"missing {architecture}.{FIELDS[field]}" for field in REQUIRED if fields[field] is None]
     embedding = header.tensors.get(_gguf_name("embed_tokens.weight"))
-    wrong += [] if embedding else [f"lacks the tensor {_gguf_name('embed_tokens.weight')}"]
+    wrong += [] if embedding else [f"missing the tensor {_gguf_name('embed_tokens.weight')}"]
     wrong += [
         f"{architecture}.{key} = {metadata[f'{architecture}.{key}']!r} is not implemented"
         for key, neutral in NEUTRAL.items()
@@ -98,9 +99,9 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     if wrong or embedding is None:
         raise ConfigError(f"{path}: " + "; ".join(wrong))
     rotated = metadata.get(f"{architecture}.rope.dimension_count")
-    fields["head_dim"] = fields["head_dim"] or rotated  # from_hf's default where neither is told
+    fields["head_dim"] = fields["head_dim"] or rotated  # if both are missing, from_hf's default
     if fields["head_dim"] is None and MODEL_TYPES[architecture].startswith("qwen3"):
-        raise ConfigError(f"{path}: lacks {architecture}.{FIELDS['head_dim']}")
+        raise ConfigError(f"{path}: missing {architecture}.{FIELDS['head_dim']}")
     if rotated not in (None, fields["head_dim"]):
         raise ConfigError(f"{path}: RoPE of {rotated} of {fields['head_dim']} dimensions is not implemented")
     ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in END_TOKENS)
@@ -126,20 +127,22 @@ def load_gguf(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a file's tensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
 
-    None keeps float32, float16 and bfloat16, and gives quantised tensors in float32. Arrays go straight to `sharding`.
+    None keeps float32, float16 and bfloat16, and gives quantised tensors in float32. Arrays go straight to `sharding`,
+    and the model computes on `mesh`.
     Beside the weights the host holds one tensor and a slice of it. `on_tensor(done, total)` is called after each
     tensor. Raises CheckpointError naming every missing, extra, misshapen, cut or unreadable tensor at once.
     """
     header = read_header(path)
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     names = {name: _gguf_name(name) for name in wanted}
-    problems = listed("missing", [key for key in names.values() if key not in header.tensors])
+    problems = fault_line("missing", [key for key in names.values() if key not in header.tensors])
     known = {*names.values(), ROPE_FACTORS}
-    problems += listed("not part of this model", [key for key in header.tensors if key not in known])
+    problems += fault_line("not part of this model", [key for key in header.tensors if key not in known])
 
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
@@ -148,22 +151,22 @@ def load_gguf(
         if info is not None:
             wide = (shape[0], shape[2], shape[1]) if len(shape) == 3 else shape  # experts are [out, in] there
             kept, fault = _stored_dtype(header, info, wide, dtype)
-            spot, unfit = sharding_of(name, shape, sharding)
+            spot, unfit = sharding_for(name, shape, sharding)
             if kept is not None and not fault and not unfit and not problems and not misfits:
-                tensor = aligned(shape, kept)
+                tensor = empty_aligned(shape, kept)
                 fault = _fill(tensor, header, info, _row_order(config, name))
                 if not fault:
                     loaded.append((place, nnx.Param(jax.device_put(tensor, spot))))
             misfits += [f"{names[name]} {fault or unfit}"] if fault or unfit else []
         on_tensor(done, len(wanted))
-    problems += first_few(misfits)
+    problems += first_faults(misfits)
     if problems:
         raise CheckpointError(f"{path}: cannot load this checkpoint\n  " + "\n  ".join(problems))
     return graph, nnx.from_flat_state(loaded)
 
 
 def unpack_gguf(path: str | Path, target: Path) -> ModelConfig:
-    """Writes config.json and the tokenizer's files, made of a file's metadata, to a directory; the configuration."""
+    """Writes config.json and the tokenizer's files, made from a file's metadata; returns the configuration."""
     header = read_header(path)
     config = gguf_config(header)
     (target / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
@@ -174,14 +177,14 @@ def unpack_gguf(path: str | Path, target: Path) -> ModelConfig:
 def _gguf_name(name: str) -> str:
     """What llama.cpp calls a parameter."""
     module, _, kind = name.rpartition(".")
-    if found := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
-        return f"blk.{found[1]}.{INNER[found[2]]}.{kind}"
+    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
+        return f"blk.{match[1]}.{INNER[match[2]]}.{kind}"
     return f"{OUTER[module]}.{kind}"
 
 
 def _row_order(config: ModelConfig, name: str) -> np.ndarray | None:
-    """Where the file's rows go; None: as they are. Of Llama types it keeps those of Q and K in RoPE's neighbouring
-    pairs, a head at a time: row 2 i + j of a head is dimension i + j * head_dim / 2.
+    """Where each of the file's rows goes, or None if it stays. For Llama types the file keeps Q and K in RoPE's
+    neighbouring pairs, a head at a time: row 2 i + j of a head is dimension i + j * head_dim / 2.
     """
     if config.model_type != "llama" or not re.search(r"\.[qk]_proj\.", name):
         return None
@@ -237,7 +240,7 @@ def _rows(header: GGUFHeader, info: TensorInfo, start: int, stop: int) -> np.nda
 def _fill(out: np.ndarray, header: GGUFHeader, info: TensorInfo, order: np.ndarray | None) -> str:
     """Dequantises a tensor into `out` slice by slice; says what is wrong with its values ("" if nothing).
 
-    `order`: where each row goes. Of experts, `out [experts, in, out]` is filled from [out, in] of each.
+    `order` is where each row goes. For experts, `out [experts, in, out]` is filled from [out, in] of each.
     """
     rows, length = math.prod(info.shape[:-1]), info.shape[-1]
     per_matrix = info.shape[-2] if len(info.shape) > 1 else 1
@@ -256,13 +259,13 @@ def _fill(out: np.ndarray, header: GGUFHeader, info: TensorInfo, order: np.ndarr
 
 
 def _rope_scaling(header: GGUFHeader, config: ModelConfig) -> Llama3Scaling | None:
-    """Llama 3.1's scaling from the factors that the file keeps of it; its other numbers are those of all Llama 3."""
+    """Llama 3.1's scaling from the factors that the file holds; its other numbers are the same in all of Llama 3."""
     info = header.tensors.get(ROPE_FACTORS)
     if info is None:
         return None
     half = config.head_dim // 2
     if info.kind != 0 or math.prod(info.shape) != half or info.offset + 4 * half > header.size:
-        raise ConfigError(f"{ROPE_FACTORS} holds no {half} numbers in float32")
+        raise ConfigError(f"{ROPE_FACTORS} does not hold {half} numbers in float32")
     factors = np.memmap(header.path, np.float32, "r", info.offset, (half,))
     scaling = Llama3Scaling(float(factors.max()), 1.0, 4.0, 8192)
     plain = config.rope_theta ** -(np.arange(half, dtype=np.float32) / half)

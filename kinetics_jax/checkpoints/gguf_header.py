@@ -1,6 +1,7 @@
-"""The header of a GGUF file: its metadata and the table of its tensors. Versions 2 and 3, little-endian. No jax.
+"""The header of a GGUF file: its metadata and the table of its tensors. Versions 2 and 3, little-endian.
 
-Read here, because the reader of the `gguf` package keeps an array for each number and string: seconds for a vocabulary.
+Read here because the `gguf` package's reader makes an array of each number and string, which takes seconds for a
+vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kinetics_jax.checkpoints.resolve import CheckpointError
+from kinetics_jax.errors import CheckpointError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -22,7 +23,7 @@ ALIGNMENT = 32  # bytes, where general.alignment does not say otherwise
 
 
 class TensorInfo(NamedTuple):
-    """`shape` with the row length last, as numpy has it; `kind` is ggml's number of its type; `offset` in the file."""
+    """`shape` has the row length last, as in NumPy; `kind` is ggml's number of its type; `offset` in bytes."""
 
     kind: int
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata, written as tokenizer.json and tokenizer_config.json. No jax."""
+"""The tokenizer in a GGUF file's metadata, written as tokenizer.json and tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.checkpoints.gguf_header import GGUFHeader
-from kinetics_jax.checkpoints.resolve import CheckpointError
+from kinetics_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -17,42 +17,42 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How text is cut before merges apply, by tokenizer.ggml.pre: a pattern, or what `_pre_tokenizer` spells out.
+# How text is split before merges apply, by tokenizer.ggml.pre: a pattern, or what `_pre_tokenizer` spells out.
 PATTERNS = {"qwen2": WORDS % "", "deepseek-r1-qwen": WORDS % "", "llama-bpe": WORDS % "{1,3}"}
 SPELLED = ("gpt-2", "smollm")
 
 
 def write_tokenizer(header: GGUFHeader, target: Path) -> None:
-    """Writes both files into a directory; none if the metadata hold no tokenizer.
+    """Writes both files into a directory; neither if the metadata hold no tokenizer.
 
-    Raises CheckpointError for a tokenizer that is not byte-level BPE, or that cuts text in an unknown way.
+    Raises CheckpointError for a tokenizer that is not byte-level BPE, or that splits text in an unknown way.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-    found = {
+    fields = {
         key.removeprefix("tokenizer.ggml."): value
         for key, value in header.metadata.items()
         if key.startswith("tokenizer.ggml.")
     }
-    if "model" not in found:
+    if "model" not in fields:
         return
-    if found["model"] != "gpt2":
+    if fields["model"] != "gpt2":
         raise CheckpointError(
-            f"{header.path}: tokenizer.ggml.model {found['model']!r} is not implemented (gpt2, byte-level BPE, is)"
+            f"{header.path}: tokenizer.ggml.model {fields['model']!r} is not implemented (gpt2, byte-level BPE, is)"
         )
-    missing = [key for key in ("pre", "tokens", "token_type", "merges") if key not in found]
+    missing = [key for key in ("pre", "tokens", "token_type", "merges") if key not in fields]
     if missing:
-        raise CheckpointError(f"{header.path}: its tokenizer lacks {', '.join(missing)}")
-    tokens, kinds = found["tokens"], found["token_type"]
-    merges = [tuple(merge.split(" ")) for merge in found["merges"]]
+        raise CheckpointError(f"{header.path}: its tokenizer is missing {', '.join(missing)}")
+    tokens, kinds = fields["tokens"], fields["token_type"]
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens) if kinds[index] != UNUSED}
     try:
-        bpe = models.BPE(vocabulary, merges, ignore_merges=found["pre"] == "llama-bpe")
+        bpe = models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe")
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{header.path}: its tokenizer is broken ({error})") from error
     tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = _pre_tokenizer(found["pre"], header.path)
-    if found["pre"] == "qwen2":
+    tokenizer.pre_tokenizer = _pre_tokenizer(fields["pre"], header.path)
+    if fields["pre"] == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -64,7 +64,7 @@ def write_tokenizer(header: GGUFHeader, target: Path) -> None:
     tokenizer.save(str(target / "tokenizer.json"))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        index = found.get(f"{key}_token_id")
+        index = fields.get(f"{key}_token_id")
         if index is not None and 0 <= index < len(tokens):
             settings[f"{name}_token"] = tokens[index]
     if template := header.metadata.get("tokenizer.chat_template"):

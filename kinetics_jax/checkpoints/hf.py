@@ -12,14 +12,24 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kinetics_jax.checkpoints.files import INDEX, find_shards, listed, write_companions, written_whole
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, aligned, expected, first_few, named, parts, sharding_of
+from kinetics_jax.checkpoints.files import INDEX, check_new, fault_line, find_shards, write_companions
+from kinetics_jax.checkpoints.tensors import (
+    Placement,
+    arrays_by_name,
+    empty_aligned,
+    expected_parameters,
+    first_faults,
+    sharding_for,
+    stored_parts,
+)
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.files import atomic_directory
 
 FLOAT_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 SLICE_BYTES = 16 << 20  # read, checked and cast at a time
@@ -27,9 +37,9 @@ SHARD_BYTES = 5_000_000_000
 
 
 def read_config(directory: Path, *, name: str = "") -> ModelConfig:
-    """config.json, with the end tokens of generation_config.json where there is one (Qwen3 names two there).
+    """config.json, with the end tokens of generation_config.json added if it exists (Qwen3 names two in it).
 
-    The model goes by `name`, or by the directory's own.
+    The model is named `name`, or like the directory. Raises ConfigError naming the file and field.
     """
     config = ModelConfig.from_hf(directory, name=name or directory.resolve().name)
     path = directory / "generation_config.json"
@@ -49,20 +59,21 @@ def load_hf(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Loads a directory's safetensors into the model's parameters, cast to `dtype`: `nnx.split` of the loaded model.
 
     None keeps each tensor's stored dtype. Arrays go straight to `sharding` (one for all, or a function of the
-    parameter's name). Beside the weights themselves the host holds one tensor's file pages and one slice at a time.
-    `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming every missing, extra, misshapen,
-    non-finite or truncated tensor at once.
+    parameter's name), and the model computes on `mesh`. Beside the weights themselves the host holds one tensor's file
+    pages and one slice at a time. `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming
+    every missing, extra, misshapen, non-finite or truncated tensor at once.
     """
     directory = Path(directory)
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     shards, problems = find_shards(directory)
 
-    found: dict[str, tuple[Path, str]] = {}  # our name → (file, name in it)
+    locations: dict[str, tuple[Path, str]] = {}  # parameter name → (file, name in it)
     headers_complete = not problems
     for shard in shards:
         try:
@@ -74,28 +85,28 @@ def load_hf(
             continue
         for name in names:
             ours = name.removeprefix("model.")
-            if ours in found:
-                problems.append(f"{ours} is in both {found[ours][0].name} and {shard.name}")
-            found[ours] = (shard, name)
-    names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in parts(name, shape))
+            if ours in locations:
+                problems.append(f"{ours} is in both {locations[ours][0].name} and {shard.name}")
+            locations[ours] = (shard, name)
+    names = dict.fromkeys(part for name, (_, shape) in wanted.items() for part, _ in stored_parts(name, shape))
     if headers_complete:  # an unreadable shard would make all its tensors look missing
-        problems += listed("missing", [name for name in names if name not in found])
+        problems += fault_line("missing", [name for name in names if name not in locations])
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    extra = [name for name in found if name not in names and name not in ignored and "rotary_emb" not in name]
-    problems += listed("not part of this model", extra)
+    extra = [name for name in locations if name not in names and name not in ignored and "rotary_emb" not in name]
+    problems += fault_line("not part of this model", extra)
 
     loaded: list[tuple[tuple, nnx.Param]] = []
     misfits: list[str] = []
     for done, (name, (path, shape)) in enumerate(wanted.items(), start=1):
-        stored = parts(name, shape)
-        if all(part in found for part, _ in stored):
-            tensor, faults = _read(found, stored, shape, None if dtype is None else np.dtype(dtype))
-            place, unfit = sharding_of(name, shape, sharding)
+        stored = stored_parts(name, shape)
+        if all(part in locations for part, _ in stored):
+            tensor, faults = _read(locations, stored, shape, None if dtype is None else np.dtype(dtype))
+            place, unfit = sharding_for(name, shape, sharding)
             misfits += faults or ([f"{name} {unfit}"] if unfit else [])
             if tensor is not None and not problems and not misfits:
                 loaded.append((path, nnx.Param(jax.device_put(tensor, place))))
         on_tensor(done, len(wanted))
-    problems += first_few(misfits)
+    problems += first_faults(misfits)
     if problems:
         raise CheckpointError(f"{directory}: cannot load this checkpoint\n  " + "\n  ".join(problems))
     return graph, nnx.from_flat_state(loaded)
@@ -112,13 +123,13 @@ def save_hf(
 ) -> Path:
     """Writes a new directory in Hugging Face layout, each array in its own dtype, for transformers and `load_hf`.
 
-    One model.safetensors, or shards of at most `shard_bytes` (a larger tensor has one alone) with their index.
+    One model.safetensors, or shards of at most `shard_bytes` (a larger tensor gets its own) with their index.
     Configuration and tokenizer come from the directory `companions` (`write_companions`). The host holds one shard
     beside the weights. Nothing is at `directory` until all is written. Raises CheckpointError if it exists and is not
     empty.
     """
     directory = Path(directory)
-    arrays = named(weights)
+    arrays = arrays_by_name(weights)
     groups: list[list[str]] = [[]]
     room = shard_bytes
     for name, array in arrays.items():
@@ -129,7 +140,8 @@ def save_hf(
         room -= array.nbytes
     cpu = jax.local_devices(backend="cpu")[0]
     weight_map: dict[str, str] = {}
-    with written_whole(directory) as partial:
+    check_new(directory)
+    with atomic_directory(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         for number, group in enumerate(groups, start=1):
             done = sum(map(len, groups[:number]))
@@ -138,7 +150,7 @@ def save_hf(
             part: dict[str, np.ndarray] = {}
             for name in group:
                 array = np.asarray(jax.device_put(arrays[name], cpu))
-                stored = parts(name, array.shape)
+                stored = stored_parts(name, array.shape)
                 matrices = [array] if len(stored) == 1 else array.swapaxes(1, 2)
                 part |= {_hf_name(key): np.ascontiguousarray(m) for (key, _), m in zip(stored, matrices, strict=True)}
             save_file(part, partial / shard, metadata={"format": "pt"})
@@ -156,7 +168,7 @@ def _hf_name(name: str) -> str:
 
 
 def _read(
-    found: dict[str, tuple[Path, str]],
+    locations: dict[str, tuple[Path, str]],
     stored: list[tuple[str, tuple[int, ...]]],
     shape: tuple[int, ...],
     dtype: np.dtype | None,
@@ -167,12 +179,12 @@ def _read(
     """
     tensor, faults = None, []
     for index, (name, stored_shape) in enumerate(stored):
-        shard, key = found[name]
+        shard, key = locations[name]
         with safe_open(shard, framework="np") as file:
             source = file.get_slice(key)
             kept, fault = _stored_dtype(source, stored_shape, dtype)
             if tensor is None and kept is not None:
-                tensor = aligned(shape, kept)
+                tensor = empty_aligned(shape, kept)
             if tensor is not None and kept is not None:
                 fault = _fill(tensor if len(stored) == 1 else tensor[index].T, source, kept)
         faults += [f"{name} {fault}"] if fault else []

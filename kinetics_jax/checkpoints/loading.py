@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kinetics_jax.checkpoints.gguf import load_gguf, unpack_gguf
 from kinetics_jax.checkpoints.hf import load_hf, read_config
 from kinetics_jax.checkpoints.orbax import load_orbax
-from kinetics_jax.checkpoints.resolve import checkpoint_kind
+from kinetics_jax.checkpoints.resolve import Checkpoint
+from kinetics_jax.checkpoints.tensors import Placement
 from kinetics_jax.config import ModelConfig
 
 LOADERS = {"hf": load_hf, "orbax": load_orbax, "gguf": load_gguf}
 
 
 @contextlib.contextmanager
-def configured(path: Path, *, name: str = "") -> Iterator[tuple[ModelConfig, Path]]:
-    """A checkpoint's configuration, under `name` or its own, and the directory of its config.json and tokenizer.
+def open_config(checkpoint: Checkpoint) -> Iterator[tuple[ModelConfig, Path]]:
+    """A checkpoint's configuration, and the directory of its config.json and tokenizer.
 
-    That of a GGUF file is made of its metadata, named like the file, and gone after the `with`.
+    That of a GGUF file is made from its metadata, named like the file, and removed at the end of the `with`. Raises
+    ConfigError or CheckpointError saying what cannot be read.
     """
-    if checkpoint_kind(path) != "gguf":
-        yield read_config(path, name=name), path
+    if checkpoint.kind != "gguf":
+        yield read_config(checkpoint.path, name=checkpoint.name), checkpoint.path
         return
     with tempfile.TemporaryDirectory(prefix="kinetics_jax-") as folder:
-        directory = Path(folder) / path.stem
+        directory = Path(folder) / checkpoint.name
         directory.mkdir()
-        yield unpack_gguf(path, directory), directory
+        yield unpack_gguf(checkpoint.path, directory), directory
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike | None,
+    sharding: Placement = None,
+    mesh: Mesh | None = None,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """`nnx.split` of the loaded model, which computes on `mesh` if there is one.
+
+    Arrays are cast to `dtype` (None: as stored) and go straight to `sharding`: one for all, or a function of the
+    parameter's name. `on_tensor(done, total)` is called after each tensor. Raises CheckpointError naming everything
+    that is wrong.
+    """
+    load = LOADERS[checkpoint.kind]
+    return load(checkpoint.path, config, dtype=dtype, sharding=sharding, mesh=mesh, on_tensor=on_tensor)

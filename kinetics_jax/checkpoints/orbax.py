@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.files import list_orbax_files, listed, orbax_file_faults, write_companions, written_whole
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, CheckpointError
-from kinetics_jax.checkpoints.tensors import Placement, expected, first_few, named, sharding_of
+from kinetics_jax.checkpoints.files import check_new, fault_line, list_orbax_files, orbax_file_faults, write_companions
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS
+from kinetics_jax.checkpoints.tensors import Placement, arrays_by_name, expected_parameters, first_faults, sharding_for
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.files import atomic_directory
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -38,8 +41,9 @@ def save_orbax(
     import orbax.checkpoint as ocp
 
     directory = Path(directory)
-    arrays = named(weights)
-    with written_whole(directory) as partial:
+    arrays = arrays_by_name(weights)
+    check_new(directory)
+    with atomic_directory(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         with _checkpointer() as checkpointer:
             try:
@@ -56,19 +60,21 @@ def load_orbax(
     *,
     dtype: DTypeLike | None,
     sharding: Placement = None,
+    mesh: Mesh | None = None,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Restores what `save_orbax` wrote, cast to `dtype` (None: as stored): `nnx.split` of the loaded model.
 
-    Arrays go straight to `sharding` (one for all, or a function of the parameter's name): each device gets its own
-    part and no other. Orbax reads all arrays in one go; `on_tensor(done, total)` counts the checks that follow. Raises
-    CheckpointError naming every absent or cut file at once, or every missing, extra, misshapen or non-finite array.
+    Arrays go straight to `sharding` (one for all, or a function of the parameter's name): each device gets only its own
+    part. The model computes on `mesh`. Orbax reads all arrays in one go; `on_tensor(done, total)` counts the checks
+    that follow. Raises CheckpointError naming every missing or cut file at once, or every missing, extra, misshapen or
+    non-finite array.
     """
     import orbax.checkpoint as ocp
 
     directory = Path(directory)
     folder = (directory / ORBAX_WEIGHTS).absolute()
-    graph, wanted = expected(config)
+    graph, wanted = expected_parameters(config, mesh)
     _refuse(directory, orbax_file_faults(directory))
     with _checkpointer() as checkpointer:
         try:
@@ -78,14 +84,14 @@ def load_orbax(
         if metadata is None:
             raise CheckpointError(f"{directory}: Orbax finds no arrays in {ORBAX_WEIGHTS}/")
         stored = metadata.tree
-        problems = listed("missing", [name for name in wanted if name not in stored])
-        problems += listed("not part of this model", [name for name in stored if name not in wanted])
+        problems = fault_line("missing", [name for name in wanted if name not in stored])
+        problems += fault_line("not part of this model", [name for name in stored if name not in wanted])
         targets, misfits = {}, []
         for name, (_, shape) in wanted.items():
             if name in stored:
                 targets[name], fault = _target(name, shape, stored[name], dtype, sharding)
                 misfits += [f"{name} {fault}"] if fault else []
-        _refuse(directory, problems + first_few(misfits))
+        _refuse(directory, problems + first_faults(misfits))
         try:
             arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(targets))
         except Exception as error:
@@ -94,7 +100,7 @@ def load_orbax(
         bad = int(_count_bad(arrays[name]))
         misfits += [f"{name} holds {bad} values that are NaN or infinite in {arrays[name].dtype.name}"] if bad else []
         on_tensor(done, len(wanted))
-    _refuse(directory, first_few(misfits))
+    _refuse(directory, first_faults(misfits))
     return graph, nnx.from_flat_state([(path, nnx.Param(arrays[name])) for name, (path, _) in wanted.items()])
 
 
@@ -109,16 +115,16 @@ def _target(
     name: str, shape: tuple[int, ...], stored: Any, dtype: DTypeLike | None, placement: Placement
 ) -> tuple[jax.ShapeDtypeStruct | None, str]:
     """What to restore an array to, and why it cannot be ("" if it can)."""
-    found, kept = getattr(stored, "shape", None), str(getattr(stored, "dtype", None))
-    if found is None or kept == "None":
+    stored_shape, kept = getattr(stored, "shape", None), str(getattr(stored, "dtype", None))
+    if stored_shape is None or kept == "None":
         return None, "is no array"
-    if tuple(found) != tuple(shape):
-        return None, f"has shape {list(found)}, expected {list(shape)}"
+    if tuple(stored_shape) != tuple(shape):
+        return None, f"has shape {list(stored_shape)}, expected {list(shape)}"
     if kept not in FLOAT_DTYPES:
         return None, f"is stored as {kept}, expected one of {', '.join(FLOAT_DTYPES)}"
     if dtype is None and kept == "float64":
         return None, "is stored as float64, which jax does not hold; name a dtype"
-    sharding, fault = sharding_of(name, shape, placement)
+    sharding, fault = sharding_for(name, shape, placement)
     sharding = sharding or jax.device_put(0).sharding  # Orbax wants one: jax's default device
     return jax.ShapeDtypeStruct(shape, kept if dtype is None else dtype, sharding=sharding), fault
 

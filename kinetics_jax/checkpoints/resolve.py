@@ -1,33 +1,43 @@
-"""From what a user types as MODEL to where it lies: a built-in name, a directory or GGUF file, or a hub id. No jax."""
+"""From what a user types as MODEL to a checkpoint: a built-in name, a directory or GGUF file, or a hub id."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from pathlib import Path
 from typing import Literal
 
 from kinetics_jax.assets import ASSETS, builtin_models
-from kinetics_jax.errors import UserError
-from kinetics_jax.hub import hub_failure
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.hub import HubError, download
 
 ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
 GGUF = ".gguf"
+Kind = Literal["hf", "orbax", "gguf"]
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be found or loaded; the message lists everything that is wrong with it."""
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A directory, or a GGUF file; `kind` is how it keeps its weights, `name` what its model is called."""
+
+    path: Path
+    kind: Kind
+    name: str
 
 
-def resolve(name: str | Path) -> Path:
-    """Where a checkpoint lies: a directory or GGUF file that exists, or the directory of a built-in name or a hub id
-    (`Qwen/Qwen3-8B`), which is downloaded through huggingface_hub, or taken from its cache. Raises CheckpointError
-    saying what was tried.
+def resolve(name: str | Path) -> Checkpoint:
+    """The checkpoint at an existing path, of a built-in name, or of a hub id (`Qwen/Qwen3-8B`).
+
+    That of a hub id is downloaded through huggingface_hub, or taken from its cache. A path gives the model its own
+    name. Raises CheckpointError saying what was tried, or why it is no checkpoint.
     """
     path = Path(name)
-    if path.is_dir() or (path.is_file() and path.suffix == GGUF):
-        return path
+    if path.is_dir():
+        return Checkpoint(path, checkpoint_kind(path), path.resolve().name)
+    if path.is_file() and path.suffix == GGUF:
+        return Checkpoint(path, "gguf", path.stem)
     if path.exists():
         raise CheckpointError(
             f"{name}: is a file, and not a {GGUF}; give the directory that holds config.json and *.safetensors"
@@ -37,9 +47,10 @@ def resolve(name: str | Path) -> Path:
         raise CheckpointError(f"{name}: no such file")
     known = builtin_models()
     if name in known:
-        return ASSETS / name
+        return Checkpoint(ASSETS / name, checkpoint_kind(ASSETS / name), name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _from_hub(name)
+        snapshot = _from_hub(name)  # named after a revision, which is no name for a model
+        return Checkpoint(snapshot, checkpoint_kind(snapshot), name)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise CheckpointError(
@@ -47,10 +58,8 @@ def resolve(name: str | Path) -> Path:
     )
 
 
-def checkpoint_kind(directory: Path) -> Literal["hf", "orbax", "gguf"]:
-    """How a checkpoint keeps its weights. Raises CheckpointError if a directory is no checkpoint of any kind."""
-    if directory.is_file():
-        return "gguf"
+def checkpoint_kind(directory: Path) -> Literal["hf", "orbax"]:
+    """How a directory keeps its weights. Raises CheckpointError if it is no checkpoint of any kind."""
     if any(directory.glob("*.safetensors")):
         return "hf"
     if (directory / ORBAX_WEIGHTS).is_dir():
@@ -69,12 +78,10 @@ def checkpoint_kind(directory: Path) -> Literal["hf", "orbax", "gguf"]:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
-        snapshot = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
-        raise CheckpointError(hub_failure(name, error)) from error
+        snapshot = download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+    except HubError as error:
+        raise CheckpointError(str(error)) from error
     if not any(snapshot.glob("*.safetensors")):
         raise CheckpointError(
             f"{name}: {snapshot} holds no *.safetensors: the hub has none of it, or its download was interrupted "

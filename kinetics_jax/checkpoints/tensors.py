@@ -1,4 +1,4 @@
-"""What readers and writers of weights share: the names a model wants, where arrays go, how faults are told."""
+"""What readers and writers of weights share: the parameters a model has, where arrays go, how faults are listed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
-from kinetics_jax.checkpoints.files import LISTED
+from kinetics_jax.checkpoints.files import MAX_LISTED
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Qwen3
 
@@ -20,13 +20,15 @@ Placement = Sharding | Callable[[str], Sharding] | None
 ALIGNMENT = 64  # bytes
 
 
-def expected(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
-    """A model's graph, and of each parameter, by name: its path in the state, and its shape."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.float32)))
+def expected_parameters(
+    config: ModelConfig, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, dict[str, tuple[tuple, tuple[int, ...]]]]:
+    """The graph of a model that computes on `mesh`; and of each parameter, by name, its path in the state and shape."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.float32, mesh=mesh)))
     return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
 
 
-def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+def stored_parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
     """What a Hugging Face checkpoint keeps a parameter as, without its leading `model.`: names and shapes.
 
     One tensor of the same name, or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
@@ -38,21 +40,21 @@ def parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]
     return [(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
 
 
-def named(weights: nnx.State) -> dict[str, jax.Array]:
-    """A model's arrays by parameter name."""
+def arrays_by_name(weights: nnx.State) -> dict[str, jax.Array]:
+    """A model's arrays by parameter name (`layers.0.mlp.up_proj.weight`)."""
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(weights)}
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that jax adopts on the CPU instead of copying it."""
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array that jax adopts on the CPU instead of copying it."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     offset = -raw.ctypes.data % ALIGNMENT
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
-def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:
-    """The sharding a placement gives an array, and why it cannot have it ("" if it can)."""
+def sharding_for(name: str, shape: tuple[int, ...], placement: Placement) -> tuple[Sharding | None, str]:
+    """The sharding a placement gives an array, and why the array cannot have it ("" if it can)."""
     sharding = placement(name) if callable(placement) else placement
     if sharding is not None:
         try:
@@ -62,6 +64,6 @@ def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> tupl
     return sharding, ""
 
 
-def first_few(faults: list[str]) -> list[str]:
+def first_faults(faults: list[str]) -> list[str]:
     """A line for each of the first faults, and how many more there are."""
-    return faults[:LISTED] + ([f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else [])
+    return faults[:MAX_LISTED] + ([f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else [])

@@ -12,6 +12,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import AttentionArg, JsonArg, config_of
 from kinetics_jax.cli.checks import require, require_between
+from kinetics_jax.config import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kinetics_jax.costs.hardware import Hardware
 
 Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
-DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
+BYTES = {**DTYPE_BYTES, "float8": 1, "int8": 1}  # priced, though nothing is stored in the last two
 MAX_CHIPS = 1024
 
 
@@ -90,8 +91,8 @@ def cost(
             trials=trials,
             attention=policy,
             convention=convention,
-            kv_bytes=DTYPE_BYTES[kv_dtype],
-            weight_bytes=DTYPE_BYTES[weight_dtype],
+            kv_bytes=BYTES[kv_dtype],
+            weight_bytes=BYTES[weight_dtype],
             batch=batch,
             shared_prompt=shared_prompt,
             **lengths,
@@ -110,8 +111,8 @@ def cost(
             chips=chips,
             tokens=max(1, prompt + max(output)),
             shared_tokens=prompt if shared_prompt and max(output) > 0 else 0,
-            kv_bytes=DTYPE_BYTES[kv_dtype],
-            weight_bytes=DTYPE_BYTES[weight_dtype],
+            kv_bytes=BYTES[kv_dtype],
+            weight_bytes=BYTES[weight_dtype],
         )
         for each in known
     ]

@@ -70,7 +70,7 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
     `bar(title)` is entered around each run and gives its `on_progress`. Equal arguments give equal files, but for the
     seconds in samples.jsonl. Returns the frontier table.
     """
-    from kinetics_jax.files import write_whole
+    from kinetics_jax.files import write_atomic
     from kinetics_jax.language_model import load
     from kinetics_jax.report.figure_style import save_figure
     from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
@@ -101,7 +101,7 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
             runs.append(run)
     tables = report_tables(runs, hardware="h100")
     for name, table in vars(tables).items():
-        write_whole(out / f"{name}.csv", table.to_csv(index=False))
+        write_atomic(out / f"{name}.csv", table.to_csv(index=False))
     save_figure(frontier_figure(tables.frontier), out / "frontier.png")
     save_figure(pass_at_k_figure(tables.frontier), out / "pass_at_k.png")
     save_figure(length_figure(tables.length), out / "length.png")

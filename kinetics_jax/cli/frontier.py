@@ -75,7 +75,7 @@ def frontier(
         as_json: Print the table as JSON.
     """
     from kinetics_jax.analysis.frontier import cost_frontier
-    from kinetics_jax.files import write_whole
+    from kinetics_jax.files import write_atomic
 
     require(runs != (), "frontier: name at least one run folder")
     require_ending(figure, "the figure", *FIGURE_KINDS)
@@ -105,7 +105,7 @@ def frontier(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
     if csv:
-        write_whole(csv, table.to_csv(index=False))
+        write_atomic(csv, table.to_csv(index=False))
     if figure:
         from kinetics_jax.report.figure_style import save_figure
         from kinetics_jax.report.figures import allocation_figure, frontier_figure

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 
 DTYPES = ("bfloat16", "float8", "int8", "tf32", "float32")
 # Kinds of work that a measured profile can price apart. A cost's component is of the first kind that its name ends in.
@@ -187,7 +187,7 @@ def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, 
     `record` (anything JSON can hold) is stored beside the fields and ignored by readers: how the numbers were measured.
     """
     fields = dataclasses.asdict(hardware) | ({} if record is None else {"record": dict(record)})
-    write_whole(Path(path), json.dumps(fields, indent=1) + "\n")
+    write_atomic(Path(path), json.dumps(fields, indent=1) + "\n")
 
 
 def _profile(path: Path) -> Hardware:

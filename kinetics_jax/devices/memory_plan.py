@@ -18,7 +18,7 @@ import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.config import DTYPE_BYTES, ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, Hardware
 from kinetics_jax.costs.memory import RESERVE, Capacity, fits
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
@@ -30,7 +30,6 @@ from kinetics_jax.sharding.axes import tensor_misfit
 DEVICES = {"a100": "a100", "h100": "h100", "h200": "h200", "v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e"}
 CHIPS = (1, 2, 4, 8)  # of one host, or the smallest slices
 PROGRAMS = ("prefill", "decode")
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LIMITS = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is surely a typo
 # As Qwen3's generation_config.json has it but for top_k = 20: to find more than 16, XLA wants a GPU at hand. A search
 # over the whole vocabulary instead takes as much memory.
@@ -71,7 +70,12 @@ def memory_plan(
     """
     device, chip = _device(device)
     _check(chips=chips, context=context, batch=batch, dtype=dtype, attention=attention, config=config)
-    options = {"tokens": context, "attention": attention, "kv_bytes": BYTES[dtype], "weight_bytes": BYTES[dtype]}
+    options = {
+        "tokens": context,
+        "attention": attention,
+        "kv_bytes": DTYPE_BYTES[dtype],
+        "weight_bytes": DTYPE_BYTES[dtype],
+    }
     if misfit := tensor_misfit(config, chips):
         raise MemoryPlanError(f"--chips {chips} {misfit}; give {', '.join(map(str, _splitting(config)))}")
     room = fits(config, chip, chips=chips, **options)
@@ -105,8 +109,10 @@ def memory_plan(
         on_program,
         full=too_many if batch > room.sequences else beside,
     )
-    priced: dict[str, Any] = {"chips": chips, "weight_bytes": BYTES[dtype]}
-    step = step_seconds(config, attention, chip, contexts=np.full(batch, context), kv_bytes=BYTES[dtype], **priced)
+    priced: dict[str, Any] = {"chips": chips, "weight_bytes": DTYPE_BYTES[dtype]}
+    step = step_seconds(
+        config, attention, chip, contexts=np.full(batch, context), kv_bytes=DTYPE_BYTES[dtype], **priced
+    )
     prompt = prefill_seconds(config, chip, prompt_tokens=context, page_size=attention.page_size, **priced)
     expected = {"prefill": float(prompt), "decode": float(step)}
     found = {name: _with_sums(answers[name]["memory"]) | {"expected_seconds": expected[name]} for name in programs}
@@ -162,8 +168,8 @@ def _check(
     for name, value in {"context": context, "batch": batch}.items():
         if value is not None and not 1 <= value <= LIMITS[name]:
             raise MemoryPlanError(f"--{name} must be in 1 … {LIMITS[name]}, got {value}")
-    if dtype not in BYTES:
-        raise MemoryPlanError(f"--dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
+    if dtype not in DTYPE_BYTES:
+        raise MemoryPlanError(f"--dtype must be one of {', '.join(DTYPE_BYTES)}, got {dtype!r}")
     if context > config.max_position_embeddings:
         raise MemoryPlanError(f"--context {context} exceeds the model's {config.max_position_embeddings} positions")
     if (layer := attention.missing_layer(config.num_layers)) is not None:

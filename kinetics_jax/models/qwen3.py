@@ -28,7 +28,7 @@ Attend = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, 
 
 
 def llama3_frequencies(frequencies: Float[Array, " half"], scaling: Llama3Scaling) -> Float[Array, " half"]:
-    """RoPE's frequencies as Llama 3.1 scales them: see Llama3Scaling."""
+    """RoPE's frequencies, in radians per position, as Llama 3.1 scales them: see Llama3Scaling."""
     turns = frequencies * scaling.original_max_position_embeddings / (2 * jnp.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = jnp.clip((turns - low) / (high - low), 0, 1)
@@ -84,9 +84,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, with RMSNorm on each head's q and k or with biases; what is attended to is the caller's
-    `attend`.
-    """
+    """Grouped-query attention by the caller's `attend`, with RMSNorm on each head's q and k or with biases."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.head_dim = config.head_dim
@@ -99,7 +97,15 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attend: Attend, state: Any):
+    def __call__(
+        self,
+        x: Float[Array, "batch time hidden"],
+        cos: Float[Array, "batch time half"],
+        sin: Float[Array, "batch time half"],
+        layer: int,
+        attend: Attend,
+        state: Any,
+    ) -> tuple[Float[Array, "batch time hidden"], Any]:
         batch, time, _ = x.shape
         heads = (batch, time, -1, self.head_dim)
         q, k, v = (project(x).reshape(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -128,12 +134,14 @@ class StackedLinear(nnx.Module):
         shape = (experts, inputs, outputs)
         self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * inputs**-0.5).astype(dtype))
 
-    def __call__(self, x: Float[Array, "rows inputs"], rows_of: Int[Array, " experts"]) -> Float[Array, "rows outputs"]:
-        return grouped_matmul(x, self.weight[...], rows_of)
+    def __call__(
+        self, x: Float[Array, "rows inputs"], group_sizes: Int[Array, " experts"]
+    ) -> Float[Array, "rows outputs"]:
+        return grouped_matmul(x, self.weight[...], group_sizes)
 
 
 class Experts(nnx.Module):
-    """SwiGLU of every expert for its own rows: `x [rows, hidden]` sorted by expert, `rows_of [experts]` int32."""
+    """SwiGLU of every expert for its own rows: `x [rows, hidden]` sorted by expert, `group_sizes [experts]` int32."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         experts, hidden, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
@@ -141,14 +149,16 @@ class Experts(nnx.Module):
         self.up_proj = StackedLinear(experts, hidden, inner, rngs=rngs, dtype=dtype)
         self.down_proj = StackedLinear(experts, inner, hidden, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "rows hidden"], rows_of: Int[Array, " experts"]) -> Float[Array, "rows hidden"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x, rows_of)) * self.up_proj(x, rows_of), rows_of)
+    def __call__(
+        self, x: Float[Array, "rows hidden"], group_sizes: Int[Array, " experts"]
+    ) -> Float[Array, "rows hidden"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x, group_sizes)) * self.up_proj(x, group_sizes), group_sizes)
 
 
 def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, " rows"], Int[Array, " count"]]:
-    """Where each row goes when rows are sorted by group (of `count`), equals in order; and the rows of each group.
+    """Where each row goes in a stable sort by group, and how many rows each of the `count` groups has.
 
-    Counted, not sorted: a sort of many rows can be compiled for a GPU only where there is one.
+    Counted, not sorted: a sort of many rows can be compiled for a GPU only on a machine that has one.
     """
     seen = jnp.cumsum(groups[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
     sizes = seen[-1]
@@ -157,7 +167,7 @@ def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, "
 
 
 class MixtureOfExperts(nnx.Module):
-    """Each token through the experts its router likes best, weighted by the router's softmax, in float32.
+    """Each token through the experts that its router scores highest, weighted by the router's softmax, in float32.
 
     No expert has a capacity: no token is dropped, and what a token gets depends on no other. On a mesh each device
     takes the tokens of its data shard through its part of its experts, and the parts are summed.
@@ -181,19 +191,39 @@ class MixtureOfExperts(nnx.Module):
             mixed = self._on_mesh(self.mesh, tokens, weights, experts)
         return mixed.astype(x.dtype).reshape(x.shape)
 
-    def _mixed(self, tokens: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
-        """Each token's weighted sum over its `experts [tokens, chosen]`, `[tokens, hidden]` float32."""
+    def _mixed(
+        self,
+        tokens: Float[Array, "tokens hidden"],
+        weights: Float[Array, "tokens chosen"],
+        experts: Int[Array, "tokens chosen"],
+    ) -> Float[Array, "tokens hidden"]:
+        """Each token's weighted sum over its experts, float32."""
         count = self.experts.gate_proj.weight.shape[0]
-        place, rows_of = sorted_places(experts.reshape(-1), count)
-        return self._summed(self.experts, tokens, weights, place, rows_of)
+        place, group_sizes = sorted_places(experts.reshape(-1), count)
+        return self._summed(self.experts, tokens, weights, place, group_sizes)
 
-    def _summed(self, through: Callable, tokens: jax.Array, weights: jax.Array, place: jax.Array, rows_of: jax.Array):
+    def _summed(
+        self,
+        through: Callable[[jax.Array, jax.Array], jax.Array],
+        tokens: Float[Array, "tokens hidden"],
+        weights: Float[Array, "tokens chosen"],
+        place: Int[Array, " pairs"],
+        group_sizes: Int[Array, " experts"],
+    ) -> Float[Array, "tokens hidden"]:
+        """The same for pairs of token and expert that go to `place` when sorted by expert, through these experts."""
         pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size))  # of token and choice, by expert
-        rows = through(tokens[pairs // self.chosen], rows_of)
+        rows = through(tokens[pairs // self.chosen], group_sizes)
         back = rows[place].reshape(-1, self.chosen, tokens.shape[1])
         return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1)
 
-    def _on_mesh(self, mesh: Mesh, tokens: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
+    def _on_mesh(
+        self,
+        mesh: Mesh,
+        tokens: Float[Array, "tokens hidden"],
+        weights: Float[Array, "tokens chosen"],
+        experts: Int[Array, "tokens chosen"],
+    ) -> Float[Array, "tokens hidden"]:
+        """`_mixed`, each device for its own tokens and experts."""
         rows = PartitionSpec(rows_spec(mesh, tokens.shape[0], ("data",)))
         wide, tall = PartitionSpec("expert", None, "tensor"), PartitionSpec("expert", "tensor")
 
@@ -202,15 +232,15 @@ class MixtureOfExperts(nnx.Module):
             mine = experts - jax.lax.axis_index("expert") * count
             here = (mine >= 0) & (mine < count)
             # Pairs of experts elsewhere come last, in no group: what the product leaves in their rows is not read.
-            place, rows_of = sorted_places(jnp.where(here, mine, count).reshape(-1), count + 1)
-            rows_of = rows_of[:count]
+            place, group_sizes = sorted_places(jnp.where(here, mine, count).reshape(-1), count + 1)
+            group_sizes = group_sizes[:count]
 
-            def through(x: jax.Array, rows_of: jax.Array) -> jax.Array:
-                inner = jax.nn.silu(grouped_matmul(x, gate, rows_of)) * grouped_matmul(x, up, rows_of)
-                out = grouped_matmul(inner, down, rows_of)
-                return jnp.where((jnp.arange(out.shape[0]) < jnp.sum(rows_of))[:, None], out, 0)
+            def through(x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+                inner = jax.nn.silu(grouped_matmul(x, gate, group_sizes)) * grouped_matmul(x, up, group_sizes)
+                out = grouped_matmul(inner, down, group_sizes)
+                return jnp.where((jnp.arange(out.shape[0]) < jnp.sum(group_sizes))[:, None], out, 0)
 
-            return jax.lax.psum(self._summed(through, tokens, weights, place, rows_of), ("expert", "tensor"))
+            return jax.lax.psum(self._summed(through, tokens, weights, place, group_sizes), ("expert", "tensor"))
 
         matrices = (getattr(self.experts, name).weight[...] for name in ("gate_proj", "up_proj", "down_proj"))
         return jax.shard_map(
@@ -230,7 +260,15 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attend: Attend, state: Any):
+    def __call__(
+        self,
+        x: Float[Array, "batch time hidden"],
+        cos: Float[Array, "batch time half"],
+        sin: Float[Array, "batch time half"],
+        layer: int,
+        attend: Attend,
+        state: Any,
+    ) -> tuple[Float[Array, "batch time hidden"], Any]:
         mixed, state = self.self_attn(self.input_layernorm(x), cos, sin, layer, attend, state)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), state
@@ -265,7 +303,7 @@ class Embedding(nnx.Module):
 class Qwen3(nnx.Module):
     """The decoder: tokens → hidden states → logits. Weights are random until a checkpoint is loaded into them.
 
-    With a mesh its weights lie as `sharding.param_sharding` says, and it computes there.
+    With a mesh its weights lie as `sharding.mesh.param_sharding` says, and it computes there.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.files import write_whole
+from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.runs.folder import Run
@@ -124,7 +124,8 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
         "Samples": "".join(_sample(run, sample) for run, sample in pick_samples(runs)) or "<p>None to show.</p>",
         "Command": f"<pre>{_text(command)}</pre>",
         "Details": (
-            f"{_fold('How samples ended', _endings(runs))}\n{_fold('All settings', _settings([r.run for r in runs]))}"
+            f"{_fold('How samples ended', _endings(runs))}\n"
+            f"{_fold('All settings', _settings([r.header for r in runs]))}"
         ),
     }
     body = "\n".join(f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items())
@@ -142,7 +143,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 </body>
 </html>
 """
-    write_whole(Path(path), page)
+    write_atomic(Path(path), page)
 
 
 def pick_samples(runs: Iterable[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
@@ -155,7 +156,7 @@ def pick_samples(runs: Iterable[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
     for run in runs:
         for sample in sorted(run.samples, key=lambda s: (s["problem"], s["sample"])):
             if sample["correct"] is not None:
-                first.setdefault((run.run["policy"] != "dense", not sample["correct"]), (run, sample))
+                first.setdefault((run.header["policy"] != "dense", not sample["correct"]), (run, sample))
     return [first[key] for key in sorted(first)]
 
 
@@ -191,17 +192,17 @@ def _overview(runs: Sequence[Run]) -> str:
     """The few facts a reader needs first; where runs differ, all values."""
 
     def values(name: str) -> list[Any]:
-        return list(dict.fromkeys(run.run.get(name) for run in runs if run.run.get(name) is not None))
+        return list(dict.fromkeys(run.header.get(name) for run in runs if run.header.get(name) is not None))
 
     drawn = sum(len(run.samples) for run in runs)
-    wanted = sum(run.run.get("n", 0) * len(run.problems) for run in runs)
+    wanted = sum(run.header.get("n", 0) * len(run.problems) for run in runs)
     facts = {
         "Models": ", ".join(map(_text, values("model"))),
         "Attention": "<br>".join(map(_breaking, values("policy"))),
         "Problems": f"{_several(len(run.problems) for run in runs)} of task {_text(', '.join(values('task')) or '–')}",
-        "Samples": f"{_several(run.run.get('n', 0) for run in runs)} of each problem, {drawn:,} in all"
+        "Samples": f"{_several(run.header.get('n', 0) for run in runs)} of each problem, {drawn:,} in all"
         + (f" (unfinished: {wanted:,} were asked for)" if drawn < wanted else ""),
-        "Sampling": _text(_sampling([run.run.get("sampling", {}) for run in runs])),
+        "Sampling": _text(_sampling([run.header.get("sampling", {}) for run in runs])),
         "Device": _text(", ".join(map(str, values("device"))) + f" ({', '.join(map(str, values('dtype')))})"),
     }
     return "<dl>\n" + "\n".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items()) + "\n</dl>"
@@ -317,7 +318,7 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
 def _endings(runs: Sequence[Run]) -> str:
     """Of each run: how many samples it has, how they ended, how many the grader gave up on."""
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
-    name = attention_names(run.run["policy"] for run in runs).short
+    name = attention_names(run.header["policy"] for run in runs).short
     heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Ungraded")
     rows = []
     for run in runs:
@@ -325,7 +326,7 @@ def _endings(runs: Sequence[Run]) -> str:
         tokens = sum(len(sample["output_tokens"]) for sample in run.samples) / max(len(run.samples), 1)
         ungraded = sum(sample["correct"] is None for sample in run.samples)
         counts = [len(run.samples), f"{tokens:.1f}", *(ended[reason] for reason in reasons), ungraded]
-        rows.append(((run.run["model"], name(run.run["policy"]), *counts), ""))
+        rows.append(((run.header["model"], name(run.header["policy"]), *counts), ""))
     return _table(heads, rows)
 
 
@@ -356,7 +357,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _sample(run: Run, sample: Mapping[str, Any]) -> str:
     problem = run.problems.get(sample["problem"], {})
     verdict = "Right" if sample["correct"] else "Wrong"
-    model, attention = run.run["model"], run.run["policy"]
+    model, attention = run.header["model"], run.header["policy"]
     heading = f"{verdict}: {model}, {attention}, {sample['problem']}, sample {sample['sample']}"
     answer = "not found" if sample["answer"] is None else sample["answer"]
     tokens = len(sample["output_tokens"])

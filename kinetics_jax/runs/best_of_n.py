@@ -112,7 +112,7 @@ def grade_again(
     there. Raises TraceError for a sample without text or a run that another process is writing.
     """
     stored = read_run(path)
-    if "task" not in stored.run:
+    if "task" not in stored.header:
         raise TraceError(f"{stored.path / 'run.json'}: names no task, which chooses the grader")
     done = 0
 
@@ -126,7 +126,7 @@ def grade_again(
         on_progress(Progress(done, len(stored.samples), 0))
         return fields
 
-    with grader_for(stored.run["task"], [problem["answer"] for problem in stored.problems.values()]) as grader:
+    with grader_for(stored.header["task"], [problem["answer"] for problem in stored.problems.values()]) as grader:
         before, after = regrade(path, grade)
     changed = [
         (new["problem"], new["sample"])

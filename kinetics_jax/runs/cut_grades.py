@@ -1,11 +1,11 @@
-"""The grades of cut samples beside a run: cut_grades.jsonl in its folder, written by truncation.py. No jax.
+"""The grades of cut samples beside a run: cut_grades.jsonl in its folder, written by truncation.py.
 
     {"schema": 1, "grader": …, "tokenizer": …}                            first line: what the grades are a function of
-    {"caps": [2048, 4096]}                                                asked for, once for every command
+    {"caps": [2048, 4096]}                                                asked for: a line for every command
     {"problem", "seed", "sample", "of", "cap", "correct", "answer", "grader"}      one for every cut sample and cap
 
 Appended and flushed as texts are graded; of several lines for one sample and cap the last counts. `of` tells what was
-graded: a sample whose tokens, prompt or known answer have changed since is as good as not graded. A sample that ends
+graded: a sample whose tokens, prompt or known answer have changed since counts as not graded. A sample that ends
 within a cap is not cut there, and has no line: its own grade stands.
 """
 
@@ -46,7 +46,7 @@ class CutGrades:
 
 
 def read_cut_grades(run: Run) -> CutGrades | None:
-    """The grades of a run's cut samples, None where there are none.
+    """The grades of a run's cut samples; None if there are none.
 
     A torn last line is dropped with a warning. Raises TraceError naming the line that cannot be read.
     """
@@ -58,7 +58,7 @@ def read_cut_grades(run: Run) -> CutGrades | None:
         return None
     if records[0].get("schema") != SCHEMA:
         raise TraceError(f"{path}: not grades of schema {SCHEMA}; remove it and grade again (kinetics grade --caps …)")
-    now = {sample_key(record): digest(run, record) for record in run.samples}
+    now = {sample_key(record): sample_digest(run, record) for record in run.samples}
     caps: set[int] = set()
     grades: dict[Key, bool | None] = {}
     for number, record in enumerate(records[1:], start=2):
@@ -74,7 +74,7 @@ def read_cut_grades(run: Run) -> CutGrades | None:
 def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ...]]]:
     """Caps, ascending, and for each sample of the run its grades at them, as `RunData` takes them.
 
-    Only caps at which every sample that is longer was graded; a warning tells of others.
+    Only caps at which every longer sample was graded; a warning names the others.
     """
     cut = read_cut_grades(run)
     if cut is None:
@@ -82,15 +82,15 @@ def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ..
     longer = {
         cap: [sample_key(record) for record in run.samples if len(record["output_tokens"]) > cap] for cap in cut.caps
     }
-    lacking = {cap: sum((*key, cap) not in cut.grades for key in keys) for cap, keys in longer.items()}
-    if unfinished := [cap for cap in cut.caps if lacking[cap]]:
+    ungraded = {cap: sum((*key, cap) not in cut.grades for key in keys) for cap, keys in longer.items()}
+    if unfinished := [cap for cap in cut.caps if ungraded[cap]]:
         warnings.warn(
-            f"{Path(run.path) / NAME}: {lacking[unfinished[0]]} of {len(longer[unfinished[0]])} samples are not graded "
-            f"at cap {unfinished[0]}; cap{'s' if len(unfinished) > 1 else ''} {', '.join(map(str, unfinished))} left "
-            f"out (kinetics grade {run.path} --caps … finishes them)",
+            f"{Path(run.path) / NAME}: {ungraded[unfinished[0]]} of {len(longer[unfinished[0]])} samples are not "
+            f"graded at cap {unfinished[0]}; cap{'s' if len(unfinished) > 1 else ''} {', '.join(map(str, unfinished))} "
+            f"left out (kinetics grade {run.path} --caps … finishes them)",
             stacklevel=3,
         )
-    caps = tuple(cap for cap in cut.caps if not lacking[cap])
+    caps = tuple(cap for cap in cut.caps if not ungraded[cap])
     return caps, [tuple(_grade(cut, record, cap) for cap in caps) for record in run.samples] if caps else []
 
 
@@ -100,12 +100,12 @@ def _grade(cut: CutGrades, record: dict[str, Any], cap: int) -> bool | None:
 
 
 def sample_key(record: dict[str, Any]) -> tuple[str, int, int]:
-    """What tells a run's samples apart."""
+    """What identifies a sample of a run: problem, seed, number."""
     return record["problem"], record["seed"], record["sample"]
 
 
-def digest(run: Run, record: dict[str, Any]) -> str:
-    """Of what a sample's cut grades depend on, besides the grader and the tokenizer; 16 hex digits."""
+def sample_digest(run: Run, record: dict[str, Any]) -> str:
+    """16 hex digits of what a sample's cut grades depend on besides the grader and the tokenizer."""
     problem = run.problems[record["problem"]]
     graded = [record["output_tokens"], problem.get("prompt"), problem.get("answer")]
     return hashlib.blake2b(json.dumps(graded).encode(), digest_size=8).hexdigest()

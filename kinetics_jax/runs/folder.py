@@ -1,4 +1,4 @@
-"""Run folders: run.json, problems.jsonl, samples.jsonl. Written once, continued, read. No jax.
+"""Run folders: run.json, problems.jsonl, samples.jsonl. Written once, continued, read.
 
 run.json        what makes the samples what they are, and where they were made
 problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands)
@@ -20,15 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.files import _encoded, write_whole
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs are not guarded against a second writer
-    fcntl = None
+from kinetics_jax.files import encode_utf8, lock_file, write_atomic
 
 SCHEMA = 1
-# Where a run happened, as against what it is: a run may be continued with these changed.
+# Where a run was made, not what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
 LATER_SETTINGS = {"repetition_window": 0}
@@ -56,10 +51,10 @@ class TraceError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder as read: `run` is run.json, `problems` by id in their order, `samples` in the order they ended."""
+    """A run folder as read: `header` is run.json, `problems` by id in their order, `samples` as they ended."""
 
     path: Path
-    run: dict[str, Any]
+    header: dict[str, Any]
     problems: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
 
@@ -79,7 +74,7 @@ def read_run(path: str | Path) -> Run:
     samples, _ = read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
     by_id = {problem["id"]: problem for problem in problems}
     if strays := [record["problem"] for record in samples if record["problem"] not in by_id]:
-        raise TraceError(f"{path / 'problems.jsonl'}: lacks problem {strays[0]!r} of samples.jsonl")
+        raise TraceError(f"{path / 'problems.jsonl'}: missing problem {strays[0]!r} of samples.jsonl")
     return Run(path, _up_to_date(run), by_id, samples)
 
 
@@ -124,8 +119,8 @@ def _is_a(value: Any, kind: Any) -> bool:
 class RunWriter:
     """A run folder open for appending, new or continued; a context manager.
 
-    `done` holds the (problem, sample) pairs that are already there. Raises TraceError when the folder holds something
-    else, or another configuration.
+    `done` holds the (problem, sample) pairs that are stored already. Raises TraceError if the folder holds something
+    else or another configuration, or while another process writes it.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any], problems: list[dict[str, Any]]):
@@ -154,16 +149,16 @@ class RunWriter:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
 
     def _begin(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
-        write_whole(self.path / "problems.jsonl", "".join(map(_line, problems)))
-        write_whole(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.path / "problems.jsonl", "".join(map(_line, problems)))
+        write_atomic(self.path / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
     def _continue(self, run: dict[str, Any], problems: list[dict[str, Any]]) -> None:
         before = read_run(self.path)
-        if not before.samples:  # nothing is lost: what was begun may begin with other settings
+        if not before.samples:  # nothing is lost: a run without samples may start again with other settings
             os.truncate(self.path / "samples.jsonl", 0)
             self._begin(run, problems)
             return
-        changed = _differences(before.run, run)
+        changed = _differences(before.header, run)
         if list(before.problems.values()) != problems:
             changed.append("the problems differ")
         if changed:
@@ -176,15 +171,15 @@ class RunWriter:
         for record in before.samples:
             pair = (record["problem"], record["sample"])
             if pair in self.done:
-                raise TraceError(f"{samples}: problem {pair[0]!r} sample {pair[1]} is there twice")
+                raise TraceError(f"{samples}: problem {pair[0]!r} sample {pair[1]} is recorded twice")
             self.done.add(pair)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds one record and hands it to the operating system: it survives the end of this process.
+        """Appends one record and flushes it to the operating system, so that it survives this process.
 
-        Raises TraceError when it cannot be written whole (a full disk, say); what was there before stays readable.
+        Raises TraceError if it cannot be written whole (on a full disk, say); earlier records stay readable.
         """
-        line = memoryview(_encoded(_line({field: record[field] for field in RECORD_FIELDS})))
+        line = memoryview(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS})))
         try:
             while line:
                 line = line[self._file.write(line) :]
@@ -207,9 +202,7 @@ def _open_locked(path: Path) -> io.FileIO:
     while True:
         file = open(samples, "ab", buffering=0)  # noqa: SIM115  (the caller closes it)
         try:
-            if fcntl is None:
-                return file
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(samples)):
                 return file
             file.close()  # another process has put a regraded file in its place meanwhile
@@ -221,30 +214,30 @@ def _open_locked(path: Path) -> io.FileIO:
             raise
 
 
-def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two run.json, field by field, circumstances left out."""
-    found = []
-    for key in sorted({*there, *asked} - (set() if prefix else set(CIRCUMSTANCES))):
-        old, new = there.get(key), asked.get(key)
+    changes = []
+    for key in sorted({*stored, *asked} - (set() if prefix else set(CIRCUMSTANCES))):
+        old, new = stored.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            changes += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} asked")
-    return found
+            changes.append(f"{prefix}{key}: {_short(old)} stored, {_short(new)} asked for")
+    return changes
 
 
 def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> tuple[Run, Run]:
-    """Grades a run's samples anew: `grade(record, known answer)` gives the fields that replace a record's own.
+    """Grades a run's samples anew: `grade(record, known answer)` returns the fields that replace a record's own.
 
     samples.jsonl is written whole under another name, then renamed; until then the run is as it was. Returns the run
     before and after. Raises TraceError while another process writes the run.
     """
     path = Path(path)
-    read_run(path)  # what is not a run folder is told before a file is opened, and so made, in it
+    read_run(path)  # refuse what is no run folder first: opening samples.jsonl would create it
     with _open_locked(path):
         run = read_run(path)
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
-        write_whole(path / "samples.jsonl", "".join(map(_line, samples)))
+        write_atomic(path / "samples.jsonl", "".join(map(_line, samples)))
     return run, dataclasses.replace(run, samples=samples)
 
 

@@ -1,4 +1,4 @@
-"""Long-CoT from stored samples: cut after n tokens, and graded again. No jax.
+"""Long-CoT from stored samples: cut after n tokens, and graded again.
 
 The paper's way to accuracy against length: what a sample holds in its first n output tokens is decoded and graded as if
 generation had been stopped there. In several processes; the grades are kept in the run folder (cut_grades.py), so that
@@ -23,31 +23,28 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kinetics_jax.assets import ASSETS, builtin_models
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.hub import hub_failure
-from kinetics_jax.runs.cut_grades import NAME, SCHEMA, digest, read_cut_grades, sample_key
+from kinetics_jax.errors import CheckpointError
+from kinetics_jax.files import encode_utf8, lock_file
+from kinetics_jax.hub import HubError, download_file
+from kinetics_jax.runs.cut_grades import NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run
 from kinetics_jax.tasks import answers, grading, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
 from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import BUILTIN
+from kinetics_jax.tokenizer import TOKENIZER, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing guards against a second writer
-    fcntl = None
-
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One sample to be graded at some caps, all of them shorter than it is."""
+    """One sample to be graded at caps shorter than it is; `digest` is its `sample_digest`."""
 
     key: tuple[str, int, int]
-    of: str
+    digest: str
     tokens: list[int]
     text: str | None
     prompt: str
@@ -65,13 +62,13 @@ def grade_cuts(
 ) -> Run:
     """Grades the samples of a run folder as if they had been cut after each of `caps` tokens; returns the run.
 
-    What is graded already is not graded again; another grader or tokenizer, or other samples, are another matter.
-    `tokenizer` is the path of a tokenizer.json or of the directory that holds it, by default that of the run's model,
-    built-in or from the hub. `workers`: processes, by default one a CPU, and none beside this one for the built-in
-    task, whose grading is nothing. `on_progress(samples done, samples to do)` is called after each sample; an exception
-    from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are not whole numbers
-    from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the same run;
-    CheckpointError without a tokenizer; GradingError for known answers that cannot be graded.
+    What is graded already is not graded again. Grades by another grader or tokenizer, or of other samples, are
+    discarded. `tokenizer` is the path of a tokenizer.json or of the directory that holds it, by default that of the
+    run's model, built-in or from the hub. `workers` is the number of processes: by default one per CPU, or only this
+    one for the built-in task, whose grading is cheap. `on_progress(samples done, samples to do)` is called after each
+    sample; an exception from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are
+    not whole numbers from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the
+    same run; CheckpointError without a tokenizer; GradingError for known answers that cannot be graded.
     """
     run = read_run(path)
     wanted = sorted({int(cap) for cap in caps})
@@ -79,12 +76,12 @@ def grade_cuts(
         raise TraceError(f"{path}: caps must be whole numbers of tokens, at least 1, got {list(caps)}")
     if workers is not None and workers < 1:
         raise TraceError(f"workers must be at least 1, got {workers}")
-    task = run.run.get("task")
+    task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
     with grader_for(task, [problem["answer"] for problem in run.problems.values()]):
-        pass  # known answers that cannot be graded are told at once
-    file = tokenizer_file(run, tokenizer)
+        pass  # known answers that cannot be graded are reported at once
+    file = run_tokenizer(run, tokenizer)
     maker = {"schema": SCHEMA, "grader": grader_fingerprint(task), "tokenizer": _file_digest(file)}
     with _locked(run.path / NAME) as target:
         done = _begin(run, target, maker, wanted)
@@ -98,29 +95,26 @@ def grade_cuts(
     return run
 
 
-def tokenizer_file(run: Run, given: str | Path | None = None) -> Path:
-    """The tokenizer.json that made a run's texts. Raises CheckpointError where it is not found."""
-    if given is not None:
-        path = Path(given)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; name a tokenizer.json, or the directory that holds it")
-        return path
-    model = str(run.run.get("model"))
-    if model in builtin_models():
-        return ASSETS / model / "tokenizer.json"
-    if model.count("/") == 1:
-        from huggingface_hub import hf_hub_download
+def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
+    """The tokenizer.json that made a run's texts: the one given, or that of the run's model.
 
+    Raises CheckpointError if it cannot be found.
+    """
+    if given is not None:
+        return tokenizer_file(given)
+    model = str(run.header.get("model"))
+    if model in builtin_models():
+        return ASSETS / model / TOKENIZER
+    if model.count("/") == 1:
         try:
-            return Path(hf_hub_download(model, "tokenizer.json"))
-        except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
-            raise CheckpointError(f"{hub_failure(model, error)}; or name its tokenizer (--tokenizer)") from error
+            return download_file(model, TOKENIZER)
+        except HubError as error:
+            raise CheckpointError(f"{error}; or name its tokenizer (--tokenizer)") from error
     raise CheckpointError(f"{run.path}: no tokenizer is known for model {model!r}; name it (--tokenizer)")
 
 
 def grader_fingerprint(task: str) -> str:
-    """What tells graders apart: the code that grades a task, and for mathematics the version of math-verify."""
+    """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
     files = [grading.__file__]
     if task != BUILTIN:
         files += [answers.__file__, math_grading.__file__, math_grading.WORKER]
@@ -137,31 +131,30 @@ def _file_digest(path: Path) -> str:
 def _locked(path: Path) -> Iterator[IO[bytes]]:
     """The file of grades, open for reading and appending, and held for this process alone."""
     with open(path, "a+b", buffering=0) as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TraceError(f"{path}: another process is grading this run; wait for it to end") from error
+        try:
+            lock_file(file)
+        except BlockingIOError as error:
+            raise TraceError(f"{path}: another process is grading this run; wait for it to end") from error
         yield file
 
 
 def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) -> set[tuple[str, int, int, int]]:
-    """Readies the file for appending; returns what is graded already. Grades by another maker are dropped."""
-    there = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
-    if there is None or there.maker != maker:
+    """Prepares the file for appending and returns what is graded already. Drops grades by another maker."""
+    earlier = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
+    if earlier is None or earlier.maker != maker:
         file.truncate(0)
         _append(file, [maker])
-        there = None
+        earlier = None
     else:
-        file.truncate(there.whole)
-    if there is None or not set(caps) <= set(there.caps):
+        file.truncate(earlier.whole)
+    if earlier is None or not set(caps) <= set(earlier.caps):
         _append(file, [{"caps": caps}])
-    return set(there.grades) if there else set()
+    return set(earlier.grades) if earlier else set()
 
 
 def _append(file: IO[bytes], records: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    left = memoryview(data.encode("utf-8", "backslashreplace"))
+    left = memoryview(encode_utf8(data))
     while left:
         left = left[file.write(left) :]
 
@@ -172,11 +165,13 @@ def _missing(run: Run, caps: Sequence[int], done: set[tuple[str, int, int, int]]
         left = tuple(cap for cap in caps if cap < len(tokens) and (*key, cap) not in done)
         if left:
             problem = run.problems[record["problem"]]
-            yield Cut(key, digest(run, record), tokens, record["text"], problem["prompt"], problem["answer"], left)
+            yield Cut(
+                key, sample_digest(run, record), tokens, record["text"], problem["prompt"], problem["answer"], left
+            )
 
 
 def _here(cuts: list[Cut], task: str, tokenizer: Path, _: int) -> Iterator[list[dict[str, Any]]]:
-    decoder = _load(tokenizer)
+    decoder = read_tokenizer(tokenizer)
     with grader_for(task) as grader:
         for cut in cuts:
             yield _graded(cut, decoder, grader)
@@ -205,22 +200,13 @@ def _start_worker(task: str, tokenizer: str) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked stops the work
     held = contextlib.ExitStack()
-    _worker = _load(Path(tokenizer)), held.enter_context(grader_for(task))
+    _worker = read_tokenizer(tokenizer), held.enter_context(grader_for(task))
     multiprocessing.util.Finalize(held, held.close, exitpriority=1)  # ends the grader's own process
 
 
 def _in_worker(cut: Cut) -> list[dict[str, Any]]:
     assert _worker is not None
     return _graded(cut, *_worker)
-
-
-def _load(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
 
 
 def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, Any]]:
@@ -235,5 +221,5 @@ def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, An
     for cap in cut.caps:
         text = tokenizer.decode(cut.tokens[:cap], skip_special_tokens=True)
         grade = dataclasses.asdict(grader(completed(cut.prompt, text), cut.answer))
-        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.of, "cap": cap, **grade})
+        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.digest, "cap": cap, **grade})
     return lines

@@ -1,4 +1,4 @@
-"""The axes of a mesh and how users spell it. No jax: a slip is told before anything is downloaded or imported."""
+"""The axes of a mesh and how users spell it: checked before jax is imported or a checkpoint downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 
-AXES = ("data", "expert", "tensor")  # neighbouring devices share a layer's tensors, which talk most
+AXES = ("data", "expert", "tensor")  # the last gets neighbouring devices: it communicates most
 
 
 class MeshError(UserError):
@@ -20,9 +20,9 @@ def mesh_sizes(mesh: Mapping[str, int] | str) -> dict[str, int]:
     Raises MeshError for another spelling, an axis that is not in AXES, or a size below 1.
     """
     sizes = _read(mesh) if isinstance(mesh, str) else dict(mesh)
-    check_axes(sizes, spelled(sizes))
+    check_axes(sizes, spell_sizes(sizes))
     if wrong := [axis for axis, size in sizes.items() if size < 1]:
-        raise MeshError(f"mesh {spelled(sizes)!r}: {wrong[0]} must be at least 1")
+        raise MeshError(f"mesh {spell_sizes(sizes)!r}: {wrong[0]} must be at least 1")
     return sizes
 
 
@@ -32,7 +32,7 @@ def check_axes(axes: Iterable[str], name: str) -> None:
         raise MeshError(f"mesh {name!r}: {wrong[0]!r} is not an axis (axes: {', '.join(AXES)})")
 
 
-def spelled(sizes: Mapping[str, int]) -> str:
+def spell_sizes(sizes: Mapping[str, int]) -> str:
     """`data=2,tensor=4`"""
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
 
@@ -42,14 +42,14 @@ def _read(text: str) -> dict[str, int]:
     for part in text.split(","):
         axis, _, size = (piece.strip() for piece in part.partition("="))
         if axis in sizes or not size.isdecimal():
-            told = "is given twice" if axis in sizes else "needs a number of devices"
-            raise MeshError(f"mesh {text!r}: {axis or part!r} {told}; write it like data=2,tensor=4")
+            fault = "is given twice" if axis in sizes else "needs a number of devices"
+            raise MeshError(f"mesh {text!r}: {axis or part!r} {fault}; write it like data=2,tensor=4")
         sizes[axis] = int(size)
     return sizes
 
 
 def tensor_misfit(config: ModelConfig, tensor: int) -> str | None:
-    """What of a model so many tensor-parallel devices do not split evenly, to be read after their number; else None."""
+    """Why a model cannot be split over `tensor` devices, to be read after that number; None if it can."""
     inner = {"intermediate_size": config.intermediate_size} if len(config.moe_layers) < config.num_layers else {}
     inner |= {"moe_intermediate_size": config.moe_intermediate_size} if config.moe_layers else {}
     for field, size in ({"num_heads": config.num_heads} | inner).items():

@@ -1,7 +1,7 @@
 """How a model lies over several devices: a mesh of data, expert and tensor parallelism, and which axis splits what.
 
 - `tensor` splits query and KV heads, the columns and rows of the feed-forward matrices, and the vocabulary. Where it
-  has more devices than there are KV heads, each device holds the one that its query heads need, a copy of it that is.
+  has more devices than there are KV heads, each device holds a copy of the one that its query heads need.
 - `expert` splits the experts of a layer.
 - `data` and `expert` together split the sequences: each of these shards has its own slots and its own pages, whose ids
   count from 0 in each shard. Attention's weights are the same in all of them.
@@ -20,12 +20,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.sharding.axes import AXES, MeshError, check_axes, mesh_sizes, spelled, tensor_misfit
+from kinetics_jax.sharding.axes import AXES, MeshError, check_axes, mesh_sizes, spell_sizes, tensor_misfit
 
 ROWS = ("data", "expert")  # what splits the sequences
 MeshLike = Mesh | Mapping[str, int] | str  # a mesh, {"data": 2, "tensor": 4} or "data=2,tensor=4"
 
-# What of a parameter is split, by the end of its name; matrices are [out, in], those of experts [experts, in, out].
+# The axes that split a parameter, by the end of its name; matrices are [out, in], those of experts [experts, in, out].
 SPLIT: dict[str, tuple[str | None, ...]] = {
     r"self_attn\.[qkv]_proj\.(weight|bias)": ("tensor",),
     r"self_attn\.o_proj\.weight": (None, "tensor"),
@@ -40,8 +40,8 @@ SPLIT: dict[str, tuple[str | None, ...]] = {
 def make_mesh(mesh: MeshLike) -> Mesh:
     """A mesh with the axes `data`, `expert` and `tensor` over jax's devices, those left out being of size 1.
 
-    A `Mesh` given keeps its devices and may have any of these axes. Raises MeshError for another axis, a size below 1,
-    or more devices than there are.
+    A `Mesh` keeps its devices and may have any of these axes. Raises MeshError for another axis, a size below 1, or
+    more devices than jax has.
     """
     if isinstance(mesh, Mesh):
         check_axes(mesh.axis_names, ", ".join(map(str, mesh.axis_names)))
@@ -51,14 +51,14 @@ def make_mesh(mesh: MeshLike) -> Mesh:
     sizes = mesh_sizes(mesh)
     count, devices = math.prod(sizes.values()), jax.devices()
     if count > len(devices):
-        raise MeshError(f"mesh {spelled(sizes)!r} takes {count} devices; there are {len(devices)}")
+        raise MeshError(f"mesh {spell_sizes(sizes)!r} takes {count} devices; there are {len(devices)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
     return Mesh(np.array(devices[:count]).reshape(shape), AXES)
 
 
 def mesh_spelling(mesh: Mesh) -> str:
-    """`data=2,tensor=4`: the axes of more than one device; `data=1` where there are none."""
-    return spelled({axis: size for axis, size in mesh.shape.items() if size > 1}) or "data=1"
+    """`data=2,tensor=4`: the axes of more than one device; `data=1` if there are none."""
+    return spell_sizes({axis: size for axis, size in mesh.shape.items() if size > 1}) or "data=1"
 
 
 def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
@@ -74,49 +74,49 @@ def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
 
 
 def row_shards(mesh: Mesh | None) -> int:
-    """How many shards the sequences, and the pool's pages, are split into."""
+    """How many shards the sequences, and the pool's pages, are split into; 1 without a mesh."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["expert"]
 
 
 def kv_copies(kv_heads: int, mesh: Mesh | None) -> int:
-    """On how many devices of the tensor axis each KV head lies."""
+    """How many devices of the tensor axis hold each KV head; 1 without a mesh."""
     return 1 if mesh is None else max(1, mesh.shape["tensor"] // kv_heads)
 
 
 def rows_spec(mesh: Mesh, rows: int, axes: tuple[str, ...] = ROWS) -> tuple[str, ...] | None:
-    """The axes that split so many rows: all, or none where they do not divide them."""
+    """The axes that split `rows` rows: all of `axes`, or None if they do not divide them."""
     return axes if rows % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
 
 def param_sharding(config: ModelConfig, mesh: Mesh) -> Callable[[str], NamedSharding]:
     """Where each parameter goes, by its name: a `checkpoints.tensors.Placement`.
 
-    Norms, routers and biases of no split are on every device whole, and so are K and V of heads that are copied, and a
-    vocabulary that does not divide.
+    Every device holds all of the norms, routers and unsplit biases, of K and V projections whose heads are copied, and
+    of a vocabulary that the tensor axis does not divide.
     """
 
-    def of(name: str) -> NamedSharding:
+    def sharding_for(name: str) -> NamedSharding:
         spec = next((axes for pattern, axes in SPLIT.items() if re.fullmatch(rf"(.*\.)?{pattern}", name)), ())
         copied = re.search(r"\.[kv]_proj\.", name) and kv_copies(config.num_kv_heads, mesh) > 1
         if copied or (".weight" in name and _of_vocabulary(name) and config.vocab_size % mesh.shape["tensor"]):
             spec = ()
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return of
+    return sharding_for
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays with a row per sequence, or per shard of them."""
+    """The sharding of arrays with a row per sequence, or per shard of sequences."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def pool_spec() -> PartitionSpec:
-    """Of a pool `[kv_heads, num_pages, …]`."""
+    """The split of a pool `[kv_heads, num_pages, …]`: heads over `tensor`, pages over `data` and `expert`."""
     return PartitionSpec("tensor", ROWS)
 
 
 def constrained(array: jax.Array, mesh: Mesh | None, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """The array, laid out over these axes of the mesh; as it is where there is none."""
+    """The array with its dimensions split over `axes` of the mesh, for use under jit; unchanged without a mesh."""
     if mesh is None:
         return array
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*axes)))

@@ -1,4 +1,4 @@
-"""Variable chasing with modular arithmetic: the built-in task. Imports no jax.
+"""Variable chasing with modular arithmetic: the built-in task.
 
 A problem states, in shuffled order, one edge (`n12>n7`, or `n12>end`) and one operation (`n12:*5+3`) for each of some
 nodes, and asks for the value that `start 42 at n12` ends with when every node on the way to `end` applies its operation
@@ -34,7 +34,7 @@ _cumulative /= _cumulative[-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ChaseProblem:
     """One problem: texts of space-separated tokens. `solution` ends with the end token."""
 
     question: str
@@ -54,19 +54,23 @@ def echo(index: int) -> str:
 
 
 def operation(index: int) -> str:
+    """The token of an operation: `*5+3`, or `+5` if it multiplies by 1."""
     multiplier, addend = OPERATIONS[index]
     return f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
 
 
 def boxed(value: int) -> str:
+    """The token of a final answer."""
     return f"\\boxed{{{value}}}"
 
 
 def edge(source: int, target: str) -> str:
+    """The statement that a node leads to another, or to `end`."""
     return f"{node(source)}>{target}"
 
 
-def attribute(source: int, what: str) -> str:
+def applied_at(source: int, what: str) -> str:
+    """The statement that a node applies an operation."""
     return f"{node(source)}:{what}"
 
 
@@ -82,16 +86,17 @@ def vocabulary() -> list[str]:
         *operations,
         *map(boxed, range(MODULUS)),
         *(edge(a, target) for a in indices for target in (*(node(b) for b in indices if b != a), END)),
-        *(attribute(a, what) for a, what in itertools.product(indices, operations)),
+        *(applied_at(a, what) for a, what in itertools.product(indices, operations)),
     ]
 
 
 def make_problem(
     rng: np.random.Generator, nodes: int = NODES, hops: int = HOPS[1], operations: int = len(OPERATIONS)
-) -> Problem:
+) -> ChaseProblem:
     """Draws a problem of `nodes` of the 32 nodes and the first `operations`, whose answer is `hops` hops away.
 
     The nodes form two chains that both run to `end`: the one that is asked for and, of the other nodes, a distractor.
+    Raises ValueError unless 1 <= hops <= nodes <= 32.
     """
     if not 1 <= hops <= nodes <= NODES:
         raise ValueError(f"need 1 <= hops <= nodes <= {NODES}, got hops={hops}, nodes={nodes}")
@@ -101,7 +106,7 @@ def make_problem(
     targets = [node(name) for name in names[1:]] + [END]
     targets[hops - 1] = END
     statements = [edge(name, target) for name, target in zip(names, targets, strict=True)]
-    statements += [attribute(name, operation(index)) for name, index in zip(names, applied, strict=True)]
+    statements += [applied_at(name, operation(index)) for name, index in zip(names, applied, strict=True)]
     shuffled = [statements[index] for index in rng.permutation(2 * nodes).tolist()]
     steps = []
     for name, index, target in zip(names[:hops], applied, targets, strict=False):
@@ -109,11 +114,11 @@ def make_problem(
         value = (multiplier * value + addend) % MODULUS
         steps += [operation(index), str(value), echo(name), target]
     question = " ".join([*shuffled, START, str(start), AT, node(names[0])])
-    return Problem(question, " ".join([*steps, boxed(value), EOS]), value, hops)
+    return ChaseProblem(question, " ".join([*steps, boxed(value), EOS]), value, hops)
 
 
 def solve(question: str) -> int:
-    """The answer of a question, from its text alone."""
+    """The answer of a question, from its text alone. Raises ValueError if it asks for nothing."""
     edges = dict(re.findall(r"(n\d+)>(\w+)", question))
     operations = {
         name: (multiplier, addend) for name, multiplier, addend in re.findall(r"(n\d+):(?:\*(\d+))?\+(\d+)", question)
@@ -129,7 +134,7 @@ def solve(question: str) -> int:
     return value
 
 
-def held_out_problems(count: int = 132, seed: int = 2**32 - 1) -> list[Problem]:
+def held_out_problems(count: int = 132, seed: int = 2**32 - 1) -> list[ChaseProblem]:
     """The problems of assets/problems.jsonl: every number of hops equally often, mixed so that any prefix is."""
     rng = np.random.default_rng([seed, 0])
     low, high = HOPS

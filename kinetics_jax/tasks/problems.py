@@ -1,4 +1,4 @@
-"""Problem sets by task name, from the hub or from a file. No jax."""
+"""Problem sets by task name, from the hub or from a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from kinetics_jax.assets import ASSETS
 from kinetics_jax.errors import UserError
-from kinetics_jax.hub import hub_failure
+from kinetics_jax.hub import HubError, download
 from kinetics_jax.tasks.answers import last_answer_box, thousands
 
 BUILTIN = "builtin"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "gold", "target")
-SOLUTION_COLUMNS = ("solution", "reference_solution")  # taken where there is no column of answers: their last box
+SOLUTION_COLUMNS = ("solution", "reference_solution")  # used if there is no column of answers: the last box of each
 ID_COLUMNS = ("id", "unique_id", "problem_id")
 
 
@@ -61,7 +61,7 @@ def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
     """The first `limit` problems of a task (all by default), in the order of its file.
 
     A hub task is downloaded, or taken from the hub's cache, which needs no network. Raises TaskError for an unknown
-    task, and in one line when the hub cannot be reached or its data set is not what it was.
+    task, if the hub cannot be reached, or if its data set has changed.
     """
     if task not in TASKS:
         raise TaskError(f"task {task!r} is not known (known: {', '.join(TASKS)})")
@@ -110,13 +110,13 @@ def _check_limit(what: str, limit: int | None) -> None:
 
 
 def _find_column(path: Path, kind: str, columns: list[str], *choices: Sequence[str]) -> str:
-    """The only column whose name, in small letters, is among the first choices that any is among."""
+    """The column whose lower-case name is among the first `choices` that match any; TaskError unless exactly one is."""
     for names in choices:
-        found = [column for column in columns if column.lower() in names]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise TaskError(f"{path}: {' and '.join(found)} may hold the {kind}; say which with --{kind}-column")
+        matches = [column for column in columns if column.lower() in names]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise TaskError(f"{path}: {' and '.join(matches)} may hold the {kind}; say which with --{kind}-column")
     raise TaskError(
         f"{path}: no column has a name of {kind}s; name one with --{kind}-column (columns: {', '.join(columns)})"
     )
@@ -139,7 +139,7 @@ def _problems(records: list[Record], question_column: str, answer_column: str, t
 
 
 def _own_ids(records: list[dict[str, Any]]) -> list[str] | None:
-    """The first column of ids that tells all records apart."""
+    """The ids in the first column that gives every record its own; None if no column does."""
     for column in ID_COLUMNS:
         values = [record.get(column) for record in records]
         if all(isinstance(value, str | int) and not isinstance(value, bool) and value != "" for value in values):
@@ -271,34 +271,31 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 
 
 def _download(repository: str) -> Path:
-    """The data files of a data set on the hub, downloaded or from the cache."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"*{suffix}" for suffix in READERS]
+    """The directory of a data set's files, downloaded from the hub or from its cache."""
     try:
-        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
-    except Exception as error:  # the hub's, its HTTP client's and the disk's errors have no other parent
-        raise TaskError(hub_failure(repository, error)) from error
+        return download(repository, kind="dataset", allow_patterns=[f"*{suffix}" for suffix in READERS])
+    except HubError as error:
+        raise TaskError(str(error)) from error
 
 
 def split_files(folder: Path, split: str, repository: str) -> list[Path]:
     """The data files of one split of a data set: `test.jsonl`, `data/test-00000-of-00001.parquet`, `test/0.json` …
 
     One folder and one format (in the order of READERS, where a set comes in several); shards in their order. Raises
-    TaskError where there is none, or where several folders (configurations) have one.
+    TaskError if there is none, or if several folders (configurations) have one.
     """
     named = re.compile(rf"(?:^|[^a-z0-9]){re.escape(split)}(?:[^a-z0-9]|$)")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix.lower() in READERS]
-    found = [path for path in files if named.search(path.relative_to(folder).with_suffix("").as_posix().lower())]
-    if not found:
+    matches = [path for path in files if named.search(path.relative_to(folder).with_suffix("").as_posix().lower())]
+    if not matches:
         raise TaskError(
             f"{repository}: no data file of split {split!r} in {folder} "
             f"(files: {', '.join(path.relative_to(folder).as_posix() for path in files) or 'none'})"
         )
-    if len(parents := {path.parent.relative_to(folder).as_posix() for path in found}) > 1:
+    if len(parents := {path.parent.relative_to(folder).as_posix() for path in matches}) > 1:
         raise TaskError(
             f"{repository}: split {split!r} is in several folders ({', '.join(sorted(parents))}); "
             f"download one and give its file instead"
         )
-    suffix = min((path.suffix.lower() for path in found), key=list(READERS).index)
-    return [path for path in found if path.suffix.lower() == suffix]
+    suffix = min((path.suffix.lower() for path in matches), key=list(READERS).index)
+    return [path for path in matches if path.suffix.lower() == suffix]

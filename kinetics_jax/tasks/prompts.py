@@ -1,4 +1,4 @@
-r"""From a problem to the text a model reads. No jax.
+r"""From a problem to the text a model reads.
 
 A text is tokenised as it stands, with nothing added: a chat template writes its own special tokens. A question that
 itself spells a special token (`<|im_end|>`) becomes that token, as in every use of the model's own chat template; the
@@ -26,7 +26,7 @@ INSTRUCTION = "Think it through step by step, and give the final answer inside \
 
 
 class PromptError(UserError):
-    """A way of putting problems that the model at hand does not have."""
+    """A prompt style that the model does not support; the message names the checkpoint and what it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ def render_prompts(
 ) -> dict[str, str]:
     """The text of every problem by its id, for the checkpoint in `directory`.
 
-    Raises PromptError where `chat` is asked for and the checkpoint has no chat template, or one that cannot be read or
-    rendered, and where thinking is to be turned off and cannot: by the chat template, or without one.
+    Raises PromptError if `chat` is asked for and the checkpoint has no chat template, or one that cannot be read or
+    rendered, and if thinking is to be turned off and cannot be, by the chat template or for want of one.
     """
     template = style.template
     if template == "auto":
@@ -129,7 +129,7 @@ class ChatTemplate:
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    with _no_warnings():  # that there is no torch
+    with _no_warnings():  # transformers warns that torch is not installed
         from transformers import AutoTokenizer
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -168,9 +168,9 @@ def test_a_run_keeps_to_what_it_began_with(tmp_path):
             settings=settings,
         )  # fmt: skip
 
-    assert "shared_prefix" not in run("chosen").run  # these are small models
+    assert "shared_prefix" not in run("chosen").header  # these are small models
     shared = run("shared", shared=True)
-    assert shared.run["shared_prefix"] is True
+    assert shared.header["shared_prefix"] is True
     samples = tmp_path / "shared" / "samples.jsonl"
     whole = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(whole[:-1]))

@@ -15,9 +15,10 @@ import kinetics_jax as kj
 from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.hf import load_hf, read_config, save_hf
-from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind
-from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.checkpoints.resolve import checkpoint_kind
+from kinetics_jax.checkpoints.tensors import arrays_by_name
 from kinetics_jax.config import ConfigError
+from kinetics_jax.errors import CheckpointError
 
 CONFIG = tiny_config()
 COMPANIONS = {
@@ -68,7 +69,7 @@ def test_there_and_back(tmp_path, dtype, tied, shards):
     again = convert(back, tmp_path / "again")
     configs = [read_config(path, name="same") for path in (source, orbax, back, again)]
     assert all(config == configs[0] for config in configs)
-    arrays = [named(kj.load(path, dtype=dtype).weights) for path in (orbax, again)]
+    arrays = [arrays_by_name(kj.load(path, dtype=dtype).weights) for path in (orbax, again)]
     for name, array in arrays[0].items():
         assert np.asarray(array).tobytes() == np.asarray(arrays[1][name]).tobytes(), name
 
@@ -88,7 +89,7 @@ def test_a_dtype_casts_all_and_config_json_says_so(tmp_path, to):
     source = write_source(tmp_path / "source", np.float32)
     cast = convert(source, tmp_path / "cast", to=to, dtype="bfloat16")
     assert checkpoint_kind(cast) == to
-    loaded = named(kj.load(cast, dtype="bfloat16").weights)
+    loaded = arrays_by_name(kj.load(cast, dtype="bfloat16").weights)
     for name, (_, shape, data) in tensors_of(source).items():
         wanted = np.frombuffer(data, np.float32).reshape(shape).astype(ml_dtypes.bfloat16)
         assert np.asarray(loaded[name.removeprefix("model.")]).tobytes() == wanted.tobytes()

@@ -16,8 +16,8 @@ from tiny import LLAMA, MOE, PARITY_CASES, tiny_config, tiny_tensors, write_chec
 import kinetics_jax as kj
 from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.gguf import FIELDS, INNER, OUTER
-from kinetics_jax.checkpoints.resolve import CheckpointError
 from kinetics_jax.config import ConfigError
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.models.qwen3 import llama3_frequencies
 from kinetics_jax.tasks.prompts import ChatTemplate, has_chat_template
 

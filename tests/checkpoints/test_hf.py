@@ -12,7 +12,8 @@ import pytest
 from tiny import tiny_config, tiny_tensors, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.checkpoints.resolve import CheckpointError, resolve
+from kinetics_jax.checkpoints.resolve import resolve
+from kinetics_jax.errors import CheckpointError
 
 CONFIG = tiny_config()
 Q = "model.layers.0.self_attn.q_proj.weight"

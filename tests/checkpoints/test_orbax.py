@@ -18,15 +18,15 @@ import kinetics_jax as kj
 from kinetics_jax.checkpoints import files
 from kinetics_jax.checkpoints.hf import load_hf, read_config
 from kinetics_jax.checkpoints.orbax import load_orbax, save_orbax
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.checkpoints.tensors import arrays_by_name
+from kinetics_jax.errors import CheckpointError
 
 CONFIG = tiny_config()
 
 
 def bits(weights):
     """Every array by name, as dtype and bytes."""
-    return {name: (array.dtype.name, np.asarray(array).tobytes()) for name, array in named(weights).items()}
+    return {name: (array.dtype.name, np.asarray(array).tobytes()) for name, array in arrays_by_name(weights).items()}
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ import gc, sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
 from kinetics_jax.checkpoints.hf import load_hf, read_config
 from kinetics_jax.checkpoints.orbax import load_orbax, save_orbax
-from kinetics_jax.checkpoints.resolve import CheckpointError
-from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.checkpoints.tensors import arrays_by_name
+from kinetics_jax.errors import CheckpointError
 
 source, saved, again = sys.argv[1:]
 config = read_config(__import__("pathlib").Path(source))
 devices = jax.devices()
 assert len(devices) == 8
-one = named(load_hf(source, config, dtype=None, sharding=SingleDeviceSharding(devices[5]))[1])
+one = arrays_by_name(load_hf(source, config, dtype=None, sharding=SingleDeviceSharding(devices[5]))[1])
 assert all(array.devices() == {devices[5]} for array in one.values())
 host = {name: np.array(array) for name, array in one.items()}
 del one  # host holds copies
@@ -96,7 +96,7 @@ for load, path in ((load_orbax, saved), (load_hf, source)):
     assert not whole_on_one_device()
     weights = load(path, config, dtype=None, sharding=place)[1]
     assert not whole_on_one_device()
-    arrays = named(weights)
+    arrays = arrays_by_name(weights)
     assert arrays.keys() == host.keys()
     for name, array in arrays.items():
         assert array.sharding == place(name), (name, array.sharding)
@@ -110,7 +110,7 @@ for load, path in ((load_orbax, saved), (load_hf, source)):
         save_orbax(again, config, weights)  # by shards
     del weights, arrays
 
-back = named(load_orbax(again, config, dtype=None, sharding=SingleDeviceSharding(devices[3]))[1])
+back = arrays_by_name(load_orbax(again, config, dtype=None, sharding=SingleDeviceSharding(devices[3]))[1])
 for name, array in back.items():
     assert array.devices() == {devices[3]}
     np.testing.assert_array_equal(np.asarray(array), host[name])
@@ -142,7 +142,7 @@ def test_arrays_go_straight_to_their_sharding(source, saved, tmp_path):
 
 def test_all_faults_are_reported_together(source, tmp_path):
     config = read_config(source)
-    arrays = named(load_hf(source, config, dtype="float32")[1])
+    arrays = arrays_by_name(load_hf(source, config, dtype="float32")[1])
     tensors = {name: np.asarray(array).copy() for name, array in arrays.items()}
     del tensors["norm.weight"]
     tensors["layers.7.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,10 @@ from huggingface_hub import constants, errors
 from tiny import tiny_config, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.checkpoints.resolve import CheckpointError, checkpoint_kind, resolve
+from kinetics_jax.assets import ASSETS, builtin_models
+from kinetics_jax.checkpoints import resolve as resolving
+from kinetics_jax.checkpoints.resolve import Checkpoint, checkpoint_kind, resolve
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.hub import hub_failure
 
 CONFIG = tiny_config()
@@ -110,7 +114,7 @@ def test_a_hub_model_is_downloaded_then_needs_no_hub(hub, tmp_path, monkeypatch,
     wanted = {path.name: path.read_bytes() for path in source.iterdir()}
     hub.files = {**wanted, "original/model.safetensors": b"x", "pytorch_model.bin": b"x", "README.md": b"x"}
     snapshot = resolve("acme/tiny")
-    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == wanted
+    assert {path.name: path.read_bytes() for path in snapshot.path.iterdir()} == wanted
     assert "Fetching 5 files" in capfd.readouterr().err
     go_online(monkeypatch, unused_port())
     assert resolve("acme/tiny") == snapshot
@@ -122,7 +126,7 @@ def test_an_interrupted_download_resumes(hub, tmp_path, monkeypatch):
     hub.files = {path.name: path.read_bytes() for path in source.iterdir()}
     hub.cut = 1
     snapshot = resolve("acme/tiny")
-    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == hub.files
+    assert {path.name: path.read_bytes() for path in snapshot.path.iterdir()} == hub.files
     assert len(hub.ranges) == 1
 
 
@@ -196,6 +200,25 @@ def test_any_failure_is_one_line():
     response = SimpleNamespace(headers={}, request=None, status_code=451)
     refused = errors.HfHubHTTPError("451 Client Error.\n\nmore", response=response)
     assert hub_failure("acme/tiny", refused) == "acme/tiny: not on disk, and the hub refused: 451 Client Error"
+
+
+def test_a_checkpoint_is_named_by_its_place(tmp_path, monkeypatch):
+    """A built-in name is the model's; a directory gives its own, however it is typed, as does a GGUF file."""
+    name = builtin_models()[0]
+    assert resolve(name) == Checkpoint(ASSETS / name, "hf", name)
+    write_checkpoint(tmp_path / "mine", CONFIG)
+    monkeypatch.chdir(tmp_path / "mine")
+    assert resolve(".") == Checkpoint(Path("."), "hf", "mine")
+    (tmp_path / "tiny.q8.gguf").touch()
+    assert resolve(tmp_path / "tiny.q8.gguf") == Checkpoint(tmp_path / "tiny.q8.gguf", "gguf", "tiny.q8")
+
+
+def test_the_kind_is_asked_once(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, CONFIG)
+    asked = []
+    monkeypatch.setattr(resolving, "checkpoint_kind", lambda path: asked.append(path) or "hf")
+    assert len(kj.load(tmp_path).fingerprint) == 32
+    assert asked == [tmp_path]
 
 
 def test_what_is_no_checkpoint(tmp_path):

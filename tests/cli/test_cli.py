@@ -98,7 +98,7 @@ def test_own_problems_graded_again_and_reported(tmp_path):
     assert "not both" in kinetics(*arguments, *columns, "--task", "builtin", code=2).stderr
     assert "6 samples" in kinetics(*arguments, *columns).stdout
     run = read_run(tmp_path / "run")
-    assert run.run["task"] == "own.csv"
+    assert run.header["task"] == "own.csv"
     assert "0 grades changed" in kinetics("grade", tmp_path / "run").stdout
     samples = tmp_path / "run" / "samples.jsonl"
     flipped = [{**each, "correct": not each["correct"]} for each in run.samples]

@@ -11,10 +11,10 @@ from tiny import LLAMA3, MOE, PARITY_CASES, tiny_config, tiny_prompts, tiny_tens
 
 import kinetics_jax as kj
 from kinetics_jax.checkpoints.hf import load_hf
-from kinetics_jax.checkpoints.resolve import CheckpointError
 from kinetics_jax.config import Llama3Scaling, ModelConfig
 from kinetics_jax.costs.memory import total_parameters
 from kinetics_jax.engine.engine import Request
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.models.qwen3 import MixtureOfExperts, Qwen3, rope_table
 from kinetics_jax.settings import EngineSettings
 

@@ -1,13 +1,13 @@
 """Run folders: what was written stays, what is torn is dropped, what is another run is refused."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
-from paths import ROOT
 
-from kinetics_jax.runs import folder as traces
+from kinetics_jax import files
 from kinetics_jax.runs.folder import RunWriter, TraceError, read_run, regrade
 
 RUN = {"model": "m", "policy": "dense", "sampling": {"seed": 0}, "versions": {"jax": "1"}, "device": "cpu"}
@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path):
     run = read_run(tmp_path / "run")
     assert run.samples == [record("a", 0, text="ü \u2028 \n"), record("b", 1)]
     assert list(run.problems) == ["a", "b"]
-    assert run.run["schema"] == 1
+    assert run.header["schema"] == 1
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["problems.jsonl", "run.json", "samples.jsonl"]
 
 
@@ -83,8 +83,8 @@ def test_a_broken_line_inside_is_an_error_with_its_number(tmp_path):
 @pytest.mark.parametrize(
     ("run", "problems", "says"),
     [
-        ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" there, "block_topk" asked'),
-        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, r"sampling\.seed: 0 there, 1 asked"),
+        ({**RUN, "policy": "block_topk"}, PROBLEMS, 'policy: "dense" stored, "block_topk" asked for'),
+        ({**RUN, "sampling": {"seed": 1}}, PROBLEMS, r"sampling\.seed: 0 stored, 1 asked for"),
         (RUN, PROBLEMS[:1], "the problems differ"),
     ],
 )
@@ -125,7 +125,7 @@ def test_repeated_and_incomplete_records_are_found(tmp_path):
     samples = tmp_path / "samples.jsonl"
     line = samples.read_bytes()
     samples.write_bytes(line + line)
-    with pytest.raises(TraceError, match="sample 0 is there twice"):
+    with pytest.raises(TraceError, match="sample 0 is recorded twice"):
         write(tmp_path)
     samples.write_text(json.dumps({"problem": "a"}) + "\n")
     with pytest.raises(TraceError, match="line 1: missing sample"):
@@ -163,7 +163,7 @@ def test_two_writers_that_begin_together_leave_one_run(tmp_path):
     racers = [subprocess.Popen([*command, str(seed)]) for seed in (1, 2)]
     assert [racer.wait() for racer in racers] == [0, 0]
     for folder in range(40):
-        assert read_run(tmp_path / str(folder)).run["seed"] in (1, 2)
+        assert read_run(tmp_path / str(folder)).header["seed"] in (1, 2)
 
 
 def test_a_second_writer_is_refused(tmp_path):
@@ -196,8 +196,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 
     def fill(limit: int) -> str:
         arguments = [sys.executable, "-c", FULL_DISK, str(folder), str(limit)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # it imports this file
         return subprocess.run(
-            arguments, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT
+            arguments, capture_output=True, text=True, check=True, timeout=60, env=environment
         ).stdout.strip()
 
     says = fill(2000)
@@ -243,22 +244,22 @@ def test_regrading_waits_for_no_one_and_leaves_no_half(tmp_path):
 
 def test_samples_of_unknown_problems_are_found(tmp_path):
     write(tmp_path, record("c", 0))
-    with pytest.raises(TraceError, match="lacks problem 'c'"):
+    with pytest.raises(TraceError, match="missing problem 'c'"):
         read_run(tmp_path)
 
 
 def test_a_run_regraded_between_opening_and_locking_is_opened_again(tmp_path, monkeypatch):
     """The lock must be on the file that has the name, not on one that was replaced meanwhile."""
     write(tmp_path, record("a", 0))
-    lock, regraded = traces.fcntl.flock, []
+    lock, regraded = files.fcntl.flock, []
 
     def late(file, how):
         if not regraded:
             regraded.append(True)
-            traces.write_whole(tmp_path / "samples.jsonl", (tmp_path / "samples.jsonl").read_text())
+            files.write_atomic(tmp_path / "samples.jsonl", (tmp_path / "samples.jsonl").read_text())
         lock(file, how)
 
-    monkeypatch.setattr(traces.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     write(tmp_path, record("b", 0))
     assert [each["problem"] for each in read_run(tmp_path).samples] == ["a", "b"]
 
@@ -266,7 +267,7 @@ def test_a_run_regraded_between_opening_and_locking_is_opened_again(tmp_path, mo
 def test_a_run_without_samples_may_begin_with_other_settings(tmp_path):
     write(tmp_path)
     write(tmp_path, record("a", 0), run={**RUN, "policy": "other"})
-    assert read_run(tmp_path).run["policy"] == "other"
+    assert read_run(tmp_path).header["policy"] == "other"
 
 
 def test_a_setting_that_came_later_has_the_value_of_before(tmp_path):

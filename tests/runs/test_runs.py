@@ -36,10 +36,10 @@ def stable(record: dict) -> dict:
 def test_a_run_folder_holds_what_design_says(lm, tmp_path):
     done = run(lm, tmp_path)
     assert {"schema", "model", "policy", "sampling", "task", "slots", "versions", "device", "git_revision"} <= set(
-        done.run
+        done.header
     )
-    assert done.run["policy"] == str(SPARSE)
-    assert done.run["sampling"] == dataclasses.asdict(SAMPLING)
+    assert done.header["policy"] == str(SPARSE)
+    assert done.header["sampling"] == dataclasses.asdict(SAMPLING)
     assert len(done.samples) == 12
     for record in done.samples:
         problem = done.problems[record["problem"]]

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from kinetics_jax.analysis.ablations import length_ablation
 from kinetics_jax.analysis.samples import run_data
-from kinetics_jax.checkpoints.resolve import CheckpointError
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.runs.cut_grades import NAME, read_cut_grades
 from kinetics_jax.runs.folder import RunWriter, TraceError, read_run
 from kinetics_jax.runs.truncation import grade_cuts

@@ -21,7 +21,7 @@ from kinetics_jax.assets import builtin_models
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.checkpoints.convert import convert
-from kinetics_jax.checkpoints.tensors import named
+from kinetics_jax.checkpoints.tensors import arrays_by_name
 from kinetics_jax.cli.main import main
 from kinetics_jax.engine.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.engine.engine import Engine, Request
@@ -168,7 +168,7 @@ def test_8_devices_read_their_own_part_of_a_checkpoint(tmp_path):
     for path, mesh in sources:
         one, many = kj.load(path, dtype="float32"), kj.load(path, dtype="float32", mesh=mesh)
         of = param_sharding(many.config, many.mesh)
-        whole, split = named(one.weights), named(many.weights)
+        whole, split = arrays_by_name(one.weights), arrays_by_name(many.weights)
         assert whole.keys() == split.keys()
         for name, array in split.items():
             assert array.sharding == of(name), name

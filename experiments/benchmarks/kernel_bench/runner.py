@@ -56,7 +56,7 @@ class SectionFile:
     def write(self) -> None:
         """Replaces the file as a whole. (`kinetics_jax.files` has such a writer: here a bare clone must do.)"""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        partial = self.path.with_suffix(".partial")  # not kinetics_jax.files: the suites need the kernels alone
         partial.write_text(json.dumps(_plain(self.content), indent=1) + "\n")
         partial.replace(self.path)
 

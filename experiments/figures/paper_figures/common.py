@@ -74,7 +74,7 @@ def write(
     arguments: argparse.Namespace, name: str, figure: Figure, tables: pd.DataFrame | Mapping[str, pd.DataFrame]
 ) -> None:
     """Writes the figure and its tables; prints the tables as JSON with --json, otherwise the names of the files."""
-    from kinetics_jax.files import write_whole
+    from kinetics_jax.files import write_atomic
     from kinetics_jax.report.figure_style import save_figure
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write(
     written = [f"{name}.png"]
     for part, table in parts.items():
         written.append(f"{name}{'_' if part else ''}{part}.csv")
-        write_whole(arguments.out / written[-1], table.to_csv(index=False))
+        write_atomic(arguments.out / written[-1], table.to_csv(index=False))
     if arguments.json:
         records = {part: json.loads(table.to_json(orient="records") or "[]") for part, table in parts.items()}
         print(json.dumps(records if isinstance(tables, Mapping) else records[""], indent=1))
