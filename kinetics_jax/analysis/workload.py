@@ -12,8 +12,8 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
+from kinetics_jax.settings import EngineSettings, patience
 
-CHUNK = 32  # the engine's decode steps between two looks of the host, by default
 MOMENTS = 48  # steps at which the contexts of a workload are looked at
 
 
@@ -64,7 +64,7 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
     return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
 
 
-def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np.ndarray, int]:
+def schedule(lengths: np.ndarray, slots: int, *, chunk: int = EngineSettings.chunk) -> tuple[np.ndarray, int]:
     """The decode step at which each of `lengths [samples]` starts, and the steps in all.
 
     As the engine does it: samples start in order, and only between chunks; a chunk is `chunk` steps, or ends once an
@@ -74,7 +74,7 @@ def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np
     start = np.zeros(len(steps), np.int64)
     running: list[int] = []  # ends
     now = following = 0
-    patience = max(1, slots // 8)
+    most_stopped = patience(slots)
     while following < len(steps):
         for _ in range(min(slots - len(running), len(steps) - following)):
             start[following] = now
@@ -87,7 +87,7 @@ def schedule(lengths: np.ndarray, slots: int, *, chunk: int = CHUNK) -> tuple[np
             continue
         if len(running) == slots:  # chunks in which nothing stops change nothing
             now += (running[0] - now - 1) // chunk * chunk
-        stopped = [heapq.heappop(running) for _ in range(min(patience, len(running)))]
+        stopped = [heapq.heappop(running) for _ in range(min(most_stopped, len(running)))]
         end = min(now + chunk, stopped[-1])
         for left in stopped:
             if left > end:
