@@ -53,9 +53,9 @@ def calibrate(
     if backend is not None and (wrong := backend_error(backend)):
         raise UserError(wrong)
     from kinetics_jax.devices.calibration import calibrate as measure
-    from kinetics_jax.devices.calibration import make_plan
+    from kinetics_jax.devices.calibration import choose_measurements
 
-    plan = make_plan(shapes, policies, quick=quick)
+    plan = choose_measurements(shapes, policies, quick=quick)
     with tqdm(total=plan.parts, unit="part") as bar:
 
         def on_part(what: str) -> None:
