@@ -44,8 +44,8 @@ from kinetics_jax.devices.calibration import (
     STEPS,
     Clock,
     calibrate,
+    choose_measurements,
     interleaved,
-    make_plan,
     prefill_measure,
     start_measure,
 )
@@ -69,7 +69,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def profile(path: Path, models: list[str], policies: list[AttentionPolicy], quick: bool, clock: Clock) -> Hardware:
     """The profile at `path`; first measures it at the models' own shapes if the file does not exist."""
     if not path.exists():
-        measured = make_plan({name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick)
+        measured = choose_measurements(
+            {name: config_of(name) for name in models}, policies, batches=(8, 64), quick=quick
+        )
         with tqdm(total=measured.parts, desc="calibrate") as bar:
             calibration = calibrate(
                 measured, on_part=lambda what: bar.set_postfix_str(what, refresh=bool(bar.update())), clock=clock

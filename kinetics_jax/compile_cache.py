@@ -1,4 +1,4 @@
-"""Compiled programs kept between processes, and what a process compiled: jax's persistent cache, with a report."""
+"""Compiled programs kept between processes by jax's persistent cache, and a report of what a process compiled."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import jax
 from kinetics_jax.errors import UserError
 
 OFF = "off"
-# Faster ones are not worth a file: most are single operations, which compile in about 30 ms on a CPU.
-LEAST_SECONDS = 0.1
-MOST_BYTES = 2 << 30
+# Programs that compile faster are not worth a file: most are single operations, about 30 ms on a CPU.
+MIN_SECONDS = 0.1
+MAX_BYTES = 2 << 30
 COMPILED = "/jax/core/compile/backend_compile_duration"  # of every program, those from the cache included
-FROM_CACHE = "/jax/compilation_cache/cache_hits"  # comes before it, in the same thread
+FROM_CACHE = "/jax/compilation_cache/cache_hits"  # comes before the above, in the same thread
 
 
 def user_cache() -> Path:
-    """The folder where this user's caches of kinetics_jax lie, as the platform has it."""
+    """The folder of this user's caches of kinetics_jax, by the platform's conventions."""
     home = Path.home()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -39,10 +39,10 @@ def user_cache() -> Path:
 def use_compile_cache(choice: str | None = None) -> Path | None:
     """Turns jax's persistent compilation cache on for this process, before anything is compiled.
 
-    `choice`: a directory, `off`, or None: jax's own setting where the user made one, else a folder of the user's
-    caches, from which the oldest programs go once it holds more than 2 GiB. One that cannot be written to is read from,
-    with a warning; one that cannot be made is done without, with a warning, or UserError where it was asked for.
-    Returns the directory in use.
+    `choice`: a directory, `off`, or None: jax's own setting if the user made one, else a folder of the user's caches,
+    whose oldest programs are removed once it holds more than 2 GiB. Returns the directory in use; None if there is no
+    cache. Warns if the directory can be read only, or cannot be made; raises UserError if one that was asked for cannot
+    be made.
     """
     if choice == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -63,30 +63,30 @@ def use_compile_cache(choice: str | None = None) -> Path | None:
             raise UserError(f"--compile-cache {choice}: {error.strerror}") from error
         warnings.warn(f"{directory}: {error.strerror}; compiled programs are not kept", stacklevel=2)
         return None
-    least = LEAST_SECONDS
+    min_seconds = MIN_SECONDS
     try:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         warnings.warn(f"{directory}: {error.strerror}; new compiled programs are not kept", stacklevel=2)
-        least = float("inf")
+        min_seconds = float("inf")
     else:
         if choice is None:
-            _prune(directory, names, MOST_BYTES)
+            _prune(directory, names, MAX_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
     return directory
 
 
-def _prune(directory: Path, names: list[str], most_bytes: int) -> None:
-    """Removes the files written longest ago until the rest have at most so many bytes."""
+def _prune(directory: Path, names: list[str], max_bytes: int) -> None:
+    """Removes the files written longest ago until the rest have at most `max_bytes` bytes."""
     files = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # another process prunes too
             files.append(((directory / name).stat(), directory / name))
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
-        if total <= most_bytes:
+        if total <= max_bytes:
             return
         if path.is_file():
             path.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class Compiled:
         }
 
     def line(self) -> str:
-        """The same in words."""
+        """`record` in words."""
         record = self.record()
         slowest = ", ".join(f"{each['program']} {each['seconds']:.1f} s" for each in record["slowest"])
         return (
@@ -124,7 +124,7 @@ class Compiled:
 
 @contextlib.contextmanager
 def watch_compiles() -> Iterator[Compiled]:
-    """Yields what is compiled while the context lasts; it fills as programs are."""
+    """Yields a record that lists every program compiled while the context lasts."""
     compiled, from_cache = Compiled(), False
 
     def on_event(event: str, **_: Any) -> None:

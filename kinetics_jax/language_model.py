@@ -79,7 +79,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What weights and KV cache are stored in."""
+        """The dtype that weights and KV cache are stored in."""
         return jax.tree.leaves(self.weights)[0].dtype
 
     @property
@@ -110,7 +110,10 @@ class LanguageModel:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def logits(self, token_ids: np.ndarray | jax.Array | Sequence[Sequence[int]]) -> jax.Array:
-        """Full forward without a cache: `[batch, time]` int32 → `[batch, time, vocab]` float32."""
+        """Full forward without a cache: `[batch, time]` int32 → `[batch, time, vocab]` float32.
+
+        Raises ValueError for another shape or token ids outside the vocabulary.
+        """
         tokens = jnp.asarray(token_ids, jnp.int32)
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError(f"logits: token_ids must be [batch, time] and not empty, got shape {tokens.shape}")
@@ -121,7 +124,7 @@ class LanguageModel:
     def engine(
         self, *, sampling: Sampling, attention: AttentionPolicy = Dense(), settings: EngineSettings = EngineSettings()
     ) -> Engine:
-        """An engine over these weights, for samples as they finish: what runs and `generate` are made of."""
+        """An engine over these weights, which yields samples as they finish; `generate` and runs are built on it."""
         return Engine(
             self.graph,
             self.weights,
@@ -144,9 +147,10 @@ class LanguageModel:
         settings: EngineSettings | None = None,
         on_chunk: Callable[[int], None] = lambda tokens: None,
     ) -> list[Sample]:
-        """`n` samples of each prompt (a text, or token ids), ordered by prompt and sample.
+        """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the sequences). Raises
+        `attention` is the policy that decodes. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each
+        shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises
         RequestError for prompts that cannot fit.
         """
         if n < 1:
@@ -188,8 +192,8 @@ def load(
 ) -> LanguageModel:
     """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, a GGUF file, or a hub id.
 
-    `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; by default bfloat16 on an accelerator,
-    float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; by default what suits
+    `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; default: bfloat16 on an accelerator,
+    float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; default: what suits
     the device). `mesh` spreads model, cache and sequences over several devices: "data=2,tensor=4", a mapping, or a
     `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads its own part of the weights. Raises CheckpointError,
     ConfigError or MeshError saying what is wrong and where.

@@ -1,4 +1,4 @@
-"""How an engine runs: what the user may set of it, beside policy and sampling. No jax."""
+"""What users set of an engine and of sampling, beside the attention policy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.padding import PREFILL_CHUNK
 
 MAX_TOKENS = 1 << 24  # beyond any context: a larger number is surely a typo
-MAX = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
+LIMITS = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
 
 
 class SamplingError(UserError):
-    """A sampling setting that makes no sense; the message names it, its value and the cure."""
+    """A sampling setting that makes no sense; the message names it, its value and the values it may have."""
 
 
 class RequestError(UserError):
@@ -22,12 +22,15 @@ class RequestError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """`slots` sequences decode side by side; a chunk is at most `chunk` steps, and ends early once an eighth of the
-    slots has stopped while others wait. `num_pages` bounds the pool (default: every slot's worst case, or as much of it
-    as the device's memory holds); when it runs dry, the youngest samples are set aside in the host's memory. On a mesh
-    slots and pages are those of all shards. Prompts of more than `prefill_chunk` tokens are prefilled so many at a time
-    (rounded up to whole tiles of attention). `shared_prefix`: whether dense layers read the pages of a prompt once for
-    all its samples, which rounds differently; None: where it pays, by all prompts and their samples.
+    """How an engine decodes.
+
+    `slots` sequences decode side by side; a chunk is at most `chunk` decode steps, and ends early once `patience` slots
+    have stopped while samples wait. `num_pages` bounds the KV pool (default: every slot's worst case, or as much of it
+    as the device's memory holds); when it runs dry, the youngest samples are preempted: their pages move to the host's
+    memory until there is room. On a mesh slots and pages are those of all shards. Prompts of more than `prefill_chunk`
+    tokens are prefilled in chunks of that many (rounded up to whole tiles of attention). `shared_prefix`: whether dense
+    layers read the pages of a prompt once for all its samples, which rounds differently; None: where the cost model
+    finds that it pays for the prompts and samples of the run. Raises RequestError for a value out of range.
     """
 
     slots: int = 32
@@ -37,10 +40,15 @@ class EngineSettings:
     shared_prefix: bool | None = False
 
     def __post_init__(self) -> None:
-        for name, limit in MAX.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= limit:
                 raise RequestError(f"engine: {name} must be in 1 … {limit}, got {value}")
+
+
+def patience(slots: int) -> int:
+    """How many slots stop before a chunk ends early, while samples wait for a slot: an eighth of all."""
+    return max(1, slots // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,8 @@ class Sampling:
 
     `temperature = 0` is greedy. `top_k = 0`, `top_p = 1` and `min_p = 0` switch a filter off. `max_tokens` bounds the
     generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw. A sample ends
-    early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0 never.
+    early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0: it never does.
+    Raises SamplingError for a value out of range.
     """
 
     temperature: float = 1.0

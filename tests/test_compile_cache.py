@@ -72,7 +72,7 @@ def test_whose_setting_counts(tmp_path, config, monkeypatch):
     monkeypatch.setattr(compile_cache, "user_cache", lambda: tmp_path / "user")
     assert use_compile_cache() == tmp_path / "user" / "compiled"
     assert config.jax_compilation_cache_dir == str(tmp_path / "user" / "compiled")
-    assert config.jax_persistent_cache_min_compile_time_secs == compile_cache.LEAST_SECONDS
+    assert config.jax_persistent_cache_min_compile_time_secs == compile_cache.MIN_SECONDS
     config.update("jax_compilation_cache_dir", "/own")
     config.update("jax_persistent_cache_min_compile_time_secs", 7)
     assert use_compile_cache() == Path("/own")
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made_or_written(tmp_path, config, monkeypatch):
 
 def test_the_oldest_programs_go_first(tmp_path, config, monkeypatch):
     monkeypatch.setattr(compile_cache, "user_cache", lambda: tmp_path)
-    monkeypatch.setattr(compile_cache, "MOST_BYTES", 250)
+    monkeypatch.setattr(compile_cache, "MAX_BYTES", 250)
     folder = tmp_path / "compiled"
     folder.mkdir()
     for age, name in enumerate(("new", "middle", "old", "oldest")):

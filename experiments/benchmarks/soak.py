@@ -224,12 +224,12 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
     torn_log: Any
     long_log: Any
     torn_log, long_log = (pd.read_json(leg.log, lines=True) for leg in (torn, long))
-    set_aside = int(torn_log.groupby("pid")["set_aside"].max().sum())
+    set_aside = int(torn_log.groupby("pid")["preempted"].max().sum())
     memory = growth(long_log)
     faults += [f"{long.out}: {kind} memory grew by {100 * by:.2f} %" for kind, by in memory.items() if by > MAX_GROWTH]
     if kills < arguments.kills:
         faults.append(f"{torn.out}: {kills} of {arguments.kills} kills landed")
-    for leg, count in ((torn, set_aside), (long, long_log["set_aside"].iloc[-1])):
+    for leg, count in ((torn, set_aside), (long, long_log["preempted"].iloc[-1])):
         if not count:
             faults.append(f"{leg.out}: no sample was preempted")
     prompts = [record["prompt_tokens"] for record in reference]
@@ -246,7 +246,7 @@ def soak(model: str, policy: str, max_tokens: int, arguments: argparse.Namespace
         "set_aside": set_aside,
         "long_samples": len(more),
         "long_chunks": len(long_log),
-        "long_set_aside": int(long_log["set_aside"].iloc[-1]),
+        "long_set_aside": int(long_log["preempted"].iloc[-1]),
         "resident_bytes": int(long_log["resident"].iloc[-1]),
         "resident_growth": memory["resident"],
         "live_bytes": int(long_log["live"].iloc[-1]),

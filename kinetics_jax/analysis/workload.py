@@ -13,7 +13,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
-from kinetics_jax.settings import EngineSettings
+from kinetics_jax.settings import EngineSettings, patience
 
 MOMENTS = 48  # steps of a workload at which contexts are sampled
 
@@ -77,7 +77,7 @@ def simulate_schedule(
     start = np.zeros(len(steps), np.int64)
     running: list[int] = []  # ends
     now = following = 0
-    patience = max(1, slots // 8)
+    most_stopped = patience(slots)
     while following < len(steps):
         for _ in range(min(slots - len(running), len(steps) - following)):
             start[following] = now
@@ -90,7 +90,7 @@ def simulate_schedule(
             continue
         if len(running) == slots:  # chunks in which nothing stops change nothing
             now += (running[0] - now - 1) // chunk * chunk
-        stopped = [heapq.heappop(running) for _ in range(min(patience, len(running)))]
+        stopped = [heapq.heappop(running) for _ in range(min(most_stopped, len(running)))]
         end = min(now + chunk, stopped[-1])
         for left in stopped:
             if left > end:

@@ -45,9 +45,9 @@ def calibrate(
     require(not wrong, str(wrong))
     from kinetics_jax.costs.hardware import save_hardware
     from kinetics_jax.devices.calibration import calibrate as measure
-    from kinetics_jax.devices.calibration import make_plan
+    from kinetics_jax.devices.calibration import choose_measurements
 
-    plan = make_plan(shapes, policies, quick=quick)
+    plan = choose_measurements(shapes, policies, quick=quick)
     with tqdm(total=plan.parts, unit="part") as bar:
 
         def on_part(what: str) -> None:

@@ -1,4 +1,4 @@
-"""What commands show while they work, and how Ctrl-C reaches them. Heavy imports wait until something is shown."""
+"""What commands show while they work, and how Ctrl-C reaches them. Slow imports wait until something is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar over samples, with tokens per second, on standard error; after the first chunk, what was compiled.
 
-    Ctrl-C is heard when the bar is next called, after a chunk and its records; a second one interrupts at once.
+    Ctrl-C takes effect when the bar is next called, after a chunk and its records; a second one interrupts at once.
     """
     from tqdm import tqdm
 
@@ -39,8 +39,8 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
             bar.update(progress.finished - bar.n)
             elapsed = bar.format_dict["elapsed"]
             if progress.tokens and elapsed:
-                aside = f", set aside {progress.set_aside}×" if progress.set_aside else ""
-                bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s{aside}")
+                preempted = f", preempted {progress.preempted}×" if progress.preempted else ""
+                bar.set_postfix_str(f"{progress.tokens / elapsed:.0f} tokens/s{preempted}")
             if progress.tokens and not warm:
                 warm = True
                 tqdm.write(compiled.line(), file=sys.stderr)
@@ -51,7 +51,7 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
 
 @contextlib.contextmanager
 def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over (done, total) on standard error. Ctrl-C is heard when it is next called, as `sample_bar`."""
+    """A progress bar over (done, total) on standard error. Ctrl-C takes effect at its next call, as in `sample_bar`."""
     from tqdm import tqdm
 
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,9 @@ def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def warm_up_report() -> Iterator[Callable[[int], None]]:
-    """Yields what an engine calls after every chunk; after the first one, standard error hears what was compiled."""
+    """Yields a function for an engine to call after every chunk; the first call prints what was compiled to standard
+    error.
+    """
     from kinetics_jax.compile_cache import watch_compiles
 
     with watch_compiles() as compiled:
@@ -102,7 +104,9 @@ def tensor_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[Callable[[], None]]:
     """Yields a function that raises KeyboardInterrupt once Ctrl-C was pressed; a second Ctrl-C raises by itself."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: whoever started us wants none
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as under nohup: whoever started this process wants no interrupts
         yield lambda: None
         return
     pressed = False

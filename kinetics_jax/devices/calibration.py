@@ -31,17 +31,19 @@ Clock = Callable[[], float]
 
 STEPS = 8  # decode steps of a timed chunk
 ROUNDS = 5  # turns of every measurement
-VISIT_SECONDS = 0.03  # of a turn, at least
+TURN_SECONDS = 0.03  # of a turn, at least
 SAMPLING = Sampling(temperature=1.0, max_tokens=1)  # draws from the whole vocabulary, as runs do
-MOST_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
-PREFILLS = (48, 192, 768)  # prompt tokens: each is padded to a length of its own, also where 512 are the most
-PROMPTS = 4  # prefilled in a turn, as many slots as there are
-LATER = 8  # starts beyond the first, of a turn
+MAX_WORK = 1e9  # parameters times batch: larger batches of larger models take too long on a CPU
+PREFILLS = (48, 192, 768)  # prompt tokens: each is padded to another length, also in a model of 512 positions
+PROMPTS = 4  # prefilled in a turn, a slot for each
+LATER = 8  # starts in a turn, beyond the first
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured: `fitted` and `held_out` configurations of decode steps; shapes by name, prefills of each."""
+class Measurements:
+    """What is measured: decode steps that are `fitted`, others that are `held_out`; models by name (`shapes`), and the
+    prompt tokens of the `prefills` of each.
+    """
 
     shapes: dict[str, ModelConfig]
     fitted: list[Point]
@@ -50,19 +52,19 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """How often `calibrate` tells what it does next."""
+        """How often `calibrate` calls `on_part`."""
         measured = len(self.fitted) + len(self.held_out) + len(self.shapes) * (len(self.prefills) + 1)
         return len(self.programs) + ROUNDS * measured + 2
 
     @property
     def programs(self) -> list[tuple[str, int, AttentionPolicy, int]]:
-        """What is compiled once: shape, batch, policy and width; dense contexts share the widest one's."""
+        """What is compiled once: shape, batch, policy and width. Dense steps of all contexts share the widest one's."""
         return list(dict.fromkeys(point.program for point in (*self.fitted, *self.held_out)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A decode step to be timed: `batch` sequences of `context` tokens in tables of `width`."""
+    """A decode step to be timed: `batch` sequences of `context` tokens in page tables for `width` tokens."""
 
     shape: str
     policy: AttentionPolicy
@@ -72,12 +74,15 @@ class Point:
 
     @property
     def program(self) -> tuple[str, int, AttentionPolicy, int]:
+        """What it is compiled for: shape, batch, policy and width."""
         return self.shape, self.batch, self.policy, self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """The fitted profile, every measured step with its relative error, and what the device did by itself."""
+    """The fitted profile, every measured step with its relative error, the mean errors of the forms that were fitted
+    (cross-validated), and the measured prefills.
+    """
 
     hardware: Hardware
     fitted: list[tuple[Step, float]]
@@ -143,7 +148,7 @@ def _shape(layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, f
     )
 
 
-# Small decoders that differ in depth, width, grouping and vocabulary, so that no two kinds of work go together.
+# Small decoders that differ in depth, width, grouping and vocabulary, so that no two kinds of work grow together.
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -154,17 +159,17 @@ SHAPES = {
 }
 
 
-def make_plan(
+def choose_measurements(
     shapes: dict[str, ModelConfig] | None = None,
     policies: Sequence[AttentionPolicy] = (),
     *,
     batches: Sequence[int] = (),
     quick: bool = False,
-) -> Plan:
-    """Batches, contexts and policies of every shape; what is held out has another batch, context and budget.
+) -> Measurements:
+    """Chooses batches, contexts and policies for every shape; what is held out has another batch, context and budget.
 
-    `policies` are measured beside dense attention, instead of block top-k at budgets that suit the contexts; then
-    what is held out has no other budget. `batches` are those fitted; held out are twice each but the last.
+    `policies` are measured beside dense attention, by default block top-k at budgets that suit the contexts; where they
+    are given, what is held out has the same budgets. `batches` are fitted; twice each but the last are held out.
     """
     shapes = shapes or (dict(itertools.islice(SHAPES.items(), 2)) if quick else SHAPES)
     chosen = sorted(set(batches or ((4, 16) if quick else (2, 8, 32))))
@@ -174,7 +179,7 @@ def make_plan(
     for name, shape in shapes.items():
         longest = min(512 if quick else 1024, shape.max_position_embeddings - STEPS)
         short, middle, half = longest // 16, longest // 4, longest // 2
-        heavy = shape.matmul_parameters * chosen[-1] > MOST_WORK
+        heavy = shape.matmul_parameters * chosen[-1] > MAX_WORK
         for batch in chosen[:-1] if heavy else chosen:
             widest = longest if batch <= 32 else half
             fitted += [Point(name, Dense(), batch, context, widest) for context in (short, middle, widest)]
@@ -185,7 +190,7 @@ def make_plan(
         for batch in between[:-1] if heavy and len(between) > 1 else between:
             held_out += [Point(name, Dense(), batch, context, half) for context in (short * 3, half)]
             held_out += [Point(name, policy, batch, half, half) for policy in policies or [_sparse(middle)]]
-    return Plan(shapes, fitted, held_out, PREFILLS[::2] if quick else PREFILLS)
+    return Measurements(shapes, fitted, held_out, PREFILLS[::2] if quick else PREFILLS)
 
 
 def _sparse(budget: int) -> BlockTopK:
@@ -194,7 +199,7 @@ def _sparse(budget: int) -> BlockTopK:
 
 
 def calibrate(
-    plan: Plan,
+    measurements: Measurements,
     *,
     name: str | None = None,
     backend: str | None = None,
@@ -202,64 +207,42 @@ def calibrate(
     on_part: Callable[[str], None] = lambda what: None,
     clock: Clock = time.perf_counter,
 ) -> Calibration:
-    """Measures everything in the plan, fits a profile, and tells how far off it is where it was not fitted.
+    """Takes the measurements, fits a profile to them, and compares it with the steps that were not fitted.
 
-    `on_part` hears what is measured next, `plan.parts` times. `clock` gives seconds; with time.process_time the profile
-    predicts CPU seconds of a run on a host, which other work there disturbs less. Raises FitError for a plan with too
-    few steps.
+    `on_part` is called with what is measured next, `measurements.parts` times. `clock` returns seconds; with
+    time.process_time the profile predicts CPU seconds of a run on a host, which other work there disturbs less. Raises
+    FitError for too few steps.
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     size = jnp.dtype(dtype).itemsize
     chosen = backend or chosen_backend("paged_decode")[0]
-    told = device_memory()
-    memory = told[0] if told else math.inf
+    memory = device_memory()
     on_part("memory bandwidth")
     bandwidth = read_bandwidth(256)
     on_part("matrix products")
     flops = matmul_rate(dtype)
     seconds: dict[Point | tuple[str, int], float] = {}
-    for shape_name, shape in plan.shapes.items():
-        weights = random_weights(shape, dtype)
-        measures: dict[Any, Callable[[], float]] = {
-            (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend, clock)
-            for tokens in plan.prefills
-        }
-        measures[shape_name, 0] = start_measure(shape, weights, min(plan.prefills), dtype, backend, clock)
-        held = 0
-        programs = [program for program in plan.programs if program[0] == shape_name]
-        for program in programs:
-            _, batch, policy, width = program
-            on_part(f"{shape_name}, {batch} x {width} tokens, {policy.kind}: compile")
-            decode = RandomDecode(
-                shape,
-                weights,
-                batch=batch,
-                context=width,
-                policy=policy,
-                steps=STEPS,
-                sampling=SAMPLING,
-                dtype=dtype,
-                backend=backend,
-                clock=clock,
-            )
-            for point in (*plan.fitted, *plan.held_out):
-                if point.program == program:
-                    measures[point] = functools.partial(decode.seconds_per_step, point.context)
-            held += decode.cache_bytes
-            if program == programs[-1] or held > memory / 4:
-                seconds |= interleaved(measures, functools.partial(on_part, f"{shape_name}: time"))
-                measures, held = {}, 0
+    for shape_name in measurements.shapes:
+        seconds |= _shape_seconds(
+            measurements,
+            shape_name,
+            dtype,
+            backend=backend,
+            on_part=on_part,
+            clock=clock,
+            cache_bytes=memory[0] / 4 if memory else math.inf,
+        )
     prefills = [
-        Prefill(shape, Dense.page_size, _within(shape, tokens), seconds[name, tokens])
-        for name, shape in plan.shapes.items()
-        for tokens in plan.prefills
+        Prefill(shape, Dense.page_size, _prompt_tokens(shape, tokens), seconds[name, tokens])
+        for name, shape in measurements.shapes.items()
+        for tokens in measurements.prefills
     ]
 
     def steps(points: Sequence[Point]) -> list[Step]:
         return [
             # The chunk's steps go on from `context`: on average they see half a chunk more, and their own token.
             Step(
-                plan.shapes[point.shape],
+                measurements.shapes[point.shape],
                 point.policy,
                 point.batch,
                 point.context + STEPS // 2,
@@ -273,25 +256,75 @@ def calibrate(
         name=name or f"{jax.devices()[0].device_kind} {chosen}",
         flops=flops,
         bandwidth=bandwidth,
-        memory=float(told[0] if told else 1),
+        memory=float(memory[0] if memory else 1),
         price_per_hour=price_per_hour,
         source=f"kinetics calibrate, jax {jax.__version__}, {chosen} kernels, {jnp.dtype(dtype).name}",
         peaks={jnp.dtype(dtype).name: flops},
         padded=chosen == "xla",
     )
-    fitted, held_out = steps(plan.fitted), steps(plan.held_out)
-    found: FittedProfile = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
-    later = max(statistics.median(seconds[name, 0] for name in plan.shapes), 0.0)
-    profile = dataclasses.replace(found.hardware, start_seconds=later)
+    fitted, held_out = steps(measurements.fitted), steps(measurements.held_out)
+    best: FittedProfile = fit(device, fitted, prefills, kv_bytes=size, weight_bytes=size)
+    later = max(statistics.median(seconds[name, 0] for name in measurements.shapes), 0.0)
+    profile = dataclasses.replace(best.hardware, start_seconds=later)
 
-    def errors(of: list[Step]) -> list[tuple[Step, float]]:
-        return list(zip(of, relative_errors(profile, of, kv_bytes=size, weight_bytes=size).tolist(), strict=True))
+    def with_errors(steps: list[Step]) -> list[tuple[Step, float]]:
+        errors = relative_errors(profile, steps, kv_bytes=size, weight_bytes=size)
+        return list(zip(steps, errors.tolist(), strict=True))
 
-    return Calibration(profile, errors(fitted), errors(held_out), found.cross_validated, prefills)
+    return Calibration(profile, with_errors(fitted), with_errors(held_out), best.cross_validated, prefills)
+
+
+def _shape_seconds(
+    measurements: Measurements,
+    shape_name: str,
+    dtype: Any,
+    *,
+    backend: str | None,
+    on_part: Callable[[str], None],
+    clock: Clock,
+    cache_bytes: float,
+) -> dict[Point | tuple[str, int], float]:
+    """Seconds of every decode step of a shape, of its prefills by (shape, tokens), and of a start by (shape, 0).
+
+    What is measured takes turns, all at once unless the KV caches have more than `cache_bytes` together.
+    """
+    shape = measurements.shapes[shape_name]
+    weights = random_weights(shape, dtype)
+    measures: dict[Any, Callable[[], float]] = {
+        (shape_name, tokens): prefill_measure(shape, weights, tokens, dtype, backend, clock)
+        for tokens in measurements.prefills
+    }
+    measures[shape_name, 0] = start_measure(shape, weights, min(measurements.prefills), dtype, backend, clock)
+    seconds: dict[Point | tuple[str, int], float] = {}
+    held = 0
+    programs = [program for program in measurements.programs if program[0] == shape_name]
+    for program in programs:
+        _, batch, policy, width = program
+        on_part(f"{shape_name}, {batch} x {width} tokens, {policy.kind}: compile")
+        decode = RandomDecode(
+            shape,
+            weights,
+            batch=batch,
+            context=width,
+            policy=policy,
+            steps=STEPS,
+            sampling=SAMPLING,
+            dtype=dtype,
+            backend=backend,
+            clock=clock,
+        )
+        for point in (*measurements.fitted, *measurements.held_out):
+            if point.program == program:
+                measures[point] = functools.partial(decode.seconds_per_step, point.context)
+        held += decode.cache_bytes
+        if program == programs[-1] or held > cache_bytes:
+            seconds |= interleaved(measures, functools.partial(on_part, f"{shape_name}: time"))
+            measures, held = {}, 0
+    return seconds
 
 
 def matmul_rate(dtype: Any, size: int = 1024) -> float:
-    """FLOP/s of a product of two square matrices of a linear layer's size."""
+    """FLOP/s of a product of two `[size, size]` matrices of `dtype`."""
     left, right = jnp.ones((size, size), dtype), jnp.ones((size, size), dtype)
     product = jax.jit(lambda x, y: jnp.einsum("...i,oi->...o", x, y))
     product(left, right).block_until_ready()
@@ -305,28 +338,29 @@ def matmul_rate(dtype: Any, size: int = 1024) -> float:
 
 
 def interleaved(
-    measures: Mapping[Any, Callable[[], float]], on_visit: Callable[[], None] = lambda: None, *, rounds: int = ROUNDS
+    measures: Mapping[Any, Callable[[], float]], on_turn: Callable[[], None] = lambda: None, *, rounds: int = ROUNDS
 ) -> dict[Any, float]:
-    """What each measure takes, by its own clock: all in turns, `rounds` times over, in another order every time.
+    """Seconds of each measure, by its own clock: all take turns, `rounds` times over, in another order every time.
 
-    A turn is a call that warms the caches and then calls for VISIT_SECONDS, of which the median counts; of the turns
-    counts the lower quartile, since what else a machine does comes in spells and only ever adds.
+    A turn is a call that warms the caches and then calls for TURN_SECONDS, of which the median counts; of the turns
+    counts the lower quartile, since interference comes in bursts and only ever slows a measurement down.
     """
-    found: dict[Any, list[float]] = {key: [] for key in measures}
+    medians: dict[Any, list[float]] = {key: [] for key in measures}
     keys, rng = list(measures), np.random.default_rng(0)
     for _ in range(rounds):
         for index in rng.permutation(len(keys)).tolist():
-            on_visit()
+            on_turn()
             measures[keys[index]]()
             turn: list[float] = []
             began = time.perf_counter()
-            while not turn or time.perf_counter() - began < VISIT_SECONDS:
+            while not turn or time.perf_counter() - began < TURN_SECONDS:
                 turn.append(measures[keys[index]]())
-            found[keys[index]].append(statistics.median(turn))
-    return {key: float(np.quantile(turns, 0.25)) for key, turns in found.items()}
+            medians[keys[index]].append(statistics.median(turn))
+    return {key: float(np.quantile(turns, 0.25)) for key, turns in medians.items()}
 
 
-def _within(shape: ModelConfig, tokens: int) -> int:
+def _prompt_tokens(shape: ModelConfig, tokens: int) -> int:
+    """So many tokens, or as many as the model's positions hold beside an output."""
     return min(tokens, shape.max_position_embeddings - 2)
 
 
@@ -338,8 +372,11 @@ def prefill_measure(
     backend: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
-    """Measures a prompt through the engine: computed, its sample started and, having its one token, taken out."""
-    run = _engine_run(shape, weights, [_within(shape, tokens)] * PROMPTS, 1, dtype, backend, clock)
+    """Measures a prompt through the engine: it is computed, its sample is started and ends with its first token.
+
+    Returns a function of no arguments that returns the seconds of one prompt.
+    """
+    run = _engine_run(shape, weights, [_prompt_tokens(shape, tokens)] * PROMPTS, 1, dtype, backend, clock)
     return lambda: run() / PROMPTS
 
 
@@ -351,19 +388,22 @@ def start_measure(
     backend: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
-    """Measures a start of a prompt's further samples through the engine, with the chunk and the look that it takes.
+    """Measures a start of a prompt's further samples through the engine, with the chunk and the host's part of it.
 
-    A prompt has one token to draw for each sample, so that its samples begin in as many goes as slots are too few.
+    Every sample ends with its first token, so that samples beyond the slots start in later chunks. Returns a function
+    of no arguments that returns the seconds of one start.
     """
-    many = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS * (1 + LATER), dtype, backend, clock)
-    one = _engine_run(shape, weights, [_within(shape, tokens)], PROMPTS, dtype, backend, clock)
+    many = _engine_run(shape, weights, [_prompt_tokens(shape, tokens)], PROMPTS * (1 + LATER), dtype, backend, clock)
+    one = _engine_run(shape, weights, [_prompt_tokens(shape, tokens)], PROMPTS, dtype, backend, clock)
     return lambda: (many() - one()) / LATER
 
 
 def _engine_run(
     shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None, clock: Clock
 ) -> Callable[[], float]:
-    """Seconds of the engine for prompts of so many tokens each, `samples` of one token each of every prompt."""
+    """Returns a function that returns the engine's seconds for prompts of so many tokens each, with `samples` samples
+    of one token each of every prompt.
+    """
     engine = Engine(
         random_graph(shape),
         weights,

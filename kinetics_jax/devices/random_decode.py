@@ -1,4 +1,4 @@
-"""The engine's own decode chunk over random weights: what every measurement of speed here is made of."""
+"""The engine's own decode chunk over random weights and a random cache, which every measurement of speed times."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ GREEDY = Sampling(temperature=0, max_tokens=1)
 
 
 class RandomDecode:
-    """Decode chunks of `batch` sequences that hold `context` tokens each, in pools as wide as that and a chunk.
+    """Decode chunks of `batch` sequences that hold `context` tokens each, in pools for that and a chunk.
 
     Every call of `seconds_per_step` goes on from the same context, as if the chunk had not been decoded before.
-    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels'; `clock` gives seconds.
+    `steps` is the chunk; weights and pools have `dtype`; `backend` forces the kernels' backend; `clock` gives seconds.
     """
 
     def __init__(
@@ -68,12 +68,14 @@ class RandomDecode:
         arguments = (self.weights, self.cache, self.slots, self.table, self.patience)
         self.decode = decode_chunk.lower(graph, *arguments, **static).compile()
         memory = self.decode.memory_analysis()
-        assert memory is not None, "this backend does not tell what a program allocates"
+        assert memory is not None, "this backend does not report what a program allocates"
         self.temp_bytes = memory.temp_size_in_bytes
         self.seconds_per_step()  # the first call touches every page
 
     def seconds_per_step(self, context: int | None = None) -> float:
-        """Decodes one chunk of sequences of `context` tokens, at most those made for; seconds divided by its steps."""
+        """Decodes a chunk of sequences of `context` tokens, by default and at most as many as the pools were made for.
+        Returns its seconds divided by its steps.
+        """
         stored = self.context if context is None else context
         slots = dataclasses.replace(self.slots, stored=jnp.full(self.slots.token.shape, stored, jnp.int32))
         began = self.clock()
@@ -83,13 +85,13 @@ class RandomDecode:
 
 
 def random_weights(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """Weights of a model's shape, small enough that activations stay finite."""
+    """Random weights for a configuration, small enough that activations stay finite."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 0.02, dtype), nnx.split(_shapes(config))[1])
 
 
 def random_graph(config: ModelConfig) -> nnx.GraphDef:
-    """What `random_weights` are weights of."""
+    """The graph that `random_weights` belong to."""
     return nnx.split(_shapes(config))[0]
 
 
@@ -98,14 +100,14 @@ def _shapes(config: ModelConfig) -> Qwen3:
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float, dtype: DTypeLike) -> jax.Array:
-    """Normal numbers that repeat after a prime count: drawing gigabytes anew would take longer than decoding."""
+    """Normal numbers that repeat after a prime count: drawing gigabytes of them would take longer than decoding."""
     few = rng.standard_normal(1_000_003, np.float32) * np.float32(scale)
     return _repeated(jnp.asarray(few, dtype), shape)
 
 
 @functools.partial(jax.jit, static_argnames=("shape",))
 def _repeated(few: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`few [n]`, over and over, in `shape`: written on the device at once, with nothing beside it in its memory."""
+    """`few [n]`, over and over, in `shape`: written on the device directly, without scratch memory."""
     size = math.prod(shape)
     assert size < 2**32, "an index needs more than 32 bits"
     return few[jnp.arange(size, dtype=jnp.uint32) % few.size].reshape(shape)

@@ -1,1 +1,1 @@
-"""Batched decoding: schedule, pages, jitted programs, sampling."""
+"""Batched decoding: checks, schedule, pages, jitted programs, sampling."""

@@ -1,4 +1,4 @@
-"""A model, its cache and its slots as shapes, with the shardings they have on a mesh: what compiling needs of them."""
+"""A model, its cache and its slots as shapes with their shardings on a mesh, which is all that compiling needs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def abstract_model(
     graph, weights = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=dtype, mesh=mesh)))
     if mesh is None:
         return graph, weights
-    of = param_sharding(config, mesh)
+    sharding_for = param_sharding(config, mesh)
     placed = [
-        (path, nnx.Param(_placed(leaf, of(".".join(map(str, path)))))) for path, leaf in nnx.to_flat_state(weights)
+        (path, nnx.Param(_placed(leaf, sharding_for(".".join(map(str, path))))))
+        for path, leaf in nnx.to_flat_state(weights)
     ]
     return graph, nnx.from_flat_state(placed)
 
@@ -36,7 +37,7 @@ def abstract_model(
 def abstract_cache(
     policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
 ) -> PagedCache:
-    """`empty_cache` as shapes; `num_pages` are those of all shards."""
+    """`attention.cache.empty_cache` as shapes; `num_pages` are those of all shards."""
     cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=num_pages, dtype=dtype, mesh=mesh))
     return _all_placed(cache, NamedSharding(mesh, pool_spec()) if mesh else None)
 
@@ -48,12 +49,12 @@ def abstract_slots(slots: int, mesh: Mesh | None = None) -> Slots:
 
 
 def abstract_rows(shape: tuple[int, ...], mesh: Mesh | None = None, dtype: DTypeLike = jnp.int32) -> Any:
-    """An array with a row for each sequence, or each shard of them: page tables, tokens."""
+    """An array as a shape, with a row for each sequence, or each shard of them: a page table, tokens."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh) if mesh else None)
 
 
 def abstract_scalar(mesh: Mesh | None = None, dtype: DTypeLike = jnp.int32) -> Any:
-    """A number that every device has."""
+    """A number as a shape; every device has it."""
     return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(mesh, PartitionSpec()) if mesh else None)
 
 

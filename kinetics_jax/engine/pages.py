@@ -1,4 +1,4 @@
-"""Which physical page belongs to whom: a host-side allocator with reference counts. No jax."""
+"""Which physical page belongs to which sequences: a host-side allocator with reference counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kinetics_jax.padding import RUN
 
 
 class OutOfPages(RuntimeError):
-    """The pool cannot give what was asked; nothing was taken."""
+    """The pool has fewer free pages than were asked for; nothing was taken."""
 
 
 class _Candidates:
@@ -34,10 +34,10 @@ class _Candidates:
 
 
 class PageAllocator:
-    """Hands out page ids 0 … num_pages - 1; a page is free again when its last holder lets go.
+    """Hands out page ids 0 … num_pages - 1; a page is free again when its last holder releases it.
 
     Every RUN pages of a sequence, counted from its start, are an aligned run of ids while there are free runs. Runs
-    are given lowest first, pages that can be in none highest first.
+    are handed out lowest first, single pages highest first.
     """
 
     def __init__(self, num_pages: int):
@@ -54,13 +54,13 @@ class PageAllocator:
         return self.num_pages - self._held
 
     def holders(self, page: int) -> int:
-        """How many sequences hold a page."""
+        """How many sequences hold a page: for tests, which keep counts of their own."""
         return self._holders[page]
 
     def take(self, count: int, *, sequence: Sequence[int] = ()) -> list[int]:
-        """`count` fresh pages, each with one holder, to follow the pages that a sequence has.
+        """Takes `count` free pages, which get one holder each, to follow the pages that `sequence` has already.
 
-        Raises OutOfPages when fewer are free.
+        Raises OutOfPages if fewer are free.
         """
         if count > self.free:
             raise OutOfPages(f"{count} pages wanted, {self.free} of {self.num_pages} free")
@@ -74,7 +74,7 @@ class PageAllocator:
         return pages
 
     def _next(self, place: int, last: int) -> int:
-        """A free page for a place of a sequence, whose page before that is `last`."""
+        """A free page for a place of a sequence; `last` is the page before it."""
         if place % RUN == 0:
             while self._runs:
                 if self._run_is_free(first := self._runs.pop()):
@@ -89,7 +89,7 @@ class PageAllocator:
         return first + RUN <= self.num_pages and not any(self._holders[first : first + RUN])
 
     def share(self, pages: list[int]) -> None:
-        """Adds a holder to pages that are in use."""
+        """Adds a holder to pages that are in use. Raises ValueError if one is free."""
         for page in pages:
             if not self._holders[page]:
                 raise ValueError(f"page {page} is free and cannot be shared")
@@ -97,7 +97,7 @@ class PageAllocator:
             self._holders[page] += 1
 
     def release(self, pages: list[int]) -> None:
-        """Takes one holder from each page; pages without holders are free again."""
+        """Takes one holder from each page; a page without holders is free again. Raises ValueError if one is free."""
         for page in pages:
             if not self._holders[page]:
                 raise ValueError(f"page {page} is already free")

@@ -1,5 +1,5 @@
-"""The engine's programs on the device: prefill of one prompt, the start of its samples, a chunk of decode steps, and
-a sample's way to the host and back.
+"""The engine's jitted programs: prefill of a prompt, the start of its samples, a chunk of decode steps, and the copies
+of a preempted sample's pages to the host and back.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Device state, one row per slot: the newest token (not in the cache yet), tokens stored in the cache, tokens
-    produced, the most it may produce, whether it runs, and its sample's key. All `[slots]`; on a mesh the first slots
-    are those of its first shard of the sequences, and so on.
+    """Device state, one row per slot, all `[slots]`; on a mesh the first slots are those of the first shard of the
+    sequences, and so on.
     """
 
-    token: jax.Array
-    stored: jax.Array
-    produced: jax.Array
-    limit: jax.Array
-    active: jax.Array
-    key: jax.Array
+    token: jax.Array  # int32: the newest, not in the cache yet
+    stored: jax.Array  # int32: tokens in the cache
+    produced: jax.Array  # int32: tokens drawn so far
+    limit: jax.Array  # int32: the most tokens it may draw
+    active: jax.Array  # bool: whether it decodes
+    key: jax.Array  # of its sample
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def idle(cls, slots: int, seed: jax.Array, mesh: Mesh | None = None) -> Slots:
+        """Slots of which none decodes; `seed` is the run's key."""
         zeros = jnp.zeros(slots, jnp.int32)
         idle = cls(zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.broadcast_to(seed, (slots,)), mesh)
         return jax.device_put(idle, rows_sharding(mesh)) if mesh else idle
@@ -47,6 +47,39 @@ class Slots:
     def in_place(self) -> Slots:
         """The same, each row on the devices of its shard: the compiler may have moved them."""
         return jax.tree.map(lambda row: constrained(row, self.mesh, ROWS), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """Samples of one prompt that start side by side. On a mesh they are all of one shard, whose row of `logits` and
+    whose pages are meant.
+    """
+
+    logits: jax.Array  # [1, vocab] float32, what prefill returned; on a mesh [shards, vocab]
+    chosen: jax.Array  # [slots] bool: where a sample starts
+    samples: jax.Array  # [slots] int32: its index
+    limit: jax.Array  # int32: the most tokens each may draw
+    length: jax.Array  # int32: tokens of the prompt
+    seed: jax.Array  # the run's key
+    problem: jax.Array  # uint32: the problem's hash
+    source: jax.Array  # int32: the prompt's last page
+    target: jax.Array  # [slots] int32: the page it is copied to, -1: it is full and shared instead
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """A preempted sample that goes on, all scalars: the fields of its row in `Slots`, and what its key is made of."""
+
+    slot: jax.Array  # int32
+    token: jax.Array  # int32
+    stored: jax.Array  # int32
+    produced: jax.Array  # int32
+    limit: jax.Array  # int32
+    seed: jax.Array  # the run's key
+    problem: jax.Array  # uint32: the problem's hash
+    sample: jax.Array  # int32: its index
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
@@ -77,7 +110,7 @@ def prefill_chunk(
 ) -> tuple[PagedCache, jax.Array]:
     """Runs tokens `start … start + time` of a long prompt, `tokens [1, time]`; those before are in the cache already.
 
-    `start` is a multiple of time, and time of `shapes.paged_tile(page_size)`; `length` counts the whole prompt's
+    `start` is a multiple of time, and time of `padding.paged_tile(page_size)`; `length` counts the whole prompt's
     tokens, beyond which `tokens` is padding; `page_table [pages]` names the whole prompt's pages, -1 unused, and covers
     whole chunks. Returns the cache and the logits after the chunk's last token, `[1, vocab]` float32. On a mesh it runs
     a prompt for each shard, as `prefill` does.
@@ -98,39 +131,20 @@ def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
 def start_samples(
-    cache: PagedCache,
-    slots: Slots,
-    logits: jax.Array,
-    chosen: jax.Array,
-    samples: jax.Array,
-    limit: jax.Array,
-    length: jax.Array,
-    seed: jax.Array,
-    problem: jax.Array,
-    source: jax.Array,
-    target: jax.Array,
-    *,
-    sampling: Sampling,
-    eos: tuple[int, ...],
+    cache: PagedCache, slots: Slots, starts: Starts, *, sampling: Sampling, eos: tuple[int, ...]
 ) -> tuple[PagedCache, Slots]:
-    """Starts samples of one prompt in the `chosen [slots]` bool slots: copies its partial page, draws the first token.
-
-    `logits [1, vocab]` and `length` (scalar int32, the prompt's tokens) are prefill's; `samples [slots]` int32 are the
-    sample indices, `limit` (scalar int32) the most tokens each may produce; `seed` the run's key, `problem` (scalar
-    uint32) the problem's hash; page `source` is copied to `target [slots]` int32 (-1: nothing to copy). On a mesh the
-    chosen slots are all of one shard, whose row of `logits [shards, vocab]` and whose pages are meant.
-    """
-    rows = slots.token.shape[0]
-    cache = cache.copy_pages(jnp.broadcast_to(source, (rows,)), target)
-    keys = sample_keys(seed, problem, samples)
+    """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each."""
+    rows, chosen, logits = slots.token.shape[0], starts.chosen, starts.logits
+    cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target)
+    keys = sample_keys(starts.seed, starts.problem, starts.samples)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
-    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(samples), sampling, slots.mesh)
+    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
     started = Slots(
         token=jnp.where(chosen, first, slots.token),
-        stored=jnp.where(chosen, length, slots.stored),
+        stored=jnp.where(chosen, starts.length, slots.stored),
         produced=jnp.where(chosen, 1, slots.produced),
-        limit=jnp.where(chosen, limit, slots.limit),
-        active=jnp.where(chosen, ~_is_end(first, eos) & (limit > 1), slots.active),
+        limit=jnp.where(chosen, starts.limit, slots.limit),
+        active=jnp.where(chosen, ~_is_end(first, eos) & (starts.limit > 1), slots.active),
         key=jnp.where(chosen, keys, slots.key),
         mesh=slots.mesh,
     )
@@ -142,7 +156,7 @@ def _draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sa
     if mesh is None:
         return sample_tokens(logits, keys, positions, sampling)
     rows = PartitionSpec(rows_spec(mesh, logits.shape[0], AXES) or ROWS)
-    # Under shard_map: the top-k of rows that jit splits becomes a sort, over which the TPU compiler falls.
+    # Under shard_map: jit turns a sharded top-k into a full sort, which crashes the TPU compiler.
     local = functools.partial(sample_tokens, sampling=sampling)
     return jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(logits, keys, positions)
 
@@ -167,9 +181,9 @@ def decode_chunk(
 ) -> tuple[PagedCache, Slots, jax.Array]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
-    `page_table [slots, max_pages]` must name pages for the next `chunk` tokens of every running slot. `shared`,
-    `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, -1 where a
-    slot was not running.
+    `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
+    is a scalar int32. `shared`, `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn,
+    `[slots, chunk]` int32, -1 where a slot was not active.
     """
     model = nnx.merge(graph, weights)
     began = jnp.sum(slots.active)
@@ -204,65 +218,58 @@ def decode_chunk(
 
 
 @jax.jit
-def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
-    """Copies of pages `[count]` int32 of every layer, with their summaries: a cache of `count` pages, for the host.
+def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> tuple[jax.Array, ...]:
+    """Copies pages `[count]` int32 of every layer, with summaries, for the host: the leaves of a cache of these pages.
 
-    `shard` (scalar int32) is whose pages they are, 0 where there is no mesh.
+    `shard` (scalar int32) is the one whose pages they are, 0 where there is no mesh.
     """
     if cache.mesh is None:
-        return jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)
+        return tuple(jax.tree.leaves(jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)))
 
     def copied(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> PagedCache:
-        def of(pool: jax.Array) -> jax.Array:
-            everyones = jax.lax.all_gather(pool.at[:, pages].get(mode="clip"), ROWS)
-            return jax.lax.dynamic_index_in_dim(everyones, shard, keepdims=False)
+        def gather_pool(pool: jax.Array) -> jax.Array:
+            of_all_shards = jax.lax.all_gather(pool.at[:, pages].get(mode="clip"), ROWS)
+            return jax.lax.dynamic_index_in_dim(of_all_shards, shard, keepdims=False)
 
-        return jax.tree.map(of, cache)
+        return jax.tree.map(gather_pool, cache)
 
     whole = PartitionSpec()
-    return cache.on_shards(copied, (whole, whole), PartitionSpec("tensor"))(cache, shard, pages)
+    saved = cache.on_shards(copied, (whole, whole), PartitionSpec("tensor"))(cache, shard, pages)
+    return tuple(jax.tree.leaves(saved))
 
 
 @functools.partial(jax.jit, donate_argnames=("cache",))
-def load_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
-    """Writes what `save_pages` gave into pages `[count]` int32 of a shard; -1: that one is left out."""
+def load_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: tuple[jax.Array, ...]) -> PagedCache:
+    """Writes what `save_pages` returned into pages `[count]` int32 of a shard; -1: that one is left out."""
 
     def written(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
-        here = pages >= 0 if cache.mesh is None else (pages >= 0) & (jax.lax.axis_index(ROWS) == shard)
+        ours = pages >= 0 if cache.mesh is None else (pages >= 0) & (jax.lax.axis_index(ROWS) == shard)
 
-        def of(pool: jax.Array, pages_of_it: jax.Array) -> jax.Array:
-            return pool.at[:, jnp.where(here, pages, pool.shape[1])].set(pages_of_it, mode="drop")
+        def write_pool(pool: jax.Array, saved_pool: jax.Array) -> jax.Array:
+            return pool.at[:, jnp.where(ours, pages, pool.shape[1])].set(saved_pool, mode="drop")
 
-        return jax.tree.map(of, cache, saved)
+        return jax.tree.map(write_pool, cache, saved)
 
     whole = PartitionSpec()
-    return cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())(cache, shard, pages, saved)
+    on_shards = cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())
+    return on_shards(cache, shard, pages, jax.tree.unflatten(jax.tree.structure(cache), saved))
 
 
 @jax.jit
-def resume_sample(
-    slots: Slots,
-    slot: jax.Array,
-    token: jax.Array,
-    stored: jax.Array,
-    produced: jax.Array,
-    limit: jax.Array,
-    seed: jax.Array,
-    problem: jax.Array,
-    sample: jax.Array,
-) -> Slots:
-    """A sample that was set aside goes on in a slot; scalars, the row's fields and what its key is folded from."""
-    key = sample_keys(seed, problem, sample[None])[0]
-    resumed = Slots(
-        token=slots.token.at[slot].set(token),
-        stored=slots.stored.at[slot].set(stored),
-        produced=slots.produced.at[slot].set(produced),
-        limit=slots.limit.at[slot].set(limit),
+def resume_sample(slots: Slots, resumed: Resumed) -> Slots:
+    """Lets a preempted sample go on in its slot."""
+    slot = resumed.slot
+    key = sample_keys(resumed.seed, resumed.problem, resumed.sample[None])[0]
+    running = Slots(
+        token=slots.token.at[slot].set(resumed.token),
+        stored=slots.stored.at[slot].set(resumed.stored),
+        produced=slots.produced.at[slot].set(resumed.produced),
+        limit=slots.limit.at[slot].set(resumed.limit),
         active=slots.active.at[slot].set(True),
         key=slots.key.at[slot].set(key),
         mesh=slots.mesh,
     )
-    return resumed.in_place()
+    return running.in_place()
 
 
 def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:

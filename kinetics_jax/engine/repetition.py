@@ -1,4 +1,4 @@
-"""Is a sample going round in circles? A host-side check over its newest tokens. No jax."""
+"""Whether a sample repeats itself: a host-side check over its newest tokens."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RepetitionWatch:
         self.matched = np.zeros(len(self.periods), np.int64)  # by period: newest tokens that equal the one a period ago
 
     def feed(self, tokens: list[int]) -> int | None:
-        """Takes the next tokens; how many of them belong to the sample if it repeats by then, else None."""
+        """Takes the next tokens. Returns how many of them belong to the sample, if it repeats by then, else None."""
         for start in range(0, len(tokens), PIECE):
-            found = self._feed(tokens[start : start + PIECE])
-            if found is not None:
-                return start + found
+            kept = self._feed(tokens[start : start + PIECE])
+            if kept is not None:
+                return start + kept
         return None
 
     def _feed(self, tokens: list[int]) -> int | None:

@@ -1,4 +1,4 @@
-"""From logits to the next token: pure functions over one batch of rows, each row with its own key."""
+"""From logits to the next token: pure functions over a batch of rows, each row with its own key."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def filter_logits(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Fl
 
 
 def _nucleus(logits: jax.Array, best: jax.Array, top_p: float) -> jax.Array:
-    """The least logit `[batch, 1]` whose more likely tokens weigh less than top_p.
+    """The nucleus' threshold: the least logit `[batch, 1]` whose more likely tokens weigh less than top_p.
 
     `best [batch, k]` are the k largest in descending order; `logits` holds them, ties of the last one, and -inf.
     """
@@ -69,7 +69,7 @@ def _nucleus(logits: jax.Array, best: jax.Array, top_p: float) -> jax.Array:
 def _nucleus_by_search(logits: jax.Array, top_p: float) -> jax.Array:
     """The same threshold over a whole vocabulary, without sorting it.
 
-    It is the largest t with weight(logits >= t) >= top_p; found bit by bit in integers ordered like the floats.
+    It is the largest t with weight(logits >= t) >= top_p, built bit by bit in integers ordered like the floats.
     """
     bits = jax.lax.bitcast_convert_type(logits + 0.0, jnp.uint32)  # + 0.0: -0.0 and 0.0 are one number
     sign = jnp.uint32(1 << 31)
@@ -82,8 +82,8 @@ def _nucleus_by_search(logits: jax.Array, top_p: float) -> jax.Array:
         weight = jnp.sum(jnp.where(ordered >= higher, weights, 0.0), axis=-1, keepdims=True)
         return jnp.where(weight >= wanted, higher, threshold)
 
-    found = jax.lax.fori_loop(0, 32, refine, jnp.zeros_like(ordered[:, :1]))
-    return jax.lax.bitcast_convert_type(jnp.where(found >= sign, found ^ sign, ~found), jnp.float32)
+    largest = jax.lax.fori_loop(0, 32, refine, jnp.zeros_like(ordered[:, :1]))
+    return jax.lax.bitcast_convert_type(jnp.where(largest >= sign, largest ^ sign, ~largest), jnp.float32)
 
 
 def sample_tokens(

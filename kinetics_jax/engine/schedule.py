@@ -1,9 +1,10 @@
-"""Which samples decode, and which pages they hold: the engine's bookkeeping on the host. No jax.
+"""Which samples decode, and which pages they hold: the engine's bookkeeping on the host.
 
 A sample is admitted when its prompt and its next chunk fit beside the next chunk of all that run, not when its longest
 possible output would: pages are taken chunk by chunk. When the next chunk does not fit, prompts that wait for more
-samples go first (they are prefilled again), then the youngest sample is set aside; it is the first to come back. The
-oldest sample always goes on, so that a pool that can hold one sample finishes them all.
+samples go first (they are prefilled again), then the youngest sample is preempted: its pages are saved on the host and
+given back, and it is the first to come back. The oldest sample always goes on, so that a pool that can hold one sample
+finishes them all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from kinetics_jax.engine.pages import PageAllocator
 from kinetics_jax.engine.repetition import RepetitionWatch
+from kinetics_jax.padding import pages_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Request:
 
 @dataclasses.dataclass
 class Prompt:
-    """A prompt with pages of its own; `logits` is what its prefill gave, None before."""
+    """A prompt with pages of its own; `logits` is what its prefill returned, None before."""
 
     request: Request
     pages: list[int]
@@ -40,7 +42,9 @@ class Prompt:
 
 @dataclasses.dataclass
 class Running:
-    """A sample that has begun: its pages so far, its tokens so far; `saved` holds its pages while it is set aside."""
+    """A sample that has begun: its pages so far, its tokens so far. `age` counts samples in the order they began,
+    `began` is the time; `saved` is the copy of its pages while it is preempted.
+    """
 
     request: Request
     sample: int
@@ -58,7 +62,7 @@ class Running:
         return len(self.request.prompt) + max(len(self.tokens) - 1, 0)
 
     def add(self, tokens: list[int]) -> None:
-        """Appends new tokens; those after the point where the sample repeats were drawn in vain."""
+        """Appends new tokens; those after the point where the sample repeats are dropped."""
         kept = self.repetition.feed(tokens) if self.repetition else None
         self.repeats = kept is not None
         self.tokens += tokens[:kept]
@@ -68,8 +72,8 @@ class Schedule:
     """Slots, queue and pages of one run. `max_tokens` bounds every sample, `chunk` the tokens it gets at a time.
 
     `num_pages` must hold any one sample at full length and one page more, that of its prompt's last tokens. On several
-    shards each has a schedule, with slots and pages of its own; all take samples from one queue, that of the one that
-    they are made `beside`. Slots count from `first_slot`, pages from 0.
+    shards each has a schedule, with slots and pages of its own; all take samples from the queue of the first, which the
+    others are made `beside`. Slots count from `first_slot`, pages from 0.
     """
 
     def __init__(
@@ -95,37 +99,33 @@ class Schedule:
         if beside:
             self.waiting, self._unstarted = beside.waiting, beside._unstarted
         self.running: dict[int, Running] = {}
-        self.aside: list[Running] = []  # oldest first
+        self.preempted: list[Running] = []  # oldest first
         self.prompts: dict[str, Prompt] = {}
         self._ages = 0
 
     @property
     def unfinished(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self.waiting or self.running or self.aside)
-
-    def pages_for(self, tokens: int) -> int:
-        """Pages that hold so many tokens."""
-        return -(-tokens // self.page_size)
+        return bool(self.waiting or self.running or self.preempted)
 
     def resume(self) -> list[tuple[int, Running, np.ndarray]]:
-        """Samples set aside that have room again, oldest first, each with a slot and pages.
+        """Lets preempted samples that have room again run, oldest first.
 
-        With each come its page ids, -1 where a page is its prompt's and needs no restoring.
+        Returns the slot, the sample and its page ids of each, -1 where a page is its prompt's and needs no restoring.
         """
         resumed = []
         for slot in self._idle_slots():
-            if not self.aside:
+            if not self.preempted:
                 break
-            running = self.aside[0]
+            running = self.preempted[0]
             if not self.running:  # else prompts that wait for this sample could keep it out for ever
                 for prompt in list(self.prompts.values()):
                     self._drop(prompt)
-            shared = self._shared(running)
+            shared = self._prompt_pages(running)
             if self._for_next_chunk(running) - len(shared) > self._room():
                 break
-            self.aside.pop(0)
-            held = self.pages_for(running.stored)
+            self.preempted.pop(0)
+            held = pages_for(running.stored, self.page_size)
             self.allocator.share(shared)
             running.pages = shared + self.allocator.take(held - len(shared), sequence=shared)
             self.running[slot] = running
@@ -135,22 +135,23 @@ class Schedule:
         return resumed
 
     def admit(self) -> tuple[Prompt, dict[int, Running]] | None:
-        """The next samples of one prompt that fit, by slot; None when a slot, room or a waiting sample lacks.
+        """The next samples of one prompt that fit, by slot; None if no slot is idle, nothing waits, or the next sample
+        does not fit.
 
-        A prompt without `logits` has fresh pages and must be prefilled. Nothing is admitted while samples are set
-        aside: they come first.
+        A prompt without `logits` has fresh pages and must be prefilled. Nothing is admitted while samples are
+        preempted: they come first.
         """
         for prompt in list(self.prompts.values()):
             self.started(prompt)  # the last of its samples may have begun on another shard
         idle = self._idle_slots()
-        if not (idle and self.waiting) or self.aside:
+        if not (idle and self.waiting) or self.preempted:
             return None
         request = self.waiting[0][0]
         length = len(request.prompt)
         shared = length // self.page_size
-        private = self.pages_for(min(length + self.chunk, length + self.max_tokens)) - shared
+        private = pages_for(length + min(self.chunk, self.max_tokens), self.page_size) - shared
         prompt = self.prompts.get(request.problem)
-        own = 0 if prompt else self.pages_for(length)
+        own = 0 if prompt else pages_for(length, self.page_size)
         if own + private > self._room():
             return None
         if prompt is None:
@@ -170,14 +171,14 @@ class Schedule:
         return prompt, started
 
     def started(self, prompt: Prompt) -> None:
-        """Lets go of a prompt once its last sample has begun and holds what it needs of it."""
+        """Releases a prompt's pages once its last sample has begun and holds what it needs of them."""
         if not self._unstarted[prompt.request.problem]:
             self._drop(prompt)
 
     def victim(self) -> int | None:
-        """The slot whose sample must be set aside before the next chunk; None when the chunk fits.
+        """The slot whose sample must be preempted before the next chunk; None when the chunk fits.
 
-        Lets go of waiting prompts first. Call `set_aside` with the slot, then ask again.
+        Releases the pages of waiting prompts first. Call `preempt` with the slot, then ask again.
         """
         for prompt in list(self.prompts.values()):
             if self._room() >= 0:
@@ -187,16 +188,16 @@ class Schedule:
             return None
         return max(self.running, key=lambda slot: self.running[slot].age)
 
-    def set_aside(self, slot: int, saved: Any) -> None:
-        """Takes a sample out of its slot; its pages, of which `saved` is a copy, are given back."""
+    def preempt(self, slot: int, saved: Any) -> None:
+        """Takes a sample out of its slot and gives back its pages, of which `saved` is a copy."""
         running = self.running.pop(slot)
         self.allocator.release(running.pages)
         running.pages, running.saved = [], saved
-        self.aside.append(running)
-        self.aside.sort(key=lambda other: other.age)
+        self.preempted.append(running)
+        self.preempted.sort(key=lambda other: other.age)
 
     def reserve(self, table: np.ndarray) -> None:
-        """Takes the pages of the next chunk and writes every slot's into its row of `table`, -1 elsewhere.
+        """Takes the pages of the next chunk and writes every slot's pages into its row of `table`, -1 elsewhere.
 
         `table [slots, max_pages]` has a row for each slot of all shards.
         """
@@ -210,7 +211,7 @@ class Schedule:
         running.pages += self.allocator.take(max(pages - len(running.pages), 0), sequence=running.pages)
 
     def finish(self, slot: int) -> Running:
-        """Takes a finished sample out; its pages are free again."""
+        """Takes a finished sample out of its slot and gives back its pages."""
         running = self.running.pop(slot)
         self.allocator.release(running.pages)
         return running
@@ -218,15 +219,15 @@ class Schedule:
     def _idle_slots(self) -> list[int]:
         return [slot for slot in range(self.first_slot, self.first_slot + self.slots) if slot not in self.running]
 
-    def _shared(self, running: Running) -> list[int]:
-        """The full pages of a sample's prompt, where the prompt is still here."""
+    def _prompt_pages(self, running: Running) -> list[int]:
+        """The full pages of a sample's prompt; none once the prompt's pages were released."""
         prompt = self.prompts.get(running.request.problem)
         return prompt.pages[: len(running.request.prompt) // self.page_size] if prompt else []
 
     def _for_next_chunk(self, running: Running) -> int:
         """Pages of a sample at the end of the next chunk."""
         longest = len(running.request.prompt) + self.max_tokens
-        return self.pages_for(min(running.stored + self.chunk, longest))
+        return pages_for(min(running.stored + self.chunk, longest), self.page_size)
 
     def _room(self) -> int:
         """Free pages beyond what everything that runs takes in the next chunk; negative when that does not fit."""

@@ -29,14 +29,14 @@ VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verif
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: samples finished (earlier ones included) of the total; since it began, tokens drawn and how
-    often a sample was set aside because the pool ran dry.
+    """How far a run is: samples finished (earlier ones included) of the total; since this process began it, tokens
+    drawn and how often a sample was preempted because the pool ran dry.
     """
 
     finished: int
     total: int
     tokens: int
-    set_aside: int = 0
+    preempted: int = 0
 
 
 def best_of_n(
@@ -55,51 +55,46 @@ def best_of_n(
 ) -> Run:
     """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
 
-    `prompts` are the problems' texts by id, by default as `render_prompts` puts them; `task` chooses the grader. What
-    the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError when
-    `out` holds another configuration, RequestError when a prompt cannot fit, GradingError for a known answer that
-    cannot be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
+    `prompts` are the problems' texts by id, by default what `render_prompts` makes of them; `task` chooses the grader.
+    What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError if
+    `out` holds another configuration, RequestError if a prompt cannot fit, GradingError for a known answer that cannot
+    be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
     """
     prompts = prompts or render_prompts(problems, lm.directory, task=task)
     answers = {problem.id: problem.answer for problem in problems}
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
-    if settings.shared_prefix is None and (begun := _began_sharing(Path(out))) is not None:
-        # It would round otherwise. Where this engine cannot, the writer says how it differs from the run that is there.
-        settings = dataclasses.replace(settings, shared_prefix=begun and not engine.prefix_obstacle)
-    else:
-        settings = dataclasses.replace(settings, shared_prefix=engine.shares_prefix(requests))
+    # Before the folder is touched. A run that is continued shares prefixes as it began, since that rounds differently;
+    # where this engine cannot, the writer says how it differs from the run in the folder.
+    job = engine.check(requests, began_sharing=_began_sharing(Path(out)))
+    settings = dataclasses.replace(settings, shared_prefix=job.shared_prefix)
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
-    engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
-    engine.check(requests)  # before the folder is touched
     with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
-        left = [
-            dataclasses.replace(
-                request, samples=[i for i in request.samples if (request.problem, i) not in writer.done]
-            )
-            for request in requests
-        ]
         finished, total, tokens = len(writer.done), n * len(problems), 0
-
-        def on_chunk(drawn: int) -> None:
-            nonlocal tokens
-            tokens += drawn
-            on_progress(Progress(finished, total, tokens, engine.counts.set_aside))
-
         on_progress(Progress(finished, total, tokens))
-        for sample in engine.run(left, on_chunk=on_chunk):
-            text = lm.decode(sample.output_tokens)
-            writer.append(
-                {
-                    **dataclasses.asdict(sample),
-                    **dataclasses.asdict(grader(completed(prompts[sample.problem], text), answers[sample.problem])),
-                    "text": text,
-                    "seed": sampling.seed,
-                    "seconds": round(sample.seconds, 6),
-                }
-            )
-            finished += 1
+        left = job.without(writer.done)
+        if left.samples:  # else no pool is needed
+            decoding = engine.start(left)
+
+            def on_chunk(drawn: int) -> None:
+                nonlocal tokens
+                tokens += drawn
+                on_progress(Progress(finished, total, tokens, decoding.counts.preempted))
+
+            for sample in decoding.run(on_chunk):
+                text = lm.decode(sample.output_tokens)
+                grade = grader(completed(prompts[sample.problem], text), answers[sample.problem])
+                writer.append(
+                    {
+                        **dataclasses.asdict(sample),
+                        **dataclasses.asdict(grade),
+                        "text": text,
+                        "seed": sampling.seed,
+                        "seconds": round(sample.seconds, 6),
+                    }
+                )
+                finished += 1
     return read_run(out)
 
 
@@ -108,8 +103,8 @@ def grade_again(
 ) -> tuple[Run, list[tuple[str, int]]]:
     """Grades the stored samples of a run folder anew, as its task is graded now.
 
-    Returns the run and the (problem, sample) of every grade that changed. The old grades stand until all new ones are
-    there. Raises TraceError for a sample without text or a run that another process is writing.
+    Returns the run and the (problem, sample) of every grade that changed. The old grades stay until all new ones are
+    written. Raises TraceError for a sample without text or a run that another process is writing.
     """
     stored = read_run(path)
     if "task" not in stored.header:
@@ -137,10 +132,10 @@ def grade_again(
 
 
 def _began_sharing(out: Path) -> bool | None:
-    """Whether the run in `out` began with shared prefixes; None where there is none that can be read."""
+    """Whether the run in `out` began with shared prefixes; None if there is no run that can be read."""
     try:
         begun = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none there, or RunWriter says what is wrong with it
+    except (OSError, ValueError):  # no run, or RunWriter says what is wrong with it
         return None
     return isinstance(begun, dict) and begun.get("shared_prefix") is True
 
@@ -168,7 +163,7 @@ def describe(
         "slots": settings.slots,
         "chunk": settings.chunk,
         "prefill_chunk": settings.prefill_chunk,
-        **({"shared_prefix": True} if settings.shared_prefix else {}),  # other rounding; without it, as ever
+        **({"shared_prefix": True} if settings.shared_prefix else {}),  # it rounds differently
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": lm.device.device_kind,
         "mesh": mesh_spelling(lm.mesh) if lm.mesh else None,

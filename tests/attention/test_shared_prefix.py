@@ -23,7 +23,8 @@ from kinetics_jax.attention.shared_prefix import (
     shared_prefix_decode,
     sharing_pays,
 )
-from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.engine.decoding import Decoding
+from kinetics_jax.engine.engine import Request
 from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import TraceError
 from kinetics_jax.settings import EngineSettings, RequestError
@@ -103,16 +104,17 @@ def lm(tmp_path_factory):
     return kj.load(write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_config(), seed=5), dtype="float32")
 
 
-def stream(lm, requests, policy, sampling=HOT, **settings) -> tuple[dict, Engine]:
+def stream(lm, requests, policy, sampling=HOT, **settings) -> tuple[dict, Decoding]:
     engine = lm.engine(sampling=sampling, attention=policy, settings=EngineSettings(**settings))
-    return {(done.problem, done.sample): done.output_tokens for done in engine.run(requests)}, engine
+    decoding = engine.start(engine.check(requests))
+    return {(done.problem, done.sample): done.output_tokens for done in decoding.run()}, decoding
 
 
 def requests_of(*lengths: int) -> list[Request]:
     return [Request(f"p{length}", tiny_prompts(1, first=length)[0], range(3)) for length in lengths]
 
 
-def test_samples_do_not_depend_on_company_or_set_aside(lm):
+def test_samples_do_not_depend_on_company_or_preemption(lm):
     """As on the ordinary path, whose samples they are; prompts without a whole page, with some, up to one's edge."""
     requests = requests_of(3, 34, 42, 47, 49, 50)
     reference, _ = stream(lm, requests, kj.Dense(), slots=6, shared_prefix=True)
@@ -120,9 +122,9 @@ def test_samples_do_not_depend_on_company_or_set_aside(lm):
     assert stream(lm, requests[::-1], kj.Dense(), slots=6, shared_prefix=True)[0] == reference
     alone, _ = stream(lm, [dataclasses.replace(requests[-1], samples=[1])], kj.Dense(), slots=6, shared_prefix=True)
     assert alone == {("p50", 1): reference["p50", 1]}
-    drawn, engine = stream(lm, requests, kj.Dense(), slots=6, chunk=6, num_pages=12, shared_prefix=True)
+    drawn, decoding = stream(lm, requests, kj.Dense(), slots=6, chunk=6, num_pages=12, shared_prefix=True)
     assert drawn == reference
-    assert engine.counts.set_aside > 3
+    assert decoding.counts.preempted > 3
 
 
 def test_the_dense_layers_of_a_sparse_policy(lm):

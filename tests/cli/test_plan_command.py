@@ -17,8 +17,8 @@ from kinetics_jax.cli.calibrate import calibrate as calibrate_command
 from kinetics_jax.cli.plan import plan
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware, save_hardware
-from kinetics_jax.devices.calibration import Plan, Point, calibrate, interleaved, make_plan
-from kinetics_jax.engine import engine as engine_module
+from kinetics_jax.devices.calibration import Measurements, Point, calibrate, choose_measurements, interleaved
+from kinetics_jax.engine import decoding as decoding_module
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import load
@@ -140,14 +140,14 @@ def test_plan_leaves_with_code_2_and_needs_no_jax(runs):
 
 
 def test_what_is_held_out_is_not_fitted():
-    result = make_plan()
+    result = choose_measurements()
     assert not {(point.shape, point.batch) for point in result.fitted} & {
         (point.shape, point.batch) for point in result.held_out
     }
     assert {point.policy for point in result.held_out if point.policy != Dense()}.isdisjoint(
         point.policy for point in result.fitted
     )
-    assert make_plan(quick=True).parts < result.parts
+    assert choose_measurements(quick=True).parts < result.parts
 
 
 def test_measures_take_turns_and_spells_of_other_work_do_not_count():
@@ -169,19 +169,20 @@ def test_measures_take_turns_and_spells_of_other_work_do_not_count():
 def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch):
     lm = load(write_checkpoint(tmp_path, tiny_config(), seed=5), dtype="float32")
     starts = []
-    counted = engine_module.start_samples
-    monkeypatch.setattr(engine_module, "start_samples", lambda *a, **k: starts.append(1) or counted(*a, **k))
+    counted = decoding_module.start_samples
+    monkeypatch.setattr(decoding_module, "start_samples", lambda *a, **k: starts.append(1) or counted(*a, **k))
     requests = [Request(f"p{i}", prompt, range(4)) for i, prompt in enumerate(tiny_prompts(5, first=3))]
     engine = lm.engine(
         sampling=Sampling(temperature=1.0, max_tokens=40, seed=3), attention=Dense(), settings=EngineSettings(slots=3)
     )
-    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in engine.run(requests)}
+    decoding = engine.start(engine.check(requests))
+    lengths = {(done.problem, done.sample): len(done.output_tokens) for done in decoding.run()}
     work = Workload(
         np.array([len(request.prompt) for request in requests]),
         np.array([[lengths[request.problem, sample] for sample in request.samples] for request in requests]),
     )
     _, steps, expected = simulate_decode(work, 3)
-    assert (engine.counts.steps, len(starts)) == (steps, expected)
+    assert (decoding.counts.steps, len(starts)) == (steps, expected)
     assert expected > len(requests)
 
 
@@ -194,7 +195,7 @@ def test_calibrate_measures_this_device(tmp_path):
         for batch in (1, 4)
         for context in (8, 32, 64)
     ]
-    shape = Plan({"tiny": TINY}, fitted, [Point("tiny", Dense(), 2, 40, 64)], (20,))
+    shape = Measurements({"tiny": TINY}, fitted, [Point("tiny", Dense(), 2, 40, 64)], (20,))
     parts = []
     result = calibrate(shape, price_per_hour=1.5, on_part=parts.append)
     assert len(parts) == shape.parts

@@ -73,22 +73,23 @@ def test_pages_of_another_size_keep_the_budget():
 
 @pytest.mark.parametrize("tokens", [40, 64, 1000])
 def test_the_shapes_are_the_engine_s(tokens, monkeypatch):
-    from kinetics_jax.engine import engine
+    from kinetics_jax.engine import capacity
     from kinetics_jax.engine.abstract import abstract_model
-    from kinetics_jax.engine.schedule import Request
+    from kinetics_jax.engine.engine import Engine, Request
     from kinetics_jax.padding import pool_pages
-    from kinetics_jax.settings import Sampling
+    from kinetics_jax.settings import EngineSettings, Sampling
 
-    monkeypatch.setattr(engine, "device_memory", lambda *_: None)
+    monkeypatch.setattr(capacity, "device_memory", lambda *_: None)
     config = dataclasses.replace(ModelConfig.named("0.6B"), num_layers=1, vocab_size=64, name="")
-    running = engine.Engine(
+    engine = Engine(
         *abstract_model(config),
         config,
         policy=Dense(),
         sampling=Sampling(max_tokens=tokens - 10),
-        settings=engine.EngineSettings(slots=5),
+        settings=EngineSettings(slots=5),
     )
-    assert running._pool([Request("a", (1,) * 10, (0,))]) == pool_pages(tokens, Dense.page_size, 5)
+    job = engine.check([Request("a", (1,) * 10, (0,))])
+    assert (job.table_width, job.num_pages) == pool_pages(tokens, Dense.page_size, 5)
 
 
 @pytest.mark.parametrize(

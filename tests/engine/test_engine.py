@@ -12,7 +12,8 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import prefill_attend
-from kinetics_jax.engine import engine as engine_module
+from kinetics_jax.engine import decoding as decoding_module
+from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.programs import Slots, decode_chunk
 from kinetics_jax.engine.sampling import seed_key
@@ -30,6 +31,10 @@ def lm(tmp_path_factory):
 
 def outputs(samples) -> dict:
     return {(sample.problem, sample.sample): sample.output_tokens for sample in samples}
+
+
+def begin(engine: Engine, requests) -> Decoding:
+    return engine.start(engine.check(requests))
 
 
 def stream(lm, requests, policy, sampling=HOT, **settings) -> dict:
@@ -83,16 +88,17 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
 
 @pytest.mark.parametrize("policy", [*POLICIES, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
 def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
-    """Samples set aside and continued, prompts prefilled twice, pages elsewhere: the same bits."""
+    """Samples preempted and continued, prompts prefilled twice, pages elsewhere: the same bits."""
     requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(6, first=9))]
     reference = stream(lm, requests, policy, slots=6)
     pool = 160 // policy.page_size
     engine = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=6, chunk=6, num_pages=pool))
-    assert outputs(engine.run(requests)) == reference
-    assert engine.counts.set_aside > 3
-    assert engine.counts.drawn == sum(len(tokens) - 1 for tokens in reference.values())
-    assert engine.counts.busy <= engine.counts.offered
-    assert engine._schedules[0].allocator.free == pool
+    decoding = begin(engine, requests)
+    assert outputs(decoding.run()) == reference
+    assert decoding.counts.preempted > 3
+    assert decoding.counts.drawn == sum(len(tokens) - 1 for tokens in reference.values())
+    assert decoding.counts.busy <= decoding.counts.offered
+    assert decoding.schedules[0].allocator.free == pool
     least = -(-51 // policy.page_size) + 1  # one sample behind the longest of these prompts
     tight = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=6, chunk=6, num_pages=least))
     some = [dataclasses.replace(request, samples=[0, 2]) for request in requests[:3]]
@@ -109,14 +115,9 @@ def test_a_long_prompt_in_chunks_is_the_whole_one(tmp_path, policy, length):
     greedy = kj.Sampling(temperature=0, max_tokens=8)
     settings = EngineSettings(slots=2, prefill_chunk=100)
     engine = lm.engine(sampling=greedy, attention=policy, settings=settings)
-    real = engine._prepare
-
-    def prepare(requests):
-        real(requests)
-        engine._cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), engine._cache)
-
-    engine._prepare = prepare
-    drawn = outputs(engine.run([Request("long", prompt, [0]), Request("short", prompt[:5], [0])]))
+    decoding = begin(engine, [Request("long", prompt, [0]), Request("short", prompt[:5], [0])])
+    decoding.cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), decoding.cache)
+    drawn = outputs(decoding.run())
     for problem, start in (("long", prompt), ("short", prompt[:5])):
         text = start + drawn[problem, 0]
         padded = np.zeros((1, 1024), np.int32)
@@ -153,7 +154,7 @@ def test_one_host_visit_per_chunk(lm, monkeypatch):
     """The host fetches once per chunk, never per token."""
     visits = []
     real = jax.device_get
-    monkeypatch.setattr(engine_module.jax, "device_get", lambda tree: visits.append(1) or real(tree))
+    monkeypatch.setattr(decoding_module.jax, "device_get", lambda tree: visits.append(1) or real(tree))
     drawn = stream(lm, [Request("a", [5, 6, 7], range(4))], kj.Dense(), slots=4, chunk=10)
     longest = max(map(len, drawn.values()))
     assert len(visits) <= -(-longest // 10) + 1
@@ -234,18 +235,20 @@ def test_prefill_ignores_what_lies_beyond_the_prompt(lm):
 
 def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatch):
     calls = []
-    real = engine_module.prefill
-    monkeypatch.setattr(engine_module, "prefill", lambda *a: calls.append(1) or real(*a))
+    real = decoding_module.prefill
+    monkeypatch.setattr(decoding_module, "prefill", lambda *a: calls.append(1) or real(*a))
     engine = Engine(lm.graph, lm.weights, lm.config, policy=SPARSE, sampling=HOT, settings=EngineSettings(slots=6))
-    running = engine.run([Request("a", list(range(10, 20)), range(6))])
+    decoding = begin(engine, [Request("a", list(range(10, 20)), range(6))])
+    running = decoding.run()
     finished = [next(running)]
-    tables = np.array([row[:3] for row in engine._table if row[0] >= 0])
+    tables = np.array([row[:3] for row in decoding.table if row[0] >= 0])
     assert len(np.unique(tables[:, 0])) == len(np.unique(tables[:, 1])) == 1  # two full pages, one copy
     assert len(np.unique(tables[:, 2])) == len(tables)  # the partial page is each sample's own
     finished += list(running)
-    assert len(calls) == 1
+    assert len(calls) == decoding.counts.prefills == 1
     assert len(finished) == 6
-    assert engine._schedules[0].allocator.free == engine._schedules[0].allocator.num_pages  # everything was given back
+    (schedule,) = decoding.schedules
+    assert schedule.allocator.free == schedule.allocator.num_pages  # everything was given back
 
 
 @pytest.mark.parametrize(
@@ -262,14 +265,34 @@ def test_what_cannot_fit_is_refused(lm, request_, settings, says):
         stream(lm, [request_], kj.Dense(), slots=2, **settings)
 
 
-def test_an_engine_runs_one_run_at_a_time(lm):
+@pytest.mark.parametrize("policy", [kj.Dense(), SPARSE], ids=str)
+def test_two_runs_of_one_engine_at_once(lm, policy):
+    """Each has its own cache, slots and counts: sample by sample in turns, and a third that is closed half-way."""
+    requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(4, first=9))]
+    expected = [stream(lm, part, policy, slots=4, chunk=6) for part in (requests[:2], requests[2:])]
+    engine = lm.engine(sampling=HOT, attention=policy, settings=EngineSettings(slots=4, chunk=6))
+    decodings = [begin(engine, part) for part in (requests[:2], requests[2:])]
+    closed = engine.run(requests)
+    next(closed)
+    drawn = list(zip(*(decoding.run() for decoding in decodings), strict=True))
+    closed.close()
+    for run, decoding, reference in zip(zip(*drawn, strict=True), decodings, expected, strict=True):
+        assert outputs(run) == reference
+        assert decoding.counts.drawn == sum(len(tokens) - 1 for tokens in reference.values())
+        assert decoding.schedules[0].allocator.free == decoding.schedules[0].allocator.num_pages
+
+
+def test_a_check_decides_for_the_whole_run(lm):
+    """What is left of a job keeps the widths of all, and draws what the whole one does."""
+    requests = [Request("short", [5, 6], range(2)), Request("long", tiny_prompts(1, first=90)[0], range(2))]
     engine = lm.engine(sampling=HOT, settings=EngineSettings(slots=2))
-    first = engine.run([Request("a", [5], [0, 1])])
-    next(first)
-    with pytest.raises(RuntimeError, match="this engine is running"):
-        next(engine.run([Request("b", [5], [0])]))
-    first.close()
-    assert len(list(engine.run([Request("b", [5], [0])]))) == 1
+    job = engine.check(requests)
+    whole = outputs(engine.start(job).run())
+    left = job.without({("long", 0), ("long", 1), ("short", 1)})
+    assert (left.samples, left.table_width, left.num_pages) == (1, job.table_width, job.num_pages)
+    assert left.longest_prompt == 90
+    assert outputs(engine.start(left).run()) == {("short", 0): whole["short", 0]}
+    assert list(engine.run([])) == list(engine.run([Request("a", [5], [])])) == []
 
 
 @pytest.mark.parametrize("chunk", [5, 32])
@@ -281,9 +304,9 @@ def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
     watched = dataclasses.replace(greedy, repetition_window=window)
     settings = EngineSettings(slots=3, chunk=chunk)
     free = {done.problem: done for done in lm.engine(sampling=greedy, settings=settings).run(requests)}
-    engine = lm.engine(sampling=watched, settings=settings)
-    ended = {done.problem: done for done in engine.run(requests)}
-    assert engine._schedules[0].allocator.free == engine._schedules[0].allocator.num_pages
+    decoding = begin(lm.engine(sampling=watched, settings=settings), requests)
+    ended = {done.problem: done for done in decoding.run()}
+    assert decoding.schedules[0].allocator.free == decoding.schedules[0].allocator.num_pages
     for problem, done in ended.items():
         repeats = first_repetition(free[problem].output_tokens, window)
         assert done.output_tokens == free[problem].output_tokens[:repeats]

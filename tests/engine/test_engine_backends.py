@@ -37,7 +37,7 @@ def test_interpreted_kernels_draw_what_the_reference_draws(tmp_path, monkeypatch
     assert outputs(lm, "triton", policy) == outputs(lm, None, policy)
 
 
-def test_what_a_backend_cannot_do_is_told_before_anything_runs(tmp_path):
+def test_what_a_backend_cannot_do_is_refused_before_anything_runs(tmp_path):
     lm = kj.load(write_checkpoint(tmp_path, tiny_config(head_dim=8)))
     with pytest.raises(RequestError, match="the triton backend takes a head_dim that is a power of two"):
         outputs(lm, "triton", kj.Dense())

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from kinetics_kernels.ops.select_pages import mosaic_tpu
 
 from kinetics_jax.engine.pages import OutOfPages, PageAllocator
 from kinetics_jax.padding import RUN
@@ -87,6 +88,11 @@ def test_sequences_that_grow_side_by_side_lie_in_aligned_runs(data):
                 assert place % RUN == 0 or pages[place] == pages[place - 1] + 1
             allocator.release(pages[count:])
     assert allocator.free == allocator.num_pages
+
+
+def test_a_run_is_what_the_kernel_copies_at_once():
+    """The engine does not import kernels of a device that is not there: two constants, held together here."""
+    assert mosaic_tpu.RUN == RUN
 
 
 def test_bookkeeping_does_not_grow():

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.engine.schedule import Request, Schedule
+from kinetics_jax.padding import pages_for
+from kinetics_jax.settings import patience
 
 
 def decode(schedule: Schedule, lengths: dict[tuple[str, int], int], table: np.ndarray) -> list[tuple[str, int]]:
@@ -15,21 +17,21 @@ def decode(schedule: Schedule, lengths: dict[tuple[str, int], int], table: np.nd
     for _ in range(10_000):
         if not schedule.unfinished:
             return ended
-        oldest = min((run.age for run in [*schedule.running.values(), *schedule.aside]), default=None)
+        oldest = min((run.age for run in [*schedule.running.values(), *schedule.preempted]), default=None)
         while (slot := schedule.victim()) is not None:
             running = schedule.running[slot]
             assert running.age == max(run.age for run in schedule.running.values())
-            schedule.set_aside(slot, ("saved", running.stored))
+            schedule.preempt(slot, ("saved", running.stored))
         for _, running, places in schedule.resume():
             assert running.saved == ("saved", running.stored)
-            assert len(places) == schedule.pages_for(running.stored) == len(running.pages)
+            assert len(places) == pages_for(running.stored, schedule.page_size) == len(running.pages)
         while admitted := schedule.admit():
             prompt, started = admitted
             assert started
             if prompt.logits is None:
                 prompt.logits = "logits"
             for running in started.values():
-                schedule.grow(running, schedule.pages_for(len(prompt.request.prompt)))
+                schedule.grow(running, pages_for(len(prompt.request.prompt), schedule.page_size))
             schedule.started(prompt)
         schedule.reserve(table)
         running = schedule.running
@@ -106,7 +108,7 @@ def test_short_samples_do_not_wait_for_what_long_ones_may_need():
 
 
 def test_samples_of_100_and_16k_tokens_keep_the_slots_busy():
-    """Counted as `Engine.counts` does, while samples wait, in a pool of 0.6 of the worst case: 92 %."""
+    """Counted as `decoding.Counts` are, while samples wait, in a pool of 0.6 of the worst case: 92 %."""
     slots, size, chunk, most = 32, 64, 32, 16_384
     worst = -(-(200 + most) // size) + 1
     requests = [Request(f"p{i}", [5] * 200, range(8)) for i in range(64)]
@@ -116,23 +118,23 @@ def test_samples_of_100_and_16k_tokens_keep_the_slots_busy():
         requests, slots=slots, num_pages=slots * worst * 6 // 10, page_size=size, chunk=chunk, max_tokens=most
     )
     table = np.empty((slots, worst), np.int32)
-    busy = offered = aside = ended = 0
+    busy = offered = preempted = ended = 0
     while schedule.unfinished:
         while (slot := schedule.victim()) is not None:
-            schedule.set_aside(slot, "saved")
-            aside += 1
+            schedule.preempt(slot, "saved")
+            preempted += 1
         schedule.resume()
         while admitted := schedule.admit():
             for run in admitted[1].values():
-                schedule.grow(run, schedule.pages_for(200))
+                schedule.grow(run, pages_for(200, size))
                 run.add([7])  # from prefill
             schedule.started(admitted[0])
         schedule.reserve(table)
-        waits = bool(schedule.waiting or schedule.aside)
+        waits = bool(schedule.waiting or schedule.preempted)
         running = schedule.running
         left = {slot: lengths[run.request.problem, run.sample] - len(run.tokens) for slot, run in running.items()}
-        patience = max(1, slots // 8) if waits else slots  # the engine's: a chunk ends when so many have stopped
-        steps = min(chunk, sorted(left.values())[min(patience, len(left)) - 1])
+        most_stopped = patience(slots) if waits else slots  # a chunk ends when so many have stopped
+        steps = min(chunk, sorted(left.values())[min(most_stopped, len(left)) - 1])
         for slot, more in left.items():
             running[slot].add([7] * min(more, steps))
             busy += waits * min(more, steps)
@@ -141,5 +143,5 @@ def test_samples_of_100_and_16k_tokens_keep_the_slots_busy():
                 ended += 1
         offered += waits * slots * steps
     assert ended == len(lengths)
-    assert aside > 0
+    assert preempted > 0
     assert busy >= 0.9 * offered

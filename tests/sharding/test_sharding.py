@@ -24,6 +24,7 @@ from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.tensors import arrays_by_name
 from kinetics_jax.cli.main import main
 from kinetics_jax.engine.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
+from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.programs import decode_chunk
 from kinetics_jax.settings import EngineSettings, RequestError
@@ -66,9 +67,10 @@ def outputs(samples) -> dict:
     return {(sample.problem, sample.sample): sample.output_tokens for sample in samples}
 
 
-def stream(lm, requests, policy, sampling=HOT, **settings) -> tuple[dict, Engine]:
+def stream(lm, requests, policy, sampling=HOT, **settings) -> tuple[dict, Decoding]:
     engine = lm.engine(sampling=sampling, attention=policy, settings=EngineSettings(**settings))
-    return outputs(engine.run(requests)), engine
+    decoding = engine.start(engine.check(requests))
+    return outputs(decoding.run()), decoding
 
 
 @eight_devices
@@ -83,10 +85,10 @@ def test_8_devices_give_what_one_gives(changes, mesh, policy, tmp_path):
     greedy = kj.Sampling(temperature=0, max_tokens=12)
     requests = [Request(str(i), prompt, range(2)) for i, prompt in enumerate(tiny_prompts(5, first=9))]
     expected, _ = stream(one, requests, policy, greedy, slots=8)
-    found, engine = stream(many, requests, policy, greedy, slots=8)
+    found, decoding = stream(many, requests, policy, greedy, slots=8)
     assert found == expected
-    assert all(schedule.allocator.free == schedule.allocator.num_pages for schedule in engine._schedules)
-    assert len(engine._schedules) == row_shards(many.mesh)
+    assert all(schedule.allocator.free == schedule.allocator.num_pages for schedule in decoding.schedules)
+    assert len(decoding.schedules) == row_shards(many.mesh)
 
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -109,12 +111,12 @@ def test_8_devices_samples_do_not_depend_on_their_shard(tmp_path):
     requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(4, first=9))]
     requests.append(Request("long", tiny_prompts(1, first=300)[0], range(5)))
     settings = {"slots": 6, "chunk": 6, "prefill_chunk": 256}
-    reference, engine = stream(lm, requests, policy, **settings)
+    reference, decoding = stream(lm, requests, policy, **settings)
     assert len(reference) == 17
-    assert engine.counts.prefills > len(requests)  # a prompt is prefilled on each shard that draws samples of it
+    assert decoding.counts.prefills > len(requests)  # a prompt is prefilled on each shard that draws samples of it
     short = requests[:-1]
-    dry, engine = stream(lm, short[::-1], policy, num_pages=2 * 15, slots=6, chunk=6)
-    assert engine.counts.set_aside > 1
+    dry, decoding = stream(lm, short[::-1], policy, num_pages=2 * 15, slots=6, chunk=6)
+    assert decoding.counts.preempted > 1
     assert dry == {key: tokens for key, tokens in reference.items() if key[0] != "long"}
 
 
