@@ -8,7 +8,7 @@ import functools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from kinetics_kernels.backends import backend_error
+from kinetics_kernels.backends import Backend, backend_error
 
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -69,7 +69,7 @@ class LanguageModel:
         directory: Path,
         *,
         checkpoint: Checkpoint,
-        backend: str | None = None,
+        backend: Backend | None = None,
         mesh: Mesh | None = None,
     ):
         """`directory` holds the tokenizer, `checkpoint` is where the weights, which lie on `mesh`, were read."""
@@ -216,6 +216,14 @@ def load(
         graph, weights = load_weights(
             checkpoint, config, dtype=jnp.dtype(stored), sharding=placement, mesh=devices, on_tensor=on_tensor
         )
-        lm = LanguageModel(config, graph, weights, directory, checkpoint=checkpoint, backend=backend, mesh=devices)
+        lm = LanguageModel(
+            config,
+            graph,
+            weights,
+            directory,
+            checkpoint=checkpoint,
+            backend=cast(Backend | None, backend),
+            mesh=devices,
+        )
         weakref.finalize(lm, made.pop_all().close)  # what was made of a GGUF file lives as long as the model
     return lm

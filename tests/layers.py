@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("sharding", "attention.policies", "stats"),
     ("config", "settings", "tokenizer", "compile_cache"),
-    ("errors", "padding", "files", "hub", "assets"),
+    ("padding", "files", "hub", "assets"),
+    ("errors",),
 )
 
 # Rooms that use less than the lines below them: all that they import of the package.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -62,7 +61,7 @@ def cost_table(model: ModelConfig, *, prompt: int, output: int, convention: str,
 def accuracy_table(table: Table) -> pd.DataFrame:
     """Dense and block top-k rows of `budget_ablation`'s table, with their `page_size`; of one model."""
     table = table[table["kind"].isin(["dense", "block_topk"])]
-    sizes = [getattr(parse_policy(spelling), "page_size", np.nan) for spelling in table["attention"]]
+    sizes = [parse_policy(spelling).page_size for spelling in table["attention"]]
     return table.assign(page_size=sizes)
 
 

@@ -135,10 +135,9 @@ def attention_budget(policy: AttentionPolicy) -> int:
 
     Raises AblationError for a policy that has none.
     """
-    budget = getattr(policy, "budget", 0) or getattr(policy, "pages", 0) * getattr(policy, "page_size", 0)
-    if not budget:
+    if not policy.nominal_budget:
         raise AblationError(f"attention {policy} has no budget in tokens")
-    return int(budget)
+    return policy.nominal_budget
 
 
 def _named(pool: Pool) -> dict[str, Any]:

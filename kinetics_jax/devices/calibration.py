@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from kinetics_kernels.backends import chosen_backend
+from kinetics_kernels.backends import Backend, chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
@@ -202,7 +202,7 @@ def calibrate(
     measurements: Measurements,
     *,
     name: str | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
     price_per_hour: float | None = None,
     on_part: Callable[[str], None] = lambda what: None,
     clock: Clock = time.perf_counter,
@@ -279,7 +279,7 @@ def _shape_seconds(
     shape_name: str,
     dtype: Any,
     *,
-    backend: str | None,
+    backend: Backend | None,
     on_part: Callable[[str], None],
     clock: Clock,
     cache_bytes: float,
@@ -369,7 +369,7 @@ def prefill_measure(
     weights: Any,
     tokens: int,
     dtype: Any = jnp.float32,
-    backend: str | None = None,
+    backend: Backend | None = None,
     clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
     """Measures a prompt through the engine: it is computed, its sample is started and ends with its first token.
@@ -385,7 +385,7 @@ def start_measure(
     weights: Any,
     tokens: int,
     dtype: Any = jnp.float32,
-    backend: str | None = None,
+    backend: Backend | None = None,
     clock: Clock = time.perf_counter,
 ) -> Callable[[], float]:
     """Measures a start of a prompt's further samples through the engine, with the chunk and the host's part of it.
@@ -399,7 +399,13 @@ def start_measure(
 
 
 def _engine_run(
-    shape: ModelConfig, weights: Any, prompts: list[int], samples: int, dtype: Any, backend: str | None, clock: Clock
+    shape: ModelConfig,
+    weights: Any,
+    prompts: list[int],
+    samples: int,
+    dtype: Any,
+    backend: Backend | None,
+    clock: Clock,
 ) -> Callable[[], float]:
     """Returns a function that returns the engine's seconds for prompts of so many tokens each, with `samples` samples
     of one token each of every prompt.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -43,7 +44,7 @@ class RandomDecode:
         steps: int,
         sampling: Sampling = GREEDY,
         dtype: DTypeLike = jnp.float32,
-        backend: str | None = None,
+        backend: Backend | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         graph = random_graph(config)

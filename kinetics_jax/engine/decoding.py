@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -84,7 +85,7 @@ class Setup:
     sampling: Sampling
     settings: EngineSettings
     cache_dtype: DTypeLike
-    backend: str | None
+    backend: Backend | None
     mesh: Mesh | None
 
     @property

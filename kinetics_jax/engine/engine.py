@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import prefix_obstacle, sharing_chosen
@@ -44,7 +45,7 @@ class Engine:
         sampling: Sampling,
         settings: EngineSettings = EngineSettings(),
         cache_dtype: DTypeLike = jnp.float32,
-        backend: str | None = None,
+        backend: Backend | None = None,
         mesh: Mesh | None = None,
     ):
         self.setup = Setup(graph, weights, config, policy, sampling, settings, cache_dtype, backend, mesh)
@@ -132,11 +133,9 @@ class Engine:
     def _check_requests(self, requests: Sequence[Request]) -> None:
         setup = self.setup
         page_size, max_tokens = setup.policy.page_size, setup.sampling.max_tokens
-        for layer in getattr(setup.policy, "dense_layers", ()):
-            if layer >= setup.config.num_layers:
-                raise RequestError(
-                    f"{setup.policy}: there is no layer {layer}; the model has {setup.config.num_layers}"
-                )
+        layers = setup.config.num_layers
+        if (layer := setup.policy.missing_layer(layers)) is not None:
+            raise RequestError(f"{setup.policy}: there is no layer {layer}; the model has {layers}")
         if odd := [request for request in requests if len(set(request.samples)) < len(request.samples)]:
             raise RequestError(f"problem {odd[0].problem!r}: its samples {list(odd[0].samples)} name one twice")
         counts = collections.Counter(request.problem for request in requests)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
@@ -177,7 +178,7 @@ def decode_chunk(
     sampling: Sampling,
     eos: tuple[int, ...],
     chunk: int,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> tuple[PagedCache, Slots, jax.Array]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 

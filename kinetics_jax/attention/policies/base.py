@@ -92,9 +92,14 @@ class AttentionPolicy:
         return None
 
     @property
+    def nominal_budget(self) -> int:
+        """The budget that tables and figures show, in tokens; 0 for none."""
+        return self.budget
+
+    @property
     def published_budget(self) -> float:
         """B of the published equations, in tokens."""
-        return float(self.budget)
+        return float(self.nominal_budget)
 
     # The rest is the same for all.
 

@@ -42,9 +42,14 @@ class LiteSysBlockTopK(TokenPolicy):
         check_settings(self)
 
     @property
+    def nominal_budget(self) -> int:
+        """The tokens of its blocks; sink tokens, window and leftover come on top."""
+        return self.pages * self.page_size
+
+    @property
     def published_budget(self) -> float:
         """The tokens of its blocks and its window, as published."""
-        return float(self.local + self.pages * self.page_size)
+        return float(self.local + self.nominal_budget)
 
     @property
     def summary_vectors(self) -> int:
