@@ -60,7 +60,7 @@ def assert_as_reference(args, summary="mean", program=None) -> list[np.ndarray]:
     else:
         rounding = {"rtol": 2**-8, "atol": 0} if args[2].dtype == jnp.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
         np.testing.assert_allclose(*(np.asarray(pools[2], np.float32) for pools in (written, expected)), **rounding)
-    return found
+    return written
 
 
 @settings(max_examples=8, deadline=None)
