@@ -158,9 +158,9 @@ def shared_prefix_decode(
 
         def attend(row: jax.Array, partial: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             here = (jax.lax.dynamic_slice_in_dim(x, row, 1) for x in (packed, shared.table, shared.lengths))
-            of_row, table, length = map(jnp.asarray, here)
-            found, its_lse = kernels.paged_decode(of_row, k_pages, v_pages, table, length, backend="xla")
-            return partial[0].at[row].set(found[0]), partial[1].at[row].set(its_lse[0])
+            queries, table, length = map(jnp.asarray, here)
+            row_out, row_lse = kernels.paged_decode(queries, k_pages, v_pages, table, length, backend="xla")
+            return partial[0].at[row].set(row_out[0]), partial[1].at[row].set(row_lse[0])
 
         start = jnp.zeros_like(packed), jnp.full(packed.shape[:2], -jnp.inf)
         out, lse = jax.lax.fori_loop(0, jnp.sum(used), attend, start)

@@ -137,12 +137,12 @@ def _fit_steps(device: Hardware, steps: Sequence[Step], kv_bytes: float, weight_
     seconds = np.array([step.seconds for step in steps])
     reads = np.array([kind.endswith("_reads") for kind in kinds])
     if device.form == "sum":
-        found = _relative_nnls(np.concatenate([overheads, work], axis=1), seconds)
+        coefficients = _relative_nnls(np.concatenate([overheads, work], axis=1), seconds)
     else:
-        found = _max_form(overheads, work, reads, seconds)
-    units = dict(zip(kinds, found[len(OVERHEADS) :].tolist(), strict=True))
+        coefficients = _max_form(overheads, work, reads, seconds)
+    units = dict(zip(kinds, coefficients[len(OVERHEADS) :].tolist(), strict=True))
     return dataclasses.replace(
-        device, unit_seconds=units, **dict(zip(OVERHEADS, found[: len(OVERHEADS)].tolist(), strict=True))
+        device, unit_seconds=units, **dict(zip(OVERHEADS, coefficients[: len(OVERHEADS)].tolist(), strict=True))
     )
 
 
@@ -159,12 +159,12 @@ def _max_form(overheads: np.ndarray, work: np.ndarray, reads: np.ndarray, second
     for side in (np.argmax(sides @ both, axis=0), *((intensity < ridge / 8).astype(int) for ridge in range(9))):
         for _ in range(20):
             active = sides[side, np.arange(len(seconds))]
-            found = _relative_nnls(np.concatenate([overheads, active], axis=1), seconds)
-            fixed, units = found[: overheads.shape[1]], found[overheads.shape[1] :]
+            coefficients = _relative_nnls(np.concatenate([overheads, active], axis=1), seconds)
+            fixed, units = coefficients[: overheads.shape[1]], coefficients[overheads.shape[1] :]
             both_sides = sides @ units
             error = float(np.sum(np.square((overheads @ fixed + both_sides.max(0)) / seconds - 1)))
             if error < least:
-                best, least = found, error
+                best, least = coefficients, error
             after = np.argmax(both_sides, axis=0)
             if np.array_equal(after, side):
                 break
@@ -199,6 +199,6 @@ def _fit_prefills(hardware: Hardware, prefills: Sequence[Prefill], weight_bytes:
         left.append(max(prefill.seconds - known, 1e-3 * prefill.seconds))
     seconds = np.array([prefill.seconds for prefill in prefills])
     # Weighted by the whole time, of which only a part is left to explain.
-    found = _relative_nnls(np.array(columns), seconds, np.array(left))
-    units = {**hardware.unit_seconds, **dict(zip(kinds, found[:2].tolist(), strict=True))}
-    return dataclasses.replace(hardware, unit_seconds=units, prompt_seconds=float(found[2]))
+    coefficients = _relative_nnls(np.array(columns), seconds, np.array(left))
+    units = {**hardware.unit_seconds, **dict(zip(kinds, coefficients[:2].tolist(), strict=True))}
+    return dataclasses.replace(hardware, unit_seconds=units, prompt_seconds=float(coefficients[2]))

@@ -1,5 +1,5 @@
-"""The memory plan of a model on a device that need not be here: the engine's real programs compiled for it, what they
-take of each chip, how long a step should take, and what fits.
+"""The memory plan of a model on a device that this machine need not have: the engine's real programs compiled for it,
+what they take of each chip, how long a step should take, and what fits.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DEVICES = {"a100": "a100", "h100": "h100", "h200": "h200", "v5e": "tpu-v5e", "v5
 CHIPS = (1, 2, 4, 8)  # of one host, or the smallest slices
 PROGRAMS = ("prefill", "decode")
 LIMITS = {"context": 1 << 24, "batch": 1 << 16}  # beyond these a number is surely a typo
-# As Qwen3's generation_config.json has it but for top_k = 20: to find more than 16, XLA wants a GPU at hand. A search
-# over the whole vocabulary instead takes as much memory.
+# As Qwen3's generation_config.json has it, without top_k = 20: for more than 16, XLA needs a GPU on this machine. A
+# search over the whole vocabulary takes as much memory.
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=1)
 
 
@@ -115,7 +115,7 @@ def memory_plan(
     )
     prompt = prefill_seconds(config, chip, prompt_tokens=context, page_size=attention.page_size, **priced)
     expected = {"prefill": float(prompt), "decode": float(step)}
-    found = {name: _with_sums(answers[name]["memory"]) | {"expected_seconds": expected[name]} for name in programs}
+    plans = {name: _with_sums(answers[name]["memory"]) | {"expected_seconds": expected[name]} for name in programs}
     batch_fits = batch <= room.sequences
     return {
         "model": config.name,
@@ -127,7 +127,7 @@ def memory_plan(
         "page_size": attention.page_size,
         "dtype": dtype,
         "sampling": {name: getattr(SAMPLING, name) for name in ("temperature", "top_p")},
-        **found,
+        **plans,
         "fits": {
             "sequences": room.sequences,
             "batch_fits": batch_fits,
@@ -196,8 +196,8 @@ def _compiled(request: dict[str, Any], on_program: Callable[[str], object], full
     command = [sys.executable, "-m", "kinetics_jax.devices.deviceless"]
     pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, text=True, stderr=said, **pipes) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, text=True, stderr=errors, **pipes) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
@@ -214,8 +214,8 @@ def _compiled(request: dict[str, Any], on_program: Callable[[str], object], full
             process.kill()  # by now it has ended, or nobody waits for it any more
         missing = [name for name in request["programs"] if name not in answers]
         if missing:
-            said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
             raise MemoryPlanError(f"the compiler for {device} crashed while compiling {missing[0]}: {last}")
     return answers
 

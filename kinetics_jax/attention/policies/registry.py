@@ -16,15 +16,15 @@ from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 
 
 def _policies() -> dict[str, type[AttentionPolicy]]:
-    found: dict[str, type[AttentionPolicy]] = {}
+    by_kind: dict[str, type[AttentionPolicy]] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(policies.__path__)):
         if name == "registry":
             continue
         module = importlib.import_module(f"{policies.__name__}.{name}")
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__ and "kind" in vars(value):
-                found[value.kind] = value
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "dense", item[0])))
+                by_kind[value.kind] = value
+    return dict(sorted(by_kind.items(), key=lambda item: (item[0] != "dense", item[0])))
 
 
 POLICIES: dict[str, type[AttentionPolicy]] = _policies()
