@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -19,7 +17,8 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.sharding.mesh import ROWS, kv_copies, pool_spec
 
 # Of one layer: K, V and its summaries, None where its policy needs none.
-Pools = tuple[jax.Array, jax.Array, jax.Array | None]
+KVPool = Float[Array, "kv_heads num_pages page_size head_dim"]
+Pools = tuple[KVPool, KVPool, jax.Array | None]
 
 
 @jax.tree_util.register_dataclass
@@ -33,9 +32,9 @@ class PagedCache:
     them all), and each shard of the sequences its own `num_pages / shards` pages, whose ids count from 0.
     """
 
-    k: tuple[jax.Array | np.ndarray, ...]  # NumPy on the host, where preempted samples wait
-    v: tuple[jax.Array | np.ndarray, ...]
-    summaries: tuple[jax.Array | np.ndarray | None, ...]
+    k: tuple[KVPool, ...]
+    v: tuple[KVPool, ...]
+    summaries: tuple[jax.Array | None, ...]
     summary: str = dataclasses.field(default="mean", metadata={"static": True})
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -69,10 +68,10 @@ class PagedCache:
         )
 
     def pools(self, layer: int) -> Pools:
-        """K, V and summaries of one layer of a cache on the device."""
-        return cast(Pools, (self.k[layer], self.v[layer], self.summaries[layer]))
+        """K, V and summaries of one layer."""
+        return self.k[layer], self.v[layer], self.summaries[layer]
 
-    def with_layer(self, layer: int, k: jax.Array, v: jax.Array, summaries: jax.Array | None) -> PagedCache:
+    def with_layer(self, layer: int, k: KVPool, v: KVPool, summaries: jax.Array | None) -> PagedCache:
         """The cache with one layer's pools replaced."""
 
         def replaced(pools: tuple, pool: jax.Array | None) -> tuple:
@@ -83,9 +82,14 @@ class PagedCache:
         )
 
     def write_prompt(
-        self, layer: int, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array
+        self,
+        layer: int,
+        k: Float[Array, "time kv_heads head_dim"],
+        v: Float[Array, "time kv_heads head_dim"],
+        pages: Int[Array, " prompt_pages"],
+        length: Int[Array, ""],
     ) -> PagedCache:
-        """Stores one prompt's K and V, `[time, kv_heads, head_dim]` with time = prompt_pages * page_size.
+        """Stores one prompt's K and V; time = prompt_pages * page_size.
 
         `pages` holds physical ids, -1 for pages beyond the prompt (not written); `length` counts the prompt's tokens.
         Pages that the prompt fills get their summary; the last, partial one holds padding beyond `length`.
@@ -121,7 +125,12 @@ class PagedCache:
 
 
 def write_prompt(
-    pools: Pools, k: jax.Array, v: jax.Array, pages: Int[Array, " prompt_pages"], length: jax.Array, summary: str
+    pools: Pools,
+    k: Float[Array, "time kv_heads head_dim"],
+    v: Float[Array, "time kv_heads head_dim"],
+    pages: Int[Array, " prompt_pages"],
+    length: Int[Array, ""],
+    summary: str,
 ) -> Pools:
     """`PagedCache.write_prompt` of one layer's pools; `summary` is the kind of page summary they keep."""
     k_pages, v_pages, summaries = pools

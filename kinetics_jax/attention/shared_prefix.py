@@ -23,6 +23,7 @@ import kinetics_kernels as kernels
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 from kinetics_kernels.backends import Backend, chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -131,14 +132,14 @@ def share_prefixes(
 
 
 def shared_prefix_decode(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    lengths: jax.Array,
+    q: Float[Array, "batch q_heads head_dim"],
+    k_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    v_pages: Float[Array, "kv_heads num_pages page_size head_dim"],
+    lengths: Int[Array, " batch"],
     shared: SharedPrefix,
     *,
     backend: Backend | None = None,
-) -> jax.Array:
+) -> Float[Array, "batch q_heads head_dim"]:
     """`paged_decode`'s `out [batch, q_heads, head_dim]` within rounding, for rows of which some share pages.
 
     `q [batch, q_heads, head_dim]`, pools `[kv_heads, num_pages, page_size, head_dim]`, `lengths [batch]` of the whole

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache
@@ -26,16 +27,16 @@ from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Device state, one row per slot, all `[slots]`; on a mesh the first slots are those of the first shard of the
+    """Device state, one row per slot; on a mesh the first slots are those of the first shard of the
     sequences, and so on.
     """
 
-    token: jax.Array  # int32: the newest, not in the cache yet
-    stored: jax.Array  # int32: tokens in the cache
-    produced: jax.Array  # int32: tokens drawn so far
-    limit: jax.Array  # int32: the most tokens it may draw
-    active: jax.Array  # bool: whether it decodes
-    key: jax.Array  # of its sample
+    token: Int32[Array, " slots"]  # the newest, not in the cache yet
+    stored: Int32[Array, " slots"]  # tokens in the cache
+    produced: Int32[Array, " slots"]  # tokens drawn so far
+    limit: Int32[Array, " slots"]  # the most tokens it may draw
+    active: Bool[Array, " slots"]  # whether it decodes
+    key: Key[Array, " slots"]  # of its sample
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
@@ -57,36 +58,41 @@ class Starts:
     whose pages are meant.
     """
 
-    logits: jax.Array  # [1, vocab] float32, what prefill returned; on a mesh [shards, vocab]
-    chosen: jax.Array  # [slots] bool: where a sample starts
-    samples: jax.Array  # [slots] int32: its index
-    limit: jax.Array  # int32: the most tokens each may draw
-    length: jax.Array  # int32: tokens of the prompt
-    seed: jax.Array  # the run's key
-    problem: jax.Array  # uint32: the problem's hash
-    source: jax.Array  # int32: the prompt's last page
-    target: jax.Array  # [slots] int32: the page it is copied to, -1: it is full and shared instead
+    logits: Float[Array, "shards vocab"]  # what prefill returned, float32; one shard where there is no mesh
+    chosen: Bool[Array, " slots"]  # where a sample starts
+    samples: Int32[Array, " slots"]  # its index
+    limit: Int32[Array, ""]  # the most tokens each may draw
+    length: Int32[Array, ""]  # tokens of the prompt
+    seed: Key[Array, ""]  # of the run
+    problem: UInt32[Array, ""]  # the problem's hash
+    source: Int32[Array, ""]  # the prompt's last page
+    target: Int32[Array, " slots"]  # the page it is copied to, -1: it is full and shared instead
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """A preempted sample that goes on, all scalars: the fields of its row in `Slots`, and what its key is made of."""
+    """A preempted sample that goes on: the fields of its row in `Slots`, and what its key is made of."""
 
-    slot: jax.Array  # int32
-    token: jax.Array  # int32
-    stored: jax.Array  # int32
-    produced: jax.Array  # int32
-    limit: jax.Array  # int32
-    seed: jax.Array  # the run's key
-    problem: jax.Array  # uint32: the problem's hash
-    sample: jax.Array  # int32: its index
+    slot: Int32[Array, ""]
+    token: Int32[Array, ""]
+    stored: Int32[Array, ""]
+    produced: Int32[Array, ""]
+    limit: Int32[Array, ""]
+    seed: Key[Array, ""]  # of the run
+    problem: UInt32[Array, ""]  # the problem's hash
+    sample: Int32[Array, ""]  # its index
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
 def prefill(
-    graph: nnx.GraphDef, weights: nnx.State, cache: PagedCache, tokens: jax.Array, length: jax.Array, pages: jax.Array
-) -> tuple[PagedCache, jax.Array]:
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    cache: PagedCache,
+    tokens: Int[Array, "shards time"],
+    length: Int[Array, "*shards"],
+    pages: Int[Array, "*shards prompt_pages"],
+) -> tuple[PagedCache, Float[Array, "shards vocab"]]:
     """Runs one prompt, `tokens [1, time]` padded beyond `length`; stores its K and V in `pages [time / page_size]`.
 
     Returns the cache and the logits after the last prompt token, `[1, vocab]` float32. On a mesh it runs a prompt for
@@ -104,11 +110,11 @@ def prefill_chunk(
     graph: nnx.GraphDef,
     weights: nnx.State,
     cache: PagedCache,
-    tokens: jax.Array,
-    start: jax.Array,
-    length: jax.Array,
-    page_table: jax.Array,
-) -> tuple[PagedCache, jax.Array]:
+    tokens: Int[Array, "shards time"],
+    start: Int[Array, ""],
+    length: Int[Array, "*shards"],
+    page_table: Int[Array, "*shards pages"],
+) -> tuple[PagedCache, Float[Array, "shards vocab"]]:
     """Runs tokens `start … start + time` of a long prompt, `tokens [1, time]`; those before are in the cache already.
 
     `start` is a multiple of time, and time of `padding.paged_tile(page_size)`; `length` counts the whole prompt's
@@ -170,8 +176,8 @@ def decode_chunk(
     weights: nnx.State,
     cache: PagedCache,
     slots: Slots,
-    page_table: jax.Array,
-    patience: jax.Array,
+    page_table: Int[Array, "slots max_pages"],
+    patience: Int[Array, ""],
     shared: SharedPrefix | None = None,
     *,
     policy: AttentionPolicy,
@@ -179,7 +185,7 @@ def decode_chunk(
     eos: tuple[int, ...],
     chunk: int,
     backend: Backend | None = None,
-) -> tuple[PagedCache, Slots, jax.Array]:
+) -> tuple[PagedCache, Slots, Int[Array, "slots chunk"]]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
     `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
@@ -219,7 +225,7 @@ def decode_chunk(
 
 
 @jax.jit
-def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> tuple[jax.Array, ...]:
+def save_pages(cache: PagedCache, shard: Int[Array, ""], pages: Int[Array, " count"]) -> tuple[jax.Array, ...]:
     """Copies pages `[count]` int32 of every layer, with summaries, for the host: the leaves of a cache of these pages.
 
     `shard` (scalar int32) is the one whose pages they are, 0 where there is no mesh.
@@ -240,8 +246,10 @@ def save_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array) -> tuple[j
 
 
 @functools.partial(jax.jit, donate_argnames=("cache",))
-def load_pages(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: tuple[jax.Array, ...]) -> PagedCache:
-    """Writes what `save_pages` returned into pages `[count]` int32 of a shard; -1: that one is left out."""
+def load_pages(
+    cache: PagedCache, shard: Int[Array, ""], pages: Int[Array, " count"], saved: tuple[jax.Array, ...]
+) -> PagedCache:
+    """Writes what `save_pages` returned into pages `[count]` int32 of a shard; -1: that page is skipped."""
 
     def written(cache: PagedCache, shard: jax.Array, pages: jax.Array, saved: PagedCache) -> PagedCache:
         ours = pages >= 0 if cache.mesh is None else (pages >= 0) & (jax.lax.axis_index(ROWS) == shard)
