@@ -10,11 +10,11 @@ check:
 
 # the tests that one runs while working
 test-fast:
-    pytest -n 2 -m "not slow"
+    pytest -m "not slow"
 
 # every test
 test:
-    pytest -n 2
+    pytest
 
 # the site, into site/; a broken link or an unknown name is an error
 docs:

@@ -1,4 +1,4 @@
-"""Shape annotations are checked at run time while the tests run; each worker keeps the programs that it compiled."""
+"""Shape annotations are checked at run time while the tests run; compiled programs are kept."""
 
 import gc
 import os
@@ -30,15 +30,15 @@ def _forget_compiled_programs():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(request, tmp_path_factory):
-    """A compilation cache for each worker, never the user's own: what one test or command compiles, the next one loads.
+    """A compilation cache, never the user's own: what one worker, test or command compiles, the next one loads.
 
     pytest's cache keeps it for the next run; `pytest --cache-clear` empties it.
     """
     assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    worker = f"compiled-{jax.__version__}-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
     kept = getattr(request.config, "cache", None)
-    folder = Path(kept.mkdir(worker)) if kept else tmp_path_factory.mktemp("compiled")
+    folder = Path(kept.mkdir(f"compiled-{jax.__version__}")) if kept else tmp_path_factory.mktemp("compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # and with a limit, access is locked between workers

@@ -48,6 +48,7 @@ def texts(folder: Path) -> list[str]:
     return sorted(json.loads(line)["text"] for line in (folder / "samples.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing_that_takes_long(tmp_path):
     cache = tmp_path / "cache"
     first, says = sample(tmp_path / "first", cache)

@@ -47,7 +47,7 @@ BEHAVIOURS = {  # defects of behaviour rather than cost: what is wrong, and the 
     "9: tokens are recounted from text": ("tests/analysis/test_frontier.py::test_a_run_folder_becomes_run_data",),
     "10: questions are mixed": (
         "tests/analysis/test_frontier.py::test_problems_of_one_id_must_be_one",
-        "tests/analysis/test_frontier.py::test_runs_of_several_tasks_are_told_apart",
+        "tests/analysis/test_frontier.py::test_runs_of_several_tasks_are_kept_apart",
     ),
     "11: ties and labels of an envelope": ("tests/analysis/test_frontier.py::test_pareto_is_its_definition",),
     "14: lengths are indexed by batch row, not by slot": (

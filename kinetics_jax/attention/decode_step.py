@@ -64,6 +64,11 @@ class DecodeStep:
     ops: DecodeOps
 
     @property
+    def batch(self) -> int:
+        """Rows, idle ones included."""
+        return self.page_table.shape[0]
+
+    @property
     def kv_heads(self) -> int:
         """KV heads of this device."""
         return self.k_pages.shape[0]

@@ -161,6 +161,7 @@ def test_memory_bounds_the_batch():
     assert np.isfinite(room.loc[room["batch"] <= room["fits"], "seconds"]).all()
 
 
+@pytest.mark.slow
 def test_extrapolation_is_warned_of():
     def warned(**asked) -> str:
         return "\n".join(list_options(POOLS, **{"hardware": MEASURED, **asked}).warnings)
@@ -186,6 +187,7 @@ def test_pass_at_n_beyond_the_samples_is_the_posterior_expectation():
     np.testing.assert_allclose(solved[:, 2], 1 - np.mean((1 - rates) ** 50, axis=0), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_run_interval_holds_what_runs_show():
     """Options chosen on one set of problems; the chosen one's score on fresh ones lies in the interval."""
     inside, trials = 0, 40

@@ -26,6 +26,7 @@ def test_published_laws_are_found_again(scale, exponent, offset):
     np.testing.assert_allclose(fitted.exponent_interval, exponent, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     held = 0

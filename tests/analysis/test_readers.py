@@ -72,6 +72,7 @@ def test_without_a_tokenizer_tokens_are_missing(tmp_path):
         cost_frontier([run])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not QWEN.exists(), reason="../shared/data/qwen3-tokenizer is not there")
 def test_tokens_are_those_of_the_models_tokenizer(tmp_path):
     path = write_lines(

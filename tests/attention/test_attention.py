@@ -42,6 +42,7 @@ def test_causal_attention_matches_float64(time):
     np.testing.assert_allclose(jax.jit(causal_attention)(q, k, v), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_many_tiles_decodes_as_the_full_forward(lm):
     """Prefill over three tiles, then cached decoding, against attention without a cache or tiles."""
     prompt = tiny_prompts(1, first=2 * TILE + 37)[0]
@@ -51,6 +52,7 @@ def test_a_prompt_of_many_tiles_decodes_as_the_full_forward(lm):
     assert sample.output_tokens == chain[len(prompt) - 1 : -1].tolist()
 
 
+@pytest.mark.slow
 def test_sparse_decoding_is_the_policy_and_nothing_else(lm):
     """Every setting of a policy reaches the engine's attention: greedy decoding equals the masked full forward."""
     prompts = [tiny_prompts(1, seed=length, first=length)[0] for length in (16, 23, 41)]
@@ -63,6 +65,7 @@ def test_sparse_decoding_is_the_policy_and_nothing_else(lm):
         assert dense != chain  # the policy matters here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [POLICY, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
 def test_every_token_is_drawn_with_its_own_documented_key(lm, policy):
     """Each token is the Gumbel draw of its logits with fold_in(fold_in(fold_in(seed, problem), sample), position)."""
@@ -79,6 +82,7 @@ def test_every_token_is_drawn_with_its_own_documented_key(lm, policy):
         assert drawn == done.output_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), POLICY], ids=str)
 def test_nan_in_every_page_nobody_wrote_changes_nothing(lm, policy, monkeypatch):
     requests = [Request(str(length), tiny_prompts(1, first=length)[0], range(3)) for length in (3, 4, 5, 16, 33)]

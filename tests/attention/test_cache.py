@@ -25,6 +25,7 @@ def test_policies_and_kernels_know_the_same_summaries():
     assert block_topk.SUMMARY_VECTORS == SUMMARY_VECTORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [1, 4, 16])
 @pytest.mark.parametrize("summary", SUMMARY_VECTORS)
@@ -56,6 +57,7 @@ def test_write_prompt_and_append_store_the_same_bits(lm, summary, size, dtype):
         np.testing.assert_array_equal(direct, np.stack([exact.min(axis=2), exact.max(axis=2)], axis=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", SUMMARY_VECTORS)
 def test_the_models_programs_store_the_summary_of_what_they_store(lm, summary):
     """Compiled with the model around it, where keys come out of RoPE: prefill, then decode steps, to the bit."""

@@ -114,6 +114,7 @@ def requests_of(*lengths: int) -> list[Request]:
     return [Request(f"p{length}", tiny_prompts(1, first=length)[0], range(3)) for length in lengths]
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_company_or_preemption(lm):
     """As on the ordinary path, whose samples they are; prompts without a whole page, with some, up to one's edge."""
     requests = requests_of(3, 34, 42, 47, 49, 50)
@@ -127,6 +128,7 @@ def test_samples_do_not_depend_on_company_or_preemption(lm):
     assert decoding.counts.preempted > 3
 
 
+@pytest.mark.slow
 def test_the_dense_layers_of_a_sparse_policy(lm):
     policy, requests = kj.BlockTopK(pages=4, page_size=4), requests_of(34, 50)
     drawn = [stream(lm, requests, policy, slots=6, shared_prefix=shared)[0] for shared in (False, True)]
@@ -158,6 +160,7 @@ def test_on_a_mesh_it_is_refused(tmp_path):
         attend(0, *[jnp.zeros((1, 1, heads, 8)) for heads in (4, 2, 2)], cache)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_what_it_began_with(tmp_path):
     lm = kj.load(builtin_models()[0])
     problems = load_problems("builtin", limit=2)

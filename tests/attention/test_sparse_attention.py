@@ -71,6 +71,7 @@ def decode(lm, policy, *, key=None, pages=None, row=0, rows=1, width=64, poison=
     return tokens, np.array(kept), cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_decoding_is_the_policy_and_nothing_else(lm, policy):
     """With NaN in every page nobody wrote, logits equal those of the masked forward, token after token."""
@@ -82,6 +83,7 @@ def test_decoding_is_the_policy_and_nothing_else(lm, policy):
     assert np.abs(logits - dense).max() > 0.1  # the policy matters here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [
@@ -104,6 +106,7 @@ def test_a_budget_that_holds_everything_is_dense_attention(lm, policy):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ONE_OF_EACH, ids=str)
 def test_dense_layers_are_dense(lm, policy):
     """With every layer dense, no policy changes a bit."""
@@ -112,6 +115,7 @@ def test_dense_layers_are_dense(lm, policy):
     np.testing.assert_array_equal(logits, decode(lm, kj.Dense(), steps=8)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ONE_OF_EACH, ids=str)
 def test_neither_the_row_nor_the_pages_nor_the_table_matter(lm, policy):
     """A sample's logits are the same bits in another slot, in other physical pages, under a wider table."""
@@ -121,6 +125,7 @@ def test_neither_the_row_nor_the_pages_nor_the_table_matter(lm, policy):
     np.testing.assert_allclose(decode(lm, policy, rows=3, row=1, width=80)[1], logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_token_policies_never_exceed_their_budget():
     rng = np.random.default_rng(2)
     lengths = np.array([0, 1, 7, 8, 9, 64], np.int32)
@@ -132,6 +137,7 @@ def test_token_policies_never_exceed_their_budget():
         assert all(mask[row, :, length - 1].all() for row, length in enumerate(lengths) if length)  # the current token
 
 
+@pytest.mark.slow
 def test_a_policy_of_the_oracle_chooses_as_the_package_says():
     """The test's own rule and the mask agree over random keys, head by head."""
     rng = np.random.default_rng(4)
@@ -171,6 +177,7 @@ def test_random_blocks_are_uniform_and_distinct():
     assert 70 < statistic < 185  # 119 degrees of freedom: about four standard deviations to either side
 
 
+@pytest.mark.slow
 def test_random_blocks_are_drawn_anew_in_every_step_layer_and_head():
     keys = jax.random.split(seed_key(1), 600)
     chosen = drawn_pages(keys, kv_heads=2)
@@ -191,12 +198,14 @@ def test_random_blocks_need_keys():
         decode_attend(kj.RandomBlocks(pages=4), jnp.zeros((1, 4), jnp.int32), jnp.array([1]))
 
 
+@pytest.mark.slow
 def test_another_key_draws_other_pages(lm):
     policy = kj.RandomBlocks(pages=3, page_size=4, dense_layers=())
     np.testing.assert_array_equal(decode(lm, policy)[1], decode(lm, policy)[1])
     assert np.abs(decode(lm, policy, key=seed_key(4))[1] - decode(lm, policy)[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_kind_is_refused(lm):
     policy = kj.BlockTopK(pages=5, page_size=4, summary="min_max")
     for cache in (

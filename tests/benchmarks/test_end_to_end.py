@@ -209,6 +209,7 @@ def test_a_worker_answers_and_outlives_what_does_not_fit():
         worker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runner", "patience", "words"), [("dies", 30, "exit code 1: .*killed"), ("hangs", 3, "no answer")]
 )
@@ -242,6 +243,7 @@ def test_a_dead_worker_costs_its_points_and_another_takes_the_next(monkeypatch):
         bench.close()
 
 
+@pytest.mark.slow
 def test_the_gpu_suite_measures_the_engine_end_to_end(tmp_path):
     """A rehearsal of the suite's section: the engine's own programs in their worker, from measurement to table."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

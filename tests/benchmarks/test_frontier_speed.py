@@ -8,6 +8,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 
 
+@pytest.mark.slow
 def test_a_small_measurement(monkeypatch):
     for name, value in (("PROBLEMS", 3), ("SAMPLES", 4), ("MODELS", frontier_speed.MODELS[:2])):
         monkeypatch.setattr(frontier_speed, name, value)

@@ -30,6 +30,7 @@ def run_script(name: str, *arguments: str, timeout: int = 120) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpu_suite", "tpu_suite", "tune_kernels"])
 def test_without_an_accelerator_the_scripts_say_so_and_end_well(name, tmp_path):
     found = run_script(f"{name}.py", "--out", str(tmp_path / "results"))
@@ -54,6 +55,7 @@ def test_the_suites_need_nothing_but_jax_and_the_kernels_of_their_checkout(tmp_p
     assert not loaded & {"kinetics_jax", "flax", "jaxtyping", "tyro", "tqdm", "torch", "flashinfer", "pandas"}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_writes_every_section_it_was_asked_for(tmp_path):
     found = run_script("gpu_suite.py", "--tiny", "--out", str(tmp_path), "--only", "correctness", "--seconds", "100")
     assert found.returncode == 0, found.stdout + found.stderr
@@ -81,6 +83,7 @@ def tiny_bench() -> measure.Bench:
     return measure.Bench(memory=1 << 28, bandwidth=1e12, seconds=0.002, rotate_bytes=3 << 16, max_calls=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", [*measure.STEPS])
 def test_an_op_is_checked_timed_and_held_against_its_floor(op, bench):
     row = measure.measure(bench, op, TINY, (XLA, XLA))
@@ -93,6 +96,7 @@ def test_an_op_is_checked_timed_and_held_against_its_floor(op, bench):
     assert not row["impossible"]
 
 
+@pytest.mark.slow
 def test_two_programs_are_timed_too(bench):
     assert measure.measure_two_programs(bench, TINY, (XLA, XLA))["us"] > 0
 
@@ -115,6 +119,7 @@ def shifted(q, summaries, table, lengths, **settings):
     return kinetics_kernels.select_pages(-q, summaries, table, lengths, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", correctness.OPS)
 def test_a_kernel_that_is_wrong_is_found_out_in_the_cases_and_never_timed(op, bench, monkeypatch):
     shape, kernel = correctness.TINY_SHAPES[0], correctness.kernel_of(op)
@@ -129,6 +134,7 @@ def test_a_kernel_that_is_wrong_is_found_out_in_the_cases_and_never_timed(op, be
     assert "us" not in row
 
 
+@pytest.mark.slow
 def test_selections_are_judged_to_the_last_page():
     shape = dataclasses.replace(correctness.TINY_SHAPES[0], table_pages=9)
     state = shape.state()
@@ -160,6 +166,7 @@ def test_nan_and_unwritten_rows_are_errors():
     assert oracle.close_lse([-np.inf], [-np.inf]) == (0.0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["a page", "a 64th"])
 def test_a_kernel_that_skips_tokens_of_a_long_context_is_not_timed(missing, bench, monkeypatch):
     """Where outputs are small and log-sum-exps large."""
@@ -195,6 +202,7 @@ def test_states_of_the_cases_are_what_every_kernel_takes():
     assert {state.k_pages.shape[1] for state in states} == {8, 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*peers.peers("cpu")])
 def test_peers_that_run_here_are_checked_and_timed(name, bench):
     row = peers.measure_peer(bench, name, TINY, "cpu")
@@ -214,6 +222,7 @@ def test_peers_of_other_devices_fail_by_name_here(platform, start, bench):
     assert row["why"]
 
 
+@pytest.mark.slow
 def test_torch_is_a_peer_where_it_is_installed(bench):
     from kernel_bench import torch_peers
 
@@ -263,6 +272,7 @@ def supervised(folder: pathlib.Path, two: str, **limits: float) -> tuple[int, di
     return found, json.loads((folder / "suite_part.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("two", "status"), [("os._exit(9)", "crashed"), ("time.sleep(60)", "hung")])
 def test_a_case_that_takes_its_process_along_costs_one_row(two, status, tmp_path):
     code, stored = supervised(tmp_path, two, seconds=90, stall=4)
@@ -275,6 +285,7 @@ def test_a_case_that_takes_its_process_along_costs_one_row(two, status, tmp_path
     assert rows["four"]["error"] == "inf"
 
 
+@pytest.mark.slow
 def test_time_that_runs_out_leaves_what_was_measured(tmp_path):
     code, stored = supervised(tmp_path, "time.sleep(60)", seconds=4, stall=60)
     assert code == 0

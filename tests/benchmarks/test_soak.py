@@ -10,6 +10,7 @@ import soak
 from kinetics_jax.assets import builtin_models
 
 
+@pytest.mark.slow
 def test_a_small_soak(tmp_path, monkeypatch):
     run = (builtin_models()[0], "block_topk:budget=32,page_size=4", 40)
     monkeypatch.setattr(soak, "configurations", lambda: [run])

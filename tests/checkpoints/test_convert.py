@@ -54,6 +54,7 @@ def companions_of(folder):
     return {name: (folder / name).read_bytes() for name in ("config.json", *COMPANIONS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
@@ -98,6 +99,7 @@ def test_a_dtype_casts_all_and_config_json_says_so(tmp_path, to):
     assert (cast / "tokenizer.json").read_bytes() == COMPANIONS["tokenizer.json"]
 
 
+@pytest.mark.slow
 def test_shards_and_their_index(tmp_path):
     source = write_source(tmp_path / "source", ml_dtypes.bfloat16)
     config = read_config(source)
@@ -124,6 +126,7 @@ def test_shards_and_their_index(tmp_path):
     assert (kj.load(directory).logits([[5, 6]]) == kj.load(source).logits([[5, 6]])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PARITY_CASES)
 def test_transformers_loads_what_we_write(tmp_path, case):
     """With a config.json of our own making, in shards."""
@@ -141,6 +144,7 @@ def test_transformers_loads_what_we_write(tmp_path, case):
     np.testing.assert_allclose(np.asarray(lm.logits(tokens)), theirs, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_built_in_models_keep_their_text(tmp_path):
     name = "chase-131k"
     orbax = convert(name, tmp_path / "orbax")
@@ -188,6 +192,7 @@ convert(*sys.argv[1:], to="hf")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_export_is_not_taken_for_a_checkpoint(tmp_path):
     source = write_source(tmp_path / "source", np.float32)
     new = tmp_path / "new"
@@ -222,6 +227,7 @@ print(peak - base)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_export_holds_one_shard_beside_the_weights(tmp_path):
     config = tiny_config(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16)

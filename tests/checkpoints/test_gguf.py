@@ -92,6 +92,7 @@ def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=())
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_model_as_in_hugging_faces_layout(case, tmp_path):
     config = tiny_config(**CASES[case])
@@ -126,6 +127,7 @@ def test_quantised_weights_are_what_they_unpack_to(kind, tmp_path):
     assert lm.fingerprint != hf.fingerprint
 
 
+@pytest.mark.slow
 def test_converted_to_orbax_and_hugging_face(tmp_path):
     config = tiny_config(**CASES["llama"], intermediate_size=64)
     source = write_gguf(tmp_path / "tiny.gguf", config, tiny_tensors(config), kind=Q8)
@@ -221,12 +223,12 @@ def test_what_is_no_gguf_file_or_not_implemented(tmp_path):
         ({"metadata": {"qwen3.rope.dimension_count": 4}}, "RoPE of 4 of 8 dimensions"),
         (
             {"leave_out": ("block_count", "embedding_length")},
-            r"lacks qwen3\.embedding_length; lacks qwen3\.block_count",
+            r"missing qwen3\.embedding_length; missing qwen3\.block_count",
         ),
-        ({"leave_out": ("attention.key_length",)}, r"lacks qwen3\.attention\.key_length"),
-        ({"leave_out": ("token_embd.weight",)}, "lacks the tensor token_embd.weight"),
+        ({"leave_out": ("attention.key_length",)}, r"missing qwen3\.attention\.key_length"),
+        ({"leave_out": ("token_embd.weight",)}, "missing the tensor token_embd.weight"),
         ({"metadata": {"tokenizer.ggml.model": "llama"}}, "tokenizer.ggml.model 'llama' is not implemented"),
-        ({"metadata": {"tokenizer.ggml.model": "gpt2"}}, "its tokenizer lacks pre, tokens, token_type, merges"),
+        ({"metadata": {"tokenizer.ggml.model": "gpt2"}}, "its tokenizer is missing pre, tokens, token_type, merges"),
     ):
         with pytest.raises((ConfigError, CheckpointError), match=says):
             kj.load(write_gguf(path, config, tensors, **changes))
@@ -252,6 +254,7 @@ TEXTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not QWEN3.exists(), reason="the real tokenizer is not here")
 def test_a_real_tokenizer_cuts_text_as_before(tmp_path):
     from tokenizers import Tokenizer
@@ -300,6 +303,7 @@ def smol():
     return kj.load(REAL, dtype="float32")
 
 
+@pytest.mark.slow
 @needs_smollm2
 def test_smollm2_answers(smol):
     assert (smol.config.num_layers, smol.config.max_position_embeddings) == (30, 8192)
@@ -309,6 +313,7 @@ def test_smollm2_answers(smol):
     assert sample.finish_reason == "stop"
 
 
+@pytest.mark.slow
 @needs_smollm2
 def test_smollm2s_tokenizer(smol):
     """Digits one by one; otherwise as transformers cuts the same file, whose reader does not know that rule."""
@@ -324,6 +329,7 @@ def test_smollm2s_tokenizer(smol):
     assert len(smol.encode("12345")) == 5
 
 
+@pytest.mark.slow
 @needs_smollm2
 def test_smollm2s_logits_are_those_of_transformers(smol):
     torch = pytest.importorskip("torch", reason="torch is not installed")

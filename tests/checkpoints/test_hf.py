@@ -20,6 +20,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
+@pytest.mark.slow
 def test_one_shard_and_many_are_the_same_model(tmp_path):
     tokens = [[5, 6, 7, 8]]
     one = kj.load(write_checkpoint(tmp_path / "one", CONFIG), dtype="float32").logits(tokens)
@@ -135,6 +136,7 @@ def test_end_tokens_of_both_files_count(tmp_path):
     assert kj.load(tmp_path).config.eos_token_ids == (3, 9)
 
 
+@pytest.mark.slow
 def test_no_tokenizer_is_needed_until_text_is(tmp_path):
     lm = kj.load(write_checkpoint(tmp_path, CONFIG))
     assert lm.generate([[5, 6]], sampling=kj.Sampling(max_tokens=2))[0].text is None
@@ -183,6 +185,7 @@ print(peak - base, sum(leaf.nbytes for leaf in jax.tree.leaves(lm.weights)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("stored", "dtype"), [(np.float32, "float32"), (ml_dtypes.bfloat16, "float32")])
 def test_peak_memory_beyond_the_weights(tmp_path, stored, dtype):

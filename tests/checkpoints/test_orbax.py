@@ -56,6 +56,7 @@ def test_every_bit_and_dtype_comes_back(source, saved):
     assert (saved / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_casts_as_safetensors_are_cast(source, saved, dtype):
     ours, theirs = kj.load(saved, dtype=dtype), kj.load(source, dtype=dtype)
@@ -128,6 +129,7 @@ print("sharded")
 """
 
 
+@pytest.mark.slow
 def test_arrays_go_straight_to_their_sharding(source, saved, tmp_path):
     """On eight simulated devices, in a process of its own."""
     done = subprocess.run(
@@ -259,6 +261,7 @@ convert(*sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_not_taken_for_a_checkpoint(source, tmp_path):
     """Killed when the last array is written, before the directory gets its name."""
     new = tmp_path / "new"
@@ -279,6 +282,7 @@ def test_a_config_is_made_where_none_comes_along(source, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_fingerprint_stays_with_its_directory(source, saved, tmp_path):
     first = kj.load(saved).fingerprint
     moved = tmp_path / "elsewhere" / "moved"

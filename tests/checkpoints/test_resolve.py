@@ -120,6 +120,7 @@ def test_a_hub_model_is_downloaded_then_needs_no_hub(hub, tmp_path, monkeypatch,
     assert resolve("acme/tiny") == snapshot
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_resumes(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64)  # what arrived in whole chunks is kept
     source = write_checkpoint(tmp_path / "source", CONFIG)
@@ -153,6 +154,7 @@ def test_without_hub_and_cache_one_line_comes_fast(cache, said, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code", "says"),
     [

@@ -38,6 +38,7 @@ def test_help_needs_no_jax():
     assert done.stdout.endswith("False False False\n")
 
 
+@pytest.mark.slow
 def test_doctor_lists_the_builtin_models_smallest_first():
     machine = json.loads(kinetics("doctor", "--json").stdout)
     assert machine["builtin_models"] == builtin_models()
@@ -54,11 +55,13 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     assert "masked_decode everywhere: xla" in text
 
 
+@pytest.mark.slow
 def test_a_chat_needs_a_chat_template():
     refused = kinetics("generate", SMALLEST, "--prompt", "1", "--chat", code=2)
     assert "no chat template; take plain prompts instead" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_backend_of_another_device_is_refused():
     refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "triton", code=2)
     assert "backend 'triton' does not run on a cpu; there: xla" in refused.stderr
@@ -66,6 +69,7 @@ def test_a_backend_of_another_device_is_refused():
     assert "backend 'cuda' is not known (known: xla, triton" in refused.stderr
 
 
+@pytest.mark.slow
 def test_sample_then_frontier(tmp_path):
     options = ("--n", 2, "--limit", 5, "--max-tokens", 72, "--slots", 8)
     for name, attention in (("dense", "dense"), ("sparse", SPARSE)):
@@ -88,6 +92,7 @@ def test_sample_then_frontier(tmp_path):
     assert cut[1]["mean_tokens"] == rows[0]["mean_output_tokens"]
 
 
+@pytest.mark.slow
 def test_own_problems_graded_again_and_reported(tmp_path):
     rows = [f"{i},{problem.question},{problem.answer}" for i, problem in enumerate(load_problems("builtin", limit=3))]
     (tmp_path / "own.csv").write_text("\n".join(["id,task,result", *rows]) + "\n")
@@ -109,6 +114,7 @@ def test_own_problems_graded_again_and_reported(tmp_path):
     assert "own.csv" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_convert_there_and_back(tmp_path):
     kinetics("convert", SMALLEST, tmp_path / "orbax")
     kinetics("convert", tmp_path / "orbax", tmp_path / "back")
@@ -123,12 +129,14 @@ def test_convert_there_and_back(tmp_path):
     assert "not empty" in kinetics("convert", SMALLEST, tmp_path / "orbax", code=2).stderr
 
 
+@pytest.mark.slow
 def test_json_of_one_problem_has_no_nan(tmp_path):
     kinetics("sample", SMALLEST, "--out", tmp_path, "--n", 1, "--limit", 1, "--slots", 2, "--max-tokens", 4)
     done = kinetics("frontier", tmp_path, "--json")
     assert json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(constant))[0]["low"] is None
 
 
+@pytest.mark.slow
 def test_generate_prints_samples():
     question = load_problems("builtin", limit=1)[0].question
     done = kinetics("generate", SMALLEST, "--prompt", question, "--n", 2, "--max-tokens", 8, "--json")
@@ -138,6 +146,7 @@ def test_generate_prints_samples():
     assert "tokens" in kinetics("generate", SMALLEST, "--prompt", question, "--max-tokens", 4).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

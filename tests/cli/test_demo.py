@@ -36,6 +36,7 @@ def contents(folder) -> dict[str, object]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_grid")
 def test_a_seed_fixes_every_file(tmp_path):
     table = demo_grid.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
@@ -56,6 +57,7 @@ def test_a_seed_fixes_every_file(tmp_path):
     assert list(budgets["accuracy"].round(9)) == list(table.loc[table["N"] == 1, "accuracy"].round(9))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_grid")
 def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
     demo_grid.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
@@ -86,6 +88,7 @@ def test_the_grid_runs_rivals_for_the_largest_model_only():
     ]
 
 
+@pytest.mark.slow
 def test_quick_demo_as_a_user_runs_it(tmp_path):
     began = time.monotonic()
     command = [sys.executable, "-m", "kinetics_jax", "demo", "--quick", "--out", tmp_path]

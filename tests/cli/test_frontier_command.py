@@ -53,6 +53,7 @@ def test_every_configuration(tables, capsys, tmp_path):
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["eFLOPs", "FLOPs"])
 @pytest.mark.parametrize(
     ("how", "axes"), [("best-of-n", {"trials": [1, 2, 4]}), ("long-cot", {"trials": [1], "caps": [900, 2000, 9000]})]
@@ -145,6 +146,7 @@ def test_mistakes_are_one_line(tables, tmp_path, arguments, says):
         frontier(())
 
 
+@pytest.mark.slow
 def test_the_command_line_without_jax(tables, tmp_path):
     line = [sys.executable, "-c", SCRIPT, "frontier", tables, "--caps", "900", "9000", "--trials", "1", "4"]
     done = subprocess.run([*map(str, line), "--json"], capture_output=True, text=True, check=True)

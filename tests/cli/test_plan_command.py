@@ -166,6 +166,7 @@ def test_measures_take_turns_and_spells_of_other_work_do_not_count():
     assert {"a", "b"} <= set(calls[:8])
 
 
+@pytest.mark.slow
 def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch):
     lm = load(write_checkpoint(tmp_path, tiny_config(), seed=5), dtype="float32")
     starts = []
@@ -186,6 +187,7 @@ def test_an_engine_steps_and_starts_as_the_planner_counts(tmp_path, monkeypatch)
     assert expected > len(requests)
 
 
+@pytest.mark.slow
 def test_calibrate_measures_this_device(tmp_path):
     """A whole calibration on a tiny shape: every time is positive, the profile reads back, every part is reported."""
     sparse = BlockTopK(budget=16, page_size=4, dense_layers=())

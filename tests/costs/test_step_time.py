@@ -196,6 +196,7 @@ def made_up(profile: Hardware, noise: float = 0.0) -> list[Step]:
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("form", ["sum", "max"])
 def test_fit_recovers_a_made_up_device(form, padded):

@@ -158,6 +158,7 @@ def token_by_token(config, prompt, output, trials, attention, kv_bytes, weight_b
     return parts
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(
     prompt=st.integers(0, 40),

@@ -42,6 +42,7 @@ def stream(lm, requests, policy, sampling=HOT, **settings) -> dict:
     return outputs(engine.run(requests))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=32, page_size=4, dense_layers=())])
 def test_cached_greedy_equals_the_argmax_chain(lm, policy):
     """Prompts of every length across page edges; a budget that holds everything is dense attention."""
@@ -59,6 +60,7 @@ def test_cached_greedy_equals_the_argmax_chain(lm, policy):
         assert 3 not in sample.output_tokens[:-1]
 
 
+@pytest.mark.slow
 def test_group_sizes_and_batch_shapes_agree(tmp_path):
     """Batch 1 equals batch N up to rounding: greedy tokens agree for every GQA group."""
     for group in (1, 8):
@@ -69,6 +71,7 @@ def test_group_sizes_and_batch_shapes_agree(tmp_path):
         assert stream(lm, requests, kj.Dense(), greedy, slots=1) == stream(lm, requests, kj.Dense(), greedy, slots=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     prompts = tiny_prompts(12, first=3)
@@ -86,6 +89,7 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     assert stream(lm, shuffled, policy, slots=8) == reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [*POLICIES, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
 def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     """Samples preempted and continued, prompts prefilled twice, pages elsewhere: the same bits."""
@@ -106,6 +110,7 @@ def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     assert outputs(tight.run(some)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=300, page_size=3)], ids=str)
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 400, 511])
 def test_a_long_prompt_in_chunks_is_the_whole_one(tmp_path, policy, length):
@@ -126,6 +131,7 @@ def test_a_long_prompt_in_chunks_is_the_whole_one(tmp_path, policy, length):
         assert drawn[problem, 0] == chain.tolist()
 
 
+@pytest.mark.slow
 def test_seed_and_problem_change_the_draws(lm):
     prompt = tiny_prompts(1, first=9)[0]
     base = stream(lm, [Request("a", prompt, [0])], kj.Dense(), slots=4)["a", 0]
@@ -134,6 +140,7 @@ def test_seed_and_problem_change_the_draws(lm):
     assert stream(lm, [Request("a", prompt, [0])], kj.Dense(), other, slots=4)["a", 0] != base
 
 
+@pytest.mark.slow
 def test_steady_state_compiles_nothing(lm):
     """After one run, other prompts, seeds, lengths, chunks of time and refills reuse the same three programs."""
     requests = [Request(f"p{i}", prompt, range(2)) for i, prompt in enumerate(tiny_prompts(30, first=1))]
@@ -150,6 +157,7 @@ def test_steady_state_compiles_nothing(lm):
         jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.slow
 def test_one_host_visit_per_chunk(lm, monkeypatch):
     """The host fetches once per chunk, never per token."""
     visits = []
@@ -160,6 +168,7 @@ def test_one_host_visit_per_chunk(lm, monkeypatch):
     assert len(visits) <= -(-longest // 10) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_decode_chunk_copies_no_cache(policy):
     """The compiled chunk aliases its pools, and its temporaries are small beside them."""
@@ -214,6 +223,7 @@ def test_prefill_and_decode_agree_to_the_bit_on_summaries(lm):
     assert np.abs(np.asarray(pools[2], np.float32)[:, :6]).min() > 0
 
 
+@pytest.mark.slow
 def test_prefill_ignores_what_lies_beyond_the_prompt(lm):
     """Other padding tokens give the same logits and the same cache where it counts."""
     from flax import nnx
@@ -265,6 +275,7 @@ def test_what_cannot_fit_is_refused(lm, request_, settings, says):
         stream(lm, [request_], kj.Dense(), slots=2, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), SPARSE], ids=str)
 def test_two_runs_of_one_engine_at_once(lm, policy):
     """Each has its own cache, slots and counts: sample by sample in turns, and a third that is closed half-way."""
@@ -282,6 +293,7 @@ def test_two_runs_of_one_engine_at_once(lm, policy):
         assert decoding.schedules[0].allocator.free == decoding.schedules[0].allocator.num_pages
 
 
+@pytest.mark.slow
 def test_a_check_decides_for_the_whole_run(lm):
     """What is left of a job keeps the widths of all, and draws what the whole one does."""
     requests = [Request("short", [5, 6], range(2)), Request("long", tiny_prompts(1, first=90)[0], range(2))]
@@ -295,6 +307,7 @@ def test_a_check_decides_for_the_whole_run(lm):
     assert list(engine.run([])) == list(engine.run([Request("a", [5], [])])) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [5, 32])
 def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
     """Greedy decoding of a random model falls into a loop: the sample ends at the first token that completes one."""
@@ -324,6 +337,7 @@ def test_dense_layers_beyond_the_model_are_refused(lm):
         lm.generate([[5]], attention=kj.BlockTopK(pages=4, dense_layers=(2,)))
 
 
+@pytest.mark.slow
 def test_an_end_token_drawn_first_ends_the_sample(tmp_path):
     """The first token, drawn by prefill, is checked like any other."""
     first = kj.load(write_checkpoint(tmp_path / "a", tiny_config(), seed=5), dtype="float32")

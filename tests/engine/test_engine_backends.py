@@ -28,6 +28,7 @@ def outputs(lm, backend, policy) -> dict:
     return {(done.problem, done.sample): done.output_tokens for done in engine.run(REQUESTS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=4, page_size=4, dense_layers=(0,))], ids=str)
 def test_interpreted_kernels_draw_what_the_reference_draws(tmp_path, monkeypatch, policy):
     lm = kj.load(write_checkpoint(tmp_path, tiny_config(head_dim=16)))

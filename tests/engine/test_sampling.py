@@ -25,6 +25,7 @@ def kept_by_oracle(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     return x > -np.inf
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -45,6 +46,7 @@ def test_filters_match_the_oracle(seed, ties, temperature, top_k, top_p, min_p):
         np.testing.assert_allclose(kept[expected], (row / temperature)[expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.9}])
 def test_filters_match_transformers(setting):
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -61,6 +63,7 @@ def test_filters_match_transformers(setting):
     np.testing.assert_allclose(filter_logits(jnp.asarray(logits), sampling), expected.numpy(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", [{"top_p": 1e-60}, {"top_p": 1e-60, "top_k": 5}, {"temperature": 1e-6}, {"min_p": 0.999}]
 )
@@ -94,6 +97,7 @@ def chi_square_z(counts: np.ndarray, expected: np.ndarray) -> float:
     return ((statistic / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / np.sqrt(2 / (9 * degrees))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20}, {"min_p": 0.1}])
 def test_frequencies_are_the_filtered_distribution(setting):
     sampling = Sampling(**setting)
@@ -106,6 +110,7 @@ def test_frequencies_are_the_filtered_distribution(setting):
     assert abs(chi_square_z(counts, count * probabilities)) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairing", ["samples", "seeds", "positions", "problems"])
 def test_neighbouring_draws_are_independent(pairing):
     """Adjacent samples, seeds, positions and problems: the joint counts are the product of the marginals."""
@@ -134,6 +139,7 @@ def test_neighbouring_draws_are_independent(pairing):
     assert abs(chi_square_z(counts.ravel(), count * np.outer(probabilities, probabilities).ravel())) < 4
 
 
+@pytest.mark.slow
 def test_keys_are_the_documented_fold():
     key = jax.random.key(5, impl="threefry2x32")
     key = jax.random.fold_in(jax.random.fold_in(key, problem_hash("aime-3")), 7)
@@ -144,6 +150,7 @@ def test_keys_are_the_documented_fold():
     assert sample_tokens(jnp.asarray(logits)[None], ours, jnp.array([4]), Sampling())[0] == expected
 
 
+@pytest.mark.slow
 def test_greedy_ignores_the_key():
     logits = np.random.default_rng(0).normal(0, 1, 30).astype(np.float32)
     assert set(draws(logits, 50, Sampling(temperature=0)).tolist()) == {int(logits.argmax())}

@@ -11,6 +11,7 @@ from paths import SHARED
 DATA = SHARED / "traces/epoch_otis_mock_aime.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="../shared/data/traces/epoch_otis_mock_aime.csv does not exist")
 def test_real_samples(tmp_path, capsys):
     evaluate(DATA, tmp_path)

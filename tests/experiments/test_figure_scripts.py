@@ -107,6 +107,7 @@ def samples(tmp_path_factory):
 FRONTIER = ["law", "budget", "accuracy", "low", "high", "flops", "eflops", "tokens", "N", "cap", "kv_budget"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [[], ["--best-of-n"]])
 def test_figure_1a_in_sample_envelopes_are_monotone(samples, tmp_path, strategy):
     figure_1a.main([str(samples), "--out", str(tmp_path), "--in-sample", *strategy])
@@ -129,6 +130,7 @@ def test_figure_1a_in_sample_envelopes_are_monotone(samples, tmp_path, strategy)
     assert len(set(by_flops)) > 1
 
 
+@pytest.mark.slow
 def test_choosing_on_the_scored_samples_flatters(samples, tmp_path):
     top = {}
     for flag in ("--in-sample", None):
@@ -156,6 +158,7 @@ def test_figure_1b_gain_is_the_largest_difference_of_the_envelopes(samples, tmp_
     assert gain["saving"] > 1  # budgets of 256 and 1024 tokens against thousands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "columns"), [(figure_6, ["tokens", "N", "kv_budget"]), (figure_7, ["tokens"])])
 def test_figures_6_and_7_fit_what_grows(samples, tmp_path, script, columns):
     script.main([str(samples), "--out", str(tmp_path), "--in-sample"])
@@ -192,6 +195,7 @@ def test_figure_8_orders_kinds(samples, tmp_path):
     assert cheap["block_topk"] < cheap["dense"]
 
 
+@pytest.mark.slow
 def test_figure_14_the_larger_of_both_is_never_dearer(samples, tmp_path):
     figure_14.main([str(samples), "--out", str(tmp_path), "--in-sample"])
     assert is_figure(tmp_path / "figure_14.png")
@@ -222,6 +226,7 @@ def test_json(samples, tmp_path, capsys):
     assert {*FRONTIER, "model", "chosen"} <= rows[0].keys()
 
 
+@pytest.mark.slow
 def test_the_published_convention_prices_published_models(samples, tmp_path):
     how = ["--in-sample", "--convention", "upstream", "--hardware", "b200-fp8", "--attention", "sparse"]
     figure_5.main([str(samples), "--out", str(tmp_path), *how])

@@ -112,6 +112,7 @@ def test_pallas_triton_is_looked_for():
     assert devices.has_pallas_triton() == (spec is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "TPU v5 lite"])
 def test_what_the_suited_kernel_does_not_take_runs_on_the_reference_with_a_warning(kind):
     """Decided while tracing: a head_dim of 24 is no power of two and no multiple of 128."""
@@ -140,6 +141,7 @@ def test_wgmma_is_refused_where_there_is_none():
         kernels.paged_decode(*call, backend="mosaic_gpu")
 
 
+@pytest.mark.slow
 def test_a_forced_reference_is_the_default():
     state = oracle.random_state(np.random.default_rng(0), [30, 7, 0])
     pools = (state.k_pages, state.v_pages, state.summaries, state.page_table, state.lengths)
@@ -170,6 +172,7 @@ def write_table(folder, entries) -> None:
     (folder / f"{slug}.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_a_tuning_table_chooses_by_shape_and_gives_its_options(tmp_path, monkeypatch):
     """A table of this device sends one shape to an (interpreted) kernel, with its options, and the others nowhere."""
     state = oracle.random_state(np.random.default_rng(0), [30, 7, 0])

@@ -20,6 +20,7 @@ WAYS = {"loop": grouped.multiply_tiles, "triton": functools.partial(triton.group
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-7}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.one_of(st.just(0), st.integers(0, 40)), min_size=1, max_size=12).filter(sum),
@@ -67,6 +68,7 @@ def test_on_a_cpu_idle_groups_cost_nothing():
     assert "ragged" not in compiled.as_text()
 
 
+@pytest.mark.slow
 def test_rows_of_no_group_change_nothing():
     """As on a mesh, where the rows of experts elsewhere come last."""
     rng = np.random.default_rng(0)
@@ -77,6 +79,7 @@ def test_rows_of_no_group_change_nothing():
         np.testing.assert_allclose(all_rows[:25], grouped_rows, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_the_kernel_does_not_take():
     arrays = jnp.ones((4, 16)), jnp.ones((2, 16, 16), jnp.bfloat16), jnp.array([2, 2])
     reason = "grouped_matmul: the triton backend takes rows and matrices of one dtype, not float32 and bfloat16"

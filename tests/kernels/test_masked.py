@@ -66,6 +66,7 @@ def as_mask(rows, q_heads: int, time: int) -> np.ndarray:
     return mask
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     kind=st.sampled_from(["block_topk", "token_topk", "sliding_window"]),
@@ -124,6 +125,7 @@ def test_impossible_litesys_rules_are_refused(options):
         litesys_mask(jnp.zeros((1, 2, 8)), jnp.array([8]), num_kv_heads=1, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     time=st.sampled_from(TIMES),
@@ -156,6 +158,7 @@ def test_sliding_window_holds_the_sinks_and_the_last():
             assert len(kept) == min(length, tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 2**16))
 def test_masked_decode_matches_float64(shape, seed):
@@ -187,6 +190,7 @@ def test_masked_decode_matches_float64(shape, seed):
     assert_close(lse, expected[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 def test_a_mask_of_everything_is_dense_attention(page_size):
     """Over several passes, and with everything beyond the lengths NaN."""

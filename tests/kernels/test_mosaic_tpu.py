@@ -64,6 +64,7 @@ def assert_dense(state: oracle.Paged, **options) -> tuple[np.ndarray, np.ndarray
     return out, lse
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 96), min_size=4, max_size=4),
@@ -76,6 +77,7 @@ def test_dense_matches_float64(lengths, shape, seed):
     assert_dense(padded_state(np.random.default_rng(seed), lengths[:batch], **shape), block_tokens=block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "page_size", "head_dim"), [(4, 32, 128), (8, 64, 256), (16, 128, 128), (1, 16, 256)])
 def test_groups_page_sizes_and_head_dims(group, page_size, head_dim):
     rng = np.random.default_rng(group)
@@ -83,6 +85,7 @@ def test_groups_page_sizes_and_head_dims(group, page_size, head_dim):
     assert_dense(oracle.random_state(rng, lengths, group=group, page_size=page_size, head_dim=head_dim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitting", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_empty_rows_and_block_borders(batch, fitting, monkeypatch):
@@ -97,12 +100,14 @@ def test_empty_rows_and_block_borders(batch, fitting, monkeypatch):
         assert (lse[idle] == -np.inf).all()
 
 
+@pytest.mark.slow
 def test_two_cores_share_the_rows():
     """Each core of a v5p takes half of the steps, with its own buffers; neither touches what the other writes."""
     state = padded_state(np.random.default_rng(8), [40, 0, 17, 64])
     assert_dense(state, block_tokens=32, cores=2)
 
 
+@pytest.mark.slow
 def test_tables_per_head_match_float64_and_dense_to_the_bit():
     state = oracle.random_state(np.random.default_rng(2), [100, 61, 0, 9], page_size=8, group=3, head_dim=128)
     state.page_table = np.pad(state.page_table, ((0, 0), (0, 3)), constant_values=-1)
@@ -121,6 +126,7 @@ def test_tables_per_head_match_float64_and_dense_to_the_bit():
     np.testing.assert_array_equal(lse, dense[1])
 
 
+@pytest.mark.slow
 def test_missing_pages_lengths_past_the_table_and_ids_past_the_pool():
     """What no engine should send means what it means to the reference."""
     state = oracle.random_state(np.random.default_rng(3), [80, 80, 80], page_size=8, head_dim=128, poison=0.0)
@@ -137,6 +143,7 @@ def test_missing_pages_lengths_past_the_table_and_ids_past_the_pool():
     assert (out[1] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "pool"), [("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_dtypes(q, pool):
     state = oracle.random_state(np.random.default_rng(4), [90, 40], page_size=16, group=4, head_dim=128)
@@ -159,6 +166,7 @@ def test_weights_keep_16_bits_beside_bfloat16_values():
     assert error < 2**-16
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     """Without the wait, copies that run late leave NaN, and copies that run early race."""
     state = padded_state(np.random.default_rng(6), [40, 24, 0, 0], poison=0.0)
@@ -176,6 +184,7 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
         pltpu.reset_tpu_interpret_mode_state()
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
     state = padded_state(np.random.default_rng(6), [40, 16], poison=0.0)
     state.page_table[0, 2] = state.k_pages.shape[1]
@@ -209,6 +218,7 @@ def test_what_the_kernel_cannot_do_is_named(shape, dtype, options, reason):
         decode.paged_decode(*arrays, jnp.asarray(state.page_table), jnp.asarray(state.lengths), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", ["mean", "min_max", "mean_std"])
 def test_every_kernel_lowers_through_the_public_ops(summary):
     def struct(*shape, dtype=jnp.bfloat16):

@@ -63,6 +63,7 @@ def assert_as_reference(args, summary="mean", program=None) -> list[np.ndarray]:
     return written
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.sampled_from([0, 1, 7, 8, 9, 16, 24, 32]), min_size=5, max_size=5), seed=st.integers(0, 99))
 def test_any_slots_match_the_reference(lengths, seed):
@@ -70,6 +71,7 @@ def test_any_slots_match_the_reference(lengths, seed):
     assert_as_reference(arguments(np.random.default_rng(seed), lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("summary", "dtype", "new_dtype", "page_size"),
     [
@@ -90,6 +92,7 @@ def test_summaries_and_dtypes(summary, dtype, new_dtype, page_size):
         np.testing.assert_allclose(np.asarray(written[2][:, page], np.float64), exact, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2])
 def test_steps_follow_each_other(rows, monkeypatch):
     """Five sequences, one or two at a time: pages that close in different steps share a tile of summaries."""
@@ -115,6 +118,7 @@ def test_what_names_no_page_writes_nothing():
     assert_as_reference(args)
 
 
+@pytest.mark.slow
 def test_a_page_is_written_token_by_token():
     """A page filled by sixteen steps holds their keys, and the summary of them, beside its neighbours' NaN."""
     args = arguments(np.random.default_rng(4), [0, 0], dtype="bfloat16", pages=8, page_size=16)
@@ -132,6 +136,7 @@ def test_a_page_is_written_token_by_token():
         assert jnp.isnan(pool[:, jnp.asarray([0, 1, 4, 5, 6, 7])]).all()
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     args = arguments(np.random.default_rng(6), [8, 16, 24, 8, 8])
     monkeypatch.setattr(append, "_await", lambda copy: None)
@@ -160,6 +165,7 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
         pltpu.reset_tpu_interpret_mode_state()
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_two_writers_of_a_tile(monkeypatch):
     """Without a common holder, two sequences that close pages of one tile race for it."""
     args = arguments(np.random.default_rng(7), [8, 8, 8, 8, 8], pages=8)

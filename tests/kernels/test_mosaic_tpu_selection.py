@@ -70,6 +70,7 @@ def copies(state: oracle.Paged) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("summary", "dtype", "scale", "cores"),
     [
@@ -105,6 +106,7 @@ def test_scores_and_selection_match_float64(summary, dtype, scale, cores):
             assert length == 0 or [0, *best, -(-length // 2) - 1] == chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", ["mean", "mean_std"])
 def test_selection_from_scores(summary):
     """Lengths that end within a page, tables shorter than the choice, a scale; the choice is the reference's."""
@@ -122,6 +124,7 @@ def test_selection_from_scores(summary):
             assert covered[row, head] == sum(min((page + 1) * 2, length) - page * 2 for page in chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ties_go_to_the_lower_page(dtype):
     """Equal summaries score alike wherever they lie, in a run or alone, in either half of a pair."""
@@ -138,6 +141,7 @@ def test_ties_go_to_the_lower_page(dtype):
     assert (scores[..., :140] == scores[0, 0, 0]).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     jumps=st.lists(st.tuples(st.integers(0, 47), st.integers(-3, 40)), max_size=3),
@@ -160,6 +164,7 @@ def test_runs_are_found_where_ids_ascend(jumps, start, used, pairs):
         assert marked[place] == (~group[0] if run else min(max(int(table[place]), 0), num_pages - 1))
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     state = random_state([36, 22], poison=0.0, runs=[(1, 0)])
     arguments = [jnp.asarray(a) for a in (state.q, state.summaries, state.page_table, -(-state.lengths // 2))]
@@ -174,6 +179,7 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
         pltpu.reset_tpu_interpret_mode_state()
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
     state = random_state([36, 22], poison=0.0)
     arguments = [jnp.asarray(a) for a in (state.q, state.summaries, state.page_table, -(-state.lengths // 2))]

@@ -34,6 +34,7 @@ def assert_close(actual, expected) -> None:
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 2**16))
 def test_dense_decode_matches_float64(shape, seed):
@@ -44,6 +45,7 @@ def test_dense_decode_matches_float64(shape, seed):
     assert_close(lse, expected_lse)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     shape=shapes,
@@ -69,6 +71,7 @@ def test_block_topk_matches_float64(shape, sink, recent, more, summary, seed):
     assert_close(lse, expected_lse)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes, more=st.integers(1, 6), seed=st.integers(0, 2**16))
 def test_selection_order_cover_and_budget(shape, more, seed):

@@ -57,6 +57,7 @@ def test_shapes_of_the_op_the_reference_and_every_kernel_are_the_same(op):
         assert {name: function.__annotations__[name] for name in specified} == specified
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", ["mean", "min_max", "mean_std"])
 @pytest.mark.parametrize("module", [api, reference])
 def test_a_call_of_each_attention_op_has_the_shapes_of_its_signature(module, summary):
@@ -89,6 +90,7 @@ def test_a_call_of_grouped_matmul_has_the_shapes_of_its_signature(function):
     checked(grouped.tiles)(sizes, 8, 16)
 
 
+@pytest.mark.slow
 def test_a_call_of_each_function_over_tokens_has_the_shapes_of_its_signature():
     state = oracle.random_state(np.random.default_rng(0), [30, 7, 0], page_size=8)
     q, k_pages, v_pages, table, lengths = (
@@ -103,6 +105,7 @@ def test_a_call_of_each_function_over_tokens_has_the_shapes_of_its_signature():
     checked(reference.choose_pages)(scores, table, lengths, page_size=8, pages=3)
 
 
+@pytest.mark.slow
 def test_the_kernels_import_jax_alone():
     code = "import sys, kinetics_kernels as kernels, kinetics_kernels.targets\n"
     code += "from kinetics_kernels.backends import KERNEL_OPS, implementation, kernel_backends\n"

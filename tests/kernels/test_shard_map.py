@@ -78,6 +78,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla", "triton"])
 def test_eight_devices_give_the_bits_of_one(backend):
     """Four rows of devices by sequence, two columns by KV head, simulated in a process of its own."""

@@ -49,6 +49,7 @@ def assert_close(actual, expected, dtype: str = "float32") -> None:
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     shape=shapes,
@@ -71,6 +72,7 @@ def test_decode_matches_float64(shape, dtype, splits, scale, seed):
     assert_close(lse, expected_lse)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     shape=shapes,
@@ -100,6 +102,7 @@ def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, s
     assert_close(lse, expected_lse)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 100), min_size=1, max_size=3),
@@ -132,6 +135,7 @@ def test_negative_zero_ties_with_zero():
     assert np.asarray(selected)[0, 0].tolist() == state.page_table[0, [0, 1, 2, 3, 9]].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_head", [False, True])
 def test_unnamed_pages_may_hold_nan_and_gaps_are_skipped(per_head):
     """A page id of -1 within the length hides its tokens, as in the reference, in both forms of table."""
@@ -148,6 +152,7 @@ def test_unnamed_pages_may_hold_nan_and_gaps_are_skipped(per_head):
             assert_close(actual, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("summary", "dtype", "max_pages"), [("mean", "bfloat16", 300), ("mean_std", "float32", 70)])
 def test_scores_apart_choose_what_the_fused_kernel_chooses(summary, dtype, max_pages):
     """Random scores, tables of several tiles that are no whole number of them, a table full to its last page."""
@@ -163,6 +168,7 @@ def test_scores_apart_choose_what_the_fused_kernel_chooses(summary, dtype, max_p
     np.testing.assert_array_equal(apart[0], expected[0])
 
 
+@pytest.mark.slow
 def test_the_widest_table_full_to_its_last_page():
     """Scores of five values: thousands of exact ties at the threshold."""
     rng = np.random.default_rng(7)
@@ -185,6 +191,7 @@ def test_scoring_is_apart_where_too_few_rows_would_read_too_much():
     assert default_fused(8, 64 * 256)
 
 
+@pytest.mark.slow
 def test_selecting_everything_equals_dense_to_the_bit():
     """By default too, though the dense table is twice as wide: the splits depend on the rows alone."""
     state = oracle.random_state(np.random.default_rng(1), [300, 128, 77, 1, 0], page_size=16, max_pages=40)
@@ -204,6 +211,7 @@ def test_splits_fill_the_chip():
     assert default_splits(rows=512) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", SUMMARY_VECTORS)
 @pytest.mark.parametrize("page_size", [8, 512])
 def test_append_writes_what_the_reference_writes(summary, page_size):

@@ -25,6 +25,7 @@ def load(folder, case: str, seed: int = 5, **changes):
     return kj.load(write_checkpoint(folder, tiny_config(**PARITY_CASES[case] | changes), seed=seed), dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen2", "llama3_rope_scaling", "moe", "moe_mlp_only_layers"])
 def test_cached_greedy_equals_the_argmax_chain(case, tmp_path):
     lm = load(tmp_path, case)
@@ -38,6 +39,7 @@ def test_cached_greedy_equals_the_argmax_chain(case, tmp_path):
         assert sample.output_tokens == chain.tolist()
 
 
+@pytest.mark.slow
 def test_a_mixture_does_not_mix_neighbours(tmp_path):
     """Samples keep their bits whoever shares their experts."""
     lm = load(tmp_path, "moe")
@@ -54,6 +56,7 @@ def test_a_mixture_does_not_mix_neighbours(tmp_path):
     assert outputs([Request("p4", requests[4].prompt, [1])]) == {("p4", 1): together["p4", 1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalise", [True, False])
 def test_experts_against_a_loop_in_float64(normalise):
     config = ModelConfig.from_hf(tiny_config(**MOE | {"norm_topk_prob": normalise}))

@@ -17,6 +17,7 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PARITY_CASES)
 def test_logits_match_committed_goldens(case, tmp_path):
     config = tiny_config(**PARITY_CASES[case])
@@ -25,6 +26,7 @@ def test_logits_match_committed_goldens(case, tmp_path):
     assert relative_error(lm.logits(tokens), GOLDEN[case]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("case", PARITY_CASES)
 def test_logits_match_transformers_live(case, shards, tmp_path):

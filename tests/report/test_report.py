@@ -108,6 +108,7 @@ class Tags(html.parser.HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_the_report_is_deterministic(tmp_path, runs, tables):
     page = write(tmp_path / "a.html", runs, tables)
     assert page == write(tmp_path / "b.html", runs)
@@ -116,6 +117,7 @@ def test_the_report_is_deterministic(tmp_path, runs, tables):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
+@pytest.mark.slow
 def test_the_report_escapes_and_fetches_nothing(tmp_path, runs, tables):
     page = write(tmp_path / "report.html", runs, tables)
     assert "<script" not in page
@@ -132,6 +134,7 @@ def test_the_report_escapes_and_fetches_nothing(tmp_path, runs, tables):
     assert "url(" not in page
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_run(tmp_path, runs, tables):
     page = write(tmp_path / "report.html", runs, tables)
     text = "".join(Tags(page).texts)
@@ -166,6 +169,7 @@ def test_the_report_tells_what_was_run(tmp_path, runs, tables):
             assert text.count(f"{verdict}: {NASTY}, {policy}, p") == 1
 
 
+@pytest.mark.slow
 def test_tables_in_the_report_hold_the_numbers(tmp_path, runs, tables):
     text = "".join(Tags(write(tmp_path / "report.html", runs, tables)).texts)
     for row in tables.frontier.to_dict("records"):
@@ -290,6 +294,7 @@ def test_figures_leave_no_global_state(tables):
     assert not Gcf.figs
 
 
+@pytest.mark.slow
 def test_a_table_of_one_problem_draws(tmp_path):
     run = make_run("m", SPARSE, [record(), record(sample=1, correct=None)])
     with pytest.warns(UserWarning, match="no grade"):

@@ -63,6 +63,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_thrice_a_run_ends_like_one_that_was_not(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     seed = time.time_ns()  # another place each time
@@ -87,6 +88,7 @@ def test_killed_thrice_a_run_ends_like_one_that_was_not(tmp_path, uninterrupted)
     assert by_sample(folder) == by_sample(uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_chunk_and_the_same_command_continues(tmp_path, uninterrupted):
     """Four times the samples of the others: on a busy machine the interrupt may come late, but not after them all."""
     folder = tmp_path / "run"
@@ -112,7 +114,8 @@ def test_ctrl_c_ends_after_the_chunk_and_the_same_command_continues(tmp_path, un
 def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     size = (uninterrupted / "samples.jsonl").stat().st_size
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, -1)); {KINETICS[-1]}"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, -1))"
+    limited = f"{limit}; import kinetics_jax.__main__"
     done = subprocess.run(
         [sys.executable, "-c", limited, *ARGUMENTS, str(folder)], stderr=subprocess.PIPE, text=True, check=False
     )

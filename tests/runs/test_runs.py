@@ -33,6 +33,7 @@ def stable(record: dict) -> dict:
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_what_design_says(lm, tmp_path):
     done = run(lm, tmp_path)
     assert {"schema", "model", "policy", "sampling", "task", "slots", "versions", "device", "git_revision"} <= set(
@@ -53,6 +54,7 @@ def test_a_run_folder_holds_what_design_says(lm, tmp_path):
         assert record["seed"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(lm, tmp_path):
     whole = run(lm, tmp_path / "whole")
     for stop in (0, 1, 7):
@@ -114,6 +116,7 @@ def check_teacher_forced(run_, forward) -> None:
     assert abs(difference.mean()) < 4 * error, f"{difference.mean():.4f} ± {error:.4f}"
 
 
+@pytest.mark.slow
 def test_samples_teacher_forced_through_our_full_forward(lm, tmp_path):
     done = run(lm, tmp_path, policy=kj.Dense(), limit=8, n=4)
 
@@ -126,6 +129,7 @@ def test_samples_teacher_forced_through_our_full_forward(lm, tmp_path):
     check_teacher_forced(done, forward)
 
 
+@pytest.mark.slow
 def test_samples_teacher_forced_through_transformers(lm, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -144,6 +148,7 @@ def test_samples_teacher_forced_through_transformers(lm, tmp_path):
         assert tokenizer.decode(record["output_tokens"], skip_special_tokens=True) == record["text"]
 
 
+@pytest.mark.slow
 def test_generate_is_what_the_readme_shows(lm):
     question = load_problems("builtin", limit=1)[0].question
     samples = lm.generate([question, lm.encode(question)], n=2, sampling=SAMPLING, attention=SPARSE)

@@ -72,6 +72,7 @@ def test_mathematics_is_graded_by_its_own_grader(tmp_path, tokenizer):
     assert data.correct_within == [(False, False, True, True), (False, True, False, False)]
 
 
+@pytest.mark.slow
 def test_several_processes_say_the_same(tmp_path, tokenizer):
     outputs = [FIRST_RIGHT[:length] for length in range(3, 9)]
     one, two = (write_run(tmp_path / name, outputs, task="aime24") for name in ("one", "two"))

@@ -51,10 +51,11 @@ POLICIES = [
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=24, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(EIGHT, reason="this is the process with the devices")
 def test_on_eight_devices():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "_8_", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "_8_", __file__],
         capture_output=True,
         text=True,
         env={**os.environ, "XLA_FLAGS": SIMULATED, "JAX_PLATFORMS": "cpu"},
@@ -258,6 +259,7 @@ def test_meshes_that_do_not_divide_a_model():
     check_mesh(mesh(data=3, expert=4, tensor=8), kj.ModelConfig.named("235B-A22B"))
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device_and_slots(tmp_path):
     """It computes as no mesh does; slots that shards do not divide are refused with the cure."""
     path = write_checkpoint(tmp_path, tiny_config(), seed=5)

@@ -150,6 +150,7 @@ def held(shape, problems, samples, interval, truth, repetitions=600):
     return np.mean(inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "samples", "shape"), [(10, 32, (1, 1)), (30, 8, (0.5, 0.5)), (45, 16, (1, 1))])
 def test_the_bootstrap_holds_what_it_promises(problems, samples, shape):
     """The issue's bound: a nominal 95 % interval, 93 to 97 % of the time. (600 repetitions: standard error 0.9.)"""
@@ -160,6 +161,7 @@ def test_the_bootstrap_holds_what_it_promises(problems, samples, shape):
     assert 0.93 <= held(shape, problems, samples, interval, lambda p: shape[0] / sum(shape)) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problems", "samples", "shape", "target"),
     [(10, 4, (1, 1), "population"), (30, 8, (0.2, 3), "population"), (30, 8, (0.2, 3), "problems")],

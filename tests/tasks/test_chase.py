@@ -101,6 +101,7 @@ def test_tokenizer_takes_a_text_apart_and_joins_it():
     assert tokenizer.encode("n1 unheard-of").ids == [IDS["n1"], IDS[chase.UNK]]
 
 
+@pytest.mark.slow
 def test_transformers_continues_as_our_model_does():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

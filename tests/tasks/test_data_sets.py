@@ -38,6 +38,7 @@ def lm(tmp_path_factory):
     return kj.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", FILES)
 def test_sampled_and_graded(lm, tmp_path, task):
     problems = load_problem_file(DATA / "problems" / FILES[task], task=task, limit=6)

@@ -42,6 +42,7 @@ def works(grader):
     return grader(boxed("x+x"), "2x") == Grade(correct=True, answer="x+x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['answer']} | {pair['response'][-40:]}")
 def test_pairs(patient, pair):
     grade = patient(pair["response"], pair["answer"])
@@ -114,6 +115,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.filterwarnings("ignore:not graded")
 def test_hostile_answers(grader, name):
@@ -125,6 +127,7 @@ def test_hostile_answers(grader, name):
     assert grade.correct is (False if grade.grader == "ok" else None)
 
 
+@pytest.mark.slow
 def test_a_hang_is_a_timeout():
     with MathGrader(timeout=1) as grader:
         assert works(grader)
@@ -136,6 +139,7 @@ def test_a_hang_is_a_timeout():
         assert grader._process.pid != first
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_death_is_an_error_and_the_next_request_works():
     from threading import Timer
@@ -154,6 +158,7 @@ def test_a_death_is_an_error_and_the_next_request_works():
         assert works(grader)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is known on Linux only")
 def test_running_out_of_memory_is_an_error():
     with MathGrader(timeout=60, memory=1 << 28) as grader:
@@ -164,6 +169,7 @@ def test_running_out_of_memory_is_an_error():
         assert works(grader)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_an_interrupt_leaves_no_stale_reply():
     with MathGrader(timeout=30) as grader:
@@ -202,6 +208,7 @@ def test_known_answers_that_cannot_be_read():
         assert len(str(warned[0].message)) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SETS.exists(), reason="the problem sets are not here")
 def test_known_answers_of_the_hub_tasks_are_readable(patient):
     files = {"aime24": "aime24.jsonl", "aime25": "aime25.jsonl", "amc23": "amc23.jsonl", "gsm8k": "gsm8k_test.jsonl"}
@@ -220,6 +227,7 @@ def test_a_missing_library_is_told(monkeypatch, tmp_path):
         grader.check(["42", "2x", "3x"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space and its peak")
 def test_lower_limits_on_memory_hold(monkeypatch, tmp_path):
     """A limit that the process comes with, lower than the grader's own, is what an answer runs out of."""

@@ -40,7 +40,7 @@ class AttentionPolicy:
     Settings every policy has: `page_size`, tokens of a page of the KV cache; `dense_layers`, which attend to
     everything; `budget`, the most tokens that a sparse layer attends to per KV head (0: not fixed).
 
-    What a policy must give: `kind`, `attend` and `step_counts`. The other members have defaults for a policy that keeps
+    What a policy must give: `kind`, `attend` and `step_counts` (or `sparse_counts`). The other members have defaults for a policy that keeps
     no summaries, draws nothing at random and has no formula in the `upstream` convention.
     """
 
@@ -74,8 +74,14 @@ class AttentionPolicy:
     # What it costs, in counts per KV head of one sparse layer.
 
     def step_counts(self, lengths: np.ndarray) -> StepCounts:
-        """What one step attends to and reads at each of `lengths` (float64 whole numbers, own token included)."""
-        raise NotImplementedError(f"{self.kind} does not count what it attends to")
+        """What one step attends to and reads at each of `lengths` (float64 whole numbers, own token included).
+
+        A policy writes this or `sparse_counts`; each has the other as its default.
+        """
+        if type(self).sparse_counts is AttentionPolicy.sparse_counts:
+            raise NotImplementedError(f"{self.kind} does not count what it attends to")
+        counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
+        return StepCounts(*(share.total for share in counts[1:]))
 
     def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
         """`step_counts` summed over the decode steps of trials. Override it with a closed form for speed, or where

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy, PolicyError, check_settings
-from kinetics_jax.attention.policies.counts import Counts, Cut, Share, StepCounts, split_steps, triangle
+from kinetics_jax.attention.policies.counts import Counts, Cut, Share, split_steps, triangle
 
 if TYPE_CHECKING:
     from kinetics_jax.attention.decode_step import DecodeStep
@@ -73,11 +73,6 @@ class BlockPolicy(AttentionPolicy):
             "sink_pages": self.sink_pages,
             "recent_pages": self.recent_pages,
         }
-
-    def step_counts(self, lengths: np.ndarray) -> StepCounts:
-        """Up to `budget` tokens everything; beyond, `pages` pages, of which the current one is filled in part."""
-        counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
-        return StepCounts(*(share.total for share in counts[1:]))
 
     def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
         """Steps up to `budget` tokens attend to everything, the later ones to `pages` pages.

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.counts import StepCounts
 
 if TYPE_CHECKING:
     import jax
@@ -31,8 +28,3 @@ class TokenPolicy(AttentionPolicy):
         """Attention over the tokens of the mask."""
         logits = step.token_logits()
         return step.attend_tokens(logits, self.mask(logits, step.lengths, step.kv_heads))
-
-    def step_counts(self, lengths: np.ndarray) -> StepCounts:
-        """One step of `sparse_counts`."""
-        counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
-        return StepCounts(*(share.total for share in counts[1:]))
