@@ -40,8 +40,8 @@ class AttentionPolicy:
     Settings every policy has: `page_size`, tokens of a page of the KV cache; `dense_layers`, which attend to
     everything; `budget`, the most tokens that a sparse layer attends to per KV head (0: not fixed).
 
-    What a policy must give: `kind`, `attend` and `step_counts` (or `sparse_counts`). The other members have defaults for
-    a policy that keeps no summaries, draws nothing at random and has no formula in the `upstream` convention.
+    A policy must give `kind`, `attend` and `step_counts` (or `sparse_counts`). The other members have defaults for a
+    policy that keeps no summaries, draws nothing at random and has no formula in the `upstream` convention.
     """
 
     kind: ClassVar[str]  # the name in spellings
