@@ -75,7 +75,8 @@ class LanguageModel:
         """`directory` holds the tokenizer, `checkpoint` is where the weights, which lie on `mesh`, were read."""
         self.mesh = mesh
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
-        self.checkpoint, self.backend = checkpoint, backend
+        self.checkpoint = checkpoint
+        self.backend: Backend | None = backend
 
     @property
     def dtype(self) -> jnp.dtype:

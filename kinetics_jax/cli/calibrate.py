@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import BackendArg, JsonArg, config_of
 from kinetics_jax.cli.checks import require, require_ending
+
+if TYPE_CHECKING:
+    from kinetics_kernels.backends import Backend
 
 
 def calibrate(
@@ -54,7 +58,8 @@ def calibrate(
             bar.set_description(what)
             bar.update(bar.n < plan.parts - 1)
 
-        result = measure(plan, name=name, backend=backend, price_per_hour=price_per_hour, on_part=on_part)
+        forced = cast("Backend | None", backend)  # one that exists, as checked above
+        result = measure(plan, name=name, backend=forced, price_per_hour=price_per_hour, on_part=on_part)
         bar.update(plan.parts - bar.n)
     save_hardware(out, result.hardware, record=result.record())
     if as_json:

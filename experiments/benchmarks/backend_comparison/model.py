@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache, empty_cache
 from kinetics_jax.attention.decode import decode_attend
@@ -205,7 +206,7 @@ def _step(
     table: jax.Array,
     *,
     policy: AttentionPolicy,
-    backend: str | None,
+    backend: Backend | None,
 ) -> tuple[PagedCache, jax.Array]:
     """One decode step of `rows` sequences, idle where not `live`: the cache and logits `[rows, vocab]`."""
     model = nnx.merge(graph, weights)
