@@ -2,7 +2,6 @@
 
 import gc
 import os
-from pathlib import Path
 
 import jax  # reads the variables below when it is imported: they are for commands, not for this process
 import pytest
@@ -30,15 +29,20 @@ def _forget_compiled_programs():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(request, tmp_path_factory):
-    """A compilation cache, never the user's own: what one worker, test or command compiles, the next one loads.
+    """Compilation caches, never the user's own: what one test compiles, the next one loads, in whatever worker; what
+    one command compiles, the next command of this worker.
 
-    pytest's cache keeps it for the next run; `pytest --cache-clear` empties it.
+    pytest's cache keeps them for the next run; `pytest --cache-clear` empties them.
     """
     assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
     kept = getattr(request.config, "cache", None)
-    folder = Path(kept.mkdir(f"compiled-{jax.__version__}")) if kept else tmp_path_factory.mktemp("compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+    def folder(name: str) -> str:
+        return str(kept.mkdir(f"{name}-{jax.__version__}") if kept else tmp_path_factory.mktemp(name))
+
+    jax.config.update("jax_compilation_cache_dir", folder("programs"))
+    jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # with a limit, access is locked between workers
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_compilation_cache_max_size", 2 << 30)  # and with a limit, access is locked between workers
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder(f"commands-{worker}"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
