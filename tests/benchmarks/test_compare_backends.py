@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from paths import BENCHMARKS, ROOT
 from tiny import tiny_config, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--only", "float32-page8-group4"]
 STATE = "ragged-float32-page8-group4-dim128"
 BUILTIN = ROOT / "kinetics_jax" / "assets" / "chase-131k"
@@ -77,7 +79,6 @@ def compared(capsys, a: Path, b: Path) -> tuple[int, dict, str]:
     return code, json.loads(said.out) if said.out else {}, said.err
 
 
-@pytest.mark.slow
 def test_a_backend_equals_itself(recorded, command, tmp_path, capsys):
     out = tmp_path / "again"
     assert compare_backends.main(["record", str(out), *command]) == 0
@@ -270,7 +271,6 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, options, said):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_the_command_exits_with_the_verdict_and_needs_no_more_than_the_kernels(recorded, ties, tmp_path):
     """The op part imports neither kinetics_jax nor what it depends on."""
     code = (

@@ -13,6 +13,8 @@ from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
 
+pytestmark = pytest.mark.slow
+
 BATCH, CONTEXT, PAGE = 8, 8192, 64
 # With jax 0.11.2 a stable top-k of more than 16 needs a device to choose its algorithm; 16 compiles without.
 SAMPLING = kj.Sampling(temperature=0.6, top_k=16, top_p=0.95, max_tokens=1)

@@ -15,6 +15,8 @@ from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.models.qwen3 import Qwen3
 
+pytestmark = pytest.mark.slow
+
 BATCH, CONTEXT, PAGE = 8, 8192, 64
 SPARSE = kj.BlockTopK(budget=1024, page_size=PAGE)  # its first layer is dense
 LAYERS = 2

@@ -10,6 +10,8 @@ import kinetics_kernels as kernels
 import pytest
 from kinetics_kernels.ops.paged_decode import mosaic_gpu as decode
 
+pytestmark = pytest.mark.slow
+
 # Query heads and KV heads; head_dim is 128 in all of them.
 MODELS = {"0.6B": (16, 8), "8B": (32, 8), "14B": (40, 8), "32B": (64, 8), "30B-A3B": (32, 4)}
 CONTEXT, BUDGET = 32_768, 1024

@@ -12,6 +12,8 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.devices.deviceless import memory_of, target_of
 from kinetics_jax.devices.memory_plan import SAMPLING
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 32_768
 SPARSE = BlockTopK(budget=1024, page_size=64)
 # The 0.6B on one chip is test_deviceless_engine's; here it goes through the command.

@@ -4,7 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import pytest
 from kernel_bench.timing import random_array
+
+pytestmark = pytest.mark.slow
 
 
 def test_random_pools_are_made_in_place(target):

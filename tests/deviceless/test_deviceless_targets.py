@@ -8,6 +8,8 @@ import kinetics_kernels as kernels
 import pytest
 from kinetics_kernels import reference, targets
 
+pytestmark = pytest.mark.slow
+
 BATCH, KV_HEADS, GROUP, HEAD_DIM, PAGE, CONTEXT = 64, 8, 4, 128, 64, 32_768
 
 

@@ -13,6 +13,8 @@ from kinetics_kernels.ops.append_kv import mosaic_tpu as append
 from kinetics_kernels.ops.paged_decode.mosaic_tpu import paged_decode
 from kinetics_kernels.ops.select_pages.mosaic_tpu import page_scores
 
+pytestmark = pytest.mark.slow
+
 HEADS = {"0.6B": (8, 2), "8B": (8, 4), "14B": (8, 5), "32B": (8, 8), "30B-A3B": (4, 8)}  # KV heads, query heads of each
 BATCH, CONTEXT, BUDGET = 64, 32768, 1024
 RESULT = re.compile(r" = (\(.*?\)|\S+) ([a-z][\w-]*)\(")  # of an HLO line: the type that it makes, and how

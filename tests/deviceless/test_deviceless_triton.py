@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from kinetics_kernels import targets
 from kinetics_kernels.ops.select_pages import triton as select_pages_triton
 
+pytestmark = pytest.mark.slow
+
 # Query heads and KV heads; head_dim is 128 in all of them.
 MODELS = {"0.6B": (16, 8), "8B": (32, 8), "14B": (40, 8), "32B": (64, 8), "30B-A3B": (32, 4)}
 CONTEXT, BUDGET = 32_768, 1024

@@ -23,6 +23,8 @@ from kinetics_jax.attention.policies.random_blocks import random_scores
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 PREFIX, TIME, SIZE = 45, 20, 4
 TEXT = np.random.default_rng(3).integers(4, 131, PREFIX + TIME + 1).tolist()
 INPUTS, TARGETS = np.array([TEXT[PREFIX:-1]]), np.array(TEXT[PREFIX + 1 :])
@@ -66,7 +68,6 @@ def dense_nll(model, prefix):
     return -log_likelihoods(model, go_on(model, prefix, INPUTS, kj.Dense())[0], TARGETS)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), *policies(20)], ids=str)
 def test_the_masked_forward_is_decoding(lm, model, prefix, draws, dense_nll, policy):
     """Logits and perplexity equal those of the engine's prefill and decode step, to rounding."""
@@ -80,7 +81,6 @@ def test_the_masked_forward_is_decoding(lm, model, prefix, draws, dense_nll, pol
         assert np.abs(nll - dense_nll).max() > 0.05  # the policy matters here
 
 
-@pytest.mark.slow
 def test_greedy_samples_of_the_engine_are_the_masked_forwards_likeliest_tokens(lm, model, prefix):
     """What a needle counts as found: greedy decoding writes just the tokens that are likeliest behind each other."""
     policy = policies(20)[0]
@@ -92,7 +92,6 @@ def test_greedy_samples_of_the_engine_are_the_masked_forwards_likeliest_tokens(l
     assert len(sample) > 5
 
 
-@pytest.mark.slow
 def test_rows_of_a_batch_do_not_see_each_other_or_what_follows(model, prefix):
     policy = policies(12)[1]
     rows = np.random.default_rng(0).integers(4, 131, (3, TIME))
@@ -104,7 +103,6 @@ def test_rows_of_a_batch_do_not_see_each_other_or_what_follows(model, prefix):
         assert np.abs(together[row, -6:] - expected[-6:]).max() > 0.1
 
 
-@pytest.mark.slow
 def test_mass(model, prefix, draws):
     """No policy holds more than the bounds of its budget; a budget that holds everything holds all of it."""
     compared = [*policies(BUDGETS[0]), *policies(EVERYTHING)]
@@ -128,7 +126,6 @@ def test_mass(model, prefix, draws):
         assert (np.diff(growing, axis=0) > 0).all()
 
 
-@pytest.mark.slow
 def test_mass_by_hand(lm, model, prefix, draws):
     """A window's mass, from weights summed one position and head at a time in float64."""
     policy = kj.SlidingWindow(budget=20)
@@ -242,7 +239,6 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsy
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.slow
 def test_the_page_tells_what_was_recorded():
     """The tables of docs/results/selection.md are those of the recorded measurements."""
     lines = (ROOT / "experiments" / "results" / "cpu" / "selection_quality.jsonl").read_text().splitlines()

@@ -21,7 +21,10 @@ from kinetics_kernels.reference import SUMMARY_VECTORS
 
 from . import oracle
 
-pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the Mosaic GPU interpreter needs jax 0.11")
+pytestmark = [
+    pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the Mosaic GPU interpreter needs jax 0.11"),
+    pytest.mark.slow,
+]
 # One rounding of the output and one of the weights; log-sum-exps are float32 throughout.
 TOLERANCE = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2e-5}
 

@@ -12,7 +12,7 @@ import pytest
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.runs.folder import read_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torn last line")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*torn last line"), pytest.mark.slow]
 
 KINETICS = [sys.executable, "-m", "kinetics_jax"]
 SAMPLES = 4 * 24
@@ -63,7 +63,6 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_killed_thrice_a_run_ends_like_one_that_was_not(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     seed = time.time_ns()  # another place each time
@@ -88,7 +87,6 @@ def test_killed_thrice_a_run_ends_like_one_that_was_not(tmp_path, uninterrupted)
     assert by_sample(folder) == by_sample(uninterrupted)
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_after_the_chunk_and_the_same_command_continues(tmp_path, uninterrupted):
     """Four times the samples of the others: on a busy machine the interrupt may come late, but not after them all."""
     folder = tmp_path / "run"
