@@ -81,21 +81,6 @@ class PagedCache:
             self, k=replaced(self.k, k), v=replaced(self.v, v), summaries=replaced(self.summaries, summaries)
         )
 
-    def write_prompt(
-        self,
-        layer: int,
-        k: Float[Array, "time kv_heads head_dim"],
-        v: Float[Array, "time kv_heads head_dim"],
-        pages: Int[Array, " prompt_pages"],
-        length: Int[Array, ""],
-    ) -> PagedCache:
-        """Stores one prompt's K and V; time = prompt_pages * page_size.
-
-        `pages` holds physical ids, -1 for pages beyond the prompt (not written); `length` counts the prompt's tokens.
-        Pages that the prompt fills get their summary; the last, partial one holds padding beyond `length`.
-        """
-        return self.with_layer(layer, *write_prompt(self.pools(layer), k, v, pages, length, self.summary))
-
     def copy_pages(self, source: Int[Array, " count"], target: Int[Array, " count"]) -> PagedCache:
         """Copies whole pages in every layer, K and V; pairs with a negative target are skipped.
 
@@ -132,7 +117,12 @@ def write_prompt(
     length: Int[Array, ""],
     summary: str,
 ) -> Pools:
-    """`PagedCache.write_prompt` of one layer's pools; `summary` is the kind of page summary they keep."""
+    """One layer's pools with one prompt's K and V stored; time = prompt_pages * page_size.
+
+    `pages` holds physical ids, -1 for pages beyond the prompt (not written); `length` counts the prompt's tokens; the
+    pools keep page summaries of the kind `summary`, or None. Pages that the prompt fills get their summary; the last,
+    partial one holds padding beyond `length`.
+    """
     k_pages, v_pages, summaries = pools
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
     target = jnp.where(pages >= 0, pages, num_pages)  # out of range: dropped

@@ -70,12 +70,8 @@ def memory_plan(
     """
     device, chip = _device(device)
     _check(chips=chips, context=context, batch=batch, dtype=dtype, attention=attention, config=config)
-    options = {
-        "tokens": context,
-        "attention": attention,
-        "kv_bytes": DTYPE_BYTES[dtype],
-        "weight_bytes": DTYPE_BYTES[dtype],
-    }
+    size = DTYPE_BYTES[dtype]
+    options = {"tokens": context, "attention": attention, "kv_bytes": size, "weight_bytes": size}
     if misfit := tensor_misfit(config, chips):
         raise MemoryPlanError(f"--chips {chips} {misfit}; give {', '.join(map(str, _splitting(config)))}")
     room = fits(config, chip, chips=chips, **options)
@@ -109,10 +105,8 @@ def memory_plan(
         on_program,
         full=too_many if batch > room.sequences else beside,
     )
-    priced: dict[str, Any] = {"chips": chips, "weight_bytes": DTYPE_BYTES[dtype]}
-    step = step_seconds(
-        config, attention, chip, contexts=np.full(batch, context), kv_bytes=DTYPE_BYTES[dtype], **priced
-    )
+    priced: dict[str, Any] = {"chips": chips, "weight_bytes": size}
+    step = step_seconds(config, attention, chip, contexts=np.full(batch, context), kv_bytes=size, **priced)
     prompt = prefill_seconds(config, chip, prompt_tokens=context, page_size=attention.page_size, **priced)
     expected = {"prefill": float(prompt), "decode": float(step)}
     plans = {name: _with_sums(answers[name]["memory"]) | {"expected_seconds": expected[name]} for name in programs}

@@ -10,7 +10,7 @@ from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.attention.cache import PagedCache, empty_cache
+from kinetics_jax.attention.cache import PagedCache, empty_cache, write_prompt
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies import block_topk
 from kinetics_jax.engine.programs import prefill
@@ -38,7 +38,9 @@ def test_write_prompt_and_append_store_the_same_bits(lm, summary, size, dtype):
     )
     empty = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), empty)
     pages = jnp.array([5, 2, 7 if length > 2 * size else -1, -1], jnp.int32)
-    written = jax.jit(lambda cache, k, v: cache.write_prompt(0, k, v, pages, jnp.int32(length)))(empty, keys, values)
+    written = jax.jit(
+        lambda c, k, v: c.with_layer(0, *write_prompt(c.pools(0), k, v, pages, jnp.int32(length), c.summary))
+    )(empty, keys, values)
     append = jax.jit(kernels.append_kv, static_argnames="summary")
     pools = (empty.k[0], empty.v[0], empty.summaries[0])
     for position in range(length):

@@ -10,7 +10,7 @@ from test_repetition import first_repetition
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.attention.cache import PagedCache
+from kinetics_jax.attention.cache import PagedCache, write_prompt
 from kinetics_jax.attention.causal import prefill_attend
 from kinetics_jax.engine import decoding as decoding_module
 from kinetics_jax.engine.decoding import Decoding
@@ -209,7 +209,9 @@ def test_prefill_and_decode_agree_to_the_bit_on_summaries(lm):
     keys = jnp.asarray(rng.standard_normal((length, 2, 8)), jnp.float32)
     empty = PagedCache.create(lm.config, num_pages=8, page_size=size, dtype=jnp.bfloat16, summary_layers=frozenset({0}))
     pages = jnp.arange(8, dtype=jnp.int32)[: length // size]
-    written = jax.jit(lambda c: c.write_prompt(0, keys, keys, pages, jnp.int32(length)))(empty)
+    written = jax.jit(
+        lambda c: c.with_layer(0, *write_prompt(c.pools(0), keys, keys, pages, jnp.int32(length), c.summary))
+    )(empty)
 
     import kinetics_kernels as kernels
 

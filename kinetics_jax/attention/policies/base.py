@@ -17,7 +17,7 @@ from kinetics_jax.attention.policies.counts import (
     StepCounts,
     dense_counts,
     filled,
-    summed,
+    sum_steps,
 )
 from kinetics_jax.errors import UserError
 from kinetics_jax.settings import MAX_TOKENS
@@ -87,7 +87,7 @@ class AttentionPolicy:
         """`step_counts` summed over the decode steps of trials. Override it with a closed form for speed, or where
         trials of a prompt can share more than the KV of steps that attend to everything.
         """
-        return summed(self.step_counts, prompt, steps)
+        return sum_steps(self.step_counts, prompt, steps)
 
     def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
         """Equations (8) and (9), integral in length: the budget's tokens once they are there, before that all."""

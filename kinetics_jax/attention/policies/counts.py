@@ -6,6 +6,7 @@ A decode step at length n belongs to a sequence of n tokens, its own included. A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,8 +85,8 @@ def dense_counts(prompt: np.ndarray, steps: np.ndarray) -> Counts:
     return Counts(dense=Share(triangle(steps), prompt * steps))
 
 
-def summed(step: Any, prompt: np.ndarray, steps: np.ndarray) -> Counts:
-    """`step(lengths) -> StepCounts` summed over the steps of trials, for arrays of prompts and steps that broadcast.
+def sum_steps(step: Callable[[np.ndarray], StepCounts], prompt: np.ndarray, steps: np.ndarray) -> Counts:
+    """`step(lengths)` summed over the steps of trials; `prompt` and `steps` are float64 whole numbers that broadcast.
 
     The prompt's tokens are shared in steps that attend to everything; everything else is each trial's own.
     """

@@ -23,6 +23,8 @@ def _policies() -> dict[str, type[AttentionPolicy]]:
         module = importlib.import_module(f"{policies.__name__}.{name}")
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__ and "kind" in vars(value):
+                if value.kind in by_kind:
+                    raise ValueError(f"two attention policies are called {value.kind}: {by_kind[value.kind]}, {value}")
                 by_kind[value.kind] = value
     return dict(sorted(by_kind.items(), key=lambda item: (item[0] != "dense", item[0])))
 
