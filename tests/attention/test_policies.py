@@ -121,3 +121,9 @@ def test_budget_and_pages_are_two_spellings_of_one_thing():
 def test_impossible_policies_say_why(text, says):
     with pytest.raises(PolicyError, match=says):
         parse_policy(text)
+
+
+def test_kinds_keep_their_place():
+    """Figures give each kind its dashes by place: a new policy comes last."""
+    kinds = ["dense", "block_topk", "token_topk", "sliding_window", "random_blocks", "litesys_block_topk"]
+    assert list(POLICIES)[: len(kinds)] == kinds

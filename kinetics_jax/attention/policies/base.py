@@ -45,6 +45,7 @@ class AttentionPolicy:
     """
 
     kind: ClassVar[str]  # the name in spellings
+    place: ClassVar[int] = 1000  # in lists and figures; one that never changes, for a kind's dashes follow from it
     spelled: ClassVar[tuple[str, ...]] = ()  # options that the spelling always shows
     implied: ClassVar[tuple[str, ...]] = ()  # options that follow from those
     needs_keys: ClassVar[bool] = False  # a decode step needs its rows' random keys

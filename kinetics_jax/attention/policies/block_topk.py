@@ -32,6 +32,7 @@ class BlockTopK(BlockPolicy):
     summary: str = "mean"
 
     kind: ClassVar[str] = "block_topk"
+    place: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ class Dense(AttentionPolicy):
     """Every decode step attends to every token."""
 
     kind: ClassVar[str] = "dense"
+    place: ClassVar[int] = 0
 
     def is_dense(self, layer: int) -> bool:
         """True."""

@@ -32,6 +32,7 @@ class LiteSysBlockTopK(TokenPolicy):
     dense_layers: tuple[int, ...] = (0,)
 
     kind: ClassVar[str] = "litesys_block_topk"
+    place: ClassVar[int] = 5
     spelled: ClassVar[tuple[str, ...]] = ("pages", "page_size")
     sink_tokens: ClassVar[int] = 4
 

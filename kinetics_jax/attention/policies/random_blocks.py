@@ -24,6 +24,7 @@ class RandomBlocks(BlockPolicy):
     """
 
     kind: ClassVar[str] = "random_blocks"
+    place: ClassVar[int] = 4
     needs_keys: ClassVar[bool] = True
 
     def attend(self, step: DecodeStep) -> jax.Array:

@@ -26,7 +26,7 @@ def _policies() -> dict[str, type[AttentionPolicy]]:
                 if value.kind in by_kind:
                     raise ValueError(f"two attention policies are called {value.kind}: {by_kind[value.kind]}, {value}")
                 by_kind[value.kind] = value
-    return dict(sorted(by_kind.items(), key=lambda item: (item[0] != "dense", item[0])))
+    return {policy.kind: policy for policy in sorted(by_kind.values(), key=lambda policy: (policy.place, policy.kind))}
 
 
 POLICIES: dict[str, type[AttentionPolicy]] = _policies()

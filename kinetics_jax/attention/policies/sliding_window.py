@@ -24,6 +24,7 @@ class SlidingWindow(TokenPolicy):
     dense_layers: tuple[int, ...] = (0,)
 
     kind: ClassVar[str] = "sliding_window"
+    place: ClassVar[int] = 3
     spelled: ClassVar[tuple[str, ...]] = ("budget",)
 
     def __post_init__(self) -> None:

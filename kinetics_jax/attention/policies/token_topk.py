@@ -27,6 +27,7 @@ class TokenTopK(TokenPolicy):
     dense_layers: tuple[int, ...] = (0,)
 
     kind: ClassVar[str] = "token_topk"
+    place: ClassVar[int] = 2
     spelled: ClassVar[tuple[str, ...]] = ("budget",)
 
     def __post_init__(self) -> None:
