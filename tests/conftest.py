@@ -7,8 +7,8 @@ import jax  # reads the variables below when it is imported: they are for comman
 import pytest
 from jaxtyping import install_import_hook
 
-# Every program is waited for where it is called. The TPU interpreter calls back into jax while a program runs; one more
-# dispatched meanwhile has locked both up, and what a test asks of its race detector must not come before the end.
+# Programs run where they are called, not beside what the test does next (kernels/interpreted.py says what that does to
+# those that call back into jax).
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 # Before any module of the package is imported; the traced functions are checked once per compilation.

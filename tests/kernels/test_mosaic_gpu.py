@@ -20,6 +20,7 @@ from kinetics_kernels.ops.select_pages.mosaic_gpu import select_pages
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
 from . import oracle
+from .interpreted import interpreted
 
 pytestmark = [
     pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the Mosaic GPU interpreter needs jax 0.11"),
@@ -41,7 +42,8 @@ def races_found() -> bool:
 
 def run(op, *arrays, **options):
     """A kernel, interpreted; a race is an error."""
-    results = op(*(None if array is None else jnp.asarray(array) for array in arrays), interpret=params(), **options)
+    program = interpreted(op, interpret=params(), **options)
+    results = program(*(None if array is None else jnp.asarray(array) for array in arrays))
     assert not races_found()
     return results
 
@@ -215,7 +217,8 @@ def canary_races() -> bool:
 
     state = oracle.random_state(np.random.default_rng(7), [70], kv_heads=1, page_size=16, head_dim=64, poison=0.0)
     try:
-        paged_decode(*rounded(state, "bfloat16"), state.page_table, state.lengths, splits=1, interpret=params())
+        program = interpreted(paged_decode, splits=1, interpret=params())
+        program(*rounded(state, "bfloat16"), state.page_table, state.lengths)
     except Exception as error:
         gpu_callbacks.reset_gpu_interpret_mode_state()
         return "RACE DETECTED" in str(error)

@@ -12,36 +12,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from kinetics_kernels import reference
 from kinetics_kernels.ops.paged_decode import mosaic_tpu as decode
 
 from . import oracle
+from .interpreted import interpreted, tpu_races_found
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
 
-def interpreted(dma="on_wait", cores=1, **options):
+def kernel(dma="on_wait", cores=1, **options):
     """The kernel interpreted: what was never written is NaN, and two accesses without an order are a race."""
     # The clock's size is how many copies can be told apart: by default all are one, and never race each other.
     params = pltpu.InterpretParams(
         detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores, vector_clock_size=64
     )
-    return jax.jit(functools.partial(decode.paged_decode, interpret=params, **options))
+    return interpreted(decode.paged_decode, interpret=params, **options)
 
 
-programs = functools.cache(interpreted)
+programs = functools.cache(kernel)
 
 
 def paged_decode(*arrays, program=None, **options):
     out, lse = (program or programs(**options))(*map(jnp.asarray, arrays))
     return np.asarray(out, np.float64), np.asarray(lse, np.float64)
-
-
-def races_found() -> bool:
-    assert interpreter.races is not None
-    return interpreter.races.races_found
 
 
 def padded_state(rng, lengths, max_pages=12, **shape) -> oracle.Paged:
@@ -57,7 +52,7 @@ def pools(state: oracle.Paged) -> tuple[np.ndarray, ...]:
 
 def assert_dense(state: oracle.Paged, **options) -> tuple[np.ndarray, np.ndarray]:
     out, lse = paged_decode(*pools(state), state.page_table, state.lengths, **options)
-    assert not races_found()
+    assert not tpu_races_found()
     expected_out, expected_lse = oracle.block_topk(state, pages=1000, sink=0, recent=1)
     np.testing.assert_allclose(out, expected_out, **TOLERANCE)
     np.testing.assert_allclose(lse, expected_lse, **TOLERANCE)
@@ -92,7 +87,7 @@ def test_empty_rows_and_block_borders(batch, fitting, monkeypatch):
     """The prefetch crosses rows without a page, full blocks and short ones, with one head a step and with two."""
     monkeypatch.setattr(decode, "BUFFER_BYTES", fitting * 4 * 32 * 128 * 4)
     assert decode._heads_of_a_step(2, 32 * 128 * 4) == fitting
-    program = interpreted(block_tokens=32)
+    program = kernel(block_tokens=32)
     for lengths in ([0, 0, 0], [0, 40, 0], [33, 0, 1], [32, 64, 96]):
         out, lse = assert_dense(padded_state(np.random.default_rng(1), lengths[:batch]), program=program)
         idle = np.array(lengths[:batch]) == 0
@@ -118,7 +113,7 @@ def test_tables_per_head_match_float64_and_dense_to_the_bit():
         )
         selected = np.pad(selected, ((0, 0), (0, 0), (0, 20 - pages)), constant_values=-1)
         out, lse = paged_decode(*pools(state), selected, covered, block_tokens=32)
-        assert not races_found()
+        assert not tpu_races_found()
         expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=1, recent=1)
         np.testing.assert_allclose(out, expected_out, **TOLERANCE)
         np.testing.assert_allclose(lse, expected_lse, **TOLERANCE)
@@ -174,12 +169,12 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     assert np.isfinite(out).all()
     monkeypatch.setattr(decode, "_await", lambda *_: None)
     try:
-        program = interpreted(block_tokens=16)
+        program = kernel(block_tokens=16)
         out, _ = paged_decode(*pools(state), state.page_table, state.lengths, program=program)
         assert np.isnan(out).any()
-        program = interpreted(block_tokens=16, dma="eager")
+        program = kernel(block_tokens=16, dma="eager")
         paged_decode(*pools(state), state.page_table, state.lengths, program=program)
-        assert races_found()
+        assert tpu_races_found()
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
@@ -191,7 +186,7 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
     monkeypatch.setattr(decode, "_page_in_pool", lambda page, pool: page)
     try:
         with pytest.raises(Exception, match="IndexError"):
-            paged_decode(*pools(state), state.page_table, state.lengths, program=interpreted(block_tokens=32))
+            paged_decode(*pools(state), state.page_table, state.lengths, program=kernel(block_tokens=32))
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 

@@ -2,32 +2,26 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from kinetics_kernels import reference
 from kinetics_kernels.ops.append_kv import mosaic_tpu as append
 
 from . import oracle
+from .interpreted import interpreted, tpu_races_found
 
 
-def interpreted(summary="mean", dma="on_wait"):
+def program(summary="mean", dma="on_wait"):
     # The clock's size is how many copies can be told apart: by default all are one, and never race each other.
     params = pltpu.InterpretParams(detect_races=True, dma_execution_mode=dma, vector_clock_size=64)
-    return jax.jit(functools.partial(append.append_kv, summary=summary, interpret=params))
+    return interpreted(append.append_kv, summary=summary, interpret=params)
 
 
-programs = functools.cache(interpreted)
-
-
-def races_found() -> bool:
-    assert interpreter.races is not None
-    return interpreter.races.races_found
+programs = functools.cache(program)
 
 
 def arguments(rng, lengths, dtype="float32", new_dtype=None, summary="mean", pages=32, max_pages=4, **shape):
@@ -51,7 +45,7 @@ def arguments(rng, lengths, dtype="float32", new_dtype=None, summary="mean", pag
 def assert_as_reference(args, summary="mean", program=None) -> list[np.ndarray]:
     """K and V to the bit, NaN in its place; summaries up to the order of a float32 sum, rounded once."""
     written = (program or programs(summary))(*args)
-    assert not races_found()
+    assert not tpu_races_found()
     expected = reference.append_kv(*args, summary=summary)
     for pool, wanted in zip(written[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(np.asarray(pool, np.float32), np.asarray(wanted, np.float32))
@@ -101,7 +95,7 @@ def test_steps_follow_each_other(rows, monkeypatch):
     args = arguments(np.random.default_rng(2), [8, 16, 24, 8, 8], pages=16)
     closed = [int(args[5][row, length // 8 - 1]) // append.TILE for row, length in enumerate([8, 16, 24, 8, 8])]
     assert len(set(closed)) == 2
-    assert_as_reference(args, program=interpreted())
+    assert_as_reference(args, program=program())
 
 
 def test_what_names_no_page_writes_nothing():
@@ -127,7 +121,7 @@ def test_a_page_is_written_token_by_token():
     for step in range(16):
         args[3], args[4], args[6] = keys[step], -keys[step], jnp.asarray([step + 1, step])
         args[:3] = programs("mean")(*args)
-        assert not races_found()
+        assert not tpu_races_found()
     np.testing.assert_array_equal(args[0][:, 3], jnp.swapaxes(keys[:, 0], 0, 1))
     np.testing.assert_array_equal(args[1][:, 2, :15], -jnp.swapaxes(keys[1:, 1], 0, 1))
     exact = np.asarray(keys[:, 0], np.float64).mean(axis=0)
@@ -141,11 +135,11 @@ def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     args = arguments(np.random.default_rng(6), [8, 16, 24, 8, 8])
     monkeypatch.setattr(append, "_await", lambda copy: None)
     try:
-        written = interpreted()(*args)
+        written = program()(*args)
         page = args[5][2, 2]
-        assert jnp.isnan(written[0][:, page]).any() or races_found()
-        interpreted(dma="eager")(*args)
-        assert races_found()
+        assert jnp.isnan(written[0][:, page]).any() or tpu_races_found()
+        program(dma="eager")(*args)
+        assert tpu_races_found()
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
@@ -160,7 +154,7 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
     monkeypatch.setattr(append, "_tokens", past_the_pool)
     try:
         with pytest.raises(Exception, match="IndexError"):
-            interpreted()(*args)
+            program()(*args)
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
@@ -174,10 +168,10 @@ def test_the_interpreter_sees_two_writers_of_a_tile(monkeypatch):
         return jnp.where(pages >= 0, jnp.arange(pages.shape[0]) % rows, -1).astype(jnp.int32)
 
     monkeypatch.setattr(append, "_first_of_tile", every_row_holds)
-    lost = jnp.isnan(interpreted()(*args)[2][:, args[5][:, 0]]).all(axis=(0, 2))
+    lost = jnp.isnan(program()(*args)[2][:, args[5][:, 0]]).all(axis=(0, 2))
     assert lost.sum() == 4
-    interpreted(dma="eager")(*args)
-    assert races_found()
+    program(dma="eager")(*args)
+    assert tpu_races_found()
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,15 @@
 """The TPU scoring kernel in the interpreter, with its race detector, and the selection made from it."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from kinetics_kernels.ops.select_pages import mosaic_tpu as select
 
 from . import oracle
+from .interpreted import interpreted, tpu_races_found
 
 RUN = select.RUN
 
@@ -27,11 +24,6 @@ def interpret(dtype="float32", dma="on_wait", cores=1):
     return pltpu.InterpretParams(
         detect_races=True, dma_execution_mode=dma, num_cores_or_threads=cores, vector_clock_size=64
     )
-
-
-def races_found() -> bool:
-    assert interpreter.races is not None
-    return interpreter.races.races_found
 
 
 def random_state(lengths, dtype="float32", seed=0, runs=(), **shape) -> oracle.Paged:
@@ -91,8 +83,8 @@ def test_scores_and_selection_match_float64(summary, dtype, scale, cores):
     assert copies(state).tolist() == [7 + 2 * RUN + 6, 0, RUN + 2, 8]
     arguments = jnp.asarray(state.q), jnp.asarray(state.summaries, dtype), jnp.asarray(state.page_table)
     options = {"summary": summary, "scale": scale, "block_pages": 128, "interpret": interpret(dtype, cores=cores)}
-    scores = jax.jit(functools.partial(select.page_scores, **options))(*arguments, -(-state.lengths // 2))
-    assert dtype == "bfloat16" or not races_found()
+    scores = interpreted(select.page_scores, **options)(*arguments, -(-state.lengths // 2))
+    assert dtype == "bfloat16" or not tpu_races_found()
     assert scores.shape == (4, 2, state.page_table.shape[1])
     state.q = state.q * ((scale or 128**-0.5) * 128**0.5 if summary == "mean_std" else 1)  # the oracle's scale is fixed
     query = state.q.astype(np.float64).reshape(4, 2, 3, 128).mean(axis=2)
@@ -113,9 +105,8 @@ def test_selection_from_scores(summary):
     state = random_state([31, 0, 5], kv_heads=3, group=1, summary=summary)
     options = {"page_size": 2, "pages": 7, "sink_pages": 1, "recent_pages": 2, "summary": summary}
     arguments = [jnp.asarray(a) for a in (state.q, state.summaries, state.page_table, state.lengths)]
-    program = jax.jit(functools.partial(select.select_pages, interpret=interpret(), **options))
-    selected, covered = program(*arguments)
-    assert not races_found()
+    selected, covered = interpreted(select.select_pages, interpret=interpret(), **options)(*arguments)
+    assert not tpu_races_found()
     for row, length in enumerate([31, 0, 5]):
         for head in range(3):
             chosen = oracle.choose_pages(state, row, head, pages=7, sink=1, recent=2)
@@ -130,12 +121,11 @@ def test_ties_go_to_the_lower_page(dtype):
     """Equal summaries score alike wherever they lie, in a run or alone, in either half of a pair."""
     state = random_state([280], kv_heads=1, poison=0.0, runs=[(0, 0), (0, 3), (0, 7)])
     state.summaries[:] = np.random.default_rng(1).standard_normal(128)
-    scores = select.page_scores(
+    scores = interpreted(select.page_scores, interpret=interpret(dtype))(
         jnp.asarray(state.q),
         jnp.asarray(state.summaries, dtype),
         jnp.asarray(state.page_table),
         -(-state.lengths // 2),
-        interpret=interpret(dtype),
     )
     assert copies(state)[0] == 3 + 5 * RUN + 12
     assert (scores[..., :140] == scores[0, 0, 0]).all()
@@ -168,13 +158,13 @@ def test_runs_are_found_where_ids_ascend(jumps, start, used, pairs):
 def test_the_interpreter_sees_a_missing_wait(monkeypatch):
     state = random_state([36, 22], poison=0.0, runs=[(1, 0)])
     arguments = [jnp.asarray(a) for a in (state.q, state.summaries, state.page_table, -(-state.lengths // 2))]
-    assert np.isfinite(select.page_scores(*arguments, interpret=interpret())[0, :, :18]).all()
+    assert np.isfinite(interpreted(select.page_scores, interpret=interpret())(*arguments)[0, :, :18]).all()
     monkeypatch.setattr(select, "_await", lambda copy: None)
     try:
-        scores = select.page_scores(*arguments, block_pages=256, interpret=interpret())
+        scores = interpreted(select.page_scores, block_pages=256, interpret=interpret())(*arguments)
         assert np.isnan(scores[0, :, :18]).any()
-        select.page_scores(*arguments, block_pages=256, interpret=interpret(dma="eager"))
-        assert races_found()
+        interpreted(select.page_scores, block_pages=256, interpret=interpret(dma="eager"))(*arguments)
+        assert tpu_races_found()
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
@@ -191,7 +181,7 @@ def test_the_interpreter_sees_a_page_out_of_bounds(monkeypatch):
     monkeypatch.setattr(select, "_with_runs", past_the_pool)
     try:
         with pytest.raises(Exception, match="IndexError"):
-            jax.block_until_ready(select.page_scores(*arguments, interpret=interpret()))
+            interpreted(select.page_scores, interpret=interpret())(*arguments)
     finally:
         pltpu.reset_tpu_interpret_mode_state()
 
