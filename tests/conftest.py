@@ -11,12 +11,28 @@ from jaxtyping import install_import_hook
 # those that call back into jax).
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
+# The suite is bound by compiling; this halves it. The values stay those of the program, rounded in another order at most.
+QUICKLY_COMPILED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+
 # Before any module of the package is imported; the traced functions are checked once per compilation.
 ATTENTION = [f"attention.{name}" for name in ("causal", "decode", "decode_step", "heads", "shared_prefix")]
 install_import_hook(
     [f"kinetics_jax.{name}" for name in (*ATTENTION, "engine.sampling", "language_model", "models")],
     "beartype.beartype",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--optimised", action="store_true", help="compile as users do: the suite takes half as long again")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """XLA reads its flags when it compiles first; commands that tests start inherit them."""
+    if not config.getoption("--optimised"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
 
 
 @pytest.fixture(scope="module", autouse=True)

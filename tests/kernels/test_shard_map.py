@@ -90,7 +90,7 @@ def test_eight_devices_give_the_bits_of_one(backend):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",
         },
     )

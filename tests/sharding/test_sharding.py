@@ -31,7 +31,7 @@ from kinetics_jax.settings import EngineSettings, RequestError
 from kinetics_jax.sharding.axes import MeshError
 from kinetics_jax.sharding.mesh import check_mesh, make_mesh, mesh_spelling, param_sharding, row_shards
 
-SIMULATED = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # few bytes, many programs
+SIMULATED = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 EIGHT = jax.device_count() >= 8
 eight_devices = pytest.mark.skipif(not EIGHT, reason="needs 8 devices; test_on_eight_devices runs it on simulated ones")
 
