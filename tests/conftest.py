@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 # those that call back into jax).
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
-# The suite is bound by compiling; this halves it. The values stay those of the program, rounded in another order at most.
+# The suite is bound by compiling, which this halves. The programs compute the same, rounded in another order at most.
 QUICKLY_COMPILED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"

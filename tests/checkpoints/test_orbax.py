@@ -136,7 +136,11 @@ def test_arrays_go_straight_to_their_sharding(source, saved, tmp_path):
         [sys.executable, "-c", SHARDED, str(source), str(saved), str(tmp_path / "again")],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["sharded"]
