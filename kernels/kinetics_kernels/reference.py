@@ -232,12 +232,8 @@ def paged_decode(
     log-sum-exp of the scaled scores `[batch, q_heads]`; an empty row gives 0 and -inf. Temporaries hold one pass of
     tokens, never the whole context.
     """
-    k_pages, v_pages, page_table, lengths = (
-        jnp.asarray(k_pages),
-        jnp.asarray(v_pages),
-        whole(page_table),
-        whole(lengths),
-    )
+    k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
+    page_table, lengths = whole(page_table), whole(lengths)
     batch, q_heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     group = q_heads // kv_heads

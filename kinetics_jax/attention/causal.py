@@ -132,7 +132,9 @@ def prefill_attend(pages: Int[Array, "*shards prompt_pages"], length: Int[Array,
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, pages, length):
             pools = write_prompt(pools, k[0], v[0], pages[0], length[0], cache.summary)
-            return causal_attention(q, k, v), pools
+            # Padding may hold NaN (a token that is never used), which a weight of 0 does not undo.
+            prompt = jnp.arange(v.shape[1], dtype=jnp.int32) < length[0]
+            return causal_attention(q, k, jnp.where(prompt[None, :, None, None], v, 0)), pools
 
         rows = pages.reshape(q.shape[0], -1), length.reshape(-1)
         out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix, prefix_width, share_prefixes
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.capacity import SMALLER_POOL, bytes_per_page, describe_pool
+from kinetics_jax.engine.diagnosis import nonfinite_warning
 from kinetics_jax.engine.programs import (
     Resumed,
     Slots,
@@ -37,7 +39,7 @@ from kinetics_jax.engine.programs import (
     save_pages,
     start_samples,
 )
-from kinetics_jax.engine.sampling import problem_hash, seed_key
+from kinetics_jax.engine.sampling import IDLE, problem_hash, seed_key
 from kinetics_jax.engine.schedule import Prompt, Request, Running, Schedule
 from kinetics_jax.padding import pages_for, prefill_size, prompt_shape, table_width
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, patience
@@ -49,7 +51,8 @@ PAGES_PER_COPY = 64  # of a sample on their way to the host or back
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """One finished sample: its token ids, the end token included, and why it ended: `stop` (it drew an end token),
-    `length` (it has max_tokens) or `repetition` (its last `Sampling.repetition_window` tokens repeat).
+    `length` (it has max_tokens), `repetition` (its last `Sampling.repetition_window` tokens repeat) or `nonfinite` (the
+    logits of its next token were not finite; it may have no token).
     """
 
     problem: str
@@ -195,6 +198,7 @@ class Decoding:
                     beside=self.schedules[0] if shard else None,
                 )
             )
+        self._warned = False
         self.seed = seed_key(setup.sampling.seed)
         self.slots = Slots.idle(slots, self.seed, setup.mesh)
         self.table = np.full((slots, job.table_width), -1, np.int32)
@@ -223,11 +227,13 @@ class Decoding:
             running = [(schedule, *item) for schedule in self.schedules for item in schedule.running.items()]
             for schedule, slot, sample in running:
                 fresh = [int(first[slot])] if not sample.tokens else []
-                fresh += drawn[slot][drawn[slot] >= 0].tolist()
+                fresh += drawn[slot][drawn[slot] != IDLE].tolist()
                 sample.add(fresh)
-                new_tokens += len(fresh)
+                new_tokens += len(fresh) - sample.nonfinite
                 going[slot] &= not sample.repeats
                 if not going[slot]:
+                    if sample.nonfinite:
+                        self._warn_once(sample)
                     yield self._finished(schedule.finish(slot))
             if not np.array_equal(going, active):
                 self.slots = dataclasses.replace(self.slots, active=self._rows(going))
@@ -254,10 +260,10 @@ class Decoding:
         return first, drawn, active
 
     def _count(self, drawn: np.ndarray, waits: bool) -> None:
-        busy = drawn >= 0
+        busy = drawn != IDLE
         steps = int(np.any(busy, axis=0).sum())
         self.counts.steps += steps
-        self.counts.drawn += int(busy.sum())
+        self.counts.drawn += int((drawn >= 0).sum())
         if waits:
             self.counts.offered += steps * self.setup.settings.slots
             self.counts.busy += int(busy.sum())
@@ -372,14 +378,24 @@ class Decoding:
         )
         self.cache, self.slots = start_samples(self.cache, self.slots, starts, **self.setup.draws)
 
+    def _warn_once(self, sample: Running) -> None:
+        """Warns of the run's first sample whose logits were not finite, and says where that began."""
+        if self._warned:
+            return
+        self._warned = True
+        where = f"problem {sample.request.problem!r}, sample {sample.sample}, token {len(sample.tokens)}"
+        tokens = [*sample.request.prompt, *sample.tokens]
+        warnings.warn(nonfinite_warning(self.setup.graph, self.setup.weights, tokens, where), stacklevel=3)
+
     def _finished(self, running: Running) -> Finished:
-        ended = running.tokens[-1] in self.setup.config.eos_token_ids
+        ended = not running.nonfinite and running.tokens[-1] in self.setup.config.eos_token_ids
+        unfinished = "nonfinite" if running.nonfinite else "repetition" if running.repeats else "length"
         return Finished(
             problem=running.request.problem,
             sample=running.sample,
             prompt_tokens=len(running.request.prompt),
             output_tokens=running.tokens,
-            finish_reason="stop" if ended else "repetition" if running.repeats else "length",
+            finish_reason="stop" if ended else unfinished,
             seconds=time.perf_counter() - running.began,
         )
 

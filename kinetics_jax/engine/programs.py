@@ -19,7 +19,7 @@ from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix
-from kinetics_jax.engine.sampling import sample_keys, sample_tokens
+from kinetics_jax.engine.sampling import IDLE, NONFINITE, sample_keys, sample_tokens
 from kinetics_jax.settings import Sampling
 from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
 
@@ -140,7 +140,9 @@ def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
 def start_samples(
     cache: PagedCache, slots: Slots, starts: Starts, *, sampling: Sampling, eos: tuple[int, ...]
 ) -> tuple[PagedCache, Slots]:
-    """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each."""
+    """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each
+    (NONFINITE where the logits are not finite: that sample does not decode).
+    """
     rows, chosen, logits = slots.token.shape[0], starts.chosen, starts.logits
     cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target)
     keys = sample_keys(starts.seed, starts.problem, starts.samples)
@@ -151,7 +153,7 @@ def start_samples(
         stored=jnp.where(chosen, starts.length, slots.stored),
         produced=jnp.where(chosen, 1, slots.produced),
         limit=jnp.where(chosen, starts.limit, slots.limit),
-        active=jnp.where(chosen, ~_is_end(first, eos) & (starts.limit > 1), slots.active),
+        active=jnp.where(chosen, _goes_on(first, eos) & (starts.limit > 1), slots.active),
         key=jnp.where(chosen, keys, slots.key),
         mesh=slots.mesh,
     )
@@ -190,7 +192,7 @@ def decode_chunk(
 
     `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
     is a scalar int32. `shared`, `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn,
-    `[slots, chunk]` int32, -1 where a slot was not active.
+    `[slots, chunk]` int32, IDLE where a slot was not active, NONFINITE where its logits were not finite.
     """
     model = nnx.merge(graph, weights)
     began = jnp.sum(slots.active)
@@ -209,17 +211,17 @@ def decode_chunk(
         token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
         produced = slots.produced + slots.active
-        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
+        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, IDLE))
         slots = dataclasses.replace(
             slots,
             token=token,
             stored=slots.stored + slots.active,
             produced=produced,
-            active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
+            active=slots.active & _goes_on(token, eos) & (produced < slots.limit),
         )
         return step + 1, cache, slots.in_place(), drawn
 
-    drawn = constrained(jnp.full((slots.token.shape[0], chunk), -1, jnp.int32), slots.mesh, ROWS)
+    drawn = constrained(jnp.full((slots.token.shape[0], chunk), IDLE, jnp.int32), slots.mesh, ROWS)
     _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
     return cache, slots, drawn
 
@@ -281,5 +283,6 @@ def resume_sample(slots: Slots, resumed: Resumed) -> Slots:
     return running.in_place()
 
 
-def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
-    return jnp.isin(token, jnp.array(eos, jnp.int32))
+def _goes_on(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+    """Whether a sample goes on behind a token: not behind an end token, nor where there was none to draw."""
+    return ~jnp.isin(token, jnp.array((*eos, NONFINITE), jnp.int32))

@@ -324,14 +324,20 @@ class Qwen3(nnx.Module):
         positions: Int[Array, "batch time"],
         attend: Attend,
         state: Any = None,
+        watch: Callable[[jax.Array], None] = lambda x: None,
     ) -> tuple[Float[Array, "batch time hidden"], Any]:
-        """Hidden states after the last norm, and the state that `attend` threaded through the layers."""
+        """Hidden states after the last norm, and the state that `attend` threaded through the layers.
+
+        `watch` is called, while tracing, with the residual stream after the embedding and after each layer.
+        """
         x = self.embed_tokens(tokens)
+        watch(x)
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         rows = None if self.mesh is None else rows_spec(self.mesh, tokens.shape[0])
         for index, layer in enumerate(self.layers):
             x, state = layer(x, cos, sin, index, attend, state)
             x = constrained(x, self.mesh, rows)  # else a layer may be laid out to suit a later one
+            watch(x)
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:

@@ -302,7 +302,7 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
         # One element a thread; 64 are fewer than the threads, which then hold copies.
         layout = plgpu.Layout.WG_STRIDED((128,), vec_size=1) if head_dim == 128 else plgpu.Layout.WGMMA.reduce(0)
         rows = [_load(outs_ref.at[part, head], layout) for part in range(splits)]
-        # A part without weight may hold NaN, if all its scores are -inf. If no part weighs anything, that is the result.
+        # A part without weight holds NaN if all its scores are -inf. If no part weighs anything, that is the result.
         dropped = [(lse == -jnp.inf) & (total != 0.0) for lse in parts]
         rows = [jnp.where(lax.broadcast(drop, row.shape), 0.0, row) for drop, row in zip(dropped, rows, strict=True)]
         out = sum(row * weight for row, weight in zip(rows, weights, strict=True)) / divisor
