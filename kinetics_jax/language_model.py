@@ -26,6 +26,7 @@ from kinetics_jax.checkpoints.loading import load_weights, open_config
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.engine.prompts import token_array
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import read_tokenizer
@@ -54,7 +55,7 @@ class Sample:
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) -> jax.Array:
     model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     return model.logits(model(tokens, positions, full_attend_on(model.mesh))[0])
 
 
@@ -110,17 +111,16 @@ class LanguageModel:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def logits(self, token_ids: np.ndarray | jax.Array | Sequence[Sequence[int]]) -> jax.Array:
+    def logits(
+        self, token_ids: np.ndarray | jax.Array | Sequence[Sequence[int]], *, weights: nnx.State | None = None
+    ) -> jax.Array:
         """Full forward without a cache: `[batch, time]` int32 → `[batch, time, vocab]` float32.
 
-        Raises ValueError for another shape or token ids outside the vocabulary.
+        `weights` take the place of the model's own; by them it can be differentiated, under jit too. Raises
+        RequestError for what is no array of token ids of the vocabulary.
         """
-        tokens = jnp.asarray(token_ids, jnp.int32)
-        if tokens.ndim != 2 or not tokens.size:
-            raise ValueError(f"logits: token_ids must be [batch, time] and not empty, got shape {tokens.shape}")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.config.vocab_size:
-            raise ValueError(f"logits: token ids must lie in 0 … {self.config.vocab_size - 1}")
-        return _full_forward(self.graph, self.weights, tokens)
+        tokens = token_array(token_ids, self.config.vocab_size)
+        return _full_forward(self.graph, self.weights if weights is None else weights, tokens)
 
     def engine(
         self, *, sampling: Sampling, attention: AttentionPolicy = Dense(), settings: EngineSettings = EngineSettings()
