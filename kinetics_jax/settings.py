@@ -15,7 +15,7 @@ LIMITS = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chu
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number by its type: Python's, NumPy's or jax's; no float is, even 20.0, and no bool."""
+    """Whether a value is a whole number by its type, of Python, NumPy or jax: no float is, even 20.0, and no bool."""
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         return value.dtype.kind in "iu"
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

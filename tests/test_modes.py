@@ -43,6 +43,14 @@ def test_every_policy_decodes(lm, attention):
     assert [len(sample.output_tokens) for sample in samples] == [6, 6]
 
 
+def test_bfloat16_decodes(lm):
+    """Where weights, cache and sums are of several dtypes."""
+    half = kj.load(lm.directory, dtype="bfloat16")
+    for attention in POLICIES[2:5:2]:
+        samples = half.generate(tiny_prompts(1, first=30), sampling=SAMPLED, attention=kj.parse_policy(attention))
+        assert len(samples[0].output_tokens) == 6
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_dense_decoding_is_the_full_forward(lm, sampling):
     prompt = tiny_prompts(1, first=9)[0]

@@ -42,16 +42,16 @@ def multiply_tiles(
     rows: Float[Array, "rows inner"], matrices: Float[Array, "groups inner columns"], group_sizes: Int[Array, " groups"]
 ) -> Float[Array, "rows columns"]:
     """As `grouped_matmul`, in a loop over the tiles in use: a group without rows costs nothing."""
-    count, width = rows.shape
+    count = rows.shape[0]
     tile = tile_rows(count, matrices.shape[0])
     group, first, _, total = tiles(group_sizes, count, tile)
     padded = jnp.pad(rows, ((0, tile), (0, 0)))
 
     def one(index: jax.Array, out: jax.Array) -> jax.Array:
-        part = jax.lax.dynamic_slice(padded, (first[index], 0), (tile, width))
+        part = jax.lax.dynamic_slice_in_dim(padded, first[index], tile)
         product = (part @ matrices[group[index]]).astype(out.dtype)
         # In ascending order: rows beyond the group's end are written again by the tile they belong to.
-        return jax.lax.dynamic_update_slice(out, product, (first[index], 0))
+        return jax.lax.dynamic_update_slice_in_dim(out, product, first[index], axis=0)
 
     out = varying_as(jnp.zeros((count + tile, matrices.shape[2]), rows.dtype), rows, matrices, group_sizes)
     return jax.lax.fori_loop(0, total, one, out)[:count]

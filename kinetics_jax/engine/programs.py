@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
@@ -100,7 +101,7 @@ def prefill(
     logits have a row for each.
     """
     model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
     return cache, model.logits(_token_at(hidden, length - 1))
 
@@ -124,7 +125,7 @@ def prefill_chunk(
     """
     model = nnx.merge(graph, weights)
     time = tokens.shape[1]
-    positions = jnp.broadcast_to(start + jnp.arange(time), tokens.shape)
+    positions = jnp.broadcast_to(start + jnp.arange(time, dtype=jnp.int32)[None], tokens.shape)
     hidden, cache = model(tokens, positions, prefill_chunk_attend(page_table, start, length), cache)
     return cache, model.logits(_token_at(hidden, jnp.minimum(length - start, time) - 1))
 
@@ -195,11 +196,11 @@ def decode_chunk(
     `[slots, chunk]` int32, IDLE where a slot was not active, NONFINITE where its logits were not finite.
     """
     model = nnx.merge(graph, weights)
-    began = jnp.sum(slots.active)
+    began = jnp.sum(slots.active, dtype=jnp.int32)
 
     def running(carry) -> jax.Array:
         step, _, slots, _ = carry
-        left = jnp.sum(slots.active)
+        left = jnp.sum(slots.active, dtype=jnp.int32)
         return (step < chunk) & (left > 0) & (began - left < patience)
 
     def one_step(carry):
@@ -210,19 +211,20 @@ def decode_chunk(
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
         token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
-        produced = slots.produced + slots.active
+        drew = slots.active.astype(jnp.int32)
+        produced = slots.produced + drew
         drawn = drawn.at[:, step].set(jnp.where(slots.active, token, IDLE))
         slots = dataclasses.replace(
             slots,
             token=token,
-            stored=slots.stored + slots.active,
+            stored=slots.stored + drew,
             produced=produced,
             active=slots.active & _goes_on(token, eos) & (produced < slots.limit),
         )
         return step + 1, cache, slots.in_place(), drawn
 
     drawn = constrained(jnp.full((slots.token.shape[0], chunk), IDLE, jnp.int32), slots.mesh, ROWS)
-    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
+    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (np.int32(0), cache, slots, drawn))
     return cache, slots, drawn
 
 
