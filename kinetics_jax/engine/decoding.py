@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import empty_cache
@@ -90,6 +91,7 @@ class Setup:
     cache_dtype: DTypeLike
     backend: Backend | None
     mesh: Mesh | None
+    known_ids: Bool[Array, " vocab"] | None = None  # that may be drawn; None: all
 
     @property
     def shards(self) -> int:
@@ -105,10 +107,10 @@ class Setup:
     def draws(self) -> dict[str, Any]:
         """Static arguments of every program that draws tokens.
 
-        max_tokens and seed are traced values and repetition is checked on the host, so changing them must not
-        recompile.
+        max_tokens, seed and the ids that may be drawn are traced values and repetition is checked on the host, so
+        changing them must not recompile.
         """
-        sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0)
+        sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0, known_ids_only=False)
         return {"sampling": sampling, "eos": self.config.eos_token_ids}
 
     @property
@@ -253,6 +255,7 @@ class Decoding:
             self._rows(self.table),
             jnp.int32(patience(setup.settings.slots) if waits else setup.settings.slots),
             shared_prefix(setup, self.job, self.schedules[0].running),
+            setup.known_ids,
             **setup.decodes,
         )
         first, drawn, active = jax.device_get((before.token, drawn, self.slots.active))
@@ -376,7 +379,7 @@ class Decoding:
             source=jnp.int32(prompt.pages[-1]),
             target=self._rows(target),
         )
-        self.cache, self.slots = start_samples(self.cache, self.slots, starts, **self.setup.draws)
+        self.cache, self.slots = start_samples(self.cache, self.slots, starts, self.setup.known_ids, **self.setup.draws)
 
     def _warn_once(self, sample: Running) -> None:
         """Warns of the run's first sample whose logits were not finite, and says where that began."""

@@ -139,7 +139,13 @@ def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
 def start_samples(
-    cache: PagedCache, slots: Slots, starts: Starts, *, sampling: Sampling, eos: tuple[int, ...]
+    cache: PagedCache,
+    slots: Slots,
+    starts: Starts,
+    known_ids: Bool[Array, " vocab"] | None = None,
+    *,
+    sampling: Sampling,
+    eos: tuple[int, ...],
 ) -> tuple[PagedCache, Slots]:
     """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each
     (NONFINITE where the logits are not finite: that sample does not decode).
@@ -148,7 +154,8 @@ def start_samples(
     cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target)
     keys = sample_keys(starts.seed, starts.problem, starts.samples)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
-    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
+    each = _allowed(each.reshape(rows, -1), known_ids)
+    first = _draw(each, keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
     started = Slots(
         token=jnp.where(chosen, first, slots.token),
         stored=jnp.where(chosen, starts.length, slots.stored),
@@ -159,6 +166,13 @@ def start_samples(
         mesh=slots.mesh,
     )
     return cache, started.in_place()
+
+
+def _allowed(logits: jax.Array, known_ids: jax.Array | None) -> jax.Array:
+    """Logits `[rows, vocab]`, -inf for ids that may not be drawn. A row that is not finite stays so."""
+    if known_ids is None:
+        return logits
+    return jnp.where(known_ids[None] | jnp.isnan(logits) | (logits == jnp.inf), logits, -jnp.inf)
 
 
 def _draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling, mesh: Mesh | None) -> jax.Array:
@@ -182,6 +196,7 @@ def decode_chunk(
     page_table: Int[Array, "slots max_pages"],
     patience: Int[Array, ""],
     shared: SharedPrefix | None = None,
+    known_ids: Bool[Array, " vocab"] | None = None,
     *,
     policy: AttentionPolicy,
     sampling: Sampling,
@@ -192,8 +207,9 @@ def decode_chunk(
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
     `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
-    is a scalar int32. `shared`, `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn,
-    `[slots, chunk]` int32, IDLE where a slot was not active, NONFINITE where its logits were not finite.
+    is a scalar int32. `shared`, `backend`: see decode_attend; `known_ids` are those that may be drawn, None: all.
+    Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, IDLE where a slot was not active,
+    NONFINITE where its logits were not finite.
     """
     model = nnx.merge(graph, weights)
     began = jnp.sum(slots.active, dtype=jnp.int32)
@@ -209,7 +225,8 @@ def decode_chunk(
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
         attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
-        token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
+        logits = _allowed(model.logits(hidden[:, 0]), known_ids)
+        token = _draw(logits, slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
         drew = slots.active.astype(jnp.int32)
         produced = slots.produced + drew

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from kinetics_jax.settings import RequestError, is_whole
+
+if TYPE_CHECKING:
+    Prompts: TypeAlias = Iterable[str | Sequence[int] | np.ndarray | jax.Array]
+    TokenRows: TypeAlias = np.ndarray | jax.Array | Sequence[Sequence[int]]
+    Count: TypeAlias = SupportsIndex
+else:
+    Prompts = TokenRows = Count = Any  # what comes in is judged below, in words that a user can act on
 
 
 def prompt_ids(where: str, prompt: Any, vocab: int) -> list[int]:
@@ -22,9 +29,10 @@ def prompt_ids(where: str, prompt: Any, vocab: int) -> list[int]:
             f"{where}: chat messages, where a text or token ids belong; make a text of them by the checkpoint's chat "
             "template first (apply_chat_template of transformers' tokenizer, tokenize=False)"
         )
-    if isinstance(prompt, (str, bytes)) or not hasattr(prompt, "__iter__") or np.ndim(_first(prompt)) != 0:
-        kind = "a nested list" if hasattr(prompt, "__iter__") and not isinstance(prompt, (str, bytes)) else "no list"
-        raise RequestError(f"{where}: the prompt is {kind} ({type(prompt).__name__}); give a list of token ids")
+    if not _is_list(prompt):
+        raise RequestError(f"{where}: {prompt!r:.40} is no prompt; give a text or a list of token ids")
+    if _is_list(_first(prompt)):
+        raise RequestError(f"{where}: a list within a list, where token ids belong; give each prompt a list of its own")
     ids = prompt.tolist() if isinstance(prompt, (np.ndarray, jax.Array)) else list(prompt)
     if not ids:
         raise RequestError(f"{where}: the prompt holds no token")
@@ -35,6 +43,18 @@ def prompt_ids(where: str, prompt: Any, vocab: int) -> list[int]:
     if min(ids) < 0 or max(ids) >= vocab:
         raise RequestError(f"{where}: token ids must lie in 0 … {vocab - 1}")
     return ids
+
+
+def prompt_list(prompts: Any) -> list[Any]:
+    """The prompts of a call, one by one. Raises RequestError for what is no list of prompts."""
+    if isinstance(prompts, str):
+        raise RequestError("generate: prompts is a list of prompts, got one string; put it in a list")
+    if isinstance(prompts, Mapping) or not _is_list(prompts):
+        raise RequestError(f"generate: prompts is a list of texts or of lists of token ids, got {prompts!r:.40}")
+    prompts = list(prompts)
+    if prompts and all(map(is_whole, prompts)):
+        raise RequestError("generate: prompts is a list of prompts, got one list of token ids; put it in a list")
+    return prompts
 
 
 def token_array(token_ids: Any, vocab: int) -> Int[Array, "batch time"]:
@@ -55,6 +75,11 @@ def token_array(token_ids: Any, vocab: int) -> Int[Array, "batch time"]:
     if isinstance(tokens, np.ndarray) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab):
         raise RequestError(f"logits: token ids must lie in 0 … {vocab - 1}")
     return jnp.asarray(tokens).astype(jnp.int32)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value has items, and is no text."""
+    return hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0
 
 
 def _first(prompt: Any) -> Any:
