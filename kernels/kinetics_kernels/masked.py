@@ -81,7 +81,7 @@ def masked_decode(
     top = jnp.max(logits, axis=-1, initial=-jnp.inf)
     anchor = jnp.where(top == -jnp.inf, 0.0, top)  # a row without a token: exp(-inf - 0) = 0, no NaN
     total = jnp.sum(jnp.exp(logits - anchor[..., None]), axis=-1)
-    read = jnp.any(attended.reshape(*rows, -1), axis=2)  # [batch, kv_heads, time]
+    read = jnp.any(attended.reshape(*rows, position.shape[1]), axis=2)  # [batch, kv_heads, time]
 
     def one_pass(index: jax.Array, out: jax.Array) -> jax.Array:
         values, _ = _one_pass(v_pages, table, lengths, index, tokens)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from kinetics_jax.settings import RequestError, is_whole
@@ -61,7 +62,7 @@ def token_array(token_ids: Any, vocab: int) -> Int[Array, "batch time"]:
     """Token ids of several sequences as int32 `[batch, time]`. Raises RequestError for anything else; what is being
     traced has no values to check.
     """
-    if isinstance(token_ids, jax.core.Tracer):
+    if isinstance(token_ids, Tracer):
         tokens: Any = token_ids
     else:
         try:
