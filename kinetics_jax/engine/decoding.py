@@ -33,10 +33,12 @@ from kinetics_jax.engine.programs import (
     Slots,
     Starts,
     decode_chunk,
+    load_carried,
     load_pages,
     prefill,
     prefill_chunk,
     resume_sample,
+    save_carried,
     save_pages,
     start_samples,
 )
@@ -206,7 +208,12 @@ class Decoding:
         self.table = np.full((slots, job.table_width), -1, np.int32)
         try:
             self.cache = empty_cache(
-                setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, mesh=setup.mesh
+                setup.policy,
+                setup.config,
+                num_pages=job.num_pages,
+                dtype=setup.cache_dtype,
+                rows=slots,
+                mesh=setup.mesh,
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -283,18 +290,22 @@ class Decoding:
                 running = schedule.running[slot]
                 pages = running.pages[: pages_for(running.stored, schedule.page_size)]
                 saved = [jax.device_get(save_pages(self.cache, jnp.int32(shard), ids)) for ids in _page_groups(pages)]
+                carried = jax.device_get(save_carried(self.cache, jnp.int32(slot))) if self.cache.carried else {}
                 active = np.array(self.slots.active)
                 active[slot] = False
                 self.slots = dataclasses.replace(self.slots, active=self._rows(active))
-                schedule.preempt(slot, saved)
+                schedule.preempt(slot, (saved, carried))
                 self.counts.preempted += 1
 
     def _refill(self) -> None:
         """Lets preempted samples go on and waiting ones start, while there are slots and pages."""
         for shard, schedule in enumerate(self.schedules):
             for slot, running, places in schedule.resume():
-                for ids, saved in zip(_page_groups(places), running.saved, strict=True):
+                groups, carried = running.saved
+                for ids, saved in zip(_page_groups(places), groups, strict=True):
                     self.cache = load_pages(self.cache, jnp.int32(shard), ids, saved)
+                if carried:
+                    self.cache = load_carried(self.cache, jnp.int32(slot), carried)
                 running.saved = None
                 resumed = Resumed(
                     slot=jnp.int32(slot),

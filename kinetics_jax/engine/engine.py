@@ -195,7 +195,7 @@ class Engine:
         """Traces a decode step, so that a forced backend refuses what it cannot do before anything is computed."""
         setup, slots = self.setup, self.setup.settings.slots
         cache = abstract_cache(
-            setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, mesh=setup.mesh
+            setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, rows=slots, mesh=setup.mesh
         )
         try:
             decode_chunk.eval_shape(

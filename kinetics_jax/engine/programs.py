@@ -151,7 +151,7 @@ def start_samples(
     (NONFINITE where the logits are not finite: that sample does not decode).
     """
     rows, chosen, logits = slots.token.shape[0], starts.chosen, starts.logits
-    cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target)
+    cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target).with_new_rows(chosen)
     keys = sample_keys(starts.seed, starts.problem, starts.samples)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
     each = _allowed(each.reshape(rows, -1), known_ids)
@@ -251,6 +251,7 @@ def save_pages(cache: PagedCache, shard: Int[Array, ""], pages: Int[Array, " cou
 
     `shard` (scalar int32) is the one whose pages they are, 0 where there is no mesh.
     """
+    cache = cache.without_rows()
     if cache.mesh is None:
         return tuple(jax.tree.leaves(jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)))
 
@@ -280,9 +281,23 @@ def load_pages(
 
         return jax.tree.map(write_pool, cache, saved)
 
-    whole = PartitionSpec()
+    whole, stored = PartitionSpec(), cache.without_rows()
     on_shards = cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())
-    return on_shards(cache, shard, pages, jax.tree.unflatten(jax.tree.structure(cache), saved))
+    loaded = on_shards(stored, shard, pages, jax.tree.unflatten(jax.tree.structure(stored), saved))
+    return dataclasses.replace(loaded, carried=cache.carried)
+
+
+@jax.jit
+def save_carried(cache: PagedCache, slot: Int[Array, ""]) -> dict[str, jax.Array]:
+    """What the policy carries for a slot's sequence: arrays `[kv_heads, …]` by name."""
+    return {name: array[:, slot] for name, array in cache.carried.items()}
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def load_carried(cache: PagedCache, slot: Int[Array, ""], saved: dict[str, jax.Array]) -> PagedCache:
+    """Writes what `save_carried` returned to another slot."""
+    carried = {name: array.at[:, slot].set(saved[name]) for name, array in cache.carried.items()}
+    return dataclasses.replace(cache, carried=carried)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ other module asks which policy it has. docs/attention.md explains the terms, CON
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -66,11 +67,23 @@ class AttentionPolicy:
         """Vectors of head_dim elements that an engine keeps for a page and KV head."""
         return 0
 
+    # What it carries for each sequence over layers and steps.
+
+    def carried(self, head_dim: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Arrays by name: their shape for a sequence and KV head, and their dtype. All begin as zeros."""
+        return {}
+
     # Its decode rule.
 
     def attend(self, step: DecodeStep) -> jax.Array:
         """Attention `[batch, heads, head_dim]` of one decode step in a sparse layer, from what `step` offers."""
         raise NotImplementedError(f"{self.kind} has no decode rule")
+
+    def attend_and_carry(self, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`attend`, and what `step.carried` becomes, of the same shapes: the next sparse layer is given it, after the
+        last one the next step's first. A policy that carries something writes this instead.
+        """
+        return self.attend(step), step.carried
 
     # What it costs, in counts per KV head of one sparse layer.
 
