@@ -113,7 +113,7 @@ def test_8_devices_carry_what_one_carries(tmp_path):
     greedy = kj.Sampling(temperature=0, max_tokens=24)
     expected, _ = stream(kj.load(path, dtype="float32"), requests, ByCount(), greedy, slots=4)
     many = kj.load(path, dtype="float32", mesh="data=2,tensor=4")
-    found, decoding = stream(many, requests, ByCount(), greedy, slots=4, num_pages=26)
+    found, decoding = stream(many, requests, ByCount(), greedy, slots=4, chunk=6, num_pages=26)
     assert found == expected
     assert decoding.counts.preempted > 0
 
