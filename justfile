@@ -16,12 +16,17 @@ test-fast:
 test:
     pytest
 
+# the tests that hold in every mode of jax, in each
+modes:
+    JAX_ENABLE_X64=1 JAX_DEBUG_NANS=1 pytest tests/test_modes.py
+    JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise pytest tests/test_modes.py
+
 # the site, into site/; a broken link or an unknown name is an error
 docs:
     zensical build --strict
 
 # everything that a pull request is judged by
-ci: check test docs
+ci: check test modes docs
 
 # mend style
 format:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Bool
 from kinetics_kernels.backends import Backend, backend_error
 
 from kinetics_jax.attention.causal import full_attend_on
@@ -26,7 +27,8 @@ from kinetics_jax.checkpoints.loading import load_weights, open_config
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling
+from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import read_tokenizer
 
@@ -54,7 +56,7 @@ class Sample:
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) -> jax.Array:
     model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     return model.logits(model(tokens, positions, full_attend_on(model.mesh))[0])
 
 
@@ -100,6 +102,8 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it stands: nothing is added before or after. Raises RequestError for broken text."""
+        if not isinstance(text, str):
+            raise RequestError(f"encode: a prompt is a text, got {text!r:.40}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -110,20 +114,21 @@ class LanguageModel:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def logits(self, token_ids: np.ndarray | jax.Array | Sequence[Sequence[int]]) -> jax.Array:
+    def logits(self, token_ids: TokenRows, *, weights: nnx.State | None = None) -> jax.Array:
         """Full forward without a cache: `[batch, time]` int32 → `[batch, time, vocab]` float32.
 
-        Raises ValueError for another shape or token ids outside the vocabulary.
+        `weights` take the place of the model's own; by them it can be differentiated, under jit too. Raises
+        RequestError for what is no array of token ids of the vocabulary.
         """
-        tokens = jnp.asarray(token_ids, jnp.int32)
-        if tokens.ndim != 2 or not tokens.size:
-            raise ValueError(f"logits: token_ids must be [batch, time] and not empty, got shape {tokens.shape}")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.config.vocab_size:
-            raise ValueError(f"logits: token ids must lie in 0 … {self.config.vocab_size - 1}")
-        return _full_forward(self.graph, self.weights, tokens)
+        tokens = token_array(token_ids, self.config.vocab_size)
+        return _full_forward(self.graph, self.weights if weights is None else weights, tokens)
 
     def engine(
-        self, *, sampling: Sampling, attention: AttentionPolicy = Dense(), settings: EngineSettings = EngineSettings()
+        self,
+        *,
+        sampling: Sampling,
+        attention: AttentionPolicy | str = Dense(),
+        settings: EngineSettings = EngineSettings(),
     ) -> Engine:
         """An engine over these weights, which yields samples as they finish; `generate` and runs are built on it."""
         return Engine(
@@ -136,29 +141,41 @@ class LanguageModel:
             cache_dtype=self.dtype,
             backend=self.backend,
             mesh=self.mesh,
+            known_ids=self.known_ids if sampling.known_ids_only else None,
         )
+
+    @functools.cached_property
+    def known_ids(self) -> Bool[np.ndarray, " vocab"]:
+        """Which ids a token of the tokenizer has, and the end tokens. Raises CheckpointError without a tokenizer."""
+        ids = np.array([*self.tokenizer.get_vocab(with_added_tokens=True).values(), *self.config.eos_token_ids])
+        known = np.zeros(self.config.vocab_size, bool)
+        known[ids[ids < self.config.vocab_size]] = True
+        return known
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Prompts,
         *,
-        n: int = 1,
+        n: Count = 1,
         sampling: Sampling = Sampling(),
-        attention: AttentionPolicy = Dense(),
+        attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         on_chunk: Callable[[int], None] = lambda tokens: None,
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        `attention` is the policy that decodes. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each
-        shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises
-        RequestError for prompts that cannot fit.
+        `attention` is the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32
+        (on a mesh, on each shard of the sequences). `on_chunk` is called with the number of tokens that each decode
+        chunk drew. Raises RequestError for prompts that cannot fit, or that are neither texts nor token ids.
         """
+        n = whole_number(n, "generate: n", RequestError)
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
-        if isinstance(prompts, str):
-            raise RequestError("generate: prompts is a list of prompts, got one string; put it in a list")
-        encoded = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        vocab = self.config.vocab_size
+        encoded = [
+            self.encode(prompt) if isinstance(prompt, str) else prompt_ids(f"prompt {index}", prompt, vocab)
+            for index, prompt in enumerate(prompt_list(prompts))
+        ]
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
         if settings is None:
             shards = row_shards(self.mesh)

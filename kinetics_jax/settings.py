@@ -4,12 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from typing import Any
 
 from kinetics_jax.errors import UserError
 from kinetics_jax.padding import PREFILL_CHUNK
 
 MAX_TOKENS = 1 << 24  # beyond any context: a larger number is surely a typo
 LIMITS = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number by its type, of Python, NumPy or jax: no float is, even 20.0, and no bool."""
+    if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
+        return value.dtype.kind in "iu"
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole_number(value: Any, where: str, error: type[UserError]) -> int:
+    """The value as Python's int. Raises `error`, beginning with `where`, for what is no whole number by its type."""
+    if not is_whole(value):
+        cure = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
+        raise error(f"{where} must be a whole number, got {_shown(value)}{cure}")
+    return int(value)
+
+
+def real_number(value: Any, where: str, error: type[UserError]) -> float:
+    """The value as Python's float or int. Raises `error`, beginning with `where`, for what is no number."""
+    if is_whole(value):
+        return int(value)
+    scalar = getattr(value, "shape", None) == () and "float" in str(getattr(value, "dtype", ""))
+    if not scalar and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise error(f"{where} must be a number, got {_shown(value)}")
+    return float(value)
+
+
+def switch(value: Any, where: str, error: type[UserError]) -> bool:
+    """The value as Python's bool. Raises `error`, beginning with `where`, for anything else."""
+    if not (isinstance(value, bool) or type(value).__name__ == "bool"):  # NumPy's is called so too
+        raise error(f"{where} must be True or False, got {_shown(value)}")
+    return bool(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: short, and a text told from a number."""
+    return f"{value!r:.40}"
 
 
 class SamplingError(UserError):
@@ -42,8 +81,14 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= limit:
-                raise RequestError(f"engine: {name} must be in 1 … {limit}, got {value}")
+            if value is None and name == "num_pages":
+                continue
+            value = whole_number(value, f"engine: {name}", RequestError)
+            if not 1 <= value <= limit:
+                raise RequestError(f"engine: {name} must be in 1 … {limit}, got {_shown(value)}")
+            object.__setattr__(self, name, value)
+        if self.shared_prefix is not None:
+            object.__setattr__(self, "shared_prefix", switch(self.shared_prefix, "engine: shared_prefix", RequestError))
 
 
 def patience(slots: int) -> int:
@@ -58,7 +103,9 @@ class Sampling:
     `temperature = 0` is greedy. `top_k = 0`, `top_p = 1` and `min_p = 0` switch a filter off. `max_tokens` bounds the
     generated tokens, the end token included. `seed` with (problem, sample, position) fixes every draw. A sample ends
     early once its last `repetition_window` tokens repeat with one period of at most a third of them; 0: it never does.
-    Raises SamplingError for a value out of range.
+    `known_ids_only` draws no id that the checkpoint's tokenizer has no token for, as padded vocabularies have; by
+    default they are drawn like any other, as Hugging Face does. Numbers may be Python's, NumPy's or jax's. Raises
+    SamplingError for a value of another type or out of range.
     """
 
     temperature: float = 1.0
@@ -68,8 +115,13 @@ class Sampling:
     max_tokens: int = 1024
     seed: int = 0
     repetition_window: int = 0
+    known_ids_only: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            read = {"float": real_number, "int": whole_number, "bool": switch}[str(field.type)]
+            value = read(getattr(self, field.name), f"sampling: {field.name}", SamplingError)
+            object.__setattr__(self, field.name, value)
         bounds = (
             (
                 "temperature",
@@ -89,4 +141,4 @@ class Sampling:
         )
         for name, good, want in bounds:
             if not good:
-                raise SamplingError(f"sampling: {name} must be {want}, got {getattr(self, name)}")
+                raise SamplingError(f"sampling: {name} must be {want}, got {_shown(getattr(self, name))}")

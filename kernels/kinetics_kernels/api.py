@@ -3,15 +3,23 @@
 `backend=None` takes what the device's tuning table names for the call's shape, else the kernel made for the device,
 else the reference; a call that the kernel does not take falls back to the reference with a warning. A name forces a
 backend: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an
-unknown backend, and NotImplementedError, naming the reason, for what a forced backend cannot do. jit partitions no
-kernel: call ops on sharded arrays inside shard_map. Meanings in full: reference.py, grouped.py.
+unknown backend and for query heads that are no multiple of the KV heads, and NotImplementedError, naming the reason,
+for what a forced backend cannot do, and where a decode op is differentiated. Page ids and lengths may be of any integer
+dtype, a batch may be empty. jit partitions no kernel: call ops on sharded arrays inside shard_map. Meanings in full:
+reference.py, grouped.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
 
 from kinetics_kernels.backends import Backend, implementation
+from kinetics_kernels.grouped import ragged_dot
+from kinetics_kernels.numerics import check_heads, whole, without_gradient
 from kinetics_kernels.tuning import append_key, decode_key, select_key
 
 if TYPE_CHECKING:
@@ -40,8 +48,11 @@ def append_kv(
     or `mean_std`, with one of 2; they are None if no policy needs them. Returns the three pools; donate them to update
     in place. Raises ValueError for an unknown kind, or another kind's summaries.
     """
-    op = implementation("append_kv", backend, append_key(k_pages, summaries, page_table, summary=summary))
-    return op(k_pages, v_pages, summaries, k_new, v_new, page_table, lengths, summary=summary)
+    arrays = k_pages, v_pages, summaries, k_new, v_new
+    arrays, page_table, lengths = _taken("append_kv", arrays, page_table, lengths)
+    key = append_key(arrays[0], arrays[2], page_table, summary=summary)
+    op = implementation("append_kv", _backend_for(page_table, backend), key)
+    return op(*arrays, page_table, lengths, summary=summary)
 
 
 def select_pages(
@@ -65,8 +76,10 @@ def select_pages(
     order, padded with -1, and `covered [batch, kv_heads]`, the tokens they hold. Raises ValueError for an unknown kind
     of summary, or another kind's summaries, or if nothing is left to choose.
     """
+    check_heads("select_pages", q.shape[1], summaries.shape[0])
+    (q, summaries), page_table, lengths = _taken("select_pages", (q, summaries), page_table, lengths)
     key = select_key(q, summaries, page_table, page_size=page_size, summary=summary)
-    op = implementation("select_pages", backend, key)
+    op = implementation("select_pages", _backend_for(page_table, backend), key)
     return op(
         q,
         summaries,
@@ -97,7 +110,10 @@ def paged_decode(
     `lengths [batch, kv_heads]`: the tokens that `select_pages` covers. `scale` defaults to head_dim ** -0.5. Returns
     `out [batch, q_heads, head_dim]` in q's dtype and the log-sum-exp `[batch, q_heads]`; an empty row gives 0 and -inf.
     """
-    op = implementation("paged_decode", backend, decode_key(q, k_pages, page_table))
+    check_heads("paged_decode", q.shape[1], k_pages.shape[0])
+    arrays, page_table, lengths = _taken("paged_decode", (q, k_pages, v_pages), page_table, lengths)
+    q, k_pages, v_pages = arrays
+    op = implementation("paged_decode", _backend_for(page_table, backend), decode_key(q, k_pages, page_table))
     return op(q, k_pages, v_pages, page_table, lengths, scale=scale)
 
 
@@ -146,6 +162,30 @@ def grouped_matmul(
     """Multiplies each of `rows`, sorted by group, with its group's matrix: what a mixture of experts multiplies.
 
     The first `group_sizes[0]` rows belong to group 0, and so on; rows beyond their sum belong to no group, and what is
-    returned for them is undefined. Returns rows' dtype. No tuning table names it: the device alone decides.
+    returned for them is undefined. Returns rows' dtype. No tuning table names it: the device alone decides. It can be
+    differentiated: its derivatives are those of `jax.lax.ragged_dot`.
     """
+    return _grouped_matmul(backend, jnp.asarray(rows), jnp.asarray(matrices), whole(group_sizes))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _grouped_matmul(backend: Backend | None, rows: jax.Array, matrices: jax.Array, group_sizes: jax.Array) -> jax.Array:
     return implementation("grouped_matmul", backend)(rows, matrices, group_sizes)
+
+
+@_grouped_matmul.defjvp
+def _grouped_matmul_jvp(backend: Backend | None, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Kernels, and loops that end when the rows do, have no transpose; this product has one.
+    rows, matrices, group_sizes = primals
+    return jax.jvp(lambda rows, matrices: ragged_dot(rows, matrices, group_sizes), (rows, matrices), tangents[:2])
+
+
+def _taken(op: str, arrays: Any, page_table: Any, lengths: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """The arrays of a decode op, which has no gradient, and its table and lengths in int32."""
+    arrays = without_gradient(op, jax.tree.map(jnp.asarray, arrays))
+    return arrays, whole(page_table), whole(lengths)
+
+
+def _backend_for(page_table: jax.Array, backend: Backend | None) -> Backend | None:
+    """The reference for an empty batch, of which a kernel would have no program; else the backend asked for."""
+    return backend if page_table.size else "xla"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from kinetics_kernels.numerics import varying_as
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Int32
 
@@ -28,10 +30,11 @@ def grouped_matmul(
     their sum belong to no group, and what is returned for them is undefined. Lowered for a TPU it is
     `jax.lax.ragged_dot`, elsewhere `multiply_tiles`.
     """
-    return jax.lax.platform_dependent(rows, matrices, group_sizes, tpu=_ragged_dot, default=multiply_tiles)
+    return jax.lax.platform_dependent(rows, matrices, group_sizes, tpu=ragged_dot, default=multiply_tiles)
 
 
-def _ragged_dot(rows: jax.Array, matrices: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def ragged_dot(rows: jax.Array, matrices: jax.Array, group_sizes: jax.Array) -> jax.Array:
+    """As `grouped_matmul`, by XLA's own product."""
     return jax.lax.ragged_dot(rows, matrices, group_sizes).astype(rows.dtype)
 
 
@@ -39,18 +42,18 @@ def multiply_tiles(
     rows: Float[Array, "rows inner"], matrices: Float[Array, "groups inner columns"], group_sizes: Int[Array, " groups"]
 ) -> Float[Array, "rows columns"]:
     """As `grouped_matmul`, in a loop over the tiles in use: a group without rows costs nothing."""
-    count, width = rows.shape
+    count = rows.shape[0]
     tile = tile_rows(count, matrices.shape[0])
     group, first, _, total = tiles(group_sizes, count, tile)
     padded = jnp.pad(rows, ((0, tile), (0, 0)))
 
     def one(index: jax.Array, out: jax.Array) -> jax.Array:
-        part = jax.lax.dynamic_slice(padded, (first[index], 0), (tile, width))
+        part = jax.lax.dynamic_slice_in_dim(padded, first[index], tile)
         product = (part @ matrices[group[index]]).astype(out.dtype)
         # In ascending order: rows beyond the group's end are written again by the tile they belong to.
-        return jax.lax.dynamic_update_slice(out, product, (first[index], 0))
+        return jax.lax.dynamic_update_slice_in_dim(out, product, first[index], axis=0)
 
-    out = jnp.zeros((count + tile, matrices.shape[2]), rows.dtype)
+    out = varying_as(jnp.zeros((count + tile, matrices.shape[2]), rows.dtype), rows, matrices, group_sizes)
     return jax.lax.fori_loop(0, total, one, out)[:count]
 
 
@@ -70,8 +73,8 @@ def tiles(
     """
     groups = group_sizes.shape[0]
     most = rows // tile + min(rows, groups)
-    ends = jnp.cumsum(group_sizes)
-    last_tiles = jnp.cumsum(-(-group_sizes // tile))
+    ends = jnp.cumsum(group_sizes, dtype=jnp.int32)
+    last_tiles = jnp.cumsum(-(-group_sizes // tile), dtype=jnp.int32)
     index = jnp.arange(most, dtype=jnp.int32)
     group = jnp.minimum(jnp.searchsorted(last_tiles, index, side="right"), groups - 1).astype(jnp.int32)
     before = jnp.where(group > 0, last_tiles[group - 1], 0)

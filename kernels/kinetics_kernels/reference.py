@@ -9,6 +9,7 @@ memory may hold NaN. `*vectors` in a shape of summaries is no axis for the kind 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from kinetics_kernels.grouped import grouped_matmul as grouped_matmul
 from kinetics_kernels.masked import litesys_mask as litesys_mask
+from kinetics_kernels.numerics import ranked, softmax_end, varying_as, whole
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int, Int32
@@ -88,17 +90,19 @@ def append_kv(
     """
     check_summary("append_kv", summary, summaries)
     k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
+    page_table, lengths = whole(page_table), whole(lengths)
     num_pages, page_size = k_pages.shape[1:3]
     position = jnp.maximum(lengths - 1, 0)
     page = jnp.take_along_axis(page_table, (position // page_size)[:, None], axis=1)[:, 0]
     page = jnp.where((lengths > 0) & (page >= 0), page, num_pages)  # out of range: the write is dropped
     slot = position % page_size
-    heads = jnp.arange(k_pages.shape[0])[:, None]  # rows of head_dim alone: a wider window makes a TPU copy the pools
+    # Rows of head_dim alone: a wider window makes a TPU copy the pools.
+    heads, page, slot = jnp.arange(k_pages.shape[0], dtype=jnp.int32)[:, None], page[None], slot[None]
     k_pages = k_pages.at[heads, page, slot].set(jnp.swapaxes(k_new, 0, 1).astype(k_pages.dtype), mode="drop")
     v_pages = v_pages.at[heads, page, slot].set(jnp.swapaxes(v_new, 0, 1).astype(v_pages.dtype), mode="drop")
     if summaries is not None:
-        new = page_summary(k_pages.at[:, page].get(mode="clip"), summary)
-        closed = jnp.where(lengths % page_size == 0, page, num_pages)
+        new = page_summary(k_pages.at[:, page[0]].get(mode="clip"), summary)
+        closed = jnp.where(lengths % page_size == 0, page[0], num_pages)
         summaries = set_summaries(summaries, closed, new, summary)
     return k_pages, v_pages, summaries
 
@@ -115,8 +119,9 @@ def set_summaries(
     """
     check_summary("set_summaries", summary, summaries)
     summaries = jnp.asarray(summaries)
-    heads = jnp.arange(summaries.shape[0])[:, None]
-    where = (heads, pages) if summaries.ndim == 3 else (heads[..., None], pages[:, None], jnp.arange(2))
+    heads, pages = jnp.arange(summaries.shape[0], dtype=jnp.int32)[:, None], pages[None]
+    vectors = jnp.arange(2, dtype=jnp.int32)[None, None]
+    where = (heads, pages) if summaries.ndim == 3 else (heads[..., None], pages[..., None], vectors)
     return summaries.at[where].set(new.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
@@ -146,7 +151,7 @@ def select_pages(
     kv_heads = summaries.shape[0]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
     stored = (
-        jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
+        jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
     )  # [kv_heads, batch, max_pages, (2,) head_dim]
 
     def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
@@ -177,16 +182,18 @@ def choose_pages(
     """The forced pages and the best of the rest: `pages` of them per sequence and KV head.
 
     `scores` are by logical page. The first `sink_pages` and the last `recent_pages` pages are always kept; the largest
-    scores of the rest fill up to `pages`, ties to the lower page. Returns `selected [batch, kv_heads, pages]`, physical
+    scores of the rest fill up to `pages`, ties to the lower page; NaN and +inf rank alike, above every other score
+    (`numerics.ranked`). Returns `selected [batch, kv_heads, pages]`, physical
     ids in ascending logical order, the current page last, padded with -1, and `covered [batch, kv_heads]`, the tokens
     they hold. Raises ValueError if nothing is left to choose.
     """
     check_choice(pages, sink_pages, recent_pages)
     batch, kv_heads, max_pages = scores.shape
-    lengths, logical = jnp.asarray(lengths), jnp.arange(max_pages)
+    page_table, lengths = whole(page_table), whole(lengths)
+    logical = jnp.arange(max_pages, dtype=jnp.int32)[None]
     count = -(-lengths // page_size)[:, None]  # pages in use; the last one is the current page
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
-    scores = jnp.where(forced[:, None], jnp.inf, scores)
+    scores = jnp.where(forced[:, None], jnp.inf, ranked(scores))
     scores = jnp.where((logical < count)[:, None], scores, -jnp.inf)
     _, order = jax.lax.top_k(scores, min(pages, max_pages))  # stable: ties go to the lower page, and to one in use
     order = jnp.sort(jnp.where(order < count[..., None], order, max_pages), axis=-1)
@@ -225,7 +232,8 @@ def paged_decode(
     log-sum-exp of the scaled scores `[batch, q_heads]`; an empty row gives 0 and -inf. Temporaries hold one pass of
     tokens, never the whole context.
     """
-    k_pages, v_pages, lengths = jnp.asarray(k_pages), jnp.asarray(v_pages), jnp.asarray(lengths)
+    k_pages, v_pages = jnp.asarray(k_pages), jnp.asarray(v_pages)
+    page_table, lengths = whole(page_table), whole(lengths)
     batch, q_heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     group = q_heads // kv_heads
@@ -233,16 +241,20 @@ def paged_decode(
         page_table = jnp.broadcast_to(page_table[:, None], (batch, kv_heads, page_table.shape[1]))
         lengths = jnp.broadcast_to(lengths[:, None], (batch, kv_heads))
     per_pass = max(1, PASS_TOKENS // page_size)
-    page_table = jnp.pad(page_table, ((0, 0), (0, 0), (0, -page_table.shape[2] % per_pass)), constant_values=-1)
+    padding = max(-(-page_table.shape[2] // per_pass), 1) * per_pass - page_table.shape[2]
+    page_table = jnp.pad(page_table, ((0, 0), (0, 0), (0, padding)), constant_values=-1)
     tokens = per_pass * page_size
+    first_token = jnp.arange(page_table.shape[2], dtype=jnp.int32)[None, None] * page_size
+    held = jnp.any((page_table >= 0) & (first_token < lengths[..., None]), axis=-1)[..., None]
     query = q.reshape(batch, kv_heads, group, head_dim).astype(jnp.float32)
     query = query * (head_dim**-0.5 if scale is None else scale)
-    heads = jnp.arange(kv_heads)[None, :, None]
+    heads = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+    place = jnp.arange(tokens, dtype=jnp.int32)[None, None]
 
     def one_pass(index, carry):
         top, total, out = carry
         ids = jax.lax.dynamic_slice_in_dim(page_table, index * per_pass, per_pass, axis=2)
-        inside = index * tokens + jnp.arange(tokens) < lengths[:, :, None]
+        inside = index * tokens + place < lengths[:, :, None]
         inside &= jnp.repeat(ids >= 0, page_size, axis=2)
         keys = k_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
         values = v_pages.at[heads, ids].get(mode="clip").reshape(batch, kv_heads, tokens, head_dim)
@@ -250,7 +262,7 @@ def paged_decode(
         scores = jnp.einsum("bhgd,bhtd->bhgt", query, keys.astype(jnp.float32), precision=EXACT)
         scores = jnp.where(inside[:, :, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-        anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)  # a row without a token yet: exp(-inf - 0) = 0, no NaN
+        anchor = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # a row without a token yet: exp(-inf - 0) = 0, no NaN
         weights = jnp.exp(scores - anchor[..., None])
         shrink = jnp.exp(top - anchor)
         total = total * shrink + jnp.sum(weights, axis=-1)
@@ -258,11 +270,12 @@ def paged_decode(
         return new_top, total, out
 
     rows = (batch, kv_heads, group)
-    start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
-    passes = jnp.minimum(-(-jnp.max(lengths) // tokens), page_table.shape[2] // per_pass)
+    float32 = functools.partial(jnp.full, dtype=jnp.float32)
+    start = (float32(rows, -jnp.inf), float32(rows, 0), float32((*rows, head_dim), 0))
+    start = varying_as(start, q, k_pages, v_pages, page_table, lengths)
+    passes = jnp.minimum(-(-jnp.max(lengths, initial=0) // tokens), page_table.shape[2] // per_pass)
     top, total, out = jax.lax.fori_loop(0, passes, one_pass, start)
-    out = jnp.where(total[..., None] > 0, out / jnp.where(total > 0, total, 1.0)[..., None], 0.0)
-    lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), -jnp.inf)
+    out, lse = softmax_end(out, top, total, held)
     return out.reshape(batch, q_heads, head_dim).astype(q.dtype), lse.reshape(batch, q_heads)
 
 
@@ -304,14 +317,17 @@ def merge_partials(
 ) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """Merges attention over disjoint sets of tokens by their log-sum-exps.
 
-    Returns `(out, lse)` of the union; parts that saw no token (-inf) count for nothing. The sum is taken in float32,
-    `out` is returned in `outs`' dtype.
+    Returns `(out, lse)` of the union. A part that saw no token (-inf) counts for nothing, whatever its `outs` hold; one
+    that is NaN makes the union NaN. The sum is taken in float32, `out` is returned in `outs`' dtype.
     """
+    outs, lses = jnp.asarray(outs), jnp.asarray(lses).astype(jnp.float32)
+    held = lses != -jnp.inf
     top = jnp.max(lses, axis=0)
-    anchor = jnp.where(top > -jnp.inf, top, 0.0)
-    weights = jnp.exp(lses - anchor)
+    anchor = jnp.where(top == -jnp.inf, 0.0, top)
+    weights = jnp.exp(lses - anchor[None])
     total = jnp.sum(weights, axis=0)
-    divisor = jnp.where(total > 0, total, 1.0)
-    out = jnp.einsum("pbhd,pbh->bhd", outs.astype(jnp.float32), weights / divisor, precision=EXACT)
-    lse = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+    divisor = jnp.where(jnp.any(held, axis=0), total, 1.0)
+    parts = jnp.where(held[..., None], outs, 0).astype(jnp.float32)
+    out = jnp.einsum("pbhd,pbh->bhd", parts, weights / divisor[None], precision=EXACT)
+    lse = jnp.where(jnp.any(held, axis=0), anchor + jnp.log(divisor), -jnp.inf)
     return out.astype(outs.dtype), lse

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -28,6 +28,8 @@ class PagedCache:
     head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, 2, head_dim]` where their kind,
     `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
 
+    `carried` is what the policy carries for each sequence over layers and steps: arrays `[kv_heads, rows, …]` by name.
+
     On a `mesh`, each device of its tensor axis holds its own KV heads (copies, where there are fewer; `kv_heads` counts
     them all), and each shard of the sequences its own `num_pages / shards` pages, whose ids count from 0.
     """
@@ -35,6 +37,7 @@ class PagedCache:
     k: tuple[KVPool, ...]
     v: tuple[KVPool, ...]
     summaries: tuple[jax.Array | None, ...]
+    carried: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     summary: str = dataclasses.field(default="mean", metadata={"static": True})
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -99,6 +102,18 @@ class PagedCache:
         whole = self.on_shards(copied, (rows, rows), pool_spec())((*self.k, *self.v), source, target)
         return dataclasses.replace(self, k=whole[: len(self.k)], v=whole[len(self.k) :])
 
+    def with_new_rows(self, chosen: Bool[Array, " rows"]) -> PagedCache:
+        """The cache with nothing carried yet in the chosen rows."""
+
+        def emptied(array: jax.Array) -> jax.Array:
+            return jnp.where(chosen.reshape(1, -1, *[1] * (array.ndim - 2)), jnp.zeros_like(array), array)
+
+        return dataclasses.replace(self, carried={name: emptied(array) for name, array in self.carried.items()})
+
+    def without_rows(self) -> PagedCache:
+        """The pages alone: nothing that is carried for a row."""
+        return dataclasses.replace(self, carried={})
+
     def on_shards(self, function: Callable, specs: tuple[PartitionSpec, ...], out: PartitionSpec) -> Callable:
         """`function(pools, *arguments)` on each device, on its own part; the function itself without a mesh.
 
@@ -148,13 +163,26 @@ def summary_layers(policy: AttentionPolicy, num_layers: int) -> frozenset[int]:
 
 
 def empty_cache(
-    policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+    policy: AttentionPolicy,
+    config: ModelConfig,
+    *,
+    num_pages: int,
+    dtype: DTypeLike,
+    rows: int | None = None,
+    mesh: Mesh | None = None,
 ) -> PagedCache:
-    """A cache as a policy needs it: pages of its size, and page summaries of its kind in sparse layers.
+    """A cache as a policy needs it: pages of its size, page summaries of its kind in sparse layers, and zeros for what
+    it carries in each of `rows` sequences.
 
-    On a mesh `num_pages` are those of all shards of the sequences (`sharding.row_shards`).
+    On a mesh `num_pages` and `rows` are those of all shards of the sequences (`sharding.row_shards`). Raises ValueError
+    if the policy carries something and `rows` is not given.
     """
-    return PagedCache.create(
+    carried = policy.carried(config.head_dim)
+    if carried and rows is None:
+        raise ValueError(f"{policy} carries something for each sequence: give empty_cache their number, rows")
+    kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, mesh)
+    device = NamedSharding(mesh, pool_spec()) if mesh else None
+    cache = PagedCache.create(
         config,
         num_pages=num_pages,
         page_size=policy.page_size,
@@ -163,3 +191,7 @@ def empty_cache(
         summary=policy.cache_summary or "mean",
         mesh=mesh,
     )
+    zeros = {
+        name: jnp.zeros((kv_heads, rows or 0, *shape), dtype, device=device) for name, (shape, dtype) in carried.items()
+    }
+    return dataclasses.replace(cache, carried=zeros)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
+from kinetics_kernels.numerics import varying_as
 
 from kinetics_jax.attention.cache import PagedCache, Pools, write_prompt
 from kinetics_jax.attention.heads import Heads, on_mesh
@@ -17,6 +20,7 @@ from kinetics_jax.padding import TILE, paged_tile
 EXACT = jax.lax.Precision.HIGHEST  # float32 products stay float32 on TPU and GPU too
 
 
+@jax.custom_jvp
 def causal_attention(
     q: Float[Array, "batch time heads head_dim"],
     k: Float[Array, "batch time kv_heads head_dim"],
@@ -24,11 +28,45 @@ def causal_attention(
 ) -> Float[Array, "batch time heads head_dim"]:
     """Causal grouped-query attention, scaled by head_dim ** -0.5, tile by tile with a running softmax in float32.
 
-    Tiles above the diagonal are skipped: the work is half of time², and scratch memory is linear in time.
+    Tiles above the diagonal are skipped: the work is half of time², and scratch memory is linear in time. Where it is
+    differentiated, `causal_attention_by_rows` takes its place.
     """
     tile = min(TILE, q.shape[1])
     keys, values = _tiled(k, tile), _tiled(v, tile)
     return _attend_in_tiles(q, lambda index: (keys[index], values[index]), k.shape[2], tile)
+
+
+def causal_attention_by_rows(
+    q: Float[Array, "batch time heads head_dim"],
+    k: Float[Array, "batch time kv_heads head_dim"],
+    v: Float[Array, "batch time kv_heads head_dim"],
+) -> Float[Array, "batch time heads head_dim"]:
+    """`causal_attention` within rounding, in both modes of differentiation: its only loop has a length known to jit.
+
+    A tile of queries meets all keys, those above the diagonal too; the backward pass computes its scores anew, so that
+    memory is linear in time.
+    """
+    batch, time, heads, head_dim = q.shape
+    kv_heads, tile = k.shape[2], min(TILE, q.shape[1])
+    keys, values = (jnp.swapaxes(x, 1, 2).astype(jnp.float32) for x in (k, v))  # [batch, kv_heads, time, head_dim]
+    queries = _tiled(q, tile).reshape(-1, batch, kv_heads, heads // kv_heads, tile, head_dim) * head_dim**-0.5
+    place = jnp.arange(queries.shape[0] * tile, dtype=jnp.int32).reshape(-1, tile)
+
+    @jax.checkpoint
+    def one_tile(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        tokens, places = rows
+        scores = jnp.einsum("bhgqd,bhkd->bhgqk", tokens, keys, precision=EXACT)
+        seen = jnp.arange(time, dtype=jnp.int32)[None] <= places[:, None]
+        weights = jax.nn.softmax(jnp.where(seen[None, None, None], scores, -jnp.inf))
+        return jnp.einsum("bhgqk,bhkd->bhgqd", weights, values, precision=EXACT)
+
+    out = jax.lax.map(one_tile, (queries, place))
+    return _untiled(out, time).astype(q.dtype)
+
+
+@causal_attention.defjvp
+def _causal_attention_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(causal_attention_by_rows, primals, tangents)
 
 
 def paged_causal_attention(
@@ -49,9 +87,9 @@ def paged_causal_attention(
 
     def tokens(pool: jax.Array, index: jax.Array) -> jax.Array:  # → [1, kv_heads, tile, head_dim] float32
         ids = jax.lax.dynamic_slice_in_dim(page_table, index * pages, pages)
-        stored = index * tile + jnp.arange(tile) < length  # free pages may hold NaN
+        stored = index * tile + jnp.arange(tile, dtype=jnp.int32) < length  # free pages may hold NaN
         read = pool.at[:, ids].get(mode="clip").reshape(kv_heads, tile, head_dim)
-        return jnp.where(stored[:, None], read, 0).astype(jnp.float32)[None]
+        return jnp.where(stored[None, :, None], read, 0).astype(jnp.float32)[None]
 
     return _attend_in_tiles(
         q, lambda index: (tokens(k_pages, index), tokens(v_pages, index)), kv_heads, tile, start // tile
@@ -63,6 +101,13 @@ def _tiled(x: jax.Array, tile: int) -> jax.Array:
     batch, time, heads, head_dim = x.shape
     x = jnp.pad(x, ((0, 0), (0, -time % tile), (0, 0), (0, 0))).astype(jnp.float32)
     return x.reshape(batch, -1, tile, heads, head_dim).transpose(1, 0, 3, 2, 4)
+
+
+def _untiled(x: jax.Array, time: int) -> jax.Array:
+    """`[tiles, batch, kv_heads, group, tile, head_dim]` → `[batch, time, heads, head_dim]`, without the padding."""
+    tiles, batch, kv_heads, group, tile, head_dim = x.shape
+    x = x.transpose(1, 0, 4, 2, 3, 5).reshape(batch, tiles * tile, kv_heads * group, head_dim)
+    return x[:, :time]
 
 
 def _attend_in_tiles(
@@ -80,7 +125,8 @@ def _attend_in_tiles(
     group = heads // kv_heads
     queries = _tiled(q, tile)  # [tiles, batch, heads, tile, head_dim]
     queries = queries.reshape(-1, batch, kv_heads, group, tile, head_dim) * head_dim**-0.5
-    row, column = jnp.arange(tile)[:, None], jnp.arange(tile)[None, :]
+    row = jnp.arange(tile, dtype=jnp.int32)
+    lower = (row[None, :] <= row[:, None])[None, None, None]
 
     def query_tile(index: jax.Array, tiles: jax.Array) -> jax.Array:
         place = first + index
@@ -89,7 +135,7 @@ def _attend_in_tiles(
             top, total, out = carry
             keys, values = keys_and_values(other)
             scores = jnp.einsum("bhgqd,bhkd->bhgqk", tiles[index], keys, precision=EXACT)
-            scores = jnp.where((other < place) | (column <= row), scores, -jnp.inf)
+            scores = jnp.where((other < place) | lower, scores, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
@@ -98,14 +144,14 @@ def _attend_in_tiles(
             return new_top, total, out
 
         rows = (batch, kv_heads, group, tile)
-        start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
-        _, total, out = jax.lax.fori_loop(0, place + 1, key_tile, start)
+        start = (jnp.full(rows, -jnp.inf, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros_like(tiles[index]))
+        start = varying_as(start, tiles, place)
+        _, total, out = jax.lax.fori_loop(jnp.zeros_like(place), place + 1, key_tile, start)
         return jax.lax.dynamic_update_index_in_dim(tiles, out / total[..., None], index, 0)
 
     # Each tile's output overwrites its queries: XLA would allocate a separate zeros buffer for every layer up front.
-    out = jax.lax.fori_loop(0, queries.shape[0], query_tile, queries)
-    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
-    return out[:, :time].astype(q.dtype)
+    out = jax.lax.fori_loop(np.int32(0), np.int32(queries.shape[0]), query_tile, queries)
+    return _untiled(out, time).astype(q.dtype)
 
 
 def full_attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None) -> tuple[jax.Array, None]:
@@ -132,7 +178,9 @@ def prefill_attend(pages: Int[Array, "*shards prompt_pages"], length: Int[Array,
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache):
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, pages, length):
             pools = write_prompt(pools, k[0], v[0], pages[0], length[0], cache.summary)
-            return causal_attention(q, k, v), pools
+            # Padding may hold NaN (a token that is never used), which a weight of 0 does not undo.
+            prompt = jnp.arange(v.shape[1], dtype=jnp.int32) < length[0]
+            return causal_attention(q, k, jnp.where(prompt[None, :, None, None], v, 0)), pools
 
         rows = pages.reshape(q.shape[0], -1), length.reshape(-1)
         out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)

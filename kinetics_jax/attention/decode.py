@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 from jaxtyping import Array, Int, Key
 from kinetics_kernels.backends import Backend
@@ -12,6 +14,8 @@ from kinetics_jax.attention.heads import Heads, on_mesh
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix, shared_prefix_decode
 from kinetics_jax.models.qwen3 import Attend
+
+Kept = tuple[Pools, dict[str, jax.Array]]  # of one layer, and what the policy carries
 
 
 def decode_attend(
@@ -40,7 +44,8 @@ def decode_attend(
         if shared is not None and cache.mesh is not None:
             raise ValueError("shared prefixes are for one device: the cache lies on a mesh")
 
-        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools, table, lengths, keys=None):
+        def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, kept: Kept, table, lengths, keys=None):
+            pools, carried = kept
             pools = ops.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary)
             k_pages, v_pages, summaries = pools
             step = DecodeStep(
@@ -54,20 +59,22 @@ def decode_attend(
                 page_table=table,
                 lengths=lengths,
                 keys=keys,
+                carried=carried,
                 first_kv_head=heads.first,
                 first_in_group=heads.within,
                 ops=ops,
             )
             if not policy.is_dense(layer):
-                out = policy.attend(step)
+                out, carried = policy.attend_and_carry(step)
             elif shared is not None:
                 out = shared_prefix_decode(q[:, 0], k_pages, v_pages, lengths, shared, backend=backend)
             else:
                 out = step.attend_all()
-            return out[:, None], pools
+            return out[:, None], (pools, carried)
 
         rows = (page_table, lengths, *([keys] if policy.needs_keys else []))
-        out, pools = on_mesh(cache.mesh, body, q, k, v, cache.pools(layer), *rows)
-        return out, cache.with_layer(layer, *pools)
+        kept = cache.pools(layer), cache.carried
+        out, (pools, carried) = on_mesh(cache.mesh, body, q, k, v, kept, *rows)
+        return out, dataclasses.replace(cache.with_layer(layer, *pools), carried=carried)
 
     return attend

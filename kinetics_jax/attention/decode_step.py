@@ -46,7 +46,8 @@ class DecodeStep:
 
     On a mesh all of it is one device's part. `queries` are those of its heads; `group_queries` those of all heads that
     share its KV heads, by which pages are chosen: more, where several devices hold copies of one KV head (its own begin
-    at `first_in_group`). `keys` are the rows' random keys for this token, None unless the policy `needs_keys`.
+    at `first_in_group`). `keys` are the rows' random keys for this token, None unless the policy `needs_keys`;
+    `carried` is what the policy carries, arrays `[kv_heads, batch, …]` by name.
     """
 
     layer: int
@@ -59,6 +60,7 @@ class DecodeStep:
     page_table: Int[Array, "batch max_pages"]  # physical ids, -1 unused
     lengths: Int[Array, " batch"]  # tokens, the step's own included; 0: an idle row
     keys: Key[Array, " batch"] | None
+    carried: dict[str, jax.Array]
     first_kv_head: jax.Array | int
     first_in_group: jax.Array | int
     ops: DecodeOps

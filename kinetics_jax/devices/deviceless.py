@@ -65,7 +65,7 @@ def memory_of(
     config, mesh = dataclasses.replace(config, name=""), _mesh(target, config, chips)
     graph, weights = abstract_model(config, dtype=jnp.dtype(dtype), mesh=mesh)
     most, num_pages = pool_pages(context, policy.page_size, batch)
-    cache = abstract_cache(policy, config, num_pages=num_pages, dtype=jnp.dtype(dtype), mesh=mesh)
+    cache = abstract_cache(policy, config, num_pages=num_pages, dtype=jnp.dtype(dtype), rows=batch, mesh=mesh)
     number = abstract_scalar(mesh)
     static: dict[str, Any] = {}
     if program == "decode":

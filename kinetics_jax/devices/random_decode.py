@@ -51,8 +51,11 @@ class RandomDecode:
         rng = np.random.default_rng(0)
         self.weights, self.context, self.clock = weights, context, clock
         pages = -(-(context + steps) // policy.page_size)
-        cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=batch * pages, dtype=dtype))
-        self.cache = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 1.0, dtype), cache)
+        shapes = {"num_pages": batch * pages, "dtype": dtype, "rows": batch}
+        cache = jax.eval_shape(lambda: empty_cache(policy, config, **shapes))
+        filled = jax.tree.map(lambda leaf: _normal(rng, leaf.shape, 1.0, dtype), cache.without_rows())
+        carried = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in cache.carried.items()}
+        self.cache = dataclasses.replace(filled, carried=carried)
         self.cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.cache))
         self.weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
         # Physical pages in random order, as an engine that has run for a while hands them out.

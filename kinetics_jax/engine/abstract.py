@@ -35,10 +35,16 @@ def abstract_model(
 
 
 def abstract_cache(
-    policy: AttentionPolicy, config: ModelConfig, *, num_pages: int, dtype: DTypeLike, mesh: Mesh | None = None
+    policy: AttentionPolicy,
+    config: ModelConfig,
+    *,
+    num_pages: int,
+    dtype: DTypeLike,
+    rows: int | None = None,
+    mesh: Mesh | None = None,
 ) -> PagedCache:
-    """`attention.cache.empty_cache` as shapes; `num_pages` are those of all shards."""
-    cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=num_pages, dtype=dtype, mesh=mesh))
+    """`attention.cache.empty_cache` as shapes; `num_pages` and `rows` are those of all shards."""
+    cache = jax.eval_shape(lambda: empty_cache(policy, config, num_pages=num_pages, dtype=dtype, rows=rows, mesh=mesh))
     return _all_placed(cache, NamedSharding(mesh, pool_spec()) if mesh else None)
 
 

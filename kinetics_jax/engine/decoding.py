@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import empty_cache
@@ -25,19 +27,22 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix, prefix_width, share_prefixes
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.capacity import SMALLER_POOL, bytes_per_page, describe_pool
+from kinetics_jax.engine.diagnosis import nonfinite_warning
 from kinetics_jax.engine.programs import (
     Resumed,
     Slots,
     Starts,
     decode_chunk,
+    load_carried,
     load_pages,
     prefill,
     prefill_chunk,
     resume_sample,
+    save_carried,
     save_pages,
     start_samples,
 )
-from kinetics_jax.engine.sampling import problem_hash, seed_key
+from kinetics_jax.engine.sampling import IDLE, problem_hash, seed_key
 from kinetics_jax.engine.schedule import Prompt, Request, Running, Schedule
 from kinetics_jax.padding import pages_for, prefill_size, prompt_shape, table_width
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, patience
@@ -49,7 +54,8 @@ PAGES_PER_COPY = 64  # of a sample on their way to the host or back
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """One finished sample: its token ids, the end token included, and why it ended: `stop` (it drew an end token),
-    `length` (it has max_tokens) or `repetition` (its last `Sampling.repetition_window` tokens repeat).
+    `length` (it has max_tokens), `repetition` (its last `Sampling.repetition_window` tokens repeat) or `nonfinite` (the
+    logits of its next token were not finite; it may have no token).
     """
 
     problem: str
@@ -87,6 +93,7 @@ class Setup:
     cache_dtype: DTypeLike
     backend: Backend | None
     mesh: Mesh | None
+    known_ids: Bool[Array, " vocab"] | None = None  # that may be drawn; None: all
 
     @property
     def shards(self) -> int:
@@ -102,10 +109,10 @@ class Setup:
     def draws(self) -> dict[str, Any]:
         """Static arguments of every program that draws tokens.
 
-        max_tokens and seed are traced values and repetition is checked on the host, so changing them must not
-        recompile.
+        max_tokens, seed and the ids that may be drawn are traced values and repetition is checked on the host, so
+        changing them must not recompile.
         """
-        sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0)
+        sampling = dataclasses.replace(self.sampling, max_tokens=1, seed=0, repetition_window=0, known_ids_only=False)
         return {"sampling": sampling, "eos": self.config.eos_token_ids}
 
     @property
@@ -195,12 +202,18 @@ class Decoding:
                     beside=self.schedules[0] if shard else None,
                 )
             )
+        self._warned = False
         self.seed = seed_key(setup.sampling.seed)
         self.slots = Slots.idle(slots, self.seed, setup.mesh)
         self.table = np.full((slots, job.table_width), -1, np.int32)
         try:
             self.cache = empty_cache(
-                setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, mesh=setup.mesh
+                setup.policy,
+                setup.config,
+                num_pages=job.num_pages,
+                dtype=setup.cache_dtype,
+                rows=slots,
+                mesh=setup.mesh,
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -223,11 +236,13 @@ class Decoding:
             running = [(schedule, *item) for schedule in self.schedules for item in schedule.running.items()]
             for schedule, slot, sample in running:
                 fresh = [int(first[slot])] if not sample.tokens else []
-                fresh += drawn[slot][drawn[slot] >= 0].tolist()
+                fresh += drawn[slot][drawn[slot] != IDLE].tolist()
                 sample.add(fresh)
-                new_tokens += len(fresh)
+                new_tokens += len(fresh) - sample.nonfinite
                 going[slot] &= not sample.repeats
                 if not going[slot]:
+                    if sample.nonfinite:
+                        self._warn_once(sample)
                     yield self._finished(schedule.finish(slot))
             if not np.array_equal(going, active):
                 self.slots = dataclasses.replace(self.slots, active=self._rows(going))
@@ -247,6 +262,7 @@ class Decoding:
             self._rows(self.table),
             jnp.int32(patience(setup.settings.slots) if waits else setup.settings.slots),
             shared_prefix(setup, self.job, self.schedules[0].running),
+            setup.known_ids,
             **setup.decodes,
         )
         first, drawn, active = jax.device_get((before.token, drawn, self.slots.active))
@@ -254,10 +270,10 @@ class Decoding:
         return first, drawn, active
 
     def _count(self, drawn: np.ndarray, waits: bool) -> None:
-        busy = drawn >= 0
+        busy = drawn != IDLE
         steps = int(np.any(busy, axis=0).sum())
         self.counts.steps += steps
-        self.counts.drawn += int(busy.sum())
+        self.counts.drawn += int((drawn >= 0).sum())
         if waits:
             self.counts.offered += steps * self.setup.settings.slots
             self.counts.busy += int(busy.sum())
@@ -274,18 +290,22 @@ class Decoding:
                 running = schedule.running[slot]
                 pages = running.pages[: pages_for(running.stored, schedule.page_size)]
                 saved = [jax.device_get(save_pages(self.cache, jnp.int32(shard), ids)) for ids in _page_groups(pages)]
+                carried = jax.device_get(save_carried(self.cache, jnp.int32(slot))) if self.cache.carried else {}
                 active = np.array(self.slots.active)
                 active[slot] = False
                 self.slots = dataclasses.replace(self.slots, active=self._rows(active))
-                schedule.preempt(slot, saved)
+                schedule.preempt(slot, (saved, carried))
                 self.counts.preempted += 1
 
     def _refill(self) -> None:
         """Lets preempted samples go on and waiting ones start, while there are slots and pages."""
         for shard, schedule in enumerate(self.schedules):
             for slot, running, places in schedule.resume():
-                for ids, saved in zip(_page_groups(places), running.saved, strict=True):
+                groups, carried = running.saved
+                for ids, saved in zip(_page_groups(places), groups, strict=True):
                     self.cache = load_pages(self.cache, jnp.int32(shard), ids, saved)
+                if carried:
+                    self.cache = load_carried(self.cache, jnp.int32(slot), carried)
                 running.saved = None
                 resumed = Resumed(
                     slot=jnp.int32(slot),
@@ -370,16 +390,26 @@ class Decoding:
             source=jnp.int32(prompt.pages[-1]),
             target=self._rows(target),
         )
-        self.cache, self.slots = start_samples(self.cache, self.slots, starts, **self.setup.draws)
+        self.cache, self.slots = start_samples(self.cache, self.slots, starts, self.setup.known_ids, **self.setup.draws)
+
+    def _warn_once(self, sample: Running) -> None:
+        """Warns of the run's first sample whose logits were not finite, and says where that began."""
+        if self._warned:
+            return
+        self._warned = True
+        where = f"problem {sample.request.problem!r}, sample {sample.sample}, token {len(sample.tokens)}"
+        tokens = [*sample.request.prompt, *sample.tokens]
+        warnings.warn(nonfinite_warning(self.setup.graph, self.setup.weights, tokens, where), stacklevel=3)
 
     def _finished(self, running: Running) -> Finished:
-        ended = running.tokens[-1] in self.setup.config.eos_token_ids
+        ended = not running.nonfinite and running.tokens[-1] in self.setup.config.eos_token_ids
+        unfinished = "nonfinite" if running.nonfinite else "repetition" if running.repeats else "length"
         return Finished(
             problem=running.request.problem,
             sample=running.sample,
             prompt_tokens=len(running.request.prompt),
             output_tokens=running.tokens,
-            finish_reason="stop" if ended else "repetition" if running.repeats else "length",
+            finish_reason="stop" if ended else unfinished,
             seconds=time.perf_counter() - running.began,
         )
 

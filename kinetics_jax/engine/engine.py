@@ -6,23 +6,28 @@ Prompts are prefilled once; their samples share the prompt's pages and fill a fi
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Bool
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.attention.shared_prefix import prefix_obstacle, sharing_chosen
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.engine.capacity import SMALLER_POOL, device_memory, pool_size, worst_case
 from kinetics_jax.engine.decoding import Decoding, Finished, Job, Setup, shared_prefix
 from kinetics_jax.engine.programs import decode_chunk
+from kinetics_jax.engine.prompts import prompt_ids
 from kinetics_jax.engine.schedule import Request
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import check_mesh, mesh_spelling
 
 
@@ -31,7 +36,8 @@ class Engine:
 
     `graph, weights` are `nnx.split(model)`; `backend` forces the kernels' backend. On a `mesh` (the model's) slots and
     pages are split among its shards: a sample decodes where its pages are, and a prompt is prefilled on each shard that
-    draws samples of it. It holds no run: any number may go on at once, each with a cache of its own. Raises MeshError
+    draws samples of it. `known_ids` are the ids that may be drawn, for `Sampling.known_ids_only`. It holds no run: any
+    number may go on at once, each with a cache of its own. Raises MeshError
     if the mesh does not divide the model, RequestError if it does not divide the slots.
     """
 
@@ -41,14 +47,25 @@ class Engine:
         weights: nnx.State,
         config: ModelConfig,
         *,
-        policy: AttentionPolicy,
+        policy: AttentionPolicy | str,
         sampling: Sampling,
         settings: EngineSettings = EngineSettings(),
         cache_dtype: DTypeLike = jnp.float32,
         backend: Backend | None = None,
         mesh: Mesh | None = None,
+        known_ids: Bool[np.ndarray, " vocab"] | None = None,
     ):
-        self.setup = Setup(graph, weights, config, policy, sampling, settings, cache_dtype, backend, mesh)
+        policy = as_policy(policy)
+        for name, value, kind in (("sampling", sampling, Sampling), ("settings", settings, EngineSettings)):
+            if not isinstance(value, kind):
+                article = "an" if kind is EngineSettings else "a"
+                raise RequestError(f"engine: {name} must be {article} {kind.__name__}, got {value!r:.60}")
+        if sampling.known_ids_only and known_ids is None:
+            raise RequestError(
+                "engine: known_ids_only needs known_ids, which LanguageModel.engine takes from its tokenizer"
+            )
+        known = None if known_ids is None else jnp.asarray(known_ids)
+        self.setup = Setup(graph, weights, config, policy, sampling, settings, cache_dtype, backend, mesh, known)
         if mesh is not None:
             check_mesh(mesh, config)
             if settings.slots % self.setup.shards:
@@ -80,7 +97,7 @@ class Engine:
         """Checks requests, and decides what is decided by all of them. Raises RequestError naming the first one that
         cannot be run; `began_sharing`: see `shares_prefix`.
         """
-        self._check_requests(requests)
+        requests = self._checked(requests)
         if not requests:
             return Job([], 0, 0, shared_prefix=False)
         setup = self.setup
@@ -130,42 +147,55 @@ class Engine:
             backend=setup.backend,
         )
 
-    def _check_requests(self, requests: Sequence[Request]) -> None:
+    def _checked(self, requests: Sequence[Request]) -> list[Request]:
+        """The requests with Python's own numbers."""
         setup = self.setup
         page_size, max_tokens = setup.policy.page_size, setup.sampling.max_tokens
         layers = setup.config.num_layers
         if (layer := setup.policy.missing_layer(layers)) is not None:
             raise RequestError(f"{setup.policy}: there is no layer {layer}; the model has {layers}")
+        vocab = setup.config.vocab_size
+        requests = [
+            dataclasses.replace(
+                request,
+                prompt=prompt_ids(f"problem {request.problem!r}", request.prompt, vocab),
+                samples=[whole_number(sample, "a sample's index", RequestError) for sample in request.samples],
+            )
+            for request in requests
+        ]
         if odd := [request for request in requests if len(set(request.samples)) < len(request.samples)]:
             raise RequestError(f"problem {odd[0].problem!r}: its samples {list(odd[0].samples)} name one twice")
         counts = collections.Counter(request.problem for request in requests)
         if repeated := [problem for problem, count in counts.items() if count > 1]:
             raise RequestError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
-        positions, vocab = setup.config.max_position_embeddings, setup.config.vocab_size
+        positions = setup.config.max_position_embeddings
         for request in requests:
             where, tokens = f"problem {request.problem!r}", len(request.prompt)
-            if not tokens:
-                raise RequestError(f"{where}: the prompt holds no token")
-            if not (min(request.prompt) >= 0 and max(request.prompt) < vocab):
-                raise RequestError(f"{where}: token ids must lie in 0 … {vocab - 1}")
+            if tokens >= positions:
+                raise RequestError(
+                    f"{where}: {tokens} prompt tokens leave none of the model's {positions} positions to an answer; "
+                    "shorten the prompt"
+                )
             if tokens + max_tokens > positions:
                 raise RequestError(
                     f"{where}: {tokens} prompt tokens and max_tokens {max_tokens} exceed the model's {positions} "
-                    "positions; lower max_tokens"
+                    f"positions; lower max_tokens to {positions - tokens} at most"
                 )
             worst, num_pages = worst_case(tokens + max_tokens, page_size), setup.settings.num_pages
             if num_pages is not None and num_pages // setup.shards < worst:
                 each = f" on each of {setup.shards} shards" if setup.shards > 1 else ""
+                fits = num_pages // setup.shards >= worst_case(tokens + 1, page_size)
                 raise RequestError(
                     f"{where}: {num_pages // setup.shards} pages of {page_size} tokens{each} cannot hold its "
-                    f"{worst}; raise num_pages or lower max_tokens"
+                    f"{worst}; raise num_pages{' or lower max_tokens' if fits else ''}"
                 )
+        return requests
 
     def _check_backend(self, job: Job) -> None:
         """Traces a decode step, so that a forced backend refuses what it cannot do before anything is computed."""
         setup, slots = self.setup, self.setup.settings.slots
         cache = abstract_cache(
-            setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, mesh=setup.mesh
+            setup.policy, setup.config, num_pages=job.num_pages, dtype=setup.cache_dtype, rows=slots, mesh=setup.mesh
         )
         try:
             decode_chunk.eval_shape(
@@ -176,6 +206,7 @@ class Engine:
                 abstract_rows((slots, job.table_width), setup.mesh),
                 abstract_scalar(setup.mesh),
                 shared_prefix(setup, job, {}),
+                setup.known_ids,
                 **setup.decodes,
             )
         except NotImplementedError as error:

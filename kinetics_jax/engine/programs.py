@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
@@ -19,7 +20,7 @@ from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.shared_prefix import SharedPrefix
-from kinetics_jax.engine.sampling import sample_keys, sample_tokens
+from kinetics_jax.engine.sampling import IDLE, NONFINITE, sample_keys, sample_tokens
 from kinetics_jax.settings import Sampling
 from kinetics_jax.sharding.mesh import AXES, ROWS, constrained, pool_spec, rows_sharding, rows_spec
 
@@ -100,7 +101,7 @@ def prefill(
     logits have a row for each.
     """
     model = nnx.merge(graph, weights)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     hidden, cache = model(tokens, positions, prefill_attend(pages, length), cache)
     return cache, model.logits(_token_at(hidden, length - 1))
 
@@ -124,7 +125,7 @@ def prefill_chunk(
     """
     model = nnx.merge(graph, weights)
     time = tokens.shape[1]
-    positions = jnp.broadcast_to(start + jnp.arange(time), tokens.shape)
+    positions = jnp.broadcast_to(start + jnp.arange(time, dtype=jnp.int32)[None], tokens.shape)
     hidden, cache = model(tokens, positions, prefill_chunk_attend(page_table, start, length), cache)
     return cache, model.logits(_token_at(hidden, jnp.minimum(length - start, time) - 1))
 
@@ -138,24 +139,40 @@ def _token_at(hidden: jax.Array, place: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos"), donate_argnames=("cache",))
 def start_samples(
-    cache: PagedCache, slots: Slots, starts: Starts, *, sampling: Sampling, eos: tuple[int, ...]
+    cache: PagedCache,
+    slots: Slots,
+    starts: Starts,
+    known_ids: Bool[Array, " vocab"] | None = None,
+    *,
+    sampling: Sampling,
+    eos: tuple[int, ...],
 ) -> tuple[PagedCache, Slots]:
-    """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each."""
+    """Starts samples of one prompt in their slots: copies its partial page to each, draws the first token of each
+    (NONFINITE where the logits are not finite: that sample does not decode).
+    """
     rows, chosen, logits = slots.token.shape[0], starts.chosen, starts.logits
-    cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target)
+    cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target).with_new_rows(chosen)
     keys = sample_keys(starts.seed, starts.problem, starts.samples)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
-    first = _draw(each.reshape(rows, -1), keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
+    each = _allowed(each.reshape(rows, -1), known_ids)
+    first = _draw(each, keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
     started = Slots(
         token=jnp.where(chosen, first, slots.token),
         stored=jnp.where(chosen, starts.length, slots.stored),
         produced=jnp.where(chosen, 1, slots.produced),
         limit=jnp.where(chosen, starts.limit, slots.limit),
-        active=jnp.where(chosen, ~_is_end(first, eos) & (starts.limit > 1), slots.active),
+        active=jnp.where(chosen, _goes_on(first, eos) & (starts.limit > 1), slots.active),
         key=jnp.where(chosen, keys, slots.key),
         mesh=slots.mesh,
     )
     return cache, started.in_place()
+
+
+def _allowed(logits: jax.Array, known_ids: jax.Array | None) -> jax.Array:
+    """Logits `[rows, vocab]`, -inf for ids that may not be drawn. A row that is not finite stays so."""
+    if known_ids is None:
+        return logits
+    return jnp.where(known_ids[None] | jnp.isnan(logits) | (logits == jnp.inf), logits, -jnp.inf)
 
 
 def _draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling, mesh: Mesh | None) -> jax.Array:
@@ -179,6 +196,7 @@ def decode_chunk(
     page_table: Int[Array, "slots max_pages"],
     patience: Int[Array, ""],
     shared: SharedPrefix | None = None,
+    known_ids: Bool[Array, " vocab"] | None = None,
     *,
     policy: AttentionPolicy,
     sampling: Sampling,
@@ -189,15 +207,16 @@ def decode_chunk(
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
     `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
-    is a scalar int32. `shared`, `backend`: see decode_attend. Returns the cache, the slots and the tokens drawn,
-    `[slots, chunk]` int32, -1 where a slot was not active.
+    is a scalar int32. `shared`, `backend`: see decode_attend; `known_ids` are those that may be drawn, None: all.
+    Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, IDLE where a slot was not active,
+    NONFINITE where its logits were not finite.
     """
     model = nnx.merge(graph, weights)
-    began = jnp.sum(slots.active)
+    began = jnp.sum(slots.active, dtype=jnp.int32)
 
     def running(carry) -> jax.Array:
         step, _, slots, _ = carry
-        left = jnp.sum(slots.active)
+        left = jnp.sum(slots.active, dtype=jnp.int32)
         return (step < chunk) & (left > 0) & (began - left < patience)
 
     def one_step(carry):
@@ -206,21 +225,23 @@ def decode_chunk(
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
         attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
         hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
-        token = _draw(model.logits(hidden[:, 0]), slots.key, slots.produced, sampling, slots.mesh)
+        logits = _allowed(model.logits(hidden[:, 0]), known_ids)
+        token = _draw(logits, slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
-        produced = slots.produced + slots.active
-        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, -1))
+        drew = slots.active.astype(jnp.int32)
+        produced = slots.produced + drew
+        drawn = drawn.at[:, step].set(jnp.where(slots.active, token, IDLE))
         slots = dataclasses.replace(
             slots,
             token=token,
-            stored=slots.stored + slots.active,
+            stored=slots.stored + drew,
             produced=produced,
-            active=slots.active & ~_is_end(token, eos) & (produced < slots.limit),
+            active=slots.active & _goes_on(token, eos) & (produced < slots.limit),
         )
         return step + 1, cache, slots.in_place(), drawn
 
-    drawn = constrained(jnp.full((slots.token.shape[0], chunk), -1, jnp.int32), slots.mesh, ROWS)
-    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (0, cache, slots, drawn))
+    drawn = constrained(jnp.full((slots.token.shape[0], chunk), IDLE, jnp.int32), slots.mesh, ROWS)
+    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (np.int32(0), cache, slots, drawn))
     return cache, slots, drawn
 
 
@@ -230,6 +251,7 @@ def save_pages(cache: PagedCache, shard: Int[Array, ""], pages: Int[Array, " cou
 
     `shard` (scalar int32) is the one whose pages they are, 0 where there is no mesh.
     """
+    cache = cache.without_rows()
     if cache.mesh is None:
         return tuple(jax.tree.leaves(jax.tree.map(lambda pool: pool.at[:, pages].get(mode="clip"), cache)))
 
@@ -259,9 +281,23 @@ def load_pages(
 
         return jax.tree.map(write_pool, cache, saved)
 
-    whole = PartitionSpec()
+    whole, stored = PartitionSpec(), cache.without_rows()
     on_shards = cache.on_shards(written, (whole, whole, PartitionSpec("tensor")), pool_spec())
-    return on_shards(cache, shard, pages, jax.tree.unflatten(jax.tree.structure(cache), saved))
+    loaded = on_shards(stored, shard, pages, jax.tree.unflatten(jax.tree.structure(stored), saved))
+    return dataclasses.replace(loaded, carried=cache.carried)
+
+
+@jax.jit
+def save_carried(cache: PagedCache, slot: Int[Array, ""]) -> dict[str, jax.Array]:
+    """What the policy carries for a slot's sequence: arrays `[kv_heads, …]` by name."""
+    return {name: array[:, slot] for name, array in cache.carried.items()}
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def load_carried(cache: PagedCache, slot: Int[Array, ""], saved: dict[str, jax.Array]) -> PagedCache:
+    """Writes what `save_carried` returned to another slot."""
+    carried = {name: array.at[:, slot].set(saved[name]) for name, array in cache.carried.items()}
+    return dataclasses.replace(cache, carried=carried)
 
 
 @jax.jit
@@ -281,5 +317,6 @@ def resume_sample(slots: Slots, resumed: Resumed) -> Slots:
     return running.in_place()
 
 
-def _is_end(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
-    return jnp.isin(token, jnp.array(eos, jnp.int32))
+def _goes_on(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+    """Whether a sample goes on behind a token: not behind an end token, nor where there was none to draw."""
+    return ~jnp.isin(token, jnp.array((*eos, NONFINITE), jnp.int32))

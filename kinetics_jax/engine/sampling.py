@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from kinetics_jax.settings import Sampling
 
+IDLE, NONFINITE = -1, -2  # in place of a token: nothing was drawn; the logits were not finite
+
 
 def problem_hash(problem: str) -> int:
     """32 bits of BLAKE2b of a problem's id: what its samples' keys are folded from."""
@@ -92,9 +94,16 @@ def sample_tokens(
     positions: Int[Array, " batch"],
     sampling: Sampling,
 ) -> Int[Array, " batch"]:
-    """One token per row: the largest logit when greedy, else a Gumbel draw with the key of its output position."""
+    """One token per row: the largest logit when greedy, else a Gumbel draw with the key of its output position.
+
+    NONFINITE for a row that says nothing: one with NaN or +inf, or with -inf alone. Single logits of -inf are legal.
+    """
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    filtered = filter_logits(logits, sampling)
-    token_keys = jax.vmap(jax.random.fold_in)(keys, positions)
-    return jax.vmap(jax.random.categorical)(token_keys, filtered).astype(jnp.int32)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the first NaN, where there is one
+        best = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    else:
+        filtered = filter_logits(logits, sampling)
+        token_keys = jax.vmap(jax.random.fold_in)(keys, positions)
+        token = jax.vmap(jax.random.categorical)(token_keys, filtered).astype(jnp.int32)
+        best = jnp.max(logits, axis=-1)
+    return jnp.where(jnp.isfinite(best), token, NONFINITE)

@@ -19,6 +19,7 @@ import numpy as np
 
 from kinetics_jax.engine.pages import PageAllocator
 from kinetics_jax.engine.repetition import RepetitionWatch
+from kinetics_jax.engine.sampling import NONFINITE
 from kinetics_jax.padding import pages_for
 
 
@@ -43,7 +44,7 @@ class Prompt:
 @dataclasses.dataclass
 class Running:
     """A sample that has begun: its pages so far, its tokens so far. `age` counts samples in the order they began,
-    `began` is the time; `saved` is the copy of its pages while it is preempted.
+    `began` is the time; `saved` is the copy of its pages while it is preempted; `nonfinite`: no token could be drawn.
     """
 
     request: Request
@@ -54,6 +55,7 @@ class Running:
     tokens: list[int] = dataclasses.field(default_factory=list)
     repetition: RepetitionWatch | None = None
     repeats: bool = False
+    nonfinite: bool = False
     saved: Any = None
 
     @property
@@ -62,9 +64,12 @@ class Running:
         return len(self.request.prompt) + max(len(self.tokens) - 1, 0)
 
     def add(self, tokens: list[int]) -> None:
-        """Appends new tokens; those after the point where the sample repeats are dropped."""
+        """Appends new tokens; those after the point where the sample repeats are dropped. NONFINITE is none of them."""
+        failed = bool(tokens) and tokens[-1] == NONFINITE
+        tokens = tokens[:-1] if failed else tokens
         kept = self.repetition.feed(tokens) if self.repetition else None
         self.repeats = kept is not None
+        self.nonfinite = failed and not self.repeats
         self.tokens += tokens[:kept]
 
 

@@ -42,7 +42,7 @@ def rope_table(
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling:
         frequencies = llama3_frequencies(frequencies, scaling)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -67,7 +67,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
 
 
 class RMSNorm(nnx.Module):
@@ -80,7 +80,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*rows size"]) -> Float[Array, "*rows size"]:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return self.weight[...] * wide.astype(x.dtype)
+        return jnp.expand_dims(self.weight[...], range(x.ndim - 1)) * wide.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -160,9 +160,9 @@ def sorted_places(groups: Int[Array, " rows"], count: int) -> tuple[Int[Array, "
 
     Counted, not sorted: a sort of many rows can be compiled for a GPU only on a machine that has one.
     """
-    seen = jnp.cumsum(groups[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+    seen = jnp.cumsum(groups[:, None] == jnp.arange(count, dtype=jnp.int32)[None], axis=0, dtype=jnp.int32)
     sizes = seen[-1]
-    before = jnp.cumsum(sizes) - sizes
+    before = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
     return before[groups] + jnp.take_along_axis(seen, groups[:, None], axis=1)[:, 0] - 1, sizes
 
 
@@ -211,7 +211,8 @@ class MixtureOfExperts(nnx.Module):
         group_sizes: Int[Array, " experts"],
     ) -> Float[Array, "tokens hidden"]:
         """The same for pairs of token and expert that go to `place` when sorted by expert, through these experts."""
-        pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size))  # of token and choice, by expert
+        # Pairs of token and choice, by expert.
+        pairs = jnp.zeros_like(place).at[place].set(jnp.arange(place.size, dtype=jnp.int32))
         rows = through(tokens[pairs // self.chosen], group_sizes)
         back = rows[place].reshape(-1, self.chosen, tokens.shape[1])
         return jnp.sum(weights[..., None] * back.astype(jnp.float32), axis=1)
@@ -238,7 +239,8 @@ class MixtureOfExperts(nnx.Module):
             def through(x: jax.Array, group_sizes: jax.Array) -> jax.Array:
                 inner = jax.nn.silu(grouped_matmul(x, gate, group_sizes)) * grouped_matmul(x, up, group_sizes)
                 out = grouped_matmul(inner, down, group_sizes)
-                return jnp.where((jnp.arange(out.shape[0]) < jnp.sum(group_sizes))[:, None], out, 0)
+                grouped = jnp.arange(out.shape[0], dtype=jnp.int32) < jnp.sum(group_sizes, dtype=jnp.int32)
+                return jnp.where(grouped[:, None], out, 0)
 
             return jax.lax.psum(self._summed(through, tokens, weights, place, group_sizes), ("expert", "tensor"))
 
@@ -324,14 +326,20 @@ class Qwen3(nnx.Module):
         positions: Int[Array, "batch time"],
         attend: Attend,
         state: Any = None,
+        watch: Callable[[jax.Array], None] = lambda x: None,
     ) -> tuple[Float[Array, "batch time hidden"], Any]:
-        """Hidden states after the last norm, and the state that `attend` threaded through the layers."""
+        """Hidden states after the last norm, and the state that `attend` threaded through the layers.
+
+        `watch` is called, while tracing, with the residual stream after the embedding and after each layer.
+        """
         x = self.embed_tokens(tokens)
+        watch(x)
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         rows = None if self.mesh is None else rows_spec(self.mesh, tokens.shape[0])
         for index, layer in enumerate(self.layers):
             x, state = layer(x, cos, sin, index, attend, state)
             x = constrained(x, self.mesh, rows)  # else a layer may be laid out to suit a later one
+            watch(x)
         return self.norm(x), state
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:

@@ -26,7 +26,7 @@ SCHEMA = 1
 # Where a run was made, not what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
-LATER_SETTINGS = {"repetition_window": 0}
+LATER_SETTINGS = {"repetition_window": 0, "known_ids_only": False}
 LATER_FIELDS = {"prefill_chunk": 2048}  # of run.json; earlier runs prefilled whole, as prompts up to this still are
 RECORD_TYPES: dict[str, Any] = {
     "problem": str,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from test_carried_state import ByCount
 from test_gguf import write_gguf
 from tiny import MOE, tiny_config, tiny_prompts, tiny_tensors, write_checkpoint
 
@@ -101,6 +102,20 @@ def test_8_devices_give_what_one_gives(changes, mesh, policy, tmp_path):
         assert compiled == []
     finally:
         jax.monitoring.clear_event_listeners()
+
+
+@eight_devices
+def test_8_devices_carry_what_one_carries(tmp_path):
+    """What a policy carries lies with the KV heads and sequences that it is of; samples are preempted on the way."""
+    path = write_checkpoint(tmp_path, tiny_config(**FEW_KV | {"num_hidden_layers": 2}), seed=5)
+    prompts = [prompt[:9] for prompt in tiny_prompts(5, first=9)]
+    requests = [Request(str(number), prompt, range(2)) for number, prompt in enumerate(prompts)]
+    greedy = kj.Sampling(temperature=0, max_tokens=24)
+    expected, _ = stream(kj.load(path, dtype="float32"), requests, ByCount(), greedy, slots=4)
+    many = kj.load(path, dtype="float32", mesh="data=2,tensor=4")
+    found, decoding = stream(many, requests, ByCount(), greedy, slots=4, chunk=6, num_pages=26)
+    assert found == expected
+    assert decoding.counts.preempted > 0
 
 
 @eight_devices

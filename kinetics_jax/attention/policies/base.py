@@ -7,6 +7,7 @@ other module asks which policy it has. docs/attention.md explains the terms, CON
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from kinetics_jax.attention.policies.counts import (
     sum_steps,
 )
 from kinetics_jax.errors import UserError
-from kinetics_jax.settings import MAX_TOKENS
+from kinetics_jax.settings import MAX_TOKENS, whole_number
 
 if TYPE_CHECKING:
     import jax
@@ -66,11 +67,23 @@ class AttentionPolicy:
         """Vectors of head_dim elements that an engine keeps for a page and KV head."""
         return 0
 
+    # What it carries for each sequence over layers and steps.
+
+    def carried(self, head_dim: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Arrays by name: their shape for a sequence and KV head, and their dtype. All begin as zeros."""
+        return {}
+
     # Its decode rule.
 
     def attend(self, step: DecodeStep) -> jax.Array:
         """Attention `[batch, heads, head_dim]` of one decode step in a sparse layer, from what `step` offers."""
         raise NotImplementedError(f"{self.kind} has no decode rule")
+
+    def attend_and_carry(self, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`attend`, and what `step.carried` becomes, of the same shapes: the next sparse layer is given it, after the
+        last one the next step's first. A policy that carries something writes this instead.
+        """
+        return self.attend(step), step.carried
 
     # What it costs, in counts per KV head of one sparse layer.
 
@@ -159,14 +172,26 @@ class AttentionPolicy:
 
 
 def check_settings(policy: Any) -> None:
-    """Sorts a policy's `dense_layers`, which are a set. Raises PolicyError for a number beyond any context."""
+    """Makes a policy's numbers Python's own and sorts its `dense_layers`, which are a set.
+
+    Raises PolicyError for a value of another type than its field's, and for a number beyond any context.
+    """
     for field in dataclasses.fields(policy):
-        value = getattr(policy, field.name)
-        if isinstance(value, int) and value > MAX_TOKENS:
-            raise PolicyError(f"{policy.kind}: {field.name} must be at most {MAX_TOKENS}, got {value}")
-    if any(layer < 0 for layer in policy.dense_layers):
-        raise PolicyError(f"{policy.kind}: dense_layers counts from 0, got {policy.dense_layers}")
-    object.__setattr__(policy, "dense_layers", tuple(sorted(set(policy.dense_layers))))
+        value, where = getattr(policy, field.name), f"{policy.kind}: {field.name}"
+        if field.type == "int":
+            value = whole_number(value, where, PolicyError)
+            if value > MAX_TOKENS:
+                raise PolicyError(f"{where} must be at most {MAX_TOKENS}, got {value}")
+        elif field.type == "str" and not isinstance(value, str):
+            raise PolicyError(f"{where} must be a name, got {value!r:.40}")
+        elif field.type == "tuple[int, ...]":
+            if isinstance(value, str) or not hasattr(value, "__iter__"):
+                raise PolicyError(f"{where} must be a list of layers, as in (0, 1), got {value!r:.40}")
+            layers = {whole_number(layer, f"{where}: a layer", PolicyError) for layer in value}
+            if min(layers, default=0) < 0:
+                raise PolicyError(f"{where} counts from 0, got {min(layers)}")
+            value = tuple(sorted(layers))
+        object.__setattr__(policy, field.name, value)
 
 
 def _spell(value: Any) -> str:

@@ -34,6 +34,7 @@ class BlockPolicy(AttentionPolicy):
     implied: ClassVar[tuple[str, ...]] = ("pages",)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.page_size < 1:
             raise PolicyError(f"{self.kind}: page_size must be at least 1, got {self.page_size}")
         if not self.pages and not self.budget:
@@ -61,7 +62,6 @@ class BlockPolicy(AttentionPolicy):
                 f"{self.kind}: {pages} pages leave none to choose beside {self.sink_pages} sink and "
                 f"{self.recent_pages} recent ones; the least is pages={least} (budget={least * self.page_size})"
             )
-        check_settings(self)
         object.__setattr__(self, "pages", pages)
         object.__setattr__(self, "budget", pages * self.page_size)
 

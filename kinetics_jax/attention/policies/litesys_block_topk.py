@@ -37,10 +37,10 @@ class LiteSysBlockTopK(TokenPolicy):
     sink_tokens: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name, least in (("pages", 1), ("page_size", 1), ("local", 0)):
             if getattr(self, name) < least:
                 raise PolicyError(f"{self.kind}: {name} must be at least {least}, got {getattr(self, name)}")
-        check_settings(self)
 
     @property
     def nominal_budget(self) -> int:

@@ -56,6 +56,15 @@ def parse_policy(text: str) -> AttentionPolicy:
     return policy(**values)
 
 
+def as_policy(attention: Any) -> AttentionPolicy:
+    """A policy, or what a spelling names. Raises PolicyError for anything else."""
+    if isinstance(attention, str):
+        return parse_policy(attention)
+    if not isinstance(attention, AttentionPolicy):
+        raise PolicyError(f"attention must be a policy or its spelling, as in 'dense', got {attention!r:.60}")
+    return attention
+
+
 def slug(policy: AttentionPolicy) -> str:
     """The spelling as a file name: `block_topk-budget32-page_size2`."""
     return re.sub(r"[:,]", "-", str(policy)).replace("=", "").replace("+", "_")

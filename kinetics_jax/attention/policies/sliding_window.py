@@ -28,6 +28,7 @@ class SlidingWindow(TokenPolicy):
     spelled: ClassVar[tuple[str, ...]] = ("budget",)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.budget < 1:
             raise PolicyError(f"{self.kind}: give budget= (tokens), at least 1, got {self.budget}")
         if self.sink_tokens < 0:
@@ -37,7 +38,6 @@ class SlidingWindow(TokenPolicy):
                 f"{self.kind}: budget {self.budget} leaves no window beside {self.sink_tokens} sink tokens; the least "
                 f"is budget={self.sink_tokens + 1}"
             )
-        check_settings(self)
 
     def mask(
         self, logits: Float[Array, "batch heads time"], lengths: Int[Array, " batch"], kv_heads: int

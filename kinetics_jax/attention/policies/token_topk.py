@@ -31,9 +31,9 @@ class TokenTopK(TokenPolicy):
     spelled: ClassVar[tuple[str, ...]] = ("budget",)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.budget < 1:
             raise PolicyError(f"{self.kind}: give budget= (tokens), at least 1, got {self.budget}")
-        check_settings(self)
 
     def mask(
         self, logits: Float[Array, "batch heads time"], lengths: Int[Array, " batch"], kv_heads: int

@@ -119,10 +119,15 @@ def _append(
 
         zeros, infinite = jnp.zeros(dims.shape, jnp.float32), jnp.full(dims.shape, jnp.inf, jnp.float32)
         if summary == "min_max":
-            vectors = over_tiles(
-                lambda c, k: (jnp.minimum(c[0], jnp.min(k, axis=0)), jnp.maximum(c[1], jnp.max(k, axis=0))),
-                (infinite, -infinite),
+            *vectors, odd = over_tiles(
+                lambda c, k: (
+                    jnp.minimum(c[0], jnp.min(k, axis=0)),
+                    jnp.maximum(c[1], jnp.max(k, axis=0)),
+                    c[2] + jnp.sum(jnp.where(k == k, 0.0, k), axis=0),  # NaN, which Triton's minimum passes over
+                ),
+                (infinite, -infinite, zeros),
             )
+            vectors = [jnp.where(odd == 0, vector, odd) for vector in vectors]
         else:
             mean = over_tiles(lambda c, k: c + jnp.sum(k, axis=0), zeros) / page_size
             vectors = (mean,)

@@ -197,7 +197,7 @@ def _attend(
     plgpu.commit_smem()
 
     def one_tile(index, carry):
-        top, total, out, missing = carry
+        top, total, out, held, missing = carry
         slot, later = index % stages, index + stages
         pages = pages_of(later)  # known by the time that this tile's memory is free
         left = length - (first + index) * TOKENS
@@ -215,10 +215,10 @@ def _attend(
         def _():
             fetch(k_ref, k_tiles, k_arrived, later, pages)
 
-        held = lax.broadcast_in_dim(inside(plgpu.Layout.WGMMA.reduce(0)), scores.shape, (1,))
-        scores = jnp.where(held > 0, scores * scale, -jnp.inf)
+        here = lax.broadcast_in_dim(inside(plgpu.Layout.WGMMA.reduce(0)), scores.shape, (1,))
+        scores = jnp.where(here > 0, scores * scale, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
-        anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)  # no token yet: exp2(-inf - 0) = 0, no NaN
+        anchor = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # no token yet: exp2(-inf - 0) = 0, no NaN
         weights = jnp.exp2(scores - _across(anchor, TOKENS))
         shrink = jnp.exp2(top - anchor)
         total = total * shrink + jnp.sum(weights, axis=1)
@@ -239,10 +239,11 @@ def _attend(
         def _():
             fetch(v_ref, v_tiles, v_arrived, later, pages)
 
-        return new_top, total, out, [*missing[1:], missing_of(pages)]
+        begun = (jnp.int32(1) << pl.cdiv(jnp.minimum(left, TOKENS), chunk)) - 1  # a bit for each copy with tokens
+        return new_top, total, out, held | (begun & ~missing[0]), [*missing[1:], missing_of(pages)]
 
     by_row = plgpu.Layout.WGMMA.reduce(1)
-    top, total, out, _ = lax.fori_loop(
+    top, total, out, held, _ = lax.fori_loop(
         0,
         count,
         one_tile,
@@ -250,12 +251,15 @@ def _attend(
             plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), -jnp.inf, jnp.float32), by_row),
             plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS,), jnp.float32), by_row),
             plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS, head_dim), jnp.float32), plgpu.Layout.WGMMA),
+            jnp.int32(0),  # not 0 once there was a token
             missing,
         ),
     )
-    divisor = jnp.where(total > 0, total, 1.0)
+    divisor = jnp.where(lax.broadcast(held, total.shape) != 0, total, 1.0)
     out_rows[...] = (out / _across(divisor, head_dim)).astype(out_rows.dtype)
-    lse_rows[...] = jnp.where(total > 0, top / LOG2_E + jnp.log(divisor), -jnp.inf)
+    lse = top / LOG2_E + jnp.log(divisor)  # -inf without a token
+    # As in numerics.softmax_end; of several parts the merge decides.
+    lse_rows[...] = jnp.where(divisor == 0.0, jnp.nan, lse) if splits == 1 else lse
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out_rows.at[pl.ds(0, group)], out_ref.at[part, row])
     for member in range(group):
@@ -291,18 +295,21 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
         head = lax.axis_index("head")
         parts = [lses_ref[part, head] for part in range(splits)]  # scalars
         top = functools.reduce(jnp.maximum, parts)
-        anchor = jnp.where(top > -jnp.inf, top, 0.0)
+        anchor = jnp.where(top == -jnp.inf, 0.0, top)
         weights = [jnp.exp(lse - anchor) for lse in parts]
         total = sum(weights)
-        divisor = jnp.where(total > 0, total, 1.0)
+        divisor = jnp.where(total == 0.0, 1.0, total)
         # One element a thread; 64 are fewer than the threads, which then hold copies.
         layout = plgpu.Layout.WG_STRIDED((128,), vec_size=1) if head_dim == 128 else plgpu.Layout.WGMMA.reduce(0)
         rows = [_load(outs_ref.at[part, head], layout) for part in range(splits)]
+        # A part without weight holds NaN if all its scores are -inf. If no part weighs anything, that is the result.
+        dropped = [(lse == -jnp.inf) & (total != 0.0) for lse in parts]
+        rows = [jnp.where(lax.broadcast(drop, row.shape), 0.0, row) for drop, row in zip(dropped, rows, strict=True)]
         out = sum(row * weight for row, weight in zip(rows, weights, strict=True)) / divisor
         out_row[...] = out.astype(out_row.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out_row, out_ref.at[head])
-        lse_ref[head] = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+        lse_ref[head] = jnp.where(total == 0.0, outs_ref[0, head, 0] - jnp.inf, anchor + jnp.log(divisor))
         plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(

@@ -212,23 +212,24 @@ def _kernel(
         inside = jax.lax.fori_loop(0, jnp.where(missing > 0, used, 0), without_missing, inside)
         keys = k_buffer[slot].reshape(heads, tokens, head_dim).astype(dtype)
         values = v_buffer[slot].reshape(heads, tokens, head_dim).astype(dtype)
-        top, total, out = carry
+        top, total, out, held = carry
         scores = _dot("hgd,htd->hgt", query, keys) * scale
         scores = jnp.where(inside > 0, scores, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)
+        anchor = jnp.where(new_top == -jnp.inf, 0.0, new_top)
         weights = jnp.exp(scores - anchor)
         shrink = jnp.exp(top - anchor)
         total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-        return new_top, total, out * shrink + _weighted_sum(weights, values)
+        return new_top, total, out * shrink + _weighted_sum(weights, values), held + used - missing
 
     empty = jnp.zeros((*query.shape[:2], 1), jnp.float32)
-    start = (empty - jnp.inf, empty, jnp.zeros(query.shape, jnp.float32))
-    top, total, out = jax.lax.fori_loop(0, blocks, one_block, start)
+    start = (empty - jnp.inf, empty, jnp.zeros(query.shape, jnp.float32), jnp.int32(0))  # the last: pages attended
+    top, total, out, held = jax.lax.fori_loop(0, blocks, one_block, start)
     state[2] = (first_slot + blocks) % 2
-    divisor = jnp.where(total > 0, total, 1.0)
+    divisor = jnp.where(held > 0, total, 1.0)  # as in numerics.softmax_end
     out_ref[0] = (out / divisor).astype(out_ref.dtype)
-    lse_ref[0] = jnp.where(total > 0, top + jnp.log(divisor), -jnp.inf)
+    lse = jnp.where(divisor == 0, jnp.nan, top + jnp.log(divisor))
+    lse_ref[0] = jnp.where(held > 0, lse, -jnp.inf)
 
 
 def _pages_of_a_block(length, block, per_block: int, page_size: int):

@@ -4,6 +4,7 @@ One program attends for one sequence, one KV head and one part of its tokens: th
 rows, so K and V are read once. Tokens are addressed one by one (`page * page_size + slot`), which makes any page size
 a gather of rows of head_dim. Parts write float32 partials, and a second kernel merges them by their log-sum-exps. A
 part beyond a row's tokens writes a log-sum-exp of -inf alone: splits cost bytes only where there are tokens to split.
+Triton's maximum passes over NaN, its sums do not: what says that a row failed is the sum of its weights.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _attend(
     query = plt.load(q_ref.at[heads[:, None], dims], mask=(member < group)[:, None], other=0.0)
 
     def tile(index, carry):
-        top, total, out = carry
+        top, total, out, held = carry
         position = index * tokens + jnp.arange(tokens)
         inside = position < length
         page = plt.load(table_ref.at[table_row, jax.lax.div(position, page_size)], mask=inside, other=-1)
@@ -149,26 +150,30 @@ def _attend(
         scores = _product(query, keys, contract=1) * scale
         scores = jnp.where(inside[None, :], scores, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
-        anchor = jnp.where(new_top > -jnp.inf, new_top, 0.0)  # no token yet: exp2(-inf - 0) = 0, no NaN
+        anchor = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # no token yet: exp2(-inf - 0) = 0, no NaN
         weights = jnp.exp2(scores - anchor[:, None])
         shrink = jnp.exp2(top - anchor)
         values = plt.load(v_ref.at[token[:, None], dims], mask=inside[:, None], other=0.0)
         total = total * shrink + jnp.sum(weights, axis=1)
         out = out * shrink[:, None] + _product(weights.astype(values.dtype), values, contract=0)
-        return new_top, total, out
+        return new_top, total, out, jnp.where(inside, 1, held)
 
     start = (
         jnp.full((GROUP_TILE,), -jnp.inf, jnp.float32),
         jnp.zeros((GROUP_TILE,), jnp.float32),
         jnp.zeros((GROUP_TILE, q_ref.shape[1]), jnp.float32),
+        jnp.zeros((tokens,), jnp.int32),  # by place in a tile, whether there was a token
     )
     first = part * per_part
-    top, total, out = jax.lax.fori_loop(first, jnp.minimum(first + per_part, tiles), tile, start)
-    divisor = jnp.where(total > 0, total, 1.0)
-    lse = jnp.where(total > 0, top / LOG2_E + jnp.log(divisor), -jnp.inf)
+    top, total, out, held = jax.lax.fori_loop(first, jnp.minimum(first + per_part, tiles), tile, start)
+    held = jnp.max(held) > 0
+    divisor = jnp.where(held, total, 1.0)
+    lse = jnp.where(held, top / LOG2_E + jnp.log(divisor), -jnp.inf)
+    if splits == 1:  # as in numerics.softmax_end; of several parts the merge decides
+        lse = jnp.where(divisor == 0, jnp.nan, lse)
     where = part * (pl.num_programs(0) * group) + heads
     out = (out / divisor[:, None]).astype(out_ref.dtype)
-    written = (member < group) & ((first < tiles) | (splits == 1))  # the merge reads no other part
+    written = (member < group) & ((first < tiles) | (part == 0))  # the merge reads no other part
     plt.store(out_ref.at[where[:, None], dims], out, mask=written[:, None])
     plt.store(lse_ref.at[where], lse, mask=member < group)
 
@@ -186,11 +191,13 @@ def _merge(outs_ref, lses_ref, out_ref, lse_ref, *, heads: int, splits: int) -> 
     parts = jnp.arange(splits) * heads + head
     lses, dims = lses_ref[parts], jnp.arange(outs_ref.shape[1])
     top = jnp.max(lses)
-    anchor = jnp.where(top > -jnp.inf, top, 0.0)
+    anchor = jnp.where(top == -jnp.inf, 0.0, top)
     weights = jnp.exp(lses - anchor)
     total = jnp.sum(weights)
-    divisor = jnp.where(total > 0, total, 1.0)
-    outs = plt.load(outs_ref.at[parts[:, None], dims[None, :]], mask=(lses > -jnp.inf)[:, None], other=0.0)
-    out = jnp.sum(outs * weights[:, None], axis=0) / divisor
+    divisor = jnp.where(total == 0, 1.0, total)
+    outs = plt.load(outs_ref.at[parts[:, None], dims[None, :]], mask=(lses != -jnp.inf)[:, None], other=0.0)
+    # No part weighs anything: the first one holds 0 if the row has no token, NaN if all its scores are -inf.
+    first = outs_ref[head, :]
+    out = jnp.where(total == 0, first, jnp.sum(outs * weights[:, None], axis=0) / divisor)
     out_ref[head, :] = out.astype(out_ref.dtype)
-    lse_ref[head] = jnp.where(total > 0, anchor + jnp.log(divisor), -jnp.inf)
+    lse_ref[head] = jnp.where(total == 0, jnp.sum(first) - jnp.inf, anchor + jnp.log(divisor))

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kinetics_kernels.numerics import BEST
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
 from kinetics_kernels.reference import check_choice, check_summary
 
@@ -140,7 +141,8 @@ def _choose(
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
-    """Float32 → int32 of the same order; both zeros are one."""
+    """Float32 → int32 of the same order, as `numerics.ranked` has it."""
+    scores = jnp.where(scores < BEST, scores, BEST)
     bits = lax.bitcast_convert_type(jnp.where(scores == 0.0, 0.0, scores), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from kinetics_kernels.numerics import BEST
 from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS, check_choice, check_summary
@@ -228,7 +229,8 @@ def _write_best(keys, in_use, row, table_ref, lengths_ref, selected_ref, covered
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
-    """Float32 → int32 of the same order; both zeros are one."""
+    """Float32 → int32 of the same order, as `numerics.ranked` has it."""
+    scores = jnp.where(scores < BEST, scores, BEST)
     bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0.0, 0.0, scores), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

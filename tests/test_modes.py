@@ -1,0 +1,144 @@
+"""What holds under every mode of jax: `just modes` runs this file with 64-bit types and NaN checks, and with strict
+promotion of dtypes and refused promotion of ranks. What other tests hold without a mode is left out without one.
+"""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import kinetics_kernels as kernels
+import numpy as np
+import pytest
+from tiny import MOE, tiny_config, tiny_prompts, write_checkpoint
+
+import kinetics_jax as kj
+
+POLICIES = [
+    "dense",
+    "block_topk:budget=12,page_size=4,dense_layers=0",
+    "block_topk:budget=12,page_size=4,summary=min_max,dense_layers=none",
+    "block_topk:budget=12,page_size=4,summary=mean_std,dense_layers=none",
+    "token_topk:budget=12,dense_layers=none",
+    "sliding_window:budget=12,dense_layers=none",
+    "random_blocks:budget=12,page_size=4,dense_layers=none",
+    "litesys_block_topk:pages=2,page_size=4,local=4,dense_layers=none",
+]
+MODES = ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION")
+in_a_mode = pytest.mark.skipif(not any(mode in os.environ for mode in MODES), reason="held elsewhere without a mode")
+GREEDY = kj.Sampling(temperature=0, max_tokens=6)
+SAMPLED = kj.Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return kj.load(write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_config(), seed=5), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory):
+    return kj.load(write_checkpoint(tmp_path_factory.mktemp("moe"), tiny_config(**MOE), seed=5), dtype="float32")
+
+
+@in_a_mode
+@pytest.mark.parametrize("attention", POLICIES)
+def test_every_policy_decodes(lm, attention):
+    samples = lm.generate(tiny_prompts(2, first=30), sampling=GREEDY, attention=kj.parse_policy(attention))
+    assert [len(sample.output_tokens) for sample in samples] == [6, 6]
+
+
+@in_a_mode
+def test_bfloat16_decodes(lm):
+    """Where weights, cache and sums are of several dtypes."""
+    half, policy = kj.load(lm.directory, dtype="bfloat16"), kj.parse_policy(POLICIES[2])
+    assert len(half.generate(tiny_prompts(1, first=30), sampling=GREEDY, attention=policy)[0].output_tokens) == 6
+
+
+@in_a_mode
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_dense_decoding_is_the_full_forward(lm, sampling):
+    prompt = tiny_prompts(1, first=9)[0]
+    (sample,) = lm.generate([prompt], sampling=sampling)
+    logits = np.asarray(lm.logits([prompt + sample.output_tokens]))
+    assert logits.dtype == np.float32
+    best = np.argsort(-logits[0, len(prompt) - 1 : -1], axis=-1)
+    allowed = 1 if sampling is GREEDY else 20
+    assert all(token in best[place, :allowed] for place, token in enumerate(sample.output_tokens))
+
+
+@in_a_mode
+def test_a_mixture_decodes(moe):
+    assert len(moe.generate(tiny_prompts(1, first=9), sampling=GREEDY)[0].output_tokens) == 6
+    assert np.isfinite(np.asarray(moe.logits(tiny_prompts(1, first=9)))).all()
+
+
+@pytest.mark.slow
+def test_decode_ops_keep_their_dtypes():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 8), (2, 6, 4, 8), (2, 6, 4, 8)))
+    table, lengths = np.array([[0, 1, 2], [3, 4, 5]]), np.array([10, 7])
+    k, v, summaries = kernels.append_kv(k, v, k.mean(axis=2), q[:, :2], q[:, 2:], table, lengths)
+    out, lse = kernels.block_topk_decode(q, k, v, summaries, table, lengths, pages=3)
+    logits = kernels.token_logits(q, k, table, lengths)
+    mask = kernels.token_topk_mask(logits, lengths, num_kv_heads=2, tokens=100)
+    masked, masked_lse = kernels.masked_decode(logits, mask, v, table, lengths)
+    merged, merged_lse = kernels.merge_partials(jnp.stack([out, out]), jnp.stack([lse, lse]))
+    for array in (k, v, summaries, out, lse, logits, masked, masked_lse, merged, merged_lse):
+        assert array.dtype == jnp.float32
+    np.testing.assert_allclose(out, masked, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lse, masked_lse, rtol=1e-5)
+    np.testing.assert_allclose(merged_lse, lse + np.log(2).astype(np.float32), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "time"), [("lm", 300), ("moe", 12)])  # 300: more than a tile of attention
+def test_gradients_of_the_forward_under_jit(kind, time, request):
+    """Reverse mode against a difference quotient along one random direction, and against forward mode."""
+    model = request.getfixturevalue(kind)
+    tokens = jnp.asarray(tiny_prompts(1, first=time), jnp.int32)
+
+    @jax.jit
+    def loss(weights):
+        logits = model.logits(tokens, weights=weights)
+        return -jnp.mean(jax.nn.log_softmax(logits)[0, jnp.arange(time - 1), tokens[0, 1:]])
+
+    gradient = jax.jit(jax.grad(loss))(model.weights)
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape, x.dtype) * x, model.weights)
+    inner = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b), gradient, direction)))
+    forward = jax.jvp(loss, (model.weights,), (direction,))[1]
+    np.testing.assert_allclose(inner, forward, rtol=1e-3)
+    step = 1e-4  # small: a mixture's router jumps from one expert to another
+    moved = [jax.tree.map(lambda x, d, s=sign: x + s * step * d, model.weights, direction) for sign in (1, -1)]
+    np.testing.assert_allclose(inner, (loss(moved[0]) - loss(moved[1])) / (2 * step), rtol=0.05, atol=1e-3)
+
+
+OPS = {
+    "paged_decode": lambda q, k, table, lengths: kernels.paged_decode(q, k, k, table, lengths)[0],
+    "token_logits": lambda q, k, table, lengths: kernels.token_logits(q, k, table, lengths),
+    "select_pages": lambda q, k, table, lengths: kernels.block_topk_decode(
+        q, k, k, k[:, :, 0], table, lengths, pages=3
+    )[0],
+    "append_kv": lambda q, k, table, lengths: kernels.append_kv(k, k, None, q[:, :2], q[:, :2], table, lengths)[0],
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))])
+def test_decode_ops_refuse_to_be_differentiated(op, transform):
+    arrays = jnp.ones((1, 4, 8)), jnp.ones((2, 3, 4, 8)), jnp.array([[0, 1, 2]]), jnp.array([9])
+    call = functools.partial(OPS[op], table=arrays[2], lengths=arrays[3])
+    with pytest.raises(NotImplementedError, match=f"^{op} is an op of decoding and has no gradient") as refused:
+        transform(lambda q: jnp.sum(call(q, arrays[1])))(arrays[0])
+    assert "\n" not in str(refused.value)
+
+
+def test_ops_under_vmap_and_scan():
+    rng = np.random.default_rng(1)
+    q = jnp.asarray(rng.standard_normal((3, 2, 4, 8)), jnp.float32)
+    k = jnp.asarray(rng.standard_normal((2, 6, 4, 8)), jnp.float32)
+    table, lengths = jnp.array([[0, 1, 2], [3, 4, 5]], jnp.int32), jnp.array([10, 7], jnp.int32)
+    one = lambda q: kernels.paged_decode(q, k, k, table, lengths)[0]  # noqa: E731
+    plain = np.stack([np.asarray(one(each)) for each in q])
+    np.testing.assert_allclose(jax.vmap(one)(q), plain, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(jax.lax.scan(lambda carry, each: (carry, one(each)), None, q)[1], plain)
