@@ -33,7 +33,9 @@ def grouped_matmul(
     return jax.lax.platform_dependent(rows, matrices, group_sizes, tpu=ragged_dot, default=multiply_tiles)
 
 
-def ragged_dot(rows: jax.Array, matrices: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def ragged_dot(
+    rows: Float[Array, "rows inner"], matrices: Float[Array, "groups inner columns"], group_sizes: Int[Array, " groups"]
+) -> Float[Array, "rows columns"]:
     """As `grouped_matmul`, by XLA's own product."""
     return jax.lax.ragged_dot(rows, matrices, group_sizes).astype(rows.dtype)
 

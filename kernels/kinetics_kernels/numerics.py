@@ -7,6 +7,7 @@ from a sum: a log-sum-exp of -inf says that there was no token, and nothing else
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +40,15 @@ def softmax_end(out: jax.Array, top: jax.Array, total: jax.Array, held: jax.Arra
 def whole(numbers: Any) -> jax.Array:
     """Page ids or lengths of any integer dtype as int32."""
     return jnp.asarray(numbers).astype(jnp.int32)
+
+
+def result_shapes(*arrays: Any) -> Callable[..., jax.ShapeDtypeStruct]:
+    """`jax.ShapeDtypeStruct` of a kernel's results, which vary over shard_map's axes as the arrays that it reads do."""
+    types = [jax.typeof(array).manual_axis_type for array in arrays]
+    varying = frozenset[Any]().union(*(each.varying for each in types))
+    if not varying:
+        return jax.ShapeDtypeStruct
+    return functools.partial(jax.ShapeDtypeStruct, manual_axis_type=type(types[0])(varying=varying))
 
 
 def varying_as(start: Any, *arrays: Any) -> Any:

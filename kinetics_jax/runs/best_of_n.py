@@ -14,6 +14,7 @@ from typing import Any
 from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
@@ -45,7 +46,7 @@ def best_of_n(
     *,
     task: str,
     n: int,
-    policy: AttentionPolicy,
+    policy: AttentionPolicy | str,
     sampling: Sampling,
     out: str | Path,
     prompts: Mapping[str, str] | None = None,
@@ -60,6 +61,7 @@ def best_of_n(
     `out` holds another configuration, RequestError if a prompt cannot fit, GradingError for a known answer that cannot
     be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
     """
+    policy = as_policy(policy)
     prompts = prompts or render_prompts(problems, lm.directory, task=task)
     answers = {problem.id: problem.answer for problem in problems}
     requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]

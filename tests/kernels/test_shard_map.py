@@ -1,11 +1,16 @@
 """The ops under `shard_map`, over KV heads and over sequences: what one device gives, to the bit."""
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import kinetics_kernels as kernels
 import pytest
+from jax.sharding import PartitionSpec as P
 
 SHARDED = """
 import functools, sys
@@ -96,3 +101,29 @@ def test_eight_devices_give_the_bits_of_one(backend):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["equal"]
+
+
+def abstract(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize("backend", ["xla", "triton", "mosaic_tpu"])
+def test_the_default_check_of_shard_map_passes(backend):
+    """Traced alone: jax's interpreter of kernels does not know which axes its arrays vary over."""
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), axis_types=axes)
+    heads, pools, rows = P("data", "tensor"), P("tensor", "data"), P("data")
+    q, new, pool = abstract(4, 8, 128), abstract(4, 2, 128), abstract(2, 64, 16, 128)
+    tables, summaries = (abstract(4, 16, dtype=jnp.int32), abstract(4, dtype=jnp.int32)), abstract(2, 64, 128)
+
+    def trace(op, arrays, inputs, outputs, **options) -> None:
+        function = functools.partial(op, backend=backend, **options)
+        sharded = jax.shard_map(function, mesh=mesh, in_specs=(*inputs, rows, rows), out_specs=outputs)
+        jax.jit(sharded).trace(*arrays, *tables)
+
+    trace(kernels.paged_decode, (q, pool, pool), (heads, pools, pools), (heads, heads))
+    trace(kernels.select_pages, (q, summaries), (heads, pools), (heads, heads), page_size=16, pages=4)
+    arrays, inputs = (q, pool, pool, summaries), (heads, pools, pools, pools)
+    trace(kernels.block_topk_decode, arrays, inputs, (heads, heads), pages=4)
+    arrays, inputs = (pool, pool, summaries, new, new), (pools, pools, pools, heads, heads)
+    trace(kernels.append_kv, arrays, inputs, (pools, pools, pools))

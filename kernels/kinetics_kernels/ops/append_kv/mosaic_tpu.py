@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import check_summary
 
@@ -59,6 +60,7 @@ def append_kv(
     _refuse(pools)
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
     batch = page_table.shape[0]
+    shaped = result_shapes(*pools, k_new, v_new, page_table, lengths)
 
     token = _tokens(page_table, lengths, num_pages, page_size)
     tiles = [(kv_heads, TILE, head_dim)] * 2
@@ -85,7 +87,7 @@ def append_kv(
                 pltpu.SemaphoreType.DMA((len(tiles),)),
             ],
         ),
-        out_shape=[jax.ShapeDtypeStruct(pool.shape, pool.dtype) for pool in pools],
+        out_shape=[shaped(pool.shape, pool.dtype) for pool in pools],
         input_output_aliases={4 + index: index for index in range(len(pools))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,

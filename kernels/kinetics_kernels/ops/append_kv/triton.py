@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import check_summary
 
@@ -55,6 +56,7 @@ def append_kv(
     )
     pools = [k_pages, v_pages] if summaries is None else [k_pages, v_pages, summaries]
     rows = [pool.reshape(-1, head_dim) for pool in pools]
+    shaped = result_shapes(*pools, k_new, v_new, page_table, lengths)
     kernel = functools.partial(
         _append,
         pools=len(pools),
@@ -67,7 +69,7 @@ def append_kv(
     written = pl.pallas_call(
         kernel,
         grid=(page_table.shape[0], kv_heads),
-        out_shape=[jax.ShapeDtypeStruct(pool.shape, pool.dtype) for pool in rows],
+        out_shape=[shaped(pool.shape, pool.dtype) for pool in rows],
         input_output_aliases={4 + index: index for index in range(len(pools))},
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from kinetics_kernels import grouped
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def grouped_matmul(
         (rows.dtype in INPUT_DTYPES, f"rows in float32, bfloat16 or float16, not {rows.dtype}"),
         (rows.dtype == matrices.dtype, f"rows and matrices of one dtype, not {rows.dtype} and {matrices.dtype}"),
     )
+    shaped = result_shapes(rows, matrices, group_sizes)
     tile = grouped.tile_rows(count, groups)
     group, first, end, _ = grouped.tiles(group_sizes, count, tile)
     return pl.pallas_call(
         functools.partial(_multiply, tile=tile, inner=inner, columns=columns),
         grid=(pl.cdiv(columns, COLUMNS), group.shape[0]),
-        out_shape=jax.ShapeDtypeStruct((count, columns), rows.dtype),
+        out_shape=shaped((count, columns), rows.dtype),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=4 if rows.dtype.itemsize == 2 else 2),
         interpret=interpret,
         name="grouped_matmul",

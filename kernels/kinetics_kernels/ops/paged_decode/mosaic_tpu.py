@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def paged_decode(
     batch, q_heads, head_dim = q.shape
     kv_heads, _, page_size, _ = k_pages.shape
     _refuse(q, k_pages, v_pages, page_table, block_tokens)
+    shaped = result_shapes(q, k_pages, v_pages, page_table, lengths)
     group = q_heads // kv_heads
     per_head = page_table.ndim == 3
     heads = 1 if per_head else _heads_of_a_step(kv_heads, block_tokens * head_dim * k_pages.dtype.itemsize)
@@ -91,8 +93,8 @@ def paged_decode(
             scratch_shapes=[buffer, buffer, pltpu.SemaphoreType.DMA((2, 2)), pltpu.SMEM((3,), jnp.int32)],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((batch, kv_heads, group, head_dim), q.dtype),
-            jax.ShapeDtypeStruct((batch, kv_heads, group, 1), jnp.float32),
+            shaped((batch, kv_heads, group, head_dim), q.dtype),
+            shaped((batch, kv_heads, group, 1), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 
@@ -59,6 +60,7 @@ def paged_decode(
         (group <= GROUP_TILE, f"at most {GROUP_TILE} query heads per KV head, not {group}"),
         (kv_heads * num_pages * page_size < 2**31, "pools of fewer than 2 ** 31 tokens, counted for each KV head"),
     )
+    shaped = result_shapes(q, k_pages, v_pages, page_table, lengths)
     rows = batch * kv_heads
     tokens = min(64, TILE_BYTES // (head_dim * q.dtype.itemsize))
     splits = default_splits(rows) if splits is None else splits
@@ -79,8 +81,8 @@ def paged_decode(
         attend,
         grid=(rows, splits),
         out_shape=(
-            jax.ShapeDtypeStruct((splits * heads, head_dim), partial_dtype),
-            jax.ShapeDtypeStruct((splits * heads,), jnp.float32),
+            shaped((splits * heads, head_dim), partial_dtype),
+            shaped((splits * heads,), jnp.float32),
         ),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
@@ -96,7 +98,7 @@ def paged_decode(
         out, lse = pl.pallas_call(
             functools.partial(_merge, heads=heads, splits=splits),
             grid=(heads,),
-            out_shape=(jax.ShapeDtypeStruct((heads, head_dim), q.dtype), jax.ShapeDtypeStruct((heads,), jnp.float32)),
+            out_shape=(shaped((heads, head_dim), q.dtype), shaped((heads,), jnp.float32)),
             compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
             interpret=interpret,
             name="merge_partials",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS, check_summary, choose_pages
 
@@ -88,6 +89,7 @@ def page_scores(
     table = jnp.pad(page_table.astype(jnp.int32), ((0, 0), (0, padded - max_pages)), constant_values=-1)
     used = jnp.clip(used, 0, max_pages).astype(jnp.int32)
     table = _with_runs(table, used, num_pages, pairs=packed and summary == "mean")[:, None]
+    shaped = result_shapes(q, summaries, table, used)
     parts = 2 if batch % 2 == 0 else 1  # a chip of two cores takes one half on each
     steps = batch // parts
 
@@ -113,7 +115,7 @@ def page_scores(
                 pltpu.SMEM((1,), jnp.int32),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct((batch, kv_heads, padded), jnp.float32),
+        out_shape=shaped((batch, kv_heads, padded), jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="page_scores",

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kinetics_kernels.numerics import BEST
+from kinetics_kernels.numerics import BEST, result_shapes
 from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import SUMMARY_VECTORS, check_choice, check_summary
@@ -68,6 +68,7 @@ def select_pages(
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
         (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}"),
     )
+    shaped = result_shapes(q, summaries, page_table, lengths)
     page_bytes = SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize
     rows, width = batch * kv_heads, pl.next_power_of_2(max_pages)
     setting = _Setting(
@@ -94,13 +95,13 @@ def select_pages(
             name=name,
         )(*arrays)
 
-    chosen = (jax.ShapeDtypeStruct((rows, pages), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32))
+    chosen = (shaped((rows, pages), jnp.int32), shaped((rows,), jnp.int32))
     choosing = {"grid": (rows,), "out_shape": chosen}
     arrays = (q.reshape(-1, head_dim), summaries.reshape(-1, head_dim), page_table, lengths)
     if default_fused(rows, max_pages * page_bytes) if fused is None else fused:
         selected, covered = call(_score_and_choose, "select_pages", *arrays, **choosing)
     else:
-        grid, keys = (rows, pl.cdiv(max_pages, setting.tile)), jax.ShapeDtypeStruct((rows, width), jnp.int32)
+        grid, keys = (rows, pl.cdiv(max_pages, setting.tile)), shaped((rows, width), jnp.int32)
         keys = call(_score, "score_pages", *arrays, grid=grid, out_shape=keys)
         selected, covered = call(_choose, "choose_pages", keys, page_table, lengths, **choosing)
     return selected.reshape(batch, kv_heads, pages), covered.reshape(batch, kv_heads)
