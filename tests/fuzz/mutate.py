@@ -36,12 +36,26 @@ def nested(depth: int, kind: type = list) -> Any:
 
 def odd_values(rng: random.Random) -> Any:
     """A value of JSON that hardly any field should have."""
-    kinds = [
-        None, True, False, 0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30, 10**400,
-        0.5, -0.0, 1e-300, 1e30, 1e308, float("nan"), float("inf"), float("-inf"), 1.5, "", "0", "1", "nan", "true", "x" * 5000,
-        "\x1b[31mred\x07", "a\nb", "a\r", "\ud800", "\0", "../../x", "/dev/zero", "²", "{}", [], {}, [[]], [None], [1, 2, 3],
-        ["a"], {"a": 1}, {"": None}, [1] * 5000, nested(50), nested(300, dict),
-    ]  # fmt: skip
+    whole = [0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**30, 10**400]
+    real = [0.5, -0.0, 1.5, 1e-300, 1e30, 1e308, float("nan"), float("inf"), float("-inf")]
+    text = [
+        "",
+        "0",
+        "1",
+        "nan",
+        "true",
+        "x" * 5000,
+        "\x1b[31mred\x07",
+        "a\nb",
+        "a\r",
+        "\ud800",
+        "\0",
+        "../../x",
+        "²",
+        "{}",
+    ]
+    lists = [[], [[]], [None], [1, 2, 3], ["a"], [1] * 5000, nested(50)]
+    kinds = [None, True, False, *whole, *real, *text, *lists, {}, {"a": 1}, {"": None}, nested(300, dict)]
     return copy.deepcopy(rng.choice(kinds))
 
 
@@ -73,9 +87,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     elif kind == "wrap":
         parent[last] = rng.choice([[old], {"a": old}, str(old), [old, old]])
     elif kind == "number" and isinstance(old, int | float) and not isinstance(old, bool):
-        parent[last] = rng.choice(
-            [-old, old * 1000, old + 1, old * 10**30, float(old), old / 2 if old < 2**60 else old, 0]
-        )
+        parent[last] = rng.choice([-old, old * 1000, old + 1, old - 1, old * 10**30, 0, float(str(old)), old // 2])
     elif kind == "other":
         other = value
         for key in rng.choice(paths):
