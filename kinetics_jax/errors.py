@@ -27,13 +27,18 @@ def escape_controls(text: str, *, keep: str = "") -> str:
     return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
 
 
-def shown(value: Any, limit: int = SHOWN) -> str:
-    """How a value stands in a message: as Python spells it, a name (str of a path) as it is; one line, cut to `limit`.
+def shown(name: str, limit: int = SHOWN) -> str:
+    """How a name (of a file, say) stands in a message: in one line, of at most about `limit` characters."""
+    return _cut(escape_controls(name), limit)
 
-    `limit` counts characters; the middle of what is longer is left out.
-    """
+
+def spelled(value: Any, limit: int = SHOWN) -> str:
+    """How a value stands in a message: as Python spells it, in one line of at most about `limit` characters."""
     try:
-        text = escape_controls(value) if isinstance(value, str) else repr(value)
+        return _cut(escape_controls(repr(value)), limit)
     except (ValueError, RecursionError):  # a whole number of too many digits; nested too deeply
-        text = f"a {type(value).__name__}"
+        return f"a {type(value).__name__}"
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 3 :]}"

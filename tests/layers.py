@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("sharding", "attention.policies", "stats"),
     ("config", "settings", "tokenizer", "compile_cache"),
-    ("padding", "files", "hub", "assets"),
+    ("config_fields", "padding", "hub", "assets"),
+    ("files",),
     ("errors",),
 )
 
@@ -39,6 +40,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 # What loads without jax: a room with all its modules, or one module.
 WITHOUT_JAX: tuple[str, ...] = (
     "config",
+    "config_fields",
     "settings",
     "padding",
     "files",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kinetics_jax.errors import UserError, shown
+from kinetics_jax.errors import UserError, shown, spelled
 from kinetics_jax.files import FileError, atomic_directory, lock_file, open_regular, parse_json, read_json, write_atomic
 
 
@@ -103,7 +103,7 @@ def test_json_that_is_none(tmp_path):
 def test_a_terminal_does_not_obey_names():
     assert str(UserError("\x1b[31mred\r\a\n  next")) == "\\x1b[31mred\\r\\x07\n  next"
     assert shown("a\nb") == "a\\nb"
-    assert shown(5.0) == "5.0"
+    assert spelled("a\nb") == r"'a\nb'"
     assert len(shown("x" * 5000)) < 100
-    assert len(shown(["x"] * 5000)) < 100
-    assert shown(10**5000) == "a int"
+    assert len(spelled(["x"] * 5000)) < 100
+    assert spelled(10**5000) == "a int"
