@@ -16,8 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from kinetics_jax.checkpoints.digest import write_digest
 from kinetics_jax.checkpoints.files import check_new, fault_line, list_orbax_files, orbax_file_faults, write_companions
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
 from kinetics_jax.checkpoints.tensors import Placement, arrays_by_name, expected_parameters, first_faults, sharding_for
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import CheckpointError
@@ -31,11 +32,17 @@ CONCURRENT_GB = 4  # read or written at a time; the largest tensor must fit (Qwe
 
 
 def save_orbax(
-    directory: str | Path, config: ModelConfig, weights: nnx.State, *, companions: Path | None = None
+    directory: str | Path,
+    config: ModelConfig,
+    weights: nnx.State,
+    *,
+    companions: Path | None = None,
+    source: str | None = None,
 ) -> Path:
     """Writes a new Orbax directory, each array in its own dtype and, on several devices, by its own shards.
 
-    Configuration and tokenizer come from the directory `companions` (`write_companions`). Nothing is at `directory`
+    Configuration and tokenizer come from the directory `companions` (`write_companions`); `source` is the digest of the
+    checkpoint that the weights are from. Nothing is at `directory`
     until all is written. Raises CheckpointError if it exists and is not empty.
     """
     import orbax.checkpoint as ocp
@@ -51,6 +58,7 @@ def save_orbax(
             except Exception as error:  # Orbax's and TensorStore's errors have no other parent
                 raise CheckpointError(f"{directory}: Orbax cannot write it: {_one_line(error)}") from error
         list_orbax_files(partial)
+        write_digest(Checkpoint(partial, "orbax", directory.name), source)
     return directory
 
 

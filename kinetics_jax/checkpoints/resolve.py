@@ -14,6 +14,8 @@ from kinetics_jax.hub import HubError, download
 
 ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
 GGUF = ".gguf"
+MAX_PARTS = 1000
+PART = re.compile(r"^(.+)-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE | re.DOTALL)
 Kind = Literal["hf", "orbax", "gguf"]
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
@@ -36,14 +38,15 @@ def resolve(name: str | Path) -> Checkpoint:
     path = Path(name)
     if path.is_dir():
         return Checkpoint(path, checkpoint_kind(path), path.resolve().name)
-    if path.is_file() and path.suffix == GGUF:
-        return Checkpoint(path, "gguf", path.stem)
+    if path.is_file() and path.suffix.lower() == GGUF:
+        first = gguf_parts(path)[0]
+        return Checkpoint(first if first.exists() else path, "gguf", gguf_name(path))
     if path.exists():
         raise CheckpointError(
             f"{name}: is a file, and not a {GGUF}; give the directory that holds config.json and *.safetensors"
         )
     name = str(name)
-    if name.endswith(GGUF):
+    if name.lower().endswith(GGUF):
         raise CheckpointError(f"{name}: no such file")
     known = builtin_models()
     if name in known:
@@ -58,15 +61,34 @@ def resolve(name: str | Path) -> Checkpoint:
     )
 
 
+def gguf_parts(path: Path) -> list[Path]:
+    """The files of a GGUF model by the name of one: all its parts in order, or the file itself."""
+    match = PART.match(path.name)
+    if not match or not 1 <= int(match[3]) <= MAX_PARTS:
+        return [path]
+    return [path.with_name(f"{match[1]}-{part:05d}-of-{match[3]}{match[4]}") for part in range(1, int(match[3]) + 1)]
+
+
+def gguf_name(path: Path) -> str:
+    """What the model in a GGUF file is called: the file's name without its ending and the number of its part."""
+    match = PART.match(path.name)
+    return match[1] if match else path.stem
+
+
 def checkpoint_kind(directory: Path) -> Literal["hf", "orbax"]:
     """How a directory keeps its weights. Raises CheckpointError if it is no checkpoint of any kind."""
+    orbax = (directory / ORBAX_WEIGHTS).is_dir()
     if any(directory.glob("*.safetensors")):
+        if orbax:
+            raise CheckpointError(
+                f"{directory}: holds both *.safetensors and Orbax's {ORBAX_WEIGHTS}/; move one of them elsewhere"
+            )
         return "hf"
-    if (directory / ORBAX_WEIGHTS).is_dir():
+    if orbax:
         return "orbax"
     if (directory / "config.json").exists():
         return "hf"  # its reader says which weights are missing
-    if files := sorted(directory.glob(f"*{GGUF}")):
+    if files := sorted(file for file in directory.iterdir() if file.suffix.lower() == GGUF):
         raise CheckpointError(f"{directory}: a GGUF checkpoint is loaded by its file: {files[0]}")
     if any(directory.glob("*_METADATA")):
         raise CheckpointError(

@@ -1,8 +1,9 @@
 r"""From a problem to the text a model reads.
 
-A text is tokenised as it stands, with nothing added: a chat template writes its own special tokens. A question that
-itself spells a special token (`<|im_end|>`) becomes that token, as in every use of the model's own chat template; the
-text is kept as given, since another text would be another problem.
+A chat template writes its own special tokens, so that nothing is added to its text; to others the tokenizer adds what
+it adds by itself (`adds_special_tokens`). A question that itself spells a special token (`<|im_end|>`) becomes that
+token, as in every use of the model's own chat template; the text is kept as given, since another text would be another
+problem.
 """
 
 from __future__ import annotations
@@ -55,15 +56,25 @@ def render_prompts(
     Raises PromptError if `chat` is asked for and the checkpoint has no chat template, or one that cannot be read or
     rendered, and if thinking is to be turned off and cannot be, by the chat template or for want of one.
     """
-    template = style.template
-    if template == "auto":
-        template = "bare" if task == BUILTIN else "chat" if has_chat_template(directory) else "plain"
+    template = chosen_template(directory, task, style)
     if not style.thinking and template != "chat":
         raise PromptError(
             f"{directory}: thinking can be turned off in a chat template only, and prompts are {template}"
         )
     chat = ChatTemplate(directory, style.thinking) if template == "chat" else None
     return {problem.id: render_prompt(problem, template, chat) for problem in problems}
+
+
+def chosen_template(directory: str | Path, task: str, style: PromptStyle = PromptStyle()) -> str:
+    """chat, plain or bare: what a style comes to for the checkpoint in `directory`."""
+    if style.template != "auto":
+        return style.template
+    return "bare" if task == BUILTIN else "chat" if has_chat_template(directory) else "plain"
+
+
+def adds_special_tokens(directory: str | Path, task: str, style: PromptStyle = PromptStyle()) -> bool:
+    """Whether the tokenizer adds its special tokens to such prompts: not where a chat template writes its own."""
+    return chosen_template(directory, task, style) != "chat"
 
 
 def render_prompt(problem: Problem, template: str = "bare", chat: ChatTemplate | None = None) -> str:
