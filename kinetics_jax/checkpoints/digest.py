@@ -132,7 +132,7 @@ def _stretches(checkpoint: Checkpoint) -> Iterator[Stretch]:
             yield Stretch(f"{name} {info.kind} {list(info.shape)}", info.path, info.offset, info.offset + size)
     else:
         tensors = [tensor for shard in find_shards(checkpoint.path)[0] for tensor in read_tensors(shard).values()]
-        for each in sorted(tensors):
+        for each in sorted(tensors, key=lambda tensor: tensor.name):
             yield Stretch(f"{each.name} {each.dtype} {list(each.shape)}", each.path, each.begin, each.end)
 
 
