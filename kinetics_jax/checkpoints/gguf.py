@@ -214,14 +214,16 @@ def _not_implemented(header: GGUFHeader, architecture: str) -> list[str]:
 def _end_tokens(header: GGUFHeader) -> dict[int, None]:
     """The end tokens that the metadata name, and the control tokens that are called like one."""
     fields = header.metadata
-    ids = (fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in END_TOKENS)
-    ends = dict.fromkeys(token for token in ids if token is not None)
-    if any(type(token) is not int for token in ends):
-        raise ConfigError(f"{header.path}: its end tokens are {spelled(list(ends))}, no token ids")
+    named = [fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in END_TOKENS]
+    ids = [token for token in named if token is not None]
+    if any(type(token) is not int for token in ids):
+        raise ConfigError(f"{header.path}: its end tokens are {spelled(ids)}, no token ids")
+    ends = dict.fromkeys(ids)
     tokens, kinds = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(tokens) == len(kinds):
-        named = [index for index in np.flatnonzero(kinds == CONTROL).tolist() if tokens[index] in END_NAMES]
-        ends |= dict.fromkeys(named)
+        ends |= dict.fromkeys(
+            index for index in np.flatnonzero(kinds == CONTROL).tolist() if tokens[index] in END_NAMES
+        )
     return ends
 
 

@@ -32,6 +32,7 @@ CASES = {
     "qwen3": {},
     "qwen3moe": {**MOE, "moe_intermediate_size": 32, "tie_word_embeddings": True},
 }
+TENSORS = tiny_tensors(tiny_config())
 QWEN3 = SHARED / "qwen3-tokenizer"
 
 
@@ -67,13 +68,15 @@ def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=())
             continue
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key}", value)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 3)
-    writer.add_uint32("tokenizer.ggml.eot_token_id", 9)
+    for key, token in (("eos", 3), ("eot", 9)):
+        if f"{key}_token_id" not in leave_out:
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     for key, value in (metadata or {}).items():
         if isinstance(value, list):
             writer.add_array(key, value)
         else:
-            {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](key, value)
+            adders = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+            adders[type(value)](key, value)
     for name, tensor in their_names(config, tensors).items():
         if name in leave_out:
             continue
@@ -234,6 +237,181 @@ def test_what_is_no_gguf_file_or_not_implemented(tmp_path):
             kj.load(write_gguf(path, config, tensors, **changes))
     with pytest.raises(ConfigError, match="architecture 'gemma' is not implemented"):
         kj.load(write_gguf(path, {**config, "model_type": "gemma"}, tensors))
+
+
+def vocabulary(**changes):
+    """A tokenizer of bytes, and control tokens; `changes` of its fields (None: left out)."""
+    letters = sorted(bytes_to_unicode())
+    tokens = [*letters, "hi", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>"]
+    kinds = [1] * len(letters) + [1, 3, 3, 3, 1]
+    fields = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": kinds, "merges": ["h i"], **changes}
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items() if value is not None}
+
+
+def bytes_to_unicode():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return ByteLevel.alphabet()
+
+
+WIDE = tiny_config(vocab_size=261)
+
+
+def test_end_tokens_are_taken_by_name_from_control_tokens(tmp_path):
+    metadata = vocabulary(eos_token_id=259)
+    write = {"metadata": metadata, "leave_out": ("eos_token_id", "eot_token_id")}
+    lm = kj.load(write_gguf(tmp_path / "a.gguf", WIDE, tiny_tensors(WIDE), **write))
+    assert lm.config.eos_token_ids == (259, 257)
+    del metadata["tokenizer.ggml.eos_token_id"]
+    assert kj.load(write_gguf(tmp_path / "b.gguf", WIDE, tiny_tensors(WIDE), **write)).config.eos_token_ids == (
+        257,
+        259,
+    )
+
+
+@pytest.mark.parametrize("pre", [None, "default", "qwen35"])
+def test_a_tokenizer_that_cuts_text_in_an_unknown_way_leaves_ids(tmp_path, pre):
+    path = write_gguf(tmp_path / "a.gguf", WIDE, tiny_tensors(WIDE), metadata=vocabulary(pre=pre))
+    named = f"'{pre}'" if pre else "missing"
+    says = rf"how its tokenizer cuts text is not known \(tokenizer\.ggml\.pre is {named}"
+    with pytest.warns(UserWarning, match=says):
+        lm = kj.load(path)
+    assert len(lm.generate([[5, 6]], sampling=kj.Sampling(max_tokens=2))[0].output_tokens) == 2
+    with pytest.raises(CheckpointError, match=says + ".*prompts as lists of token ids"):
+        lm.encode("text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({}, ([], [])),
+        ({"add_bos_token": True, "bos_token_id": 257}, ([257], [])),
+        ({"add_bos_token": True, "bos_token_id": 257, "add_eos_token": True, "eos_token_id": 259}, ([257], [259])),
+        ({"pre": "llama-bpe", "bos_token_id": 257}, ([257], [])),
+        ({"pre": "llama-bpe", "bos_token_id": 257, "add_bos_token": False}, ([], [])),
+    ],
+)
+def test_what_is_added_to_texts(tmp_path, changes, added):
+    metadata = vocabulary(**changes)
+    lm = kj.load(write_gguf(tmp_path / "a.gguf", WIDE, tiny_tensors(WIDE), metadata=metadata))
+    plain = lm.encode("hi", add_special_tokens=False)
+    assert lm.encode("hi") == [*added[0], *plain, *added[1]]
+    assert lm.added_tokens == added
+
+
+def split(path, config, tensors, parts):
+    """A model as llama-gguf-split leaves it."""
+    names = list(tensors)
+    written = []
+    for part in range(parts):
+        name = path.with_name(f"{path.stem}-{part + 1:05d}-of-{parts:05d}.gguf")
+        metadata = {"split.no": part, "split.count": parts, "split.tensors.count": len(names)}
+        held = {key: tensors[key] for key in names[part::parts]}
+        written.append(write_gguf(name, config, held, metadata=metadata))
+    return written
+
+
+def test_a_model_that_was_split_is_read_from_any_part(tmp_path):
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    whole = kj.load(write_gguf(tmp_path / "whole.gguf", config, tensors))
+    parts = split(tmp_path / "tiny.gguf", config, tensors, 3)
+    lms = [kj.load(part) for part in parts]
+    for lm in lms:
+        assert lm.config.name == "tiny"
+        assert lm.fingerprint == whole.fingerprint
+        for ours, theirs in zip(jax.tree.leaves(lm.weights), jax.tree.leaves(whole.weights), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    parts[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        CheckpointError, match=r"one part of 3, and of the others are missing: tiny-00002-of-00003\.gguf"
+    ):
+        kj.load(parts[2])
+    (tmp_path / "tiny-00002-of-00003.gguf").write_bytes(parts[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"contradicts its name: split\.no is 0"):
+        kj.load(parts[0])
+    with pytest.raises(CheckpointError, match=r"one part of 3; its name must end in -00001-of-00003\.gguf"):
+        kj.load(parts[0].rename(tmp_path / "alone.gguf"))
+
+
+def test_the_ending_is_read_in_any_case(tmp_path):
+    config = tiny_config()
+    lm = kj.load(write_gguf(tmp_path / "Tiny.GGUF", config, tiny_tensors(config)))
+    assert lm.config.name == "Tiny"
+    with pytest.raises(CheckpointError, match=r"loaded by its file: .*Tiny\.GGUF"):
+        kj.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"qwen3.rope.scaling.factor": 2.0}, r"rope\.scaling\.factor = 2\.0 is not implemented"),
+        ({"qwen3.rope.scale_linear": 2.0}, r"rope\.scale_linear = 2\.0 is not implemented"),
+        ({"qwen3.attention.causal": 0}, r"attention\.causal = 0 is not implemented"),
+        ({"qwen3.attention.scale": 0.5}, r"attention\.scale = 0\.5 is not implemented"),
+        ({"qwen3.vocab_size": 130}, r"vocab_size is 130, and token_embd\.weight has 131 rows"),
+        ({"general.type": "adapter"}, "holds 'adapter', not a whole model"),
+        ({"qwen3.expert_count": 4}, "expert_count = 4: not implemented"),
+        ({"qwen3.context_length": [1, 2]}, r"qwen3\.context_length is a list"),
+        ({"qwen3.rope.freq_base": float("nan")}, "rope_theta must be a positive number"),
+        ({"tokenizer.ggml.eos_token_id": [1, 2]}, "no token ids"),
+        ({"general.alignment": 0}, "general.alignment is 0"),
+        ({"split.count": 5000}, "split.count is 5000"),
+        (vocabulary(tokens=5), "tokenizer.ggml.tokens is 5, no list of texts"),
+        (vocabulary(merges=["a"]), "tokenizer.ggml.merges holds 'a', no pair"),
+        (vocabulary(token_type=[1, 2]), "does not name the type of each of 261 tokens"),
+        (vocabulary(merges=["a xyz"]), "its tokenizer is broken"),
+    ],
+)
+def test_metadata_that_ask_for_another_model_or_are_broken(tmp_path, metadata, says):
+    taken = tuple(
+        key for key in ("context_length", "rope.freq_base", "eos_token_id") if any(key in k for k in metadata)
+    )
+    path = write_gguf(tmp_path / "x.gguf", tiny_config(), TENSORS, metadata=metadata, leave_out=taken)
+    with pytest.raises((ConfigError, CheckpointError), match=says) as error:
+        kj.load(path)
+    assert len(str(error.value)) < 500
+
+
+def test_metadata_that_are_not_known_are_named(tmp_path):
+    metadata = {"qwen3.depth_scale": 0.5, "qwen3.off": 0, "general.anything": "x", "qwen3.rope.scaling.factor": 1.0}
+    with pytest.warns(UserWarning, match=r"not known are ignored: qwen3\.depth_scale = 0\.5; if"):
+        kj.load(write_gguf(tmp_path / "x.gguf", tiny_config(), TENSORS, metadata=metadata))
+
+
+def test_tensors_that_overlap_or_are_not_aligned(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", tiny_config(), TENSORS)
+    whole = path.read_bytes()
+    name = b"blk.1.ffn_up.weight"
+    at = whole.index(name) + len(name) + 4 + 2 * 8 + 4
+    (offset,) = struct.unpack("<Q", whole[at : at + 8])
+    for other, says in (
+        (offset - 64, "hold the same bytes"),
+        (offset + 5, "not aligned to 32"),
+        (2**62, "is cut short"),
+    ):
+        path.write_bytes(whole[:at] + struct.pack("<Q", other) + whole[at + 8 :])
+        with pytest.raises(CheckpointError, match=says):
+            kj.load(path)
+
+
+def test_headers_that_ask_for_too_much_end_at_once(tmp_path):
+    path = tmp_path / "x.gguf"
+    key = struct.pack("<Q", 1) + b"a"
+    nested = b"".join(struct.pack("<IQ", 9, 1) for _ in range(5000))
+    for data, says in (
+        (struct.pack("<QQ", 2**60, 0), "it would hold 1,152,921,504,606,846,976 tensors"),
+        (struct.pack("<QQ", 0, 2**60), "1,152,921,504,606,846,976 keys"),
+        (struct.pack("<QQ", 0, 1) + key + struct.pack("<I", 9) + nested, "nest more than 4 deep"),
+        (struct.pack("<QQ", 0, 1) + key + struct.pack("<IIQ", 9, 8, 2**40), "entries of lists"),
+        (struct.pack("<QQ", 0, 1) + key + struct.pack("<IIQ", 9, 4, 2**40), "numbers"),
+        (struct.pack("<QQ", 0, 2) + (key + struct.pack("<IB", 0, 1)) * 2, "holds a twice"),
+        (struct.pack("<QQ", 1, 0) + key + struct.pack("<I", 77), "77 dimensions"),
+        (struct.pack("<QQ", 1, 0) + key + struct.pack("<IQIQ", 1, 2**50, 0, 0), "would have shape"),
+    ):
+        path.write_bytes(b"GGUF" + struct.pack("<I", 3) + data + bytes(64))
+        with pytest.raises(CheckpointError, match=says):
+            kj.load(path)
 
 
 def test_rope_factors_other_than_llama3s_are_refused(tmp_path):
