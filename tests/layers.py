@@ -25,7 +25,7 @@ STANDALONE: dict[str, set[str]] = {
     "attention.policies": {"errors", "settings"},
     "costs": {"attention.policies", "config", "errors", "files", "padding", "stats"},
     "stats": {"errors"},
-    "tasks": {"assets", "errors", "hub"},
+    "tasks": {"assets", "errors", "files", "hub"},
 }
 
 # Modules of other rooms that a room may import, where it may not import the whole room.

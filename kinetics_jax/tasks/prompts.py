@@ -16,13 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_jax.errors import UserError
+from kinetics_jax.errors import UserError, shown
+from kinetics_jax.files import open_regular, read_json, read_regular
+from kinetics_jax.tasks.chat_template import RenderedTemplate, TemplateError
 from kinetics_jax.tasks.problems import BUILTIN, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = ("auto", "chat", "plain", "bare")
+SETTINGS = "tokenizer_config.json"
+TEMPLATE_BYTES, SETTINGS_BYTES, TOKENIZER_BYTES = 4 << 20, 64 << 20, 512 << 20
 INSTRUCTION = "Think it through step by step, and give the final answer inside \\boxed{}."
 
 
@@ -91,29 +95,41 @@ def has_chat_template(directory: str | Path) -> bool:
     It stands in chat_template.jinja, which goes before what tokenizer_config.json has. A chat_template.json is for
     processors of images and sound, and no tokenizer reads it.
     """
-    own, path = Path(directory) / "chat_template.jinja", Path(directory) / "tokenizer_config.json"
-    if own.exists():
-        try:
-            return bool(own.read_text(encoding="utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise PromptError(f"{own}: not UTF-8 text (byte {error.start})") from error
-    if not path.exists():
-        return False
+    own, path = Path(directory) / "chat_template.jinja", Path(directory) / SETTINGS
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        return bool(template.strip() if isinstance(template, str) else template)
-    except (ValueError, AttributeError) as error:
-        raise PromptError(f"{path}: not a JSON object ({error})") from error
+        return bool(read_regular(own, at_most=TEMPLATE_BYTES, error=PromptError).decode().strip())
+    except FileNotFoundError:
+        pass  # the other file has it, or none
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{own}: not UTF-8 text (byte {error.start})") from error
+    try:
+        template = read_json(path, at_most=SETTINGS_BYTES, error=PromptError).get("chat_template")
+    except FileNotFoundError:
+        return False
+    except PromptError as error:
+        raise PromptError(f"{path}: not a JSON object ({str(error).removeprefix(f'{path}: ')})") from error
+    return bool(template.strip() if isinstance(template, str) else template)
 
 
 class ChatTemplate:
-    """The chat template of the checkpoint in `directory`, rendered by transformers (which needs no torch for it)."""
+    """The chat template of the checkpoint in `directory`, rendered in a process of its own, with the special tokens
+    that transformers (which needs no torch for it) finds.
+    """
 
     def __init__(self, directory: str | Path, thinking: bool):
         if not has_chat_template(directory):
             raise PromptError(f"{directory}: the checkpoint has no chat template; take plain prompts instead")
         self.directory, self.thinking = Path(directory), thinking
-        self.tokenizer = _load_tokenizer(self.directory)
+        with contextlib.suppress(FileNotFoundError):  # transformers says so
+            open_regular(self.directory / "tokenizer.json", at_most=TOKENIZER_BYTES, error=PromptError).close()
+        tokenizer = _load_tokenizer(self.directory)
+        try:
+            self.special_tokens = json.loads(json.dumps(tokenizer.special_tokens_map, default=str))
+            self.template = RenderedTemplate(tokenizer.get_chat_template())
+        except (
+            Exception
+        ) as error:  # transformers', of several templates of which none is the default, or the template's
+            raise self._failure(error) from error
         if not thinking and (rendered := self._render("?", False)) == self._render("?", True):
             reason = "always opens the reasoning" if "<think>" in rendered else "knows no such choice"
             raise PromptError(f"{directory}: thinking cannot be turned off: its chat template {reason}")
@@ -123,30 +139,35 @@ class ChatTemplate:
         return self._render(text, self.thinking)
 
     def _render(self, text: str, thinking: bool) -> str:
+        variables = {
+            **self.special_tokens,
+            "messages": [{"role": "user", "content": text}],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            "enable_thinking": thinking,
+        }
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-            )
-        except Exception as error:  # a template is a program: it can raise anything
-            reason = " ".join(str(error).split())[:200]
-            raise PromptError(
-                f"{self.directory}: its chat template fails ({type(error).__name__}: {reason})"
-            ) from error
-        assert isinstance(rendered, str)
-        return rendered
+            return self.template.render(**variables)
+        except TemplateError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> PromptError:
+        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+        return PromptError(f"{self.directory}: its chat template fails ({kind}{' '.join(str(error).split())[:200]})")
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with _no_warnings():  # transformers warns that torch is not installed
         from transformers import AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # Without trust_remote_code=False it asks on the terminal whether to run a checkpoint's code.
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises nothing narrower
         reason = (str(error).splitlines() or [""])[0]
-        raise PromptError(f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {reason})") from error
+        raise PromptError(
+            f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {shown(reason, 300)})"
+        ) from error
 
 
 @contextlib.contextmanager
