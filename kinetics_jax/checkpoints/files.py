@@ -49,7 +49,7 @@ def find_shards(directory: Path) -> tuple[list[Path], list[str]]:
     A model.safetensors beside shards or beside an index that does not name it is refused: one of them is older. Warns
     of other files that are left out.
     """
-    found = sorted(path for path in directory.glob("*.safetensors"))
+    found = sorted(directory.glob("*.safetensors"))
     single = directory / SINGLE
     try:
         index = read_json(directory / INDEX, at_most=INDEX_BYTES, error=CheckpointError)
@@ -78,16 +78,9 @@ def find_shards(directory: Path) -> tuple[list[Path], list[str]]:
         return [], [f"holds both {SINGLE} and {INDEX}, which names other files: remove the one that is older"]
     if older := [path for path in found if SHARD.search(path.name) and path not in named]:
         return [], [f"holds {shown(older[0].name)}, which {INDEX} does not name: remove the files that are older"]
-    absent = [f"{shown(path.name)} is named by {INDEX} and missing" for path in named if not _exists(path)]
+    absent = [f"{shown(path.name)} is named by {INDEX} and missing" for path in named if not os.path.exists(path)]
     _warn_of_strays(directory, found, named)
-    return [path for path in named if _exists(path)], absent
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long, a circle of links
-        return False
+    return [path for path in named if os.path.exists(path)], absent
 
 
 def _warn_of_strays(directory: Path, found: list[Path], used: list[Path]) -> None:

@@ -115,16 +115,16 @@ def _read_one(path: Path) -> GGUFHeader:
         size = file.seek(0, 2)
         if size < 24:
             raise CheckpointError(f"{path}: not a GGUF file, or cut short: it has {size} bytes")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Cursor(path, data).header()
+        with mmap.mmap(file.fileno(), min(size, HEADER_BYTES), access=mmap.ACCESS_READ) as data:
+            return _Cursor(path, data, size).header()
 
 
 class _Cursor:
     """A place in the file that moves on as it is read."""
 
-    def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.data, self.at = path, data, 0
-        self.end = min(len(data), HEADER_BYTES)
+    def __init__(self, path: Path, data: mmap.mmap, size: int):
+        """`data` is the beginning of a file of `size` bytes."""
+        self.path, self.data, self.size, self.at = path, data, size, 0
         self.entries = 0
 
     def header(self) -> GGUFHeader:
@@ -150,7 +150,7 @@ class _Cursor:
             shape = tuple(self.number("<Q") for _ in range(self.count("dimensions", MAX_DIMENSIONS, "<I")))[::-1]
             if any(side > MAX_SIZE for side in shape):
                 raise self.broken(f"{shown(name)} would have shape {list(shape)}")
-            tensors[name] = TensorInfo(self.number("<I"), shape, self.number("<Q"), self.path, len(self.data))
+            tensors[name] = TensorInfo(self.number("<I"), shape, self.number("<Q"), self.path, self.size)
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
             raise CheckpointError(f"{self.path}: general.alignment is {spelled(alignment)}")
@@ -174,10 +174,10 @@ class _Cursor:
 
     def take(self, count: int) -> bytes:
         """The next bytes of the header. Raises CheckpointError where there are not so many."""
-        if count > self.end - self.at:
-            if self.end < len(self.data):
-                raise self.broken(f"it would go on beyond byte {self.end:,}")
-            raise CheckpointError(f"{self.path}: cut short: its header goes on beyond byte {len(self.data)}")
+        if count > len(self.data) - self.at:
+            if len(self.data) < self.size:
+                raise self.broken(f"it would go on beyond byte {len(self.data):,}")
+            raise CheckpointError(f"{self.path}: cut short: its header goes on beyond byte {self.size}")
         self.at += count
         return self.data[self.at - count : self.at]
 

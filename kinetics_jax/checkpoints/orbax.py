@@ -6,7 +6,9 @@ Written with Orbax's stable API; its `experimental.v1` reads the same files, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.digest import write_digest
+from kinetics_jax.checkpoints.digest import check_digest, write_digest
 from kinetics_jax.checkpoints.files import check_new, fault_line, list_orbax_files, orbax_file_faults, write_companions
 from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
-from kinetics_jax.checkpoints.tensors import Placement, arrays_by_name, expected_parameters, first_faults, sharding_for
+from kinetics_jax.checkpoints.tensors import (
+    Placement,
+    arrays_by_name,
+    check_declared,
+    expected_parameters,
+    first_faults,
+    sharding_for,
+)
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.files import atomic_directory
@@ -82,9 +91,8 @@ def load_orbax(
 
     directory = Path(directory)
     folder = (directory / ORBAX_WEIGHTS).absolute()
-    graph, wanted = expected_parameters(config, mesh)
     _refuse(directory, orbax_file_faults(directory))
-    with _checkpointer() as checkpointer:
+    with _silent(), _checkpointer() as checkpointer:
         try:
             metadata = checkpointer.metadata(folder).item_metadata
         except Exception as error:  # Orbax's and TensorStore's errors have no other parent
@@ -92,6 +100,11 @@ def load_orbax(
         if metadata is None:
             raise CheckpointError(f"{directory}: Orbax finds no arrays in {ORBAX_WEIGHTS}/")
         stored = metadata.tree
+        if not isinstance(stored, Mapping):
+            raise CheckpointError(f"{directory}: {ORBAX_WEIGHTS}/ holds no arrays by name")
+        shapes = [getattr(each, "shape", None) or (0,) for each in stored.values()]
+        check_declared(directory, config, len(stored), max(map(max, shapes), default=0))
+        graph, wanted = expected_parameters(config, mesh)
         problems = fault_line("missing", [name for name in wanted if name not in stored])
         problems += fault_line("not part of this model", [name for name in stored if name not in wanted])
         targets, misfits = {}, []
@@ -100,6 +113,7 @@ def load_orbax(
                 targets[name], fault = _target(name, shape, stored[name], dtype, sharding)
                 misfits += [f"{name} {fault}"] if fault else []
         _refuse(directory, problems + first_faults(misfits))
+        check_digest(Checkpoint(directory, "orbax", directory.name))  # of damaged files Orbax says pages
         try:
             arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(targets))
         except Exception as error:
@@ -117,6 +131,18 @@ def _checkpointer() -> ocp.Checkpointer:
 
     handler = ocp.StandardCheckpointHandler(save_concurrent_gb=CONCURRENT_GB, restore_concurrent_gb=CONCURRENT_GB)
     return ocp.Checkpointer(handler)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Orbax logs of a checkpoint that it cannot read: the error says it in one line."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _target(

@@ -44,7 +44,11 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises CheckpointError where the header is none, or contradicts itself or the size of the file.
     """
-    with open_regular(path, error=CheckpointError) as file:
+    try:
+        opened = open_regular(path, error=CheckpointError)
+    except FileNotFoundError as error:
+        raise CheckpointError("it is a link to nothing") from error
+    with opened as file:
         size = file.seek(0, 2)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
