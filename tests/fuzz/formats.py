@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from fuzz.mutate import Outcome, mutate_bytes, mutate_json, outcome, replace_fil
 
 import kinetics_jax as kj
 from kinetics_jax.checkpoints.convert import convert
-from kinetics_jax.tasks.prompts import has_chat_template
+from kinetics_jax.tasks.prompts import ChatTemplate, has_chat_template
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -173,6 +174,16 @@ def use(path: Path) -> None:
         lm.encode("Hello, world")
         lm.decode([1, 2, 3])
     has_chat_template(lm.directory)
+
+
+def use_more(path: Path) -> None:
+    """The same, its chat template rendered, and converted to another layout: for cases that may take longer."""
+    use(path)
+    lm = kj.load(path, dtype="float32")
+    if has_chat_template(lm.directory):
+        ChatTemplate(lm.directory, thinking=True).user_turn("Hello")
+    with tempfile.TemporaryDirectory() as folder:
+        kj.load(convert(path, Path(folder) / "converted", dtype="bfloat16"))
 
 
 LAYOUTS = ("hf", "hf", "hf", "shards", "shards", "gguf", "gguf", "gguf", "split", "orbax")

@@ -1,7 +1,7 @@
 """Breaks checkpoints in so many ways and prints those that do not end well: `python tests/fuzz/full.py --cases 32000`.
 
-`--first N` begins with case N; `--seconds S` stops after so long. Exits with 1 if any case ended in a traceback, a hang
-or memory without bound.
+`--first N` begins with case N; `--seconds S` stops after so long; `--more` renders chat templates and converts, too.
+Exits with 1 if any case ended in a traceback, a hang or memory without bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.formats import run_case, write_sources
+from fuzz.formats import run_case, use, use_more, write_sources
 from fuzz.mutate import SECONDS
 
 
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=32_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--more", action="store_true")
     options = parser.parse_args()
     began, counts = time.monotonic(), collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +35,7 @@ def main() -> int:
             if time.monotonic() - began > options.seconds:
                 break
             faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # for what no signal stops
-            what, ended = run_case(number, sources, Path(folder))
+            what, ended = run_case(number, sources, Path(folder), call=use_more if options.more else use)
             faulthandler.cancel_dump_traceback_later()
             counts[ended.kind] += 1
             if ended.kind == "fault":
