@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.files import open_regular, read_json, read_regular
@@ -97,18 +97,22 @@ def has_chat_template(directory: str | Path) -> bool:
     """
     own, path = Path(directory) / "chat_template.jinja", Path(directory) / SETTINGS
     try:
-        return bool(read_regular(own, at_most=TEMPLATE_BYTES, error=PromptError).decode().strip())
+        template = read_regular(own, at_most=TEMPLATE_BYTES, error=PromptError).decode()
     except FileNotFoundError:
-        pass  # the other file has it, or none
+        template = _settings(path).get("chat_template")
     except UnicodeDecodeError as error:
         raise PromptError(f"{own}: not UTF-8 text (byte {error.start})") from error
+    return bool(template.strip() if isinstance(template, str) else template)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json; {} where there is none."""
     try:
-        template = read_json(path, at_most=SETTINGS_BYTES, error=PromptError).get("chat_template")
+        return read_json(path, at_most=SETTINGS_BYTES, error=PromptError)
     except FileNotFoundError:
-        return False
+        return {}
     except PromptError as error:
         raise PromptError(f"{path}: not a JSON object ({str(error).removeprefix(f'{path}: ')})") from error
-    return bool(template.strip() if isinstance(template, str) else template)
 
 
 class ChatTemplate:
