@@ -254,7 +254,7 @@ class ModelConfig:
         try:
             return cls(
                 **values,
-                rope_theta=fields["rope_theta"],
+                rope_theta=float(fields["rope_theta"] or 0),
                 rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
                 tie_word_embeddings=fields.get("tie_word_embeddings", False),
                 eos_token_ids=end_tokens(fields.get("eos_token_id"), where),

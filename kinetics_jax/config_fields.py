@@ -114,11 +114,11 @@ NEUTRAL_FIELDS: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": OFF,
 }
 # Of one type, where a field may say what is so.
-NORMED = dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), (None, True))
+NORMED: dict[str, tuple[Any, ...]] = dict.fromkeys(_names("qk_layernorm qk_norm use_qk_norm"), (None, True))
 NEUTRAL_BY_KIND: dict[str, dict[str, tuple[Any, ...]]] = {
     "qwen3": NORMED,
     "qwen3_moe": NORMED,
-    "qwen2": dict.fromkeys(("attention_bias", "qkv_bias"), (None, True, False)),  # false: as written by this package
+    "qwen2": dict.fromkeys(_names("attention_bias qkv_bias"), (None, True, False)),  # false: as written by this package
     "llama": {},
 }
 

@@ -105,7 +105,10 @@ def _set_added(tokenizer: Tokenizer, settings: dict[str, Any], path: Path) -> No
         token = named_token(settings, f"{name}_token")
         if not settings.get(f"add_{name}_token") or token is None:
             continue
-        index = tokenizer.token_to_id(token)
+        try:
+            index = tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # half a character, as JSON can spell it
+            index = None
         if index is None:
             raise CheckpointError(f"{path}: {name}_token {spelled(token)} is no token of its vocabulary")
         single.insert(place, token)

@@ -83,6 +83,7 @@ def test_two_files_that_add_different_tokens_are_told(tokenizer, tmp_path):
     for text, says in (
         ('{"add_bos_token": 1}', "add_bos_token must be true or false, got 1"),
         ('{"add_bos_token": true, "bos_token": "<q>"}', "bos_token '<q>' is no token of its vocabulary"),
+        ('{"add_bos_token": true, "bos_token": "\\ud800"}', "is no token of its vocabulary"),
         ("[", "not valid JSON"),
     ):
         (tmp_path / "tokenizer_config.json").write_text(text)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import CheckpointError, shown
-from kinetics_jax.files import read_json
+from kinetics_jax.files import atomic_directory, open_regular, read_json
 
 MAX_LISTED = 12  # problems of one kind spelled out before "and n more"
 ORBAX_FILES = "weights.json"
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
-INDEX_BYTES = 256 << 20
+INDEX_BYTES, COMPANION_BYTES = 256 << 20, 512 << 20
 # What goes along with the weights into another layout, byte for byte.
 COMPANIONS = (
     "config.json",
@@ -134,6 +136,20 @@ def check_new(directory: Path) -> None:
         raise CheckpointError(f"{directory}: is a file; name a new directory")
 
 
+@contextlib.contextmanager
+def new_checkpoint(directory: Path) -> Iterator[Path]:
+    """A new directory to write a checkpoint to, which becomes `directory` at the end of the `with` (atomic_directory).
+
+    Raises CheckpointError if `directory` exists and is not empty, or where it cannot be written: on a full disk, say.
+    """
+    check_new(directory)
+    try:
+        with atomic_directory(directory) as partial:
+            yield partial
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error.strerror or error})") from error
+
+
 def write_companions(target: Path, source: Path | None, config: ModelConfig, dtypes: list[str]) -> None:
     """Writes configuration and tokenizer beside weights: the files of `source`, byte for byte.
 
@@ -141,8 +157,10 @@ def write_companions(target: Path, source: Path | None, config: ModelConfig, dty
     most common of `dtypes`.
     """
     for name in COMPANIONS:
-        if source and (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if source and os.path.isfile(source / name):
+            given = open_regular(source / name, at_most=COMPANION_BYTES, error=CheckpointError)
+            with given as file, open(target / name, "wb") as copy:
+                shutil.copyfileobj(file, copy)
     path = target / "config.json"
     if not path.exists():
         most_common = max(dict.fromkeys(dtypes), key=dtypes.count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def read_header(path: str | Path) -> GGUFHeader:
         raise CheckpointError(
             f"{path}: is one part of {count}; its name must end in -00001-of-{count:05d}.gguf and so on"
         )
-    if absent := [shown(part.name) for part in paths if not part.exists()]:
+    if absent := [shown(part.name) for part in paths if not os.path.exists(part)]:
         raise CheckpointError(
             f"{path}: is one part of {count}, and of the others are missing: {', '.join(absent[:12])}"
         )

@@ -13,10 +13,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kinetics_jax.checkpoints.digest import write_digest
-from kinetics_jax.checkpoints.files import INDEX, check_new, fault_line, find_shards, refuse_adapter, write_companions
+from kinetics_jax.checkpoints.files import (
+    INDEX,
+    fault_line,
+    find_shards,
+    new_checkpoint,
+    refuse_adapter,
+    write_companions,
+)
 from kinetics_jax.checkpoints.resolve import Checkpoint
 from kinetics_jax.checkpoints.safetensors_file import FLOAT_DTYPES, StoredTensor, read_rows, read_tensors, row_length
 from kinetics_jax.checkpoints.tensors import (
@@ -32,7 +40,7 @@ from kinetics_jax.checkpoints.tensors import (
 )
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
 from kinetics_jax.errors import CheckpointError, shown
-from kinetics_jax.files import atomic_directory, open_regular, read_json
+from kinetics_jax.files import open_regular, read_json
 from kinetics_jax.models.qwen3 import llama3_frequencies
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
@@ -132,8 +140,7 @@ def save_hf(
         room -= array.nbytes
     cpu = jax.local_devices(backend="cpu")[0]
     weight_map: dict[str, str] = {}
-    check_new(directory)
-    with atomic_directory(directory) as partial:
+    with new_checkpoint(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         for number, group in enumerate(groups, start=1):
             done = sum(map(len, groups[:number]))
@@ -145,7 +152,10 @@ def save_hf(
                 stored = stored_parts(name, array.shape)
                 matrices = array.swapaxes(1, 2) if array.ndim == 3 else [array]
                 part |= {_hf_name(p.name): np.ascontiguousarray(m) for p, m in zip(stored, matrices, strict=True)}
-            save_file(part, partial / shard, metadata={"format": "pt"})
+            try:
+                save_file(part, partial / shard, metadata={"format": "pt"})
+            except SafetensorError as error:  # of a full disk, too
+                raise CheckpointError(f"{directory}: cannot be written ({error})") from error
             weight_map |= dict.fromkeys(part, shard)
             on_tensor(done, len(arrays))
         if len(groups) > 1:

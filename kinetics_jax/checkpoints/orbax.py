@@ -19,7 +19,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kinetics_jax.checkpoints.digest import check_digest, write_digest
-from kinetics_jax.checkpoints.files import check_new, fault_line, list_orbax_files, orbax_file_faults, write_companions
+from kinetics_jax.checkpoints.files import (
+    fault_line,
+    list_orbax_files,
+    new_checkpoint,
+    orbax_file_faults,
+    write_companions,
+)
 from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
 from kinetics_jax.checkpoints.tensors import (
     Placement,
@@ -31,7 +37,6 @@ from kinetics_jax.checkpoints.tensors import (
 )
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.files import atomic_directory
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -58,8 +63,7 @@ def save_orbax(
 
     directory = Path(directory)
     arrays = arrays_by_name(weights)
-    check_new(directory)
-    with atomic_directory(directory) as partial:
+    with new_checkpoint(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         with _checkpointer() as checkpointer:
             try:

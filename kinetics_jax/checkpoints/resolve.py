@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Literal
 
 from kinetics_jax.assets import ASSETS, builtin_models
-from kinetics_jax.errors import CheckpointError
+from kinetics_jax.errors import CheckpointError, shown
 from kinetics_jax.hub import HubError, download
 
 ORBAX_WEIGHTS = "weights"  # the folder of Orbax's own files, beside config.json
@@ -35,29 +36,29 @@ def resolve(name: str | Path) -> Checkpoint:
     That of a hub id is downloaded through huggingface_hub, or taken from its cache. A path gives the model its own
     name. Raises CheckpointError saying what was tried, or why it is no checkpoint.
     """
-    path = Path(name)
-    if path.is_dir():
+    path, typed = Path(name), shown(str(name), 200)
+    if os.path.isdir(path):
         return Checkpoint(path, checkpoint_kind(path), path.resolve().name)
-    if path.is_file() and path.suffix.lower() == GGUF:
+    if os.path.exists(path) and path.suffix.lower() == GGUF:
         first = gguf_parts(path)[0]
-        return Checkpoint(first if first.exists() else path, "gguf", gguf_name(path))
-    if path.exists():
+        return Checkpoint(first if os.path.exists(first) else path, "gguf", gguf_name(path))
+    if os.path.exists(path):
         raise CheckpointError(
-            f"{name}: is a file, and not a {GGUF}; give the directory that holds config.json and *.safetensors"
+            f"{typed}: is a file, and not a {GGUF}; give the directory that holds config.json and *.safetensors"
         )
     name = str(name)
     if name.lower().endswith(GGUF):
-        raise CheckpointError(f"{name}: no such file")
+        raise CheckpointError(f"{typed}: no such file")
     known = builtin_models()
     if name in known:
         return Checkpoint(ASSETS / name, checkpoint_kind(ASSETS / name), name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         snapshot = _from_hub(name)  # named after a revision, which is no name for a model
         return Checkpoint(snapshot, checkpoint_kind(snapshot), name)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:200], known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise CheckpointError(
-        f"{name}: no such directory, nor a built-in model ({', '.join(known)}), nor a hub id like Qwen/Qwen3-8B{hint}"
+        f"{typed}: no such directory, nor a built-in model ({', '.join(known)}), nor a hub id like Qwen/Qwen3-8B{hint}"
     )
 
 

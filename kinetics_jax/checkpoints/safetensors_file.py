@@ -72,11 +72,11 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = fields.get("dtype"), _whole(fields.get("shape")), _whole(fields.get("data_offsets"))
     if (
         not isinstance(dtype, str)
-        or not _whole(shape)
-        or not _whole(offsets)
+        or shape is None
+        or offsets is None
         or len(shape) > MAX_DIMENSIONS
         or len(offsets) != 2
     ):
@@ -88,8 +88,10 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     return StoredTensor(path, name, dtype, tuple(shape), begin + first, begin + last)
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and 0 <= each <= MAX_SIZE for each in value)
+def _whole(value: Any) -> list[int] | None:
+    """A list of sizes; None for anything else."""
+    fits = isinstance(value, list) and all(type(each) is int and 0 <= each <= MAX_SIZE for each in value)
+    return value if fits else None
 
 
 def read_rows(file: IO[bytes], tensor: StoredTensor, start: int, stop: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 MAX_TEXT = 4_000_000  # characters of a prompt
 
@@ -27,9 +29,9 @@ MAX_TEXT = 4_000_000  # characters of a prompt
 class Generation(jinja2.ext.Extension):
     """`{% generation %}` marks what a model is trained on; the text is its body."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
