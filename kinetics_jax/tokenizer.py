@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 REFUSED = "tokenizer.refused"  # in its place: why a GGUF file's tokenizer could not be made
 SETTINGS = "tokenizer_config.json"
+ADDED = ("add_bos_token", "add_eos_token")
 TOKENIZER_BYTES, SETTINGS_BYTES = 512 << 20, 64 << 20
 CURE = f"name a {TOKENIZER}, or the directory that holds it"
 
@@ -39,9 +40,9 @@ def tokenizer_file(path: str | Path, *, cure: str = CURE) -> Path:
 def read_tokenizer(path: str | Path, *, cure: str = CURE) -> Tokenizer:
     """Reads a tokenizer.json, or that of a directory, without the truncation and padding that it may ask for.
 
-    What it adds before and after a text is what its post-processor says, or what `add_bos_token` and `add_eos_token` of
-    the tokenizer_config.json beside it say (as in transformers); a warning tells where they differ. Raises
-    CheckpointError if there is no tokenizer, or if it is broken.
+    What it adds before and after a text is what its post-processor says, as in transformers; a warning tells where
+    `add_bos_token` or `add_eos_token` of the tokenizer_config.json beside it says something else. Raises CheckpointError
+    if there is no tokenizer, or if it is broken.
     """
     path = tokenizer_file(path, cure=cure)
     from tokenizers import Tokenizer
@@ -54,15 +55,12 @@ def read_tokenizer(path: str | Path, *, cure: str = CURE) -> Tokenizer:
     # What a trainer left in the file would cut every prompt, or fill it up.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    settings = read_settings(path.parent)
-    if {"add_bos_token", "add_eos_token"} & settings.keys():
-        before = added_tokens(tokenizer)
-        _set_added(tokenizer, settings, path.with_name(SETTINGS))
-        after = added_tokens(tokenizer)
-        if before != after and any(before):
+    settings, added = read_settings(path.parent), added_tokens(tokenizer)
+    for name, ids in zip(ADDED, added, strict=True):
+        if (asked := settings.get(name)) is not None and asked != bool(ids):
             warnings.warn(
-                f"{path.parent}: {TOKENIZER} adds {_spelled(before)} to a text, and {SETTINGS} asks for "
-                f"{_spelled(after)}, which is done",
+                f"{path.parent}: {SETTINGS} says {name}: {str(asked).lower()}, and {TOKENIZER} adds {ids or 'none'}, "
+                f"which counts (as in transformers)",
                 stacklevel=2,
             )
     return tokenizer
@@ -75,11 +73,9 @@ def read_settings(directory: Path) -> dict[str, Any]:
         settings = read_json(path, at_most=SETTINGS_BYTES, error=CheckpointError)
     except FileNotFoundError:
         return {}
-    for name in ("add_bos_token", "add_eos_token"):
+    for name in ADDED:
         if not isinstance(settings.get(name), bool | None):
             raise CheckpointError(f"{path}: {name} must be true or false, got {spelled(settings[name])}")
-        if settings.get(name, False) is None:
-            del settings[name]
     return settings
 
 
@@ -95,26 +91,3 @@ def added_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     begin = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
     return whole[:begin], whole[begin + len(plain) :]
-
-
-def _set_added(tokenizer: Tokenizer, settings: dict[str, Any], path: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    single, special = ["$A"], []
-    for name, place in (("bos", 0), ("eos", 2)):
-        token = named_token(settings, f"{name}_token")
-        if not settings.get(f"add_{name}_token") or token is None:
-            continue
-        try:
-            index = tokenizer.token_to_id(token)
-        except UnicodeEncodeError:  # half a character, as JSON can spell it
-            index = None
-        if index is None:
-            raise CheckpointError(f"{path}: {name}_token {spelled(token)} is no token of its vocabulary")
-        single.insert(place, token)
-        special.append((token, index))
-    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=special)
-
-
-def _spelled(added: tuple[list[int], list[int]]) -> str:
-    return f"{added[0]} before and {added[1]} after" if any(added) else "nothing"

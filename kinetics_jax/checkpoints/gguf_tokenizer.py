@@ -16,6 +16,7 @@ from kinetics_jax.tokenizer import REFUSED, SETTINGS, TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
+    from tokenizers.processors import PostProcessor
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # of tokenizer.ggml.token_type
 WORDS = (
@@ -34,7 +35,7 @@ def write_tokenizer(header: GGUFHeader, target: Path) -> None:
     and a warning says it: prompts as ids do without. Raises CheckpointError for a tokenizer that is not byte-level BPE,
     or that is broken.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     fields = {
         key.removeprefix("tokenizer.ggml."): value
@@ -71,22 +72,18 @@ def write_tokenizer(header: GGUFHeader, target: Path) -> None:
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     for index, token in enumerate(tokens):  # in the order of ids
         if kinds[index] == CONTROL:
             tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         elif kinds[index] == USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+    tokenizer.post_processor = _post_processor(fields, tokens, pre)
     tokenizer.save(str(target / TOKENIZER))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         index = fields.get(f"{key}_token_id")
         if type(index) is int and 0 <= index < len(tokens):
             settings[f"{name}_token"] = tokens[index]
-    # Llama 3's text begins with its first token where the file does not say otherwise, as llama.cpp has it.
-    for name, default in (("bos", pre == "llama-bpe"), ("eos", False)):
-        if fields.get(key := f"add_{name}_token", default):
-            settings[key] = True
     template = header.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{header.path}: tokenizer.chat_template is {spelled(template, 40)}, no text")
@@ -115,6 +112,24 @@ def _lists(fields: dict[str, Any], path: Path) -> tuple[list[str], list[int], li
         if not isinstance(fields.get(name, False), bool):
             raise CheckpointError(f"{path}: tokenizer.ggml.{name} is {spelled(fields[name], 40)}, not true or false")
     return tokens, kinds.tolist(), cast(list[tuple[str, str]], pairs)
+
+
+def _post_processor(fields: dict[str, Any], tokens: list[str], pre: str) -> PostProcessor:
+    """What is added to a text: `add_bos_token` and `add_eos_token`; a Llama 3 text gets its first token by default, as
+    llama.cpp has it.
+    """
+    from tokenizers import processors
+
+    single, special = ["$A"], []
+    for name, place, default in (("bos", 0, pre == "llama-bpe"), ("eos", 2, False)):
+        index = fields.get(f"{name}_token_id")
+        if fields.get(f"add_{name}_token", default) and type(index) is int and 0 <= index < len(tokens):
+            single.insert(place, tokens[index])
+            special.append((tokens[index], index))
+    whole = processors.ByteLevel(trim_offsets=False)
+    if not special:
+        return whole
+    return processors.Sequence([whole, processors.TemplateProcessing(single=single, special_tokens=special)])
 
 
 def _pre_tokenizer(name: str) -> PreTokenizer:

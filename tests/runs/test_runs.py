@@ -197,7 +197,7 @@ def test_a_run_is_not_continued_with_other_prompts(own, tmp_path):
     first = tokenizer.id_to_token(0)
     tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
     tokenizer.save(str(other / "tokenizer.json"))
-    (other / "tokenizer_config.json").unlink()  # it asks for none
+    (other / "tokenizer_config.json").unlink()  # it says that none is added
     adding = kj.load(other, dtype="float32")
     with pytest.raises(TraceError, match=r"prompt_ids: .*special_tokens: null stored, \{\"before\": \[0\]"):
         run(adding, tmp_path, limit=1, n=1, sampling=SHORT)
