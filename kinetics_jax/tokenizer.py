@@ -41,8 +41,8 @@ def read_tokenizer(path: str | Path, *, cure: str = CURE) -> Tokenizer:
     """Reads a tokenizer.json, or that of a directory, without the truncation and padding that it may ask for.
 
     What it adds before and after a text is what its post-processor says, as in transformers; a warning tells where
-    `add_bos_token` or `add_eos_token` of the tokenizer_config.json beside it says something else. Raises CheckpointError
-    if there is no tokenizer, or if it is broken.
+    `add_bos_token` or `add_eos_token` of the tokenizer_config.json beside it says something else. Raises
+    CheckpointError if there is no tokenizer, or if it is broken.
     """
     path = tokenizer_file(path, cure=cure)
     from tokenizers import Tokenizer

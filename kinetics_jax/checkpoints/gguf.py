@@ -38,7 +38,12 @@ from kinetics_jax.models.qwen3 import llama3_frequencies
 
 SLICE_BYTES = 16 << 20  # of float32, dequantised at a time
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
-PLAIN = {0: np.dtype(np.float32), 1: np.dtype(np.float16), 30: np.dtype(ml_dtypes.bfloat16)}  # by ggml's type
+PLAIN = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float16),
+    28: np.dtype(np.float64),
+    30: np.dtype(ml_dtypes.bfloat16),
+}  # by ggml's type
 # config.json's field: the key of the metadata, behind the architecture's name.
 FIELDS = {
     "hidden_size": "embedding_length",
@@ -104,6 +109,10 @@ END_NAMES = (
     "<|EOT|>",
     "<end_of_turn>",
     "<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "<end_of_utterance>",
     "_<EOT>",
     "</s>",
     "<|end▁of▁sentence|>",
@@ -302,7 +311,8 @@ def _row_order(config: ModelConfig, name: str) -> np.ndarray | None:
 
 def _stored_dtype(info: TensorInfo, shape: tuple[int, ...], dtype: DTypeLike | None) -> tuple[np.dtype | None, str]:
     """The dtype to give a tensor, or why it cannot be read."""
-    if info.shape != tuple(shape):
+    squeezed = tuple(shape[1:]) if len(shape) == 3 and shape[0] == 1 else None  # of a single expert ggml drops the 1
+    if info.shape not in (tuple(shape), squeezed):
         return None, f"has shape {list(info.shape)}, expected {list(shape)}"
     if fault := quantisation_fault(info.kind):
         return None, fault
@@ -311,7 +321,9 @@ def _stored_dtype(info: TensorInfo, shape: tuple[int, ...], dtype: DTypeLike | N
         return None, f"has rows of {info.shape[-1]}, which are no whole blocks of {_block(info.kind)[0]}"
     if info.offset + size > info.size:
         return None, f"is cut short: it ends at byte {info.offset + size}, the file at {info.size}"
-    return np.dtype(PLAIN.get(info.kind, np.float32) if dtype is None else dtype), ""
+    kept = PLAIN.get(info.kind, np.dtype(np.float32))
+    kept = np.dtype(np.float32) if kept == np.float64 else kept  # which jax does not hold
+    return kept if dtype is None else np.dtype(dtype), ""
 
 
 @functools.cache
@@ -355,7 +367,7 @@ def _fill(out: np.ndarray, info: TensorInfo, order: np.ndarray | None) -> str:
     step = max(1, SLICE_BYTES // (4 * length))
     bad = 0
     for first in range(0, rows, per_matrix):
-        matrix = out[first // per_matrix].T if len(info.shape) == 3 else out.reshape(rows, length)
+        matrix = out[first // per_matrix].T if out.ndim == 3 else out.reshape(rows, length)
         for start in range(first, first + per_matrix, step):
             stop = min(start + step, first + per_matrix)
             with np.errstate(over="ignore"):  # an overflow shows as an infinity

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 TEMPLATES = ("auto", "chat", "plain", "bare")
 SETTINGS = "tokenizer_config.json"
 TEMPLATE_BYTES, SETTINGS_BYTES, TOKENIZER_BYTES = 4 << 20, 64 << 20, 512 << 20
+READ_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 INSTRUCTION = "Think it through step by step, and give the final answer inside \\boxed{}."
 
 
@@ -124,8 +126,9 @@ class ChatTemplate:
         if not has_chat_template(directory):
             raise PromptError(f"{directory}: the checkpoint has no chat template; take plain prompts instead")
         self.directory, self.thinking = Path(directory), thinking
-        with contextlib.suppress(FileNotFoundError):  # transformers says so
-            open_regular(self.directory / "tokenizer.json", at_most=TOKENIZER_BYTES, error=PromptError).close()
+        for path in sorted(self.directory.iterdir()):  # what transformers may read, and wait for
+            if path.suffix in READ_SUFFIXES and os.path.exists(path):
+                open_regular(path, at_most=TOKENIZER_BYTES, error=PromptError).close()
         tokenizer = _load_tokenizer(self.directory)
         try:
             self.special_tokens = json.loads(json.dumps(tokenizer.special_tokens_map, default=str))

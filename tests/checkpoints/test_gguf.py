@@ -58,8 +58,11 @@ def their_names(config, tensors) -> dict[str, np.ndarray]:
     return named
 
 
-def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=()) -> Path:
-    """A GGUF file of a tiny model; matrices in `kind`; without the keys and tensors of `leave_out`."""
+def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=(), drop=False) -> Path:
+    """A GGUF file of a tiny model; matrices in `kind`; without the keys and tensors of `leave_out`.
+
+    With `drop`, the experts' tensors have no side for the expert, which is the only one.
+    """
     architecture = config["model_type"].replace("_", "")
     writer = gguf.GGUFWriter(path, architecture)
     for field, key in FIELDS.items():
@@ -80,6 +83,7 @@ def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=())
     for name, tensor in their_names(config, tensors).items():
         if name in leave_out:
             continue
+        tensor = tensor[0] if drop and tensor.ndim == 3 else tensor
         if kind is not None and tensor.ndim > 1 and "ffn_gate_inp" not in name:
             writer.add_tensor(name, quantize(tensor, kind), raw_dtype=kind)
         else:
@@ -237,6 +241,18 @@ def test_what_is_no_gguf_file_or_not_implemented(tmp_path):
             kj.load(write_gguf(path, config, tensors, **changes))
     with pytest.raises(ConfigError, match="architecture 'gemma' is not implemented"):
         kj.load(write_gguf(path, {**config, "model_type": "gemma"}, tensors))
+
+
+def test_float64_and_the_single_expert_whose_side_ggml_drops(tmp_path):
+    config = tiny_config(**MOE | {"num_experts": 1, "num_experts_per_tok": 1})
+    tensors = tiny_tensors(config)
+    wanted = jax.tree.leaves(kj.load(write_checkpoint(tmp_path / "hf", config, tensors), dtype="float32").weights)
+    for name, kind in (("whole", np.float32), ("wide", np.float64)):
+        held = {key: tensor.astype(kind) for key, tensor in tensors.items()}
+        lm = kj.load(write_gguf(tmp_path / f"{name}.gguf", config, held, drop=name == "wide"), dtype="float32")
+        for ours, theirs in zip(jax.tree.leaves(lm.weights), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert lm.config.dtype == "float32"
 
 
 def split(path, config, tensors, parts):
