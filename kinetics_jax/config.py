@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.errors import UserError
+from kinetics_jax.config_fields import ConfigError as ConfigError
+from kinetics_jax.config_fields import check_fields, flag, positive_number, rope, whole_number
+from kinetics_jax.errors import shown, spelled
+from kinetics_jax.files import read_json
 
-# Fields of config.json that change what a model computes and that we do not implement. Each must hold one of these
-# values (or be absent); any other value is refused, because ignoring it would silently give wrong logits.
-NEUTRAL_FIELDS: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False, None),
-    "attn_logit_softcapping": (None,),
-    "clip_qkv": (None,),
-    "dual_chunk_attention_config": (None,),
-    "embedding_multiplier": (None, 1, 1.0),
-    "final_logit_softcapping": (None,),
-    "hidden_act": ("silu", "swish"),
-    "logit_scale": (None, 1, 1.0),
-    "mlp_bias": (False, None),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "quantization_config": (None,),
-    "query_pre_attn_scalar": (None,),
-    "residual_multiplier": (None, 1, 1.0),
-    "use_sliding_window": (False, None),
-}
 REQUIRED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -39,6 +22,7 @@ REQUIRED_FIELDS = (
     "num_key_value_heads",
 )
 MOE_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+MOE_ONLY = (*MOE_FIELDS, "decoder_sparse_step")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPES = tuple(DTYPE_BYTES)  # what weights and cache are stored in
 # model_type → what sets it apart, and what an absent field of its config.json means.
@@ -50,7 +34,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 FIELD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 128, "max_position_embeddings": 40_960},
-    "qwen3_moe": {"head_dim": 128, "max_position_embeddings": 40_960},
+    "qwen3_moe": {
+        "max_position_embeddings": 40_960
+    },  # head_dim: hidden_size / num_attention_heads, as in the two below
     "qwen2": {"rope_theta": 10_000.0, "max_position_embeddings": 32_768},
     "llama": {"rope_theta": 10_000.0, "max_position_embeddings": 2048},
 }
@@ -62,8 +48,24 @@ ARCHITECTURES = {
 }
 
 
-class ConfigError(UserError):
-    """A model configuration that cannot be used; the message names the field and the cure."""
+# Of every size, its name in config.json, the least it can be and the most: beyond any model, and within int32.
+SIZES: dict[str, tuple[str, int, int]] = {
+    "vocab_size": ("vocab_size", 1, 2**27),
+    "hidden_size": ("hidden_size", 1, 2**20),
+    "intermediate_size": ("intermediate_size", 1, 2**24),
+    "num_layers": ("num_hidden_layers", 1, 2**16),
+    "num_heads": ("num_attention_heads", 1, 2**16),
+    "num_kv_heads": ("num_key_value_heads", 1, 2**16),
+    "head_dim": ("head_dim", 0, 2**16),
+    "max_position_embeddings": ("max_position_embeddings", 2, 2**31 - 1),
+    "num_experts": ("num_experts", 0, 2**16),
+    "experts_per_token": ("num_experts_per_tok", 0, 2**16),
+    "moe_intermediate_size": ("moe_intermediate_size", 0, 2**24),
+    "decoder_sparse_step": ("decoder_sparse_step", 0, 2**16),
+}
+MAX_END_TOKENS = 1000
+FLAGS = ("tie_word_embeddings", "norm_topk_prob", "qk_norm", "qkv_bias")
+MAX_THETA, MAX_EPS, MAX_FACTOR = 1e30, 1.0, 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,7 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         for field, value in dataclasses.asdict(self).items():
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ConfigError(f"config: rope_scaling.{field} must be a positive number, got {value!r}")
+            positive_number(value, f"rope_scaling.{field}", MAX_FACTOR)
         if self.low_freq_factor >= self.high_freq_factor:
             raise ConfigError(
                 f"config: rope_scaling.low_freq_factor ({self.low_freq_factor}) must be below "
@@ -130,10 +131,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.rope_scaling, Mapping):  # as JSON keeps it
             object.__setattr__(self, "rope_scaling", Llama3Scaling(**self.rope_scaling))
-        object.__setattr__(self, "mlp_only_layers", tuple(self.mlp_only_layers))
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"config: {field} must be at least 1, got {getattr(self, field)}")
+        for field, (name, low, high) in SIZES.items():
+            whole_number(getattr(self, field), name, low, high)
+        for field in FLAGS:
+            flag(getattr(self, field), field)
+        positive_number(self.rope_theta, "rope_theta", MAX_THETA)
+        positive_number(self.rms_norm_eps, "rms_norm_eps", MAX_EPS)
+        object.__setattr__(self, "mlp_only_layers", _layers(self.mlp_only_layers))
+        object.__setattr__(self, "eos_token_ids", end_tokens(list(self.eos_token_ids), "config"))
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"config: num_attention_heads ({self.num_heads}) must be a multiple of "
@@ -141,10 +146,8 @@ class ModelConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(f"config: head_dim must be even (RoPE rotates pairs), got {self.head_dim}")
-        if self.max_position_embeddings < 2:
-            raise ConfigError(f"config: max_position_embeddings must be at least 2, got {self.max_position_embeddings}")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+            raise ConfigError(f"config: dtype {spelled(self.dtype)} is not one of {', '.join(DTYPES)}")
         if not self.num_experts:
             return
         if not 1 <= self.experts_per_token <= self.num_experts:
@@ -153,8 +156,7 @@ class ModelConfig:
                 f"got {self.experts_per_token}"
             )
         for field in ("moe_intermediate_size", "decoder_sparse_step"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"config: {field} must be at least 1, got {getattr(self, field)}")
+            whole_number(getattr(self, field), field, 1, SIZES[field][2])
 
     @property
     def model_type(self) -> str:
@@ -215,73 +217,54 @@ class ModelConfig:
         if not isinstance(source, Mapping):
             path = Path(source)
             path = path / "config.json" if path.is_dir() else path
-            where = str(path)
+            where = shown(str(path), 400)
             try:
-                source = json.loads(path.read_text(encoding="utf-8"))
+                source = read_json(path, error=ConfigError)
             except FileNotFoundError as error:
                 raise ConfigError(f"{where}: no such file; a checkpoint directory holds config.json") from error
-            except ValueError as error:
-                raise ConfigError(f"{where}: not valid JSON ({error})") from error
-            if not isinstance(source, Mapping):
-                raise ConfigError(f"{where}: holds {type(source).__name__}, expected a JSON object")
-        _check_supported(source, where)
-        kind = str(source["model_type"])
+        kind = source.get("model_type")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ConfigError(f"{where}: model_type {spelled(kind)} is not supported (supported: {', '.join(KINDS)})")
         is_moe = kind == "qwen3_moe"
         fields = FIELD_DEFAULTS[kind] | {name: value for name, value in source.items() if value is not None}
+        theta, scaling = rope({**source, "rope_theta": source.get("rope_theta")}, where)
+        fields["rope_theta"] = theta or FIELD_DEFAULTS[kind].get("rope_theta")
         if kind in ("qwen2", "llama"):
             fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
-        if "num_local_experts" in fields:  # as newer transformers call it
-            fields.setdefault("num_experts", fields["num_local_experts"])
-        fields |= {"rope_theta": theta} if (theta := (fields.get("rope_parameters") or {}).get("rope_theta")) else {}
+        if is_moe and "num_local_experts" in fields:  # as newer transformers call it
+            _agree(fields, "num_experts", "num_local_experts", where)
+            fields["num_experts"] = fields["num_local_experts"]
         required = (*REQUIRED_FIELDS, "rope_theta", *(MOE_FIELDS if is_moe else ()))
         if missing := [name for name in required if fields.get(name) is None]:
             raise ConfigError(f"{where}: missing {', '.join(missing)}")
-
-        def whole(name: str, default: int | None = None) -> int:
-            value = fields.get(name, default)
-            if type(value) is not int:
-                raise ConfigError(f"{where}: {name} must be a whole number, got {value!r}")
-            return value
-
-        def positive(name: str, default: float | None = None) -> float:
-            value = fields.get(name, default)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ConfigError(f"{where}: {name} must be a positive number, got {value!r}")
-            return float(value)
-
-        def flag(name: str) -> bool:
-            value = fields.get(name, False)
-            if type(value) is not bool:
-                raise ConfigError(f"{where}: {name} must be true or false, got {value!r}")
-            return value
-
-        only = fields.get("mlp_only_layers", [])
-        if not isinstance(only, list) or any(type(layer) is not int for layer in only):
-            raise ConfigError(f"{where}: mlp_only_layers must be a list of layers, got {only!r}")
-        return cls(
-            vocab_size=whole("vocab_size"),
-            hidden_size=whole("hidden_size"),
-            intermediate_size=whole("intermediate_size"),
-            num_layers=whole("num_hidden_layers"),
-            num_heads=whole("num_attention_heads"),
-            num_kv_heads=whole("num_key_value_heads"),
-            head_dim=whole("head_dim", whole("hidden_size") // max(1, whole("num_attention_heads"))),
-            rope_theta=positive("rope_theta"),
-            rms_norm_eps=positive("rms_norm_eps", 1e-6),
-            tie_word_embeddings=flag("tie_word_embeddings"),
-            max_position_embeddings=whole("max_position_embeddings"),
-            eos_token_ids=end_tokens(fields.get("eos_token_id"), where),
-            dtype=str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch."),
-            num_experts=whole("num_experts") if is_moe else 0,
-            experts_per_token=whole("num_experts_per_tok") if is_moe else 0,
-            moe_intermediate_size=whole("moe_intermediate_size") if is_moe else 0,
-            norm_topk_prob=flag("norm_topk_prob") if is_moe else True,
-            decoder_sparse_step=whole("decoder_sparse_step", 1) if is_moe else 1,
-            mlp_only_layers=tuple(only) if is_moe else (),
-            rope_scaling=_rope_scaling(fields, where),
-            name=name,
-            **KINDS[kind],
-        )
+        _check_architecture(source, kind, where)
+        check_fields(source, kind, where)
+        if "head_dim" not in fields:
+            hidden, heads = (whole_number(fields[n], n, 1, 2**20, where=where) for n in REQUIRED_FIELDS[1:5:3])
+            fields["head_dim"] = hidden // heads
+        values = {
+            field: fields[name] for field, (name, _, _) in SIZES.items() if name in fields and name not in MOE_ONLY
+        }
+        if is_moe:
+            values |= {
+                **{field: fields[name] for field, (name, _, _) in SIZES.items() if name in MOE_ONLY and name in fields},
+                "norm_topk_prob": fields.get("norm_topk_prob", False),
+                "mlp_only_layers": fields.get("mlp_only_layers", []),
+            }
+        try:
+            return cls(
+                **values,
+                rope_theta=float(fields["rope_theta"] or 0),
+                rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
+                tie_word_embeddings=fields.get("tie_word_embeddings", False),
+                eos_token_ids=end_tokens(fields.get("eos_token_id"), where),
+                dtype=_stored_dtype(fields, where),
+                rope_scaling=Llama3Scaling(**scaling) if scaling else None,
+                name=name,
+                **KINDS[kind],
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {str(error).partition(': ')[2]}") from error
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of a Hugging Face `config.json`, for `from_hf` and transformers to read; without `name`."""
@@ -336,58 +319,51 @@ class ModelConfig:
 def end_tokens(value: Any, where: str) -> tuple[int, ...]:
     """`eos_token_id` of a JSON file: nothing, one id, or a list of them. Raises ConfigError for anything else."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if any(type(token) is not int or not 0 <= token < 2**31 for token in ids):
-        raise ConfigError(f"{where}: eos_token_id must be token ids, got {value!r}")
-    return tuple(ids)
+    if any(type(token) is not int or not 0 <= token < 2**31 for token in ids) or len(ids) > MAX_END_TOKENS:
+        raise ConfigError(f"{where}: eos_token_id must be token ids, got {spelled(value)}")
+    return tuple(dict.fromkeys(ids))
 
 
-def _check_supported(fields: Mapping[str, Any], where: str) -> None:
-    model_type = fields.get("model_type")
-    if model_type not in KINDS:
-        raise ConfigError(f"{where}: model_type {model_type!r} is not supported (supported: {', '.join(KINDS)})")
-    wrong = [
-        f"{field} = {fields[field]!r}"
-        for field, neutral in NEUTRAL_FIELDS.items()
-        if field in fields and fields[field] not in neutral
-    ]
-    layer_types = fields.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        raise ConfigError(f"{where}: layer_types must be a list")
-    for spelling in ("rope_parameters", "rope_scaling"):
-        rope = fields.get(spelling) or {}
-        if not isinstance(rope, Mapping):
-            raise ConfigError(f"{where}: {spelling} must be an object")
-        kind = _rope_type(rope)
-        if kind not in ("default", "llama3"):
-            wrong.append(f"{spelling}.rope_type = {kind!r}")
-            continue
-        known = {"rope_type", "type", "rope_theta"}
-        known |= {field.name for field in dataclasses.fields(Llama3Scaling)} if kind == "llama3" else set()
-        wrong += [
-            f"{spelling}.{field} = {value!r}"
-            for field, value in rope.items()
-            if field not in known and not (field == "partial_rotary_factor" and value in NEUTRAL_FIELDS[field])
-        ]
-    odd_layers = sorted({repr(kind) for kind in layer_types if kind != "full_attention"})
-    wrong += [f"layer_types holds {', '.join(odd_layers)}"] if odd_layers else []
-    if wrong:
-        raise ConfigError(f"{where}: not implemented: {'; '.join(wrong)}")
+def _layers(value: Any) -> tuple[int, ...]:
+    """`mlp_only_layers`: numbers of layers. Raises ConfigError for anything else."""
+    if not isinstance(value, list | tuple) or any(type(layer) is not int for layer in value):
+        raise ConfigError(f"config: mlp_only_layers must be a list of layers, got {spelled(value)}")
+    return tuple(value)
 
 
-def _rope_type(rope: Mapping[str, Any]) -> Any:
-    return rope.get("rope_type", rope.get("type", "default"))
+def _agree(fields: Mapping[str, Any], one: str, other: str, where: str) -> None:
+    """Raises ConfigError where two spellings of a field hold different values."""
+    if one in fields and other in fields and fields[one] != fields[other]:
+        raise ConfigError(
+            f"{where}: contradicts itself: {one} = {spelled(fields[one])}, {other} = {spelled(fields[other])}; "
+            f"keep the right one"
+        )
 
 
-def _rope_scaling(fields: Mapping[str, Any], where: str) -> Llama3Scaling | None:
-    """The scaling of `rope_parameters` (transformers 5) or `rope_scaling` (before), which have been checked."""
-    for spelling in ("rope_parameters", "rope_scaling"):
-        rope = fields.get(spelling) or {}
-        if _rope_type(rope) == "llama3":
-            names = [field.name for field in dataclasses.fields(Llama3Scaling)]
-            if missing := [name for name in names if rope.get(name) is None]:
-                raise ConfigError(f"{where}: missing {', '.join(f'{spelling}.{name}' for name in missing)}")
-            return Llama3Scaling(**{name: rope[name] for name in names})
-    return None
+def _stored_dtype(fields: Mapping[str, Any], where: str) -> str:
+    """The dtype that config.json says weights are stored in; float64, which jax does not hold, is read as float32."""
+    spelled = {
+        name: fields[name].removeprefix("torch.") if isinstance(fields[name], str) else fields[name]
+        for name in ("dtype", "torch_dtype")
+        if name in fields
+    }
+    _agree(spelled, "dtype", "torch_dtype", where)
+    dtype = next(iter(spelled.values()), "float32")
+    return "float32" if dtype == "float64" else dtype
+
+
+def _check_architecture(fields: Mapping[str, Any], kind: str, where: str) -> None:
+    """Raises ConfigError where `architectures` names only classes that are not the one of `model_type`."""
+    named = fields.get("architectures")
+    if named is None or named == []:
+        return
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise ConfigError(f"{where}: architectures must be a list of names, got {spelled(named)}")
+    if ARCHITECTURES[kind].lower() not in map(str.lower, named):
+        raise ConfigError(
+            f"{where}: contradicts itself: model_type is {kind}, whose architecture is {ARCHITECTURES[kind]}, and "
+            f"architectures names {shown(', '.join(named))}"
+        )
 
 
 def _qwen3(

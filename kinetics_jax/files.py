@@ -1,19 +1,110 @@
-"""Files and directories that appear whole or not at all, and files that one process holds at a time."""
+"""Files read only if they are files, files and directories that appear whole or not at all, and files that one process
+holds at a time.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from kinetics_jax.errors import UserError, shown
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system: nothing guards against a second writer
     fcntl = None
+
+
+JSON_BYTES = 16 << 20  # of a JSON file that describes something, at most
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class FileError(UserError):
+    """A file that cannot be read: none at all, too large, or not what it should hold; the message names it."""
+
+
+def open_regular(path: str | Path, *, at_most: int | None = None, error: type[UserError] = FileError) -> IO[bytes]:
+    """Opens a regular file for reading; a link to one is followed, and nothing waits for a pipe's other end.
+
+    Raises FileNotFoundError if there is nothing, and `error` for a directory, pipe, socket, device or circle of links,
+    for a file that may not be read, and for one of more than `at_most` bytes.
+    """
+    name = shown(str(path), 400)
+    try:
+        _require_regular(os.stat(path), name, error)  # before it is opened: to open a device can do something
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as why:  # ValueError: a name with a zero byte
+        raise error(f"{name}: cannot be opened ({getattr(why, 'strerror', None) or why})") from why
+    file = os.fdopen(descriptor, "rb")
+    try:
+        status = os.fstat(descriptor)
+        _require_regular(status, name, error)
+        if at_most is not None and status.st_size > at_most:
+            raise error(f"{name}: is too large to be one ({status.st_size:,} bytes; at most {at_most:,} are read)")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(status: os.stat_result, name: str, error: type[UserError]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for is_kind, kind in KINDS if is_kind(status.st_mode)), "something else")
+        raise error(f"{name}: is {kind}, not a regular file")
+
+
+def read_regular(path: str | Path, *, at_most: int = JSON_BYTES, error: type[UserError] = FileError) -> bytes:
+    """All bytes of a regular file. Raises as `open_regular` does, also for a file that grows beyond `at_most`."""
+    with open_regular(path, at_most=at_most, error=error) as file:
+        data = file.read(at_most + 1)
+    if len(data) > at_most:
+        raise error(f"{shown(str(path), 400)}: is too large to be one (more than {at_most:,} bytes)")
+    return data
+
+
+def read_json(path: str | Path, *, at_most: int = JSON_BYTES, error: type[UserError] = FileError) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, or `error` for what is no such file (`parse_json`)."""
+    return parse_json(read_regular(path, at_most=at_most, error=error), shown(str(path), 400), error=error)
+
+
+def parse_json(data: bytes | str, where: str, *, error: type[UserError] = FileError) -> dict[str, Any]:
+    """The object that a JSON text spells. Raises `error`, beginning with `where`, for what is not UTF-8 or not JSON,
+    is no object, nests too deeply, or gives a name two different values.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_once)
+    except RecursionError as why:
+        raise error(f"{where}: not valid JSON that can be read (it nests too deeply)") from why
+    except ValueError as why:  # UnicodeDecodeError is one too
+        raise error(f"{where}: not valid JSON ({shown(str(why), 200)})") from why
+    if not isinstance(value, dict):
+        raise error(f"{where}: holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no name has two values, since readers differ in which of them they take."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for name, value in pairs:
+            if repr(fields[name]) != repr(value):
+                raise ValueError(f"{shown(name)} stands there twice, with different values")
+    return fields
 
 
 def write_atomic(path: Path, text: str) -> None:

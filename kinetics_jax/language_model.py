@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +23,16 @@ from kinetics_kernels.backends import Backend, backend_error
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.checkpoints.files import fingerprint
-from kinetics_jax.checkpoints.loading import load_weights, open_config
+from kinetics_jax.checkpoints.digest import FileStates, file_states, sampled_digest, weights_digest
+from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
-from kinetics_jax.tokenizer import read_tokenizer
+from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,12 +75,19 @@ class LanguageModel:
         checkpoint: Checkpoint,
         backend: Backend | None = None,
         mesh: Mesh | None = None,
+        add_special_tokens: bool = True,
+        files: FileStates | None = None,
     ):
-        """`directory` holds the tokenizer, `checkpoint` is where the weights, which lie on `mesh`, were read."""
+        """`directory` holds the tokenizer, `checkpoint` is where the weights, which lie on `mesh`, were read.
+
+        `add_special_tokens` is what `encode` and `generate` do unless asked otherwise; `files`, in what state the files
+        of the weights were when they were read.
+        """
         self.mesh = mesh
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
         self.checkpoint = checkpoint
         self.backend: Backend | None = backend
+        self.add_special_tokens, self.files = add_special_tokens, files
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -92,23 +101,63 @@ class LanguageModel:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells these weights from others of the same name and shape."""
-        return fingerprint(self.checkpoint)
+        """What tells these weights from any others: a digest of every byte that is stored (checkpoints/digest.py).
+
+        Raises CheckpointError if the files have changed since they were loaded.
+        """
+        self._check_unchanged()
+        return weights_digest(self.checkpoint)
+
+    @functools.cached_property
+    def sampled_fingerprint(self) -> str:
+        """What earlier versions took for `fingerprint`, to continue their run folders."""
+        self._check_unchanged()
+        return sampled_digest(self.checkpoint)
+
+    def _check_unchanged(self) -> None:
+        if self.files is not None and file_states(self.checkpoint) != self.files:
+            raise CheckpointError(f"{self.checkpoint.path}: its files changed after it was loaded; load it again")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer.json. Raises CheckpointError where it has none."""
-        return read_tokenizer(self.directory, cure="without a tokenizer give prompts as lists of token ids")
+        """The checkpoint's tokenizer.json. Raises CheckpointError where it has none.
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it stands: nothing is added before or after. Raises RequestError for broken text."""
+        Warns of end tokens that it does not know: a model that never saw them does not draw them.
+        """
+        tokenizer = read_tokenizer(self.directory, cure="without a tokenizer give prompts as lists of token ids")
+        strange = [token for token in self.config.eos_token_ids if tokenizer.id_to_token(token) is None]
+        if strange := [token for token in strange if token < self.config.vocab_size]:  # `load` tells of others
+            warnings.warn(
+                f"{self.config.name}: its tokenizer has no token {strange}, at which it is to end", stacklevel=3
+            )
+        return tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
+        """Token ids of a text, with what the tokenizer adds by itself (of Llama types, a first token) if
+        `add_special_tokens` (None: as the model was loaded). Texts of a chat template bring their own: say False.
+
+        Raises RequestError for broken text. Warns of a text that begins with the first token twice.
+        """
         if not isinstance(text, str):
             raise RequestError(f"encode: a prompt is a text, got {text!r:.40}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"prompt {text!r:.60}: character {error.start} is not Unicode text") from error
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        special = self.add_special_tokens if add_special_tokens is None else add_special_tokens
+        ids = self.tokenizer.encode(text, add_special_tokens=special).ids
+        if special and len(ids) > 1 and ids[0] == ids[1] and ids[:1] == self.added_tokens[0]:
+            warnings.warn(
+                f"a prompt begins with token {ids[0]} twice: its text has it already; add_special_tokens=False (or "
+                f"--no-special-tokens) adds none",
+                stacklevel=2,
+            )
+        return ids
+
+    @functools.cached_property
+    def added_tokens(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer adds by itself before and after a text."""
+        return added_tokens(self.tokenizer)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -160,20 +209,24 @@ class LanguageModel:
         sampling: Sampling = Sampling(),
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
+        add_special_tokens: bool | None = None,
         on_chunk: Callable[[int], None] = lambda tokens: None,
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        `attention` is the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32
-        (on a mesh, on each shard of the sequences). `on_chunk` is called with the number of tokens that each decode
-        chunk drew. Raises RequestError for prompts that cannot fit, or that are neither texts nor token ids.
+        Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is the policy that
+        decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the
+        sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises RequestError for
+        prompts that cannot fit, or that are neither texts nor token ids.
         """
         n = whole_number(n, "generate: n", RequestError)
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
         vocab = self.config.vocab_size
         encoded = [
-            self.encode(prompt) if isinstance(prompt, str) else prompt_ids(f"prompt {index}", prompt, vocab)
+            self.encode(prompt, add_special_tokens=add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt_ids(f"prompt {index}", prompt, vocab)
             for index, prompt in enumerate(prompt_list(prompts))
         ]
         requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
@@ -206,6 +259,7 @@ def load(
     dtype: DTypeLike | None = None,
     backend: str | None = None,
     mesh: MeshLike | None = None,
+    add_special_tokens: bool = True,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, a GGUF file, or a hub id.
@@ -213,8 +267,9 @@ def load(
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; default: bfloat16 on an accelerator,
     float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; default: what suits
     the device). `mesh` spreads model, cache and sequences over several devices: "data=2,tensor=4", a mapping, or a
-    `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads its own part of the weights. Raises CheckpointError,
-    ConfigError or MeshError saying what is wrong and where.
+    `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads its own part of the weights.
+    `add_special_tokens`: whether texts get what the tokenizer adds by itself (`LanguageModel.encode`). Raises
+    CheckpointError, ConfigError or MeshError saying what is wrong and where; warns of end tokens that are never drawn.
     """
     devices = None if mesh is None else make_mesh(mesh)
     checkpoint = resolve(name)
@@ -227,6 +282,8 @@ def load(
         raise ConfigError(f"dtype {stored} is not one of {', '.join(DTYPES)}")
     with contextlib.ExitStack() as made:
         config, directory = made.enter_context(open_config(checkpoint))
+        warn_of_end_tokens(config, directory)
+        files = file_states(checkpoint)
         placement = None
         if devices is not None:
             check_mesh(devices, config)
@@ -242,6 +299,8 @@ def load(
             checkpoint=checkpoint,
             backend=cast(Backend | None, backend),
             mesh=devices,
+            add_special_tokens=add_special_tokens,
+            files=files,
         )
         weakref.finalize(lm, made.pop_all().close)  # what was made of a GGUF file lives as long as the model
     return lm

@@ -15,7 +15,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("sharding", "attention.policies", "stats"),
     ("config", "settings", "tokenizer", "compile_cache"),
-    ("padding", "files", "hub", "assets"),
+    ("config_fields", "padding", "hub", "assets"),
+    ("files",),
     ("errors",),
 )
 
@@ -24,7 +25,7 @@ STANDALONE: dict[str, set[str]] = {
     "attention.policies": {"errors", "settings"},
     "costs": {"attention.policies", "config", "errors", "files", "padding", "stats"},
     "stats": {"errors"},
-    "tasks": {"assets", "errors", "hub"},
+    "tasks": {"assets", "errors", "files", "hub"},
 }
 
 # Modules of other rooms that a room may import, where it may not import the whole room.
@@ -39,6 +40,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 # What loads without jax: a room with all its modules, or one module.
 WITHOUT_JAX: tuple[str, ...] = (
     "config",
+    "config_fields",
     "settings",
     "padding",
     "files",

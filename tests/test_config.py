@@ -1,6 +1,7 @@
 """config.json in its spellings, and the published sizes."""
 
 import json
+import warnings
 
 import pytest
 from paths import SHARED
@@ -9,6 +10,7 @@ from tiny import LLAMA, LLAMA3, MOE, PARITY_CASES, QWEN2, tiny_config
 from kinetics_jax.config import PUBLISHED, PUBLISHED_OTHERS, ConfigError, ModelConfig
 
 REAL = SHARED / "configs"
+WINDOW = {"use_sliding_window": True}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -116,11 +118,112 @@ def test_harmless_unknown_fields_are_ignored():
         ({**MOE, "decoder_sparse_step": 0}, "decoder_sparse_step must be at least 1"),
         ({**MOE, "norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
         ({**MOE, "mlp_only_layers": ["all"]}, "mlp_only_layers must be a list of layers"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"logits_scaling": 8.0}, r"logits_scaling = 8\.0"),
+        ({"use_qk_norm": False}, "use_qk_norm = False"),
+        ({**QWEN2, "qk_norm": True}, "qk_norm = True"),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers 2"),
+        ({**WINDOW, "sliding_window": 511}, "a window of 511 within 512 positions"),
+        ({**WINDOW, "sliding_window": 16, "max_window_layers": 1}, "a window of 16"),
+        ({**MOE, **WINDOW, "sliding_window": 16, "max_window_layers": 9}, "a window of 16"),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 600}, "sliding_attention"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": ["x" * 50] * 200}}, "'fp8' .quantised weights"),
+        ({"architectures": ["LlamaForCausalLM"]}, "contradicts itself: model_type is qwen3"),
+        ({"architectures": "Qwen3ForCausalLM"}, "architectures must be a list"),
+        ({"dtype": "bfloat16"}, "contradicts itself: dtype = 'bfloat16', torch_dtype = 'float32'"),
+        ({**MOE, "num_local_experts": 9}, "contradicts itself: num_experts = 8, num_local_experts = 9"),
+        (
+            {"rope_scaling": {"rope_type": "default", "rope_theta": 500.0}},
+            r"rope_theta = 1000000\.0, rope_scaling\.rope_theta",
+        ),
+        ({"rope_parameters": {"rope_theta": 500.0}}, "contradicts itself: rope_theta"),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "yarn"}},
+            "says both rope_type = 'default' and type = 'yarn'",
+        ),
+        (
+            {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "llama3", **LLAMA3}},
+            "rope_parameters and rope_scaling contradict each other",
+        ),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers must be at most 65,536"),
+        ({"hidden_size": 10**30}, "hidden_size must be at most"),
+        ({"rope_theta": 10**400}, "rope_theta must be at most 1e\\+30"),
+        ({"vocab_size": True}, "vocab_size must be a whole number"),
+        ({"max_position_embeddings": 2**40}, "max_position_embeddings must be at most"),
+        ({"eos_token_id": [1] * 5000}, "eos_token_id must be token ids"),
+        ({"model_type": ["qwen3"]}, "not supported"),
+        ({"torch_dtype": {"a": 1}}, "dtype .* is not one of"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as error:
         ModelConfig.from_hf(tiny_config(**change))
+    assert str(error.value).startswith("config: ")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {**WINDOW, "sliding_window": 512},
+        {**WINDOW, "sliding_window": 16, "max_window_layers": 2},
+        {**QWEN2, **WINDOW, "sliding_window": 16, "layer_types": ["full_attention"] * 2},
+        {**WINDOW, "sliding_window": None, "layer_types": ["full_attention"] * 2, "max_window_layers": 2},
+        {**QWEN2, "attention_bias": True},
+        {"is_causal": True, "use_qk_norm": True, "quantization_config": {}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 1_000_000}},
+        {"architectures": None, "torch_dtype": "float64"},
+    ],
+)
+def test_what_only_says_what_is_so(change):
+    kinds = {
+        name: change[name] for name in ("model_type", "architectures", "head_dim", "attention_bias") if name in change
+    }
+    plain = {**kinds, "attention_bias": None, "architectures": kinds.get("architectures")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ModelConfig.from_hf(tiny_config(**change)) == ModelConfig.from_hf(tiny_config(**plain))
+
+
+def test_theta_within_the_scaling_counts():
+    fields = tiny_config(**LLAMA, rope_theta=None, rope_scaling={"rope_type": "default", "rope_theta": 500.0})
+    assert ModelConfig.from_hf(fields).rope_theta == 500.0
+
+
+def test_unknown_fields_are_named_in_one_warning():
+    fields = tiny_config(depth_scale=0.5, new_thing=None, off=False, **{"n\x1b" * 100: "x" * 5000})
+    with pytest.warns(UserWarning, match=r"not known for qwen3 are ignored: depth_scale = 0\.5, n") as caught:
+        ModelConfig.from_hf(fields)
+    (said,) = caught
+    assert len(str(said.message)) < 500
+    assert "\x1b" not in str(said.message)
+    assert "new_thing" not in str(said.message)
+    with pytest.warns(UserWarning, match="num_experts = 8"):
+        ModelConfig.from_hf(tiny_config(num_experts=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Qwen3", "Qwen3Moe", "Qwen2", "Llama"])
+def test_what_transformers_writes_is_all_known(kind, tmp_path):
+    """Its defaults, with every field that it can write."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(architectures=[f"{kind}ForCausalLM"])
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = [
+            ModelConfig.from_hf(fields) for fields in (saved, {**json.loads(config.to_json_string(False)), **saved})
+        ]
+    assert read[0].hidden_size == config.hidden_size
+    assert read[0].head_dim == getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+
+
+def test_the_heads_of_a_mixture_divide_its_width():
+    """As transformers, whose qwen3_moe has no default for head_dim."""
+    assert ModelConfig.from_hf(tiny_config(**MOE, head_dim=None)).head_dim == 8
+    assert ModelConfig.from_hf(tiny_config(head_dim=None)).head_dim == 128
 
 
 def test_files_that_are_no_config(tmp_path):

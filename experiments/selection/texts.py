@@ -62,9 +62,14 @@ def scipy_docstrings() -> str:
 SOURCES = {"python": python_reference, "scipy": scipy_docstrings}
 
 
+def _piece(lm: LanguageModel, text: str) -> list[int]:
+    """Token ids of a part of a prompt: nothing is added."""
+    return lm.encode(text, add_special_tokens=False)
+
+
 def tokenise_sources(lm: LanguageModel) -> dict[str, list[int]]:
     """Token ids of every source."""
-    return {name: lm.encode(text()) for name, text in SOURCES.items()}
+    return {name: _piece(lm, text()) for name, text in SOURCES.items()}
 
 
 def describe_sources(tokens: dict[str, list[int]]) -> dict[str, dict[str, object]]:
@@ -101,9 +106,9 @@ def haystack(lm: LanguageModel, tokens: dict[str, list[int]], index: int, length
     source = list(tokens)[index % len(tokens)]
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:needles]]
     numbers = ["".join(map(str, rng.integers(0, 10, DIGITS))) for _ in names]
-    head = lm.encode("<|im_start|>user\nRead this text and remember the secret numbers in it.\n\n")
+    head = _piece(lm, "<|im_start|>user\nRead this text and remember the secret numbers in it.\n\n")
     planted = [
-        lm.encode(f"\nThe secret number of {name} is {number}.\n") for name, number in zip(names, numbers, strict=True)
+        _piece(lm, f"\nThe secret number of {name} is {number}.\n") for name, number in zip(names, numbers, strict=True)
     ]
     room = length - len(head) - sum(map(len, planted))
     start = int(rng.integers(0, len(tokens[source]) - room))
@@ -120,11 +125,12 @@ def questions(lm: LanguageModel, hay: Haystack) -> list[tuple[list[int], list[in
     """For each needle the tokens of the question, up to the number in the answer, and those of the number."""
     return [
         (
-            lm.encode(
+            _piece(
+                lm,
                 f"\n\nWhat is the secret number of {name}?<|im_end|>\n"
-                f"<|im_start|>assistant\nThe secret number of {name} is"
+                f"<|im_start|>assistant\nThe secret number of {name} is",
             ),
-            lm.encode(f" {number}"),
+            _piece(lm, f" {number}"),
         )
         for name, number in zip(hay.names, hay.numbers, strict=True)
     ]

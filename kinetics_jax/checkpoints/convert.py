@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from kinetics_jax.checkpoints.digest import weights_digest
 from kinetics_jax.checkpoints.files import check_new
 from kinetics_jax.checkpoints.hf import save_hf
 from kinetics_jax.checkpoints.loading import load_weights, open_config
@@ -34,7 +35,8 @@ def convert(
 
     `to` is the layout written: by default Orbax, or Hugging Face from Orbax. `dtype` (float32, bfloat16, float16) casts
     all weights; by default each keeps the dtype it is stored in, bit by bit, and quantised ones become float32.
-    config.json and the tokenizer are copied byte for byte, or made from a GGUF file's metadata. Runs on the CPU; the
+    digest.json holds the digest of what is written, by which damage is found, and that of the source. config.json and
+    the tokenizer are copied byte for byte, or made from a GGUF file's metadata. Runs on the CPU; the
     host holds the weights once. `on_tensor(done, total)` counts tensors read.
     Raises CheckpointError if the target exists and is not empty, or saying what is wrong with the source, and
     ConfigError for a configuration or dtype that cannot be used.
@@ -49,4 +51,5 @@ def convert(
     save = SAVERS[to or ("hf" if checkpoint.kind == "orbax" else "orbax")]
     with open_config(checkpoint) as (config, directory):
         _, weights = load_weights(checkpoint, config, dtype=dtype, sharding=cpu, on_tensor=on_tensor)
-        return save(target, dataclasses.replace(config, dtype=dtype or config.dtype), weights, companions=directory)
+        written = dataclasses.replace(config, dtype=dtype or config.dtype)
+        return save(target, written, weights, companions=directory, source=weights_digest(checkpoint))

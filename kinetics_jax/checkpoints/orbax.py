@@ -6,7 +6,9 @@ Written with Orbax's stable API; its `experimental.v1` reads the same files, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,25 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kinetics_jax.checkpoints.files import check_new, fault_line, list_orbax_files, orbax_file_faults, write_companions
-from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS
-from kinetics_jax.checkpoints.tensors import Placement, arrays_by_name, expected_parameters, first_faults, sharding_for
+from kinetics_jax.checkpoints.digest import check_digest, write_digest
+from kinetics_jax.checkpoints.files import (
+    fault_line,
+    list_orbax_files,
+    new_checkpoint,
+    orbax_file_faults,
+    write_companions,
+)
+from kinetics_jax.checkpoints.resolve import ORBAX_WEIGHTS, Checkpoint
+from kinetics_jax.checkpoints.tensors import (
+    Placement,
+    arrays_by_name,
+    check_declared,
+    expected_parameters,
+    first_faults,
+    sharding_for,
+)
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.files import atomic_directory
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -31,19 +46,24 @@ CONCURRENT_GB = 4  # read or written at a time; the largest tensor must fit (Qwe
 
 
 def save_orbax(
-    directory: str | Path, config: ModelConfig, weights: nnx.State, *, companions: Path | None = None
+    directory: str | Path,
+    config: ModelConfig,
+    weights: nnx.State,
+    *,
+    companions: Path | None = None,
+    source: str | None = None,
 ) -> Path:
     """Writes a new Orbax directory, each array in its own dtype and, on several devices, by its own shards.
 
-    Configuration and tokenizer come from the directory `companions` (`write_companions`). Nothing is at `directory`
+    Configuration and tokenizer come from the directory `companions` (`write_companions`); `source` is the digest of the
+    checkpoint that the weights are from. Nothing is at `directory`
     until all is written. Raises CheckpointError if it exists and is not empty.
     """
     import orbax.checkpoint as ocp
 
     directory = Path(directory)
     arrays = arrays_by_name(weights)
-    check_new(directory)
-    with atomic_directory(directory) as partial:
+    with new_checkpoint(directory) as partial:
         write_companions(partial, companions, config, [array.dtype.name for array in arrays.values()])
         with _checkpointer() as checkpointer:
             try:
@@ -51,6 +71,7 @@ def save_orbax(
             except Exception as error:  # Orbax's and TensorStore's errors have no other parent
                 raise CheckpointError(f"{directory}: Orbax cannot write it: {_one_line(error)}") from error
         list_orbax_files(partial)
+        write_digest(Checkpoint(partial, "orbax", directory.name), source)
     return directory
 
 
@@ -74,9 +95,8 @@ def load_orbax(
 
     directory = Path(directory)
     folder = (directory / ORBAX_WEIGHTS).absolute()
-    graph, wanted = expected_parameters(config, mesh)
     _refuse(directory, orbax_file_faults(directory))
-    with _checkpointer() as checkpointer:
+    with _silent(), _checkpointer() as checkpointer:
         try:
             metadata = checkpointer.metadata(folder).item_metadata
         except Exception as error:  # Orbax's and TensorStore's errors have no other parent
@@ -84,6 +104,11 @@ def load_orbax(
         if metadata is None:
             raise CheckpointError(f"{directory}: Orbax finds no arrays in {ORBAX_WEIGHTS}/")
         stored = metadata.tree
+        if not isinstance(stored, Mapping):
+            raise CheckpointError(f"{directory}: {ORBAX_WEIGHTS}/ holds no arrays by name")
+        shapes = [getattr(each, "shape", None) or (0,) for each in stored.values()]
+        check_declared(directory, config, len(stored), max(map(max, shapes), default=0))
+        graph, wanted = expected_parameters(config, mesh)
         problems = fault_line("missing", [name for name in wanted if name not in stored])
         problems += fault_line("not part of this model", [name for name in stored if name not in wanted])
         targets, misfits = {}, []
@@ -92,6 +117,7 @@ def load_orbax(
                 targets[name], fault = _target(name, shape, stored[name], dtype, sharding)
                 misfits += [f"{name} {fault}"] if fault else []
         _refuse(directory, problems + first_faults(misfits))
+        check_digest(Checkpoint(directory, "orbax", directory.name))  # of damaged files Orbax says pages
         try:
             arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(targets))
         except Exception as error:
@@ -109,6 +135,18 @@ def _checkpointer() -> ocp.Checkpointer:
 
     handler = ocp.StandardCheckpointHandler(save_concurrent_gb=CONCURRENT_GB, restore_concurrent_gb=CONCURRENT_GB)
     return ocp.Checkpointer(handler)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Orbax logs of a checkpoint that it cannot read: the error says it in one line."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _target(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.sharding import Mesh, Sharding
 
 from kinetics_jax.checkpoints.files import MAX_LISTED
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import CheckpointError
 from kinetics_jax.models.qwen3 import Qwen3
 
 # Where arrays go: everywhere the same, by parameter name (`layers.0.mlp.up_proj.weight`), or to jax's default device.
@@ -28,16 +31,47 @@ def expected_parameters(
     return graph, {".".join(map(str, path)): (path, leaf.shape) for path, leaf in nnx.to_flat_state(state)}
 
 
-def stored_parts(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
-    """What a Hugging Face checkpoint keeps a parameter as, without its leading `model.`: names and shapes.
+class Part(NamedTuple):
+    """What a Hugging Face checkpoint keeps a parameter, or one expert's matrix [out, in] of it, as: a tensor's name
+    without its leading `model.`, the tensor's shape, and the part's first row in it.
+    """
 
-    One tensor of the same name, or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
+    name: str
+    shape: tuple[int, ...]
+    row: int = 0
+
+
+def stored_parts(name: str, shape: tuple[int, ...], names: Container[str] = ()) -> list[Part]:
+    """The parts of a parameter: itself or, of the stacked matrices [experts, in, out], one [out, in] for each expert.
+
+    Each expert's matrix is a tensor of its own; or rows of one for all experts, where `names` (of what is stored) has
+    it: transformers 5 without `save_original_format`, gate above up.
     """
     before, stacked, after = name.partition(".experts.")
     if not stacked:
-        return [(name, shape)]
+        return [Part(name, shape)]
     experts, inputs, outputs = shape
-    return [(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
+    matrix = after.removesuffix(".weight")
+    fused, rows = ("gate_up_proj", 2 * outputs) if matrix in ("gate_proj", "up_proj") else (matrix, outputs)
+    if (whole := f"{before}.experts.{fused}") in names:
+        first = outputs if matrix == "up_proj" else 0
+        return [Part(whole, (experts, rows, inputs), rows * expert + first) for expert in range(experts)]
+    return [Part(f"{before}.experts.{expert}.{after}", (outputs, inputs)) for expert in range(experts)]
+
+
+def check_declared(where: str | Path, config: ModelConfig, tensors: int, largest: int) -> None:
+    """Holds the counts of a configuration against a file of `tensors` tensors, the longest side of which is `largest`.
+
+    Before a model is built: one of a million layers takes hours and much memory. Raises CheckpointError.
+    """
+    for count, least, name in (
+        (config.num_layers, tensors, "layers"),
+        (config.num_experts, max(tensors, largest), "experts"),
+    ):
+        if count > least:
+            raise CheckpointError(
+                f"{where}: its configuration says {count:,} {name}, and its files hold {tensors:,} tensors"
+            )
 
 
 def arrays_by_name(weights: nnx.State) -> dict[str, jax.Array]:

@@ -46,6 +46,13 @@ CompileCacheArg = Annotated[
     ),
 ]
 
+SpecialTokensArg = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Whether a prompt that is no chat gets what the tokenizer adds by itself (often a first token)."
+    ),
+]
+
 DtypeArg = Annotated[
     str | None,
     tyro.conf.arg(
@@ -85,11 +92,11 @@ class Draw:
         """Raises SamplingError for impossible values, before a model is loaded."""
         Sampling(**{name: value for name, value in dataclasses.asdict(self).items() if value is not None})
 
-    def sampling(self, lm: LanguageModel, prompts: list[str]) -> Sampling:
+    def sampling(self, lm: LanguageModel, prompts: list[str], *, add_special_tokens: bool) -> Sampling:
         """The sampling that the flags ask for, by default with as many tokens as fit behind the longest prompt."""
         given = dataclasses.asdict(self)
         if self.max_tokens is None:
-            longest = max(len(lm.encode(prompt)) for prompt in prompts)
+            longest = max(len(lm.encode(prompt, add_special_tokens=add_special_tokens)) for prompt in prompts)
             positions_left = max(1, lm.config.max_position_embeddings - longest)
             given["max_tokens"] = min(Sampling.max_tokens, positions_left)
         return Sampling(**given)

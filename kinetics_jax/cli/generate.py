@@ -18,6 +18,7 @@ from kinetics_jax.cli.arguments import (
     MeshArg,
     ModelArg,
     Positional,
+    SpecialTokensArg,
     load_model,
 )
 from kinetics_jax.cli.checks import require_between
@@ -30,6 +31,7 @@ def generate(
     *,
     prompt: str,
     chat: bool = False,
+    special_tokens: SpecialTokensArg = True,
     n: int = 1,
     attention: AttentionArg = "dense",
     draw: DrawArgs = DEFAULT_DRAW,
@@ -42,7 +44,7 @@ def generate(
     """n samples of one prompt, to the terminal.
 
     Args:
-        prompt: Text, tokenised as it stands.
+        prompt: Text.
         chat: Wrap the text as a user's turn in the checkpoint's chat template.
         n: Number of samples.
         as_json: Print one JSON record per sample.
@@ -53,9 +55,12 @@ def generate(
     lm = load_model(model, dtype, backend, mesh, compile_cache)
     if chat:
         prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
-    sampling = draw.sampling(lm, [prompt])
+    add = special_tokens and not chat  # a chat template writes its own
+    sampling = draw.sampling(lm, [prompt], add_special_tokens=add)
     with warm_up_report() as on_chunk:
-        samples = lm.generate([prompt], n=n, sampling=sampling, attention=policy, on_chunk=on_chunk)
+        samples = lm.generate(
+            [prompt], n=n, sampling=sampling, attention=policy, add_special_tokens=add, on_chunk=on_chunk
+        )
     for sample in samples:
         if as_json:
             print(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))

@@ -19,13 +19,14 @@ from kinetics_jax.cli.arguments import (
     MeshArg,
     ModelArg,
     Positional,
+    SpecialTokensArg,
     load_model,
 )
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import run_summary, run_totals
 from kinetics_jax.cli.terminal import command_line, sample_bar
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
-from kinetics_jax.tasks.prompts import PromptStyle, render_prompts
+from kinetics_jax.tasks.prompts import PromptStyle, adds_special_tokens, render_prompts
 
 
 def sample(
@@ -39,6 +40,7 @@ def sample(
     limit: int | None = None,
     template: Literal["auto", "chat", "plain", "bare"] = "auto",
     thinking: bool = True,
+    special_tokens: SpecialTokensArg = True,
     n: int = 8,
     attention: AttentionArg = "dense",
     draw: DrawArgs = DEFAULT_DRAW,
@@ -87,7 +89,8 @@ def sample(
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
     lm = load_model(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
-    sampling = draw.sampling(lm, list(prompts.values()))
+    add = special_tokens and adds_special_tokens(lm.directory, name, style)
+    sampling = draw.sampling(lm, list(prompts.values()), add_special_tokens=add)
     from kinetics_jax.compile_cache import watch_compiles
     from kinetics_jax.runs.best_of_n import best_of_n
     from kinetics_jax.settings import EngineSettings
@@ -102,6 +105,7 @@ def sample(
             sampling=sampling,
             out=out,
             prompts=prompts,
+            add_special_tokens=add,
             settings=EngineSettings(
                 slots=slots,
                 chunk=chunk,

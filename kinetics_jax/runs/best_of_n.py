@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -16,6 +17,7 @@ from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.engine.engine import Request
+from kinetics_jax.files import FileError, read_json
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
 from kinetics_jax.settings import EngineSettings, Sampling
@@ -23,8 +25,9 @@ from kinetics_jax.sharding.mesh import mesh_spelling
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import Problem
-from kinetics_jax.tasks.prompts import render_prompts
+from kinetics_jax.tasks.prompts import adds_special_tokens, render_prompts
 
+DIGEST = "every stored byte"  # what `weights` of run.json is a digest of
 VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
 
 
@@ -50,6 +53,7 @@ def best_of_n(
     sampling: Sampling,
     out: str | Path,
     prompts: Mapping[str, str] | None = None,
+    add_special_tokens: bool | None = None,
     settings: EngineSettings = EngineSettings(),
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -57,22 +61,38 @@ def best_of_n(
     """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
 
     `prompts` are the problems' texts by id, by default what `render_prompts` makes of them; `task` chooses the grader.
+    `add_special_tokens` is as in `LanguageModel.encode`; None: not to the chats that `render_prompts` makes, else as
+    the model was loaded.
+
     What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError if
     `out` holds another configuration, RequestError if a prompt cannot fit, GradingError for a known answer that cannot
     be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
     """
     policy = as_policy(policy)
-    prompts = prompts or render_prompts(problems, lm.directory, task=task)
+    added = lm.add_special_tokens if add_special_tokens is None else add_special_tokens
+    if prompts is None:
+        prompts = render_prompts(problems, lm.directory, task=task)
+        added = added and (add_special_tokens is not None or adds_special_tokens(lm.directory, task))
     answers = {problem.id: problem.answer for problem in problems}
-    requests = [Request(problem.id, lm.encode(prompts[problem.id]), range(n)) for problem in problems]
+    ids = {problem.id: lm.encode(prompts[problem.id], add_special_tokens=added) for problem in problems}
+    requests = [Request(problem, prompt, range(n)) for problem, prompt in ids.items()]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
     # Before the folder is touched. A run that is continued shares prefixes as it began, since that rounds differently;
     # where this engine cannot, the writer says how it differs from the run in the folder.
-    job = engine.check(requests, began_sharing=_began_sharing(Path(out)))
+    begun = _begun(Path(out))
+    began_sharing = None if begun is None else begun.get("shared_prefix") is True
+    job = engine.check(requests, began_sharing=began_sharing)
     settings = dataclasses.replace(settings, shared_prefix=job.shared_prefix)
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
+    description |= _identity(lm, ids, added, begun)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
     with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
+        for problem, count in writer.prompt_tokens.items():
+            if count != len(ids[problem]):
+                raise TraceError(
+                    f"{out}: holds another run (the prompt of problem {problem!r} had {count} tokens, and now has "
+                    f"{len(ids[problem])}: special tokens or the tokenizer differ); give another folder"
+                )
         finished, total, tokens = len(writer.done), n * len(problems), 0
         on_progress(Progress(finished, total, tokens))
         left = job.without(writer.done)
@@ -133,13 +153,27 @@ def grade_again(
     return after, changed
 
 
-def _began_sharing(out: Path) -> bool | None:
-    """Whether the run in `out` began with shared prefixes; None if there is no run that can be read."""
+def _begun(out: Path) -> dict[str, Any] | None:
+    """run.json of the run in `out`; None if there is no run that can be read."""
     try:
-        begun = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no run, or RunWriter says what is wrong with it
+        return read_json(out / "run.json")
+    except (FileNotFoundError, FileError):  # no run, or RunWriter says what is wrong with it
         return None
-    return isinstance(begun, dict) and begun.get("shared_prefix") is True
+
+
+def _identity(
+    lm: LanguageModel, ids: Mapping[str, Sequence[int]], added: bool, begun: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What tells weights and prompts from others of the same names, in the way that the run in the folder began.
+
+    Earlier versions added nothing to prompts, took a sample of the weights' bytes, and no digest of the prompts' ids.
+    """
+    before, after = lm.added_tokens if added else ([], [])
+    special = {"special_tokens": {"before": before, "after": after}} if before or after else {}
+    if begun is not None and "weights" in begun and "digest" not in begun:
+        return {"weights": lm.sampled_fingerprint, **special}
+    prompts = hashlib.blake2b(json.dumps(list(ids.items())).encode(), digest_size=16).hexdigest()
+    return {"weights": lm.fingerprint, "digest": DIGEST, **special, "prompt_ids": prompts}
 
 
 def describe(
@@ -156,7 +190,6 @@ def describe(
     return {
         "model": lm.config.name,
         "config": dataclasses.asdict(lm.config),
-        "weights": lm.fingerprint,
         "dtype": str(lm.dtype),
         "policy": str(policy),
         "sampling": dataclasses.asdict(sampling),

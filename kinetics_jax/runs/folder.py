@@ -119,13 +119,14 @@ def _is_a(value: Any, kind: Any) -> bool:
 class RunWriter:
     """A run folder open for appending, new or continued; a context manager.
 
-    `done` holds the (problem, sample) pairs that are stored already. Raises TraceError if the folder holds something
-    else or another configuration, or while another process writes it.
+    `done` holds the (problem, sample) pairs that are stored already, `prompt_tokens` the lengths of their prompts.
+    Raises TraceError if the folder holds something else or another configuration, or while another process writes it.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any], problems: list[dict[str, Any]]):
         self.path = Path(path)
         self.done: set[tuple[str, int]] = set()
+        self.prompt_tokens: dict[str, int] = {}
         run = _up_to_date(json.loads(json.dumps({"schema": SCHEMA, **run})))  # as read back: tuples are lists
         self._take_folder()
         self._file = _open_locked(self.path)
@@ -173,6 +174,7 @@ class RunWriter:
             if pair in self.done:
                 raise TraceError(f"{samples}: problem {pair[0]!r} sample {pair[1]} is recorded twice")
             self.done.add(pair)
+            self.prompt_tokens[record["problem"]] = record["prompt_tokens"]
 
     def append(self, record: dict[str, Any]) -> None:
         """Appends one record and flushes it to the operating system, so that it survives this process.

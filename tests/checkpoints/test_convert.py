@@ -1,6 +1,7 @@
 """Hugging Face → Orbax → Hugging Face and back: every bit, every byte; what transformers makes of what we write."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -242,6 +243,23 @@ def test_an_export_holds_one_shard_beside_the_weights(tmp_path):
     assert len(list((tmp_path / "new").glob("*.safetensors"))) > 3
     print(f"{int(done.stdout) / shard:.2f} shards")
     assert int(done.stdout) <= 1.2 * shard, f"{int(done.stdout) / shard:.2f} shards"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, to):
+    """A limit on the size of files, which ends as a full disk does."""
+    source = write_source(tmp_path / "source", np.float32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (5000, 10):  # within the weights, and before them
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"new: .*(cannot be written|Orbax cannot write it)") as error:
+                convert(source, tmp_path / "new", to=to)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_link_is_no_new_directory(tmp_path):

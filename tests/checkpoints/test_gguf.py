@@ -32,6 +32,7 @@ CASES = {
     "qwen3": {},
     "qwen3moe": {**MOE, "moe_intermediate_size": 32, "tie_word_embeddings": True},
 }
+TENSORS = tiny_tensors(tiny_config())
 QWEN3 = SHARED / "qwen3-tokenizer"
 
 
@@ -57,8 +58,11 @@ def their_names(config, tensors) -> dict[str, np.ndarray]:
     return named
 
 
-def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=()) -> Path:
-    """A GGUF file of a tiny model; matrices in `kind`; without the keys and tensors of `leave_out`."""
+def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=(), drop=False) -> Path:
+    """A GGUF file of a tiny model; matrices in `kind`; without the keys and tensors of `leave_out`.
+
+    With `drop`, the experts' tensors have no side for the expert, which is the only one.
+    """
     architecture = config["model_type"].replace("_", "")
     writer = gguf.GGUFWriter(path, architecture)
     for field, key in FIELDS.items():
@@ -67,16 +71,19 @@ def write_gguf(path, config, tensors, *, kind=None, metadata=None, leave_out=())
             continue
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key}", value)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 3)
-    writer.add_uint32("tokenizer.ggml.eot_token_id", 9)
+    for key, token in (("eos", 3), ("eot", 9)):
+        if f"{key}_token_id" not in leave_out:
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     for key, value in (metadata or {}).items():
         if isinstance(value, list):
             writer.add_array(key, value)
         else:
-            {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](key, value)
+            adders = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+            adders[type(value)](key, value)
     for name, tensor in their_names(config, tensors).items():
         if name in leave_out:
             continue
+        tensor = tensor[0] if drop and tensor.ndim == 3 else tensor
         if kind is not None and tensor.ndim > 1 and "ffn_gate_inp" not in name:
             writer.add_tensor(name, quantize(tensor, kind), raw_dtype=kind)
         else:
@@ -234,6 +241,61 @@ def test_what_is_no_gguf_file_or_not_implemented(tmp_path):
             kj.load(write_gguf(path, config, tensors, **changes))
     with pytest.raises(ConfigError, match="architecture 'gemma' is not implemented"):
         kj.load(write_gguf(path, {**config, "model_type": "gemma"}, tensors))
+
+
+def test_float64_and_the_single_expert_whose_side_ggml_drops(tmp_path):
+    config = tiny_config(**MOE | {"num_experts": 1, "num_experts_per_tok": 1})
+    tensors = tiny_tensors(config)
+    wanted = jax.tree.leaves(kj.load(write_checkpoint(tmp_path / "hf", config, tensors), dtype="float32").weights)
+    for name, kind in (("whole", np.float32), ("wide", np.float64)):
+        held = {key: tensor.astype(kind) for key, tensor in tensors.items()}
+        lm = kj.load(write_gguf(tmp_path / f"{name}.gguf", config, held, drop=name == "wide"), dtype="float32")
+        for ours, theirs in zip(jax.tree.leaves(lm.weights), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert lm.config.dtype == "float32"
+
+
+def split(path, config, tensors, parts):
+    """A model as llama-gguf-split leaves it."""
+    names = list(tensors)
+    written = []
+    for part in range(parts):
+        name = path.with_name(f"{path.stem}-{part + 1:05d}-of-{parts:05d}.gguf")
+        metadata = {"split.no": part, "split.count": parts, "split.tensors.count": len(names)}
+        held = {key: tensors[key] for key in names[part::parts]}
+        written.append(write_gguf(name, config, held, metadata=metadata))
+    return written
+
+
+def test_a_model_that_was_split_is_read_from_any_part(tmp_path):
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    whole = kj.load(write_gguf(tmp_path / "whole.gguf", config, tensors))
+    parts = split(tmp_path / "tiny.gguf", config, tensors, 3)
+    lms = [kj.load(part) for part in parts]
+    for lm in lms:
+        assert lm.config.name == "tiny"
+        assert lm.fingerprint == whole.fingerprint
+        for ours, theirs in zip(jax.tree.leaves(lm.weights), jax.tree.leaves(whole.weights), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    parts[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        CheckpointError, match=r"one part of 3, and of the others are missing: tiny-00002-of-00003\.gguf"
+    ):
+        kj.load(parts[2])
+    (tmp_path / "tiny-00002-of-00003.gguf").write_bytes(parts[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"contradicts its name: split\.no is 0"):
+        kj.load(parts[0])
+    with pytest.raises(CheckpointError, match=r"one part of 3; its name must end in -00001-of-00003\.gguf"):
+        kj.load(parts[0].rename(tmp_path / "alone.gguf"))
+
+
+def test_the_ending_is_read_in_any_case(tmp_path):
+    config = tiny_config()
+    lm = kj.load(write_gguf(tmp_path / "Tiny.GGUF", config, tiny_tensors(config)))
+    assert lm.config.name == "Tiny"
+    with pytest.raises(CheckpointError, match=r"loaded by its file: .*Tiny\.GGUF"):
+        kj.load(tmp_path)
 
 
 def test_rope_factors_other_than_llama3s_are_refused(tmp_path):

@@ -223,6 +223,14 @@ def test_the_kind_is_asked_once(tmp_path, monkeypatch):
     assert asked == [tmp_path]
 
 
+def test_names_that_no_file_can_have():
+    for name in ("n" * 5000, "a/" * 3000 + "x.gguf", "zero\0", "\x1b[31m"):
+        with pytest.raises(CheckpointError, match="no such") as error:
+            resolve(name)
+        assert len(str(error.value)) < 600
+        assert "\x1b" not in str(error.value)
+
+
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"not a checkpoint; one holds config\.json and either"):
         kj.load(tmp_path)

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 import kinetics_jax as kj
 from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.runs.best_of_n import best_of_n
-from kinetics_jax.runs.folder import RECORD_FIELDS
+from kinetics_jax.runs.folder import RECORD_FIELDS, TraceError
 from kinetics_jax.settings import EngineSettings
 from kinetics_jax.tasks.problems import TaskError, load_problems
 
@@ -155,3 +158,57 @@ def test_generate_is_what_the_readme_shows(lm):
     assert [(sample.problem, sample.sample) for sample in samples] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(sample.text == lm.decode(sample.output_tokens) for sample in samples)
     assert json.dumps([dataclasses.asdict(sample) for sample in samples])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A checkpoint of our own: the smallest built-in model, that another file can take the place of."""
+    return shutil.copytree(ASSETS / SMALLEST, tmp_path_factory.mktemp("own") / "mine")
+
+
+SHORT = dataclasses.replace(SAMPLING, max_tokens=4)
+
+
+def test_a_run_is_not_continued_with_other_weights(own, tmp_path):
+    """Whichever tensor changed; nor by a folder of an earlier version, whose digest was of a sample of the bytes."""
+    lm = kj.load(own, dtype="float32")
+    begun = run(lm, tmp_path, limit=1, n=1, sampling=SHORT)
+    assert begun.header["weights"] == lm.fingerprint
+    old = {name: value for name, value in begun.header.items() if name not in ("digest", "prompt_ids")}
+    old["weights"] = lm.sampled_fingerprint
+    tensors = load_file(own / "model.safetensors")
+    changed = {**tensors, "model.norm.weight": 3 * tensors["model.norm.weight"]}
+    other = shutil.copytree(own, tmp_path.parent / "other" / "mine")
+    save_file(changed, other / "model.safetensors")
+    with pytest.raises(TraceError, match=r"holds another run \(weights: "):
+        run(kj.load(other, dtype="float32"), tmp_path, limit=1, n=1, sampling=SHORT)
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert run(lm, tmp_path, limit=1, n=1, sampling=SHORT).samples == begun.samples
+    with pytest.raises(TraceError, match=r"holds another run \(weights: "):
+        run(kj.load(other, dtype="float32"), tmp_path, limit=1, n=1, sampling=SHORT)
+
+
+def test_a_run_is_not_continued_with_other_prompts(own, tmp_path):
+    """What the tokenizer adds is recorded; a folder of an earlier version has nothing added, and the lengths tell."""
+    plain = kj.load(own, dtype="float32")
+    begun = run(plain, tmp_path, limit=1, n=1, sampling=SHORT)
+    other = shutil.copytree(own, tmp_path.parent / "others" / "mine")
+    tokenizer = plain.tokenizer.from_file(str(other / "tokenizer.json"))
+    first = tokenizer.id_to_token(0)
+    tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    tokenizer.save(str(other / "tokenizer.json"))
+    (other / "tokenizer_config.json").unlink()  # it says that none is added
+    adding = kj.load(other, dtype="float32")
+    with pytest.raises(TraceError, match=r"prompt_ids: .*special_tokens: null stored, \{\"before\": \[0\]"):
+        run(adding, tmp_path, limit=1, n=1, sampling=SHORT)
+    assert run(adding, tmp_path, limit=1, n=1, sampling=SHORT, add_special_tokens=False).samples == begun.samples
+    old = {name: value for name, value in begun.header.items() if name not in ("digest", "prompt_ids")}
+    (tmp_path / "run.json").write_text(json.dumps({**old, "weights": plain.sampled_fingerprint}))
+    with pytest.raises(TraceError, match="special_tokens: null stored"):
+        run(adding, tmp_path, limit=1, n=1, sampling=SHORT)
+    (tmp_path / "samples.jsonl").write_text(json.dumps({**begun.samples[0], "prompt_tokens": 5}) + "\n")
+    with pytest.raises(TraceError, match=r"the prompt of problem .* had 5 tokens, and now has"):
+        run(plain, tmp_path, limit=1, n=1, sampling=SHORT)
+    fresh = run(adding, tmp_path / "new", limit=1, n=1, sampling=SHORT)
+    assert fresh.header["special_tokens"] == {"before": [0], "after": []}
+    assert fresh.samples[0]["prompt_tokens"] == begun.samples[0]["prompt_tokens"] + 1

@@ -1,14 +1,18 @@
 """What a model reads: bare, plain, and in its own chat template, token for token."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 
+import jinja2.sandbox
 import pytest
 from paths import SHARED
 from tokenizers import Tokenizer
 
+from kinetics_jax.tasks import template_worker
+from kinetics_jax.tasks.chat_template import RenderedTemplate, TemplateError
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import INSTRUCTION, PromptError, PromptStyle, has_chat_template, render_prompts
 
@@ -176,6 +180,80 @@ def test_templates_that_fail(template, text, reason):
         render("q", template(text))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes more than 2 s"),
+        ("{{ 'a' * 10**10 }}", "MemoryError: "),
+        (
+            "{% set x = namespace(a='a' * 99999) %}{% for i in range(99) %}{% set x.a = x.a + x.a %}{% endfor %}",
+            "Memory",
+        ),
+        ("{{ 'a' * 5000000 }}", "it writes 5,000,000 characters"),
+        ("{% for i in range(100000000) %}{% endfor %}", "OverflowError: "),
+    ],
+)
+def test_templates_that_would_never_end_or_fill_the_memory(text, reason):
+    with pytest.raises(TemplateError, match=reason):
+        RenderedTemplate(text, seconds=2).render()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "raise_exception.__globals__",
+        "raise_exception.__init__.__globals__",
+        "raise_exception|attr('__class__')",
+        "raise_exception._work",
+        "raise_exception|attr('_work')",
+        "[raise_exception]|map(attribute='_work')|first",
+        "[raise_exception]|map(attribute='__class__.__mro__')|first",
+        "('{0.__class__}'|attr('format'))(raise_exception)",
+        "'{0._work}'.format(raise_exception)",
+        "'{0._work}'.format_map({'0': raise_exception})",
+        "''.__class__.__mro__",
+        "''['__class__']",
+        "namespace.__init__.__globals__",
+        "dict.__class__",
+        "(tojson or cycler or lipsum or joiner).__init__",
+        "self.__init__.__globals__",
+    ],
+)
+def test_templates_reach_no_python(sandbox, expression):
+    """What they get is nothing, or an error."""
+    text = ""
+    with contextlib.suppress(jinja2.TemplateError, LookupError, TypeError):
+        text = sandbox.from_string("{{ " + expression + " }}").render(messages=[{"role": "user"}])
+    assert text in ("", "{0.__class__}"), text
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    return template_worker.environment()
+
+
+def test_what_templates_use_of_transformers(sandbox):
+    render_text = (
+        "{% for m in messages %}{% generation %}{{ m|tojson(indent=1) }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    assert sandbox.from_string(render_text).render(messages=[{"a": "<é>"}, {}]) == '{\n "a": "<é>"\n}'
+    assert sandbox.from_string("{{ strftime_now('%Y') }}").render().isdigit()
+    assert sandbox.from_string("{{ dict(a=1).a }}{% set n = namespace(b=2) %}{{ n.b }}").render() == "12"
+    with pytest.raises(jinja2.sandbox.SecurityError):
+        sandbox.from_string("{{ messages.append(1) }}").render(messages=[])
+
+
+def test_a_checkpoint_with_code_of_its_own_asks_nothing(template):
+    directory = template("{{ messages[0].content }}!")
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": "MyOwn", "auto_map": {"AutoTokenizer": ["own.MyOwn", None]}})
+    )
+    with pytest.raises(PromptError, match="its tokenizer cannot be read"):
+        render("q", directory)
 
 
 def test_broken_tokenizers(tmp_path):
