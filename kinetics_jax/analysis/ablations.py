@@ -34,9 +34,8 @@ def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[
     "cut" or "finished". Either way a sample is charged min(its length, n) tokens.
 
     Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
-    `ungraded`; `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 %
-    interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
-    ones included, mean over problems (NaN if token counts are missing).
+    `undecided`; `accuracy`, the mean over problems of the share of right samples, with the 95 %
+    interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, mean over problems (NaN if token counts are missing).
 
     `caps` defaults to `defaults.default_caps`. A cap above a run's own `max_tokens` says nothing that it measured; its
     rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up, SamplesError as
@@ -83,8 +82,8 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
     """Pass@1 against the attention budget: a row per (model, attention), dense attention included.
 
     Columns: `model`, its `parameters` (used per token), `attention`; `kind` of policy, its `budget` in tokens attended
-    per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `ungraded`;
-    `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 % interval `low` …
+    per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `undecided`;
+    `accuracy`, the mean over problems of the share of right samples, with the 95 % interval `low` …
     `high`; `difference` from the model's dense accuracy over the same problems, and its paired interval
     `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run,
     or, with a warning, one with other settings); `mean_output_tokens` of a sample, mean over problems.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.analysis.grid import grid
-from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap
 
@@ -125,7 +125,7 @@ def replay_table(
 ) -> pd.DataFrame:
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
-    Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
+    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`, `high`, `cost`, `cost_low`,
     `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after `probe` samples
     without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
     happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
@@ -141,7 +141,7 @@ def replay_table(
             result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
             cost = float(fixed.cost[i].mean())
             rows.append(
-                {"model": pool.model, "attention": str(pool.attention), "N": int(n)}
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n), **undecided_counts([pool])}
                 | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),

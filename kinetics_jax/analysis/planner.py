@@ -17,7 +17,7 @@ from kinetics_jax.analysis.defaults import (
     powers_of_two,
     rounded_accuracy,
 )
-from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
 from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.costs.hardware import Hardware
@@ -69,7 +69,8 @@ class Budget:
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more). `solved`: pass@N.
+    are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
+    `samples.pooled`). `solved`: pass@N.
     """
 
     table: pd.DataFrame
@@ -252,6 +253,7 @@ def _option(
         "prefill_seconds": spent.prefill if spent else math.nan,
         "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
         "fits": room,
+        **undecided_counts([pool]),
     }
 
 

@@ -19,7 +19,7 @@ from kinetics_jax.stats.estimators import cluster_bootstrap
 SMALL = ModelConfig.named("0.6B")
 HALF = BlockTopK(budget=64)
 NAMES = ["model", "parameters", "attention"]
-COUNTS = ["problems", "samples", "ungraded"]
+COUNTS = ["problems", "samples", "undecided"]
 
 
 def make_run(grades, lengths, *, model="small", attention=Dense(), first=0, max_tokens=100, size=SMALL):
@@ -38,22 +38,22 @@ def make_run(grades, lengths, *, model="small", attention=Dense(), first=0, max_
 
 
 def test_caps_by_hand():
-    """A right answer counts from its own length on; a wrong one never; an ungraded one only costs."""
+    """A right answer counts from its own length on; a wrong one never, nor an undecided one."""
     grades = [[True, True, False], [None, True, False]]
     lengths = [[10, 50, 20], [90, 100, 100]]
     table = length_ablation([make_run(grades, lengths)], caps=[9, 10, 50, 99, 100])
     assert list(table.columns) == [*NAMES, "cap", *COUNTS, "accuracy", "low", "high", "mean_tokens"]
     assert list(table["cap"]) == [9, 10, 50, 99, 100]
-    np.testing.assert_allclose(table["accuracy"], [0, 1 / 6, 1 / 3, 1 / 3, 1 / 3 + 1 / 4])
+    np.testing.assert_allclose(table["accuracy"], [0, 1 / 6, 1 / 3, 1 / 3, 1 / 3 + 1 / 6])
     charged = [9, (10 + 10 + 10 + 30) / 6, (10 + 50 + 20 + 150) / 6, (80 + 90 + 99 + 99) / 6, (80 + 290) / 6]
     np.testing.assert_allclose(table["mean_tokens"], charged)
-    assert set(table["ungraded"]) == {1}
+    assert set(table["undecided"]) == {1}
     assert set(table["samples"]) == {6}
     for cap, low, high in table[["cap", "low", "high"]].itertuples(index=False):
         right = [
             sum(g is True and n <= cap for g, n in zip(*row, strict=True)) for row in zip(grades, lengths, strict=True)
         ]
-        np.testing.assert_allclose((low, high), cluster_bootstrap([right[0] / 3, right[1] / 2]))
+        np.testing.assert_allclose((low, high), cluster_bootstrap([right[0] / 3, right[1] / 3]))
 
 
 @settings(max_examples=30, deadline=None)

@@ -102,7 +102,7 @@ def test_what_is_no_vote_is_refused(call, message):
         call()
 
 
-def test_a_pool_votes_among_its_graded_samples():
+def test_the_undecided_vote_and_are_not_right():
     run = RunData(
         model="m",
         attention=Dense(),
@@ -114,8 +114,10 @@ def test_a_pool_votes_among_its_graded_samples():
         correct=[True, False, False, None, True, False],
         answers=[RIGHT, "1", "1", RIGHT, RIGHT, None],
     )
-    (pool,) = pooled([run])
+    (pool,) = pooled([run], undecided="drop")
     np.testing.assert_allclose(pool_majority(pool, [1, 2]), [[1 / 3, 1 / 3], [1 / 2, 1]])
+    (pool,) = pooled([run])  # the right one loses to a pair of "1", and ties with each of the others
+    np.testing.assert_allclose(pool_majority(pool, [1, 2]), [[1 / 4, 1 / 4], [1 / 2, 1]])
     (silent,) = pooled([dataclasses.replace(run, answers=())])
     with pytest.raises(EstimateError, match="'a' answered is not known"):
         pool_majority(silent, 1)
