@@ -107,14 +107,65 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(encode_utf8(text))
-        file.flush()
-        os.fsync(file.fileno())  # else a power failure may leave the new name without its content
-    os.replace(partial, path)
+def output_file(path: str | Path) -> Path:
+    """Where `write_atomic` would write: the file itself, links followed.
+
+    Raises FileError for what cannot be one: no name, a directory, a circle of links, a folder that is not there.
+    """
+    name, path = shown(str(path), 400), Path(path)
+    try:
+        target = Path(os.path.realpath(path))
+        if not path.name or target.is_dir():
+            raise FileError(f"{name}: is a directory; name a file to write")
+        if target.is_symlink():
+            raise FileError(f"{name}: is a circle of links; name a file to write")
+        if not target.parent.is_dir():
+            raise FileError(f"{name}: cannot be written: there is no folder {shown(str(target.parent), 400)}")
+    except FileError:
+        raise
+    except (OSError, ValueError) as why:  # ValueError: a name with a zero byte
+        raise FileError(f"{name}: cannot be written ({getattr(why, 'strerror', None) or why})") from why
+    return target
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: under a temporary name, which then replaces it and keeps its permissions.
+
+    Links are followed. What would be lost by a new file is written in place: a pipe or device, a file of another user
+    or of several names (hard links). Text is written as UTF-8. Raises FileError if it cannot be written; nothing is
+    left behind then.
+    """
+    target = output_file(path)
+    data = encode_utf8(content) if isinstance(content, str) else content
+    try:
+        if _in_place(target):
+            with open(target, "wb") as file:
+                file.write(data)
+            return
+        partial = target.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with open(partial, "xb") as file:
+                if target.exists():
+                    shutil.copymode(target, partial)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a power failure may leave the new name without its content
+            os.replace(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as why:
+        raise FileError(f"{shown(str(path), 400)}: cannot be written ({why.strerror or why})") from why
+
+
+def _in_place(target: Path) -> bool:
+    """Whether a file must be written where it is, since replacing it would make it something else."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return False
+    mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    return not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mine)
 
 
 @contextlib.contextmanager

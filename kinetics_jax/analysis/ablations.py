@@ -34,8 +34,9 @@ def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[
     "cut" or "finished". Either way a sample is charged min(its length, n) tokens.
 
     Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
-    `undecided`; `accuracy`, the mean over problems of the share of right samples, with the 95 %
-    interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, mean over problems (NaN if token counts are missing).
+    `undecided`; `accuracy`, the mean over problems of the share of right samples, with the 95 % interval `low` … `high`
+    from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, mean over problems (NaN if token
+    counts are missing).
 
     `caps` defaults to `defaults.default_caps`. A cap above a run's own `max_tokens` says nothing that it measured; its
     rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up, SamplesError as

@@ -125,10 +125,11 @@ def replay_table(
 ) -> pd.DataFrame:
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
-    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`, `high`, `cost`, `cost_low`,
-    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after `probe` samples
-    without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
-    happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
+    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`,
+    `high`, `cost`, `cost_low`, `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with
+    `probe`, after `probe` samples without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N
+    samples side by side whatever happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`.
+    Arguments and errors as `replay`.
     """
     import pandas as pd
 

@@ -32,11 +32,11 @@ def cost_frontier(
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
-    `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and the 95 % interval `low` … `high` from
-    redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens` of a sample, mean over problems;
-    `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over the measured lengths (equation
-    10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`, `hardware` (None with an
-    intensity), `intensity`.
+    `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
+    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens`
+    of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over
+    the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`,
+    `hardware` (None with an intensity), `intensity`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a

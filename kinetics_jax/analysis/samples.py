@@ -20,7 +20,6 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
 
-
 Undecided = Literal["unsolved", "drop"]
 
 
@@ -35,13 +34,13 @@ class RunData:
     `config`: the architecture, None where it is not known: then there is accuracy against tokens, but no cost.
     `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
     `output_tokens`: counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample
-    is undecided: its grader gave up, or its logits were not finite. `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not
-    known. `ended`, parallel too: how each sample ended (its `finish_reason`); empty where that is not
-    known. `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what
-    was asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text
-    that put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been
-    cut after that many tokens and the cut text been graded. Raises SamplesError if the parallel fields' lengths differ,
-    or caps are not whole numbers from 1 up in ascending order.
+    is undecided: its grader gave up, or its logits were not finite. `answers`, parallel too: what each sample said,
+    None for nothing, for votes; empty where that is not known. `ended`, parallel too: how each sample ended (its
+    `finish_reason`); empty where that is not known. `settings`: what runs must agree in to be pooled. `task`: its name,
+    for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
+    one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
+    [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded. Raises
+    SamplesError if the parallel fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
     """
 
     model: str
@@ -278,9 +277,10 @@ def pooled(runs: Iterable[RunData] | Iterable[Pool], *, undecided: Undecided = "
     Pools, given instead of runs, are returned as they are: every table takes either. Undecided samples (no grader's
     verdict, or logits that were not finite) count as unsolved: leaving them out would flatter the models that make
     them. With `undecided="drop"` they are left out of accuracies, not of lengths and costs. Warnings say how many there
-    are, and in which settings and prompts the pools differ. Grades of cut texts are kept at the caps that all runs of a pool have, with a warning if one of them has
-    more. Raises SamplesError without a run, if the runs' tasks or problems differ, if runs of one pool differ in their
-    settings or architecture, for a sample that occurs twice, and where all samples of a problem are dropped.
+    are, and in which settings and prompts the pools differ. Grades of cut texts are kept at the caps that all runs of a
+    pool have, with a warning if one of them has more. Raises SamplesError without a run, if the runs' tasks or problems
+    differ, if runs of one pool differ in their settings or architecture, for a sample that occurs twice, and where all
+    samples of a problem are dropped.
     """
     given = list(runs)
     pools = [run for run in given if isinstance(run, Pool)]
@@ -364,7 +364,7 @@ def _other_settings(pools: list[Pool]) -> list[str]:
         stated = [(pool, pool.settings[name]) for pool in pools if pool.settings.get(name) is not None]
         values = {repr(value): (pool, value) for pool, value in reversed(stated)}
         if len(values) > 1:
-            shown = [f"{str(value):.20} for {pool}" for pool, value in reversed(values.values())]
+            shown = [f"{value!s:.20} for {pool}" for pool, value in reversed(values.values())]
             more = f", and {len(shown) - 2} more" if len(shown) > 2 else ""
             apart.append(f"{name} ({', '.join(shown[:2])}{more})")
     weights: dict[str, set[Any]] = collections.defaultdict(set)

@@ -80,7 +80,8 @@ def weighted_vote(
 def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
     """`majority_vote` among k samples of each problem of a pool: float64 [problems, *k's shape].
 
-    An undecided sample votes for what it answered, which counts as wrong, unless the pool drops those. Raises EstimateError where the samples' answers are not known, and as `majority_vote` does.
+    An undecided sample votes for what it answered, which counts as wrong, unless the pool drops those. Raises
+    EstimateError where the samples' answers are not known, and as `majority_vote` does.
     """
     won = []
     for name, problem in pool.problems.items():

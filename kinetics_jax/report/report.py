@@ -96,7 +96,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 
     `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
     sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
-    holds neither dates nor timings. It is renamed into place when whole. Raises OSError if it cannot be written.
+    holds neither dates nor timings. It is renamed into place when whole. Raises FileError if it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {
