@@ -5,6 +5,7 @@ holds at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -131,41 +132,43 @@ def output_file(path: str | Path) -> Path:
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: under a temporary name, which then replaces it and keeps its permissions.
 
-    Links are followed. What would be lost by a new file is written in place: a pipe or device, a file of another user
-    or of several names (hard links). Text is written as UTF-8. Raises FileError if it cannot be written; nothing is
-    left behind then.
+    Links are followed; a pipe, a device, and a file that is a mount point are written in place. Text is written as
+    UTF-8. Raises FileError if the file cannot be written; nothing is left behind then.
     """
     target = output_file(path)
     data = encode_utf8(content) if isinstance(content, str) else content
     try:
-        if _in_place(target):
-            with open(target, "wb") as file:
-                file.write(data)
-            return
-        partial = target.with_name(f".{uuid.uuid4().hex[:8]}.partial")
-        try:
-            with open(partial, "xb") as file:
-                if target.exists():
-                    shutil.copymode(target, partial)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # else a power failure may leave the new name without its content
-            os.replace(partial, target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        if target.exists() and not target.is_file():
+            _write_in_place(target, data)
+        else:
+            _replace(target, data)
     except OSError as why:
         raise FileError(f"{shown(str(path), 400)}: cannot be written ({why.strerror or why})") from why
 
 
-def _in_place(target: Path) -> bool:
-    """Whether a file must be written where it is, since replacing it would make it something else."""
+def _replace(target: Path, data: bytes) -> None:
+    partial = target.with_name(f".{uuid.uuid4().hex[:8]}.partial")
     try:
-        status = target.stat()
-    except FileNotFoundError:
-        return False
-    mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-    return not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mine)
+        with open(partial, "xb") as file:
+            if target.exists():
+                shutil.copymode(target, partial)
+                if hasattr(os, "geteuid") and os.geteuid() == 0:  # anyone else can only make files of their own
+                    os.chown(partial, target.stat().st_uid, target.stat().st_gid)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure may leave the new name without its content
+        os.replace(partial, target)
+    except OSError as why:
+        if why.errno != errno.EBUSY:
+            raise
+        _write_in_place(target, data)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_in_place(target: Path, data: bytes) -> None:
+    with open(target, "wb") as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

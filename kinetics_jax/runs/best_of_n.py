@@ -123,7 +123,7 @@ def best_of_n(
                     }
                 )
                 finished += 1
-    return read_run(out)
+        return writer.read_back()
 
 
 def grade_again(

@@ -27,7 +27,7 @@ from kinetics_jax.errors import CheckpointError
 from kinetics_jax.files import encode_utf8, lock_file
 from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
-from kinetics_jax.runs.folder import Run, TraceError, read_run
+from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
 from kinetics_jax.tasks import answers, grading, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
@@ -90,8 +90,10 @@ def grade_cuts(
         processes = workers or (1 if task == BUILTIN else os.cpu_count() or 1)
         graded = _in_processes if processes > 1 and len(cuts) > 1 else _here
         for count, lines in enumerate(graded(cuts, task, file, min(processes, len(cuts))), start=1):
+            require_same(target, run.path / NAME)
             _append(target, lines)
             on_progress(count, len(cuts))
+        require_same(target, run.path / NAME)
     return run
 
 
@@ -130,6 +132,7 @@ def _file_digest(path: Path) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
     """The file of grades, open for reading and appending, and held for this process alone."""
+    require_regular(path)
     with open(path, "a+b", buffering=0) as file:
         try:
             lock_file(file)
@@ -146,7 +149,9 @@ def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) ->
         _append(file, [maker])
         earlier = None
     else:
-        file.truncate(earlier.whole)
+        file.truncate(os.fstat(file.fileno()).st_size - earlier.torn)
+        if not earlier.ended:
+            file.write(b"\n")
     if earlier is None or not set(caps) <= set(earlier.caps):
         _append(file, [{"caps": caps}])
     return set(earlier.grades) if earlier else set()

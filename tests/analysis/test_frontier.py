@@ -176,9 +176,9 @@ def test_other_settings_are_compared_with_a_word():
         UserWarning, match=r"differ in dtype \(float32 for small dense, bfloat16 for other dense\): what"
     ):
         pooled([one, run(model="other", temperature=0.6, max_tokens=4096, dtype="bfloat16")])
+    sparse = dataclasses.replace(run(temperature=0.6, max_tokens=4096, weights="b"), attention=BlockTopK(budget=64))
     with pytest.warns(UserWarning, match="differ in the weights of small: what"):
-        sparse = run(temperature=0.6, max_tokens=4096, weights="b")
-        pooled([one, dataclasses.replace(sparse, attention=BlockTopK(budget=64))])
+        pooled([one, sparse])
     asked = dataclasses.replace(one, prompts={"p0": "1 + 1?"})
     with pytest.warns(UserWarning, match="'p0' was put to small and other in different words"):
         pooled([asked, dataclasses.replace(asked, model="other", prompts={"p0": "user: 1 + 1?"})])
