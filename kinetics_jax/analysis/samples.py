@@ -240,17 +240,26 @@ class Pool:
         """The architecture, for a cost. Raises SamplesError if it, or a token count, is not known."""
         if self.config is None:
             raise SamplesError(
-                f"{self}: the architecture is not known, so there is no cost; name the model by a published name "
-                "or give its config (accuracy against tokens needs neither)"
+                f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
+                "its config (--config MODEL=config.json), or set accuracy against tokens (--against tokens)"
             )
-        for what, missing in (
-            ("prompt", [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)]),
-            ("output", [name for name, problem in self.problems.items() if np.isnan(problem.longest)]),
+        for what, missing, cure in (
+            (
+                "prompt",
+                [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)],
+                "add a column prompt_tokens, say how long all prompts are (--prompt-tokens N), or set accuracy against "
+                "generated tokens (--against tokens)",
+            ),
+            (
+                "output",
+                [name for name, problem in self.problems.items() if np.isnan(problem.longest)],
+                "give the tokenizer that counts them (--tokenizer), or fill them in",
+            ),
         ):
             if missing:
                 raise SamplesError(
                     f"{self}: {what} token counts are missing for {len(missing)} of {len(self.problems)} problems "
-                    f"(such as {missing[0]!r}), so there is no cost; a missing count is not taken for zero"
+                    f"(such as {missing[0]!r:.60}), so there is no cost, since a missing count is no zero; {cure}"
                 )
         return self.config
 
@@ -415,9 +424,10 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
                 entry = problems[problem] = ProblemSamples(prompts[i], [], [], caps)
             missing = math.isnan(entry.prompt_tokens) and math.isnan(prompts[i])
             if entry.prompt_tokens != prompts[i] and not missing:
+                counts = ("no stated number of" if np.isnan(n) else f"{n:g}" for n in (entry.prompt_tokens, prompts[i]))
                 raise SamplesError(
-                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; the "
-                    "runs were made with different prompts"
+                    f"{pool}: problem {problem!r} has prompts of {' and '.join(counts)} tokens; pooled samples answer "
+                    "one prompt"
                 )
             entry.lengths.append(lengths[i])
             entry.grades.append(_grade(run.correct[i], without))

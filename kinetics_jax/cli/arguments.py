@@ -134,8 +134,9 @@ def config_of(model: str) -> ModelConfig:
 
     path = ASSETS / model if model in builtin_models() else Path(model)
     if path.exists():
-        folder = path if path.is_dir() else path.parent
-        return ModelConfig.from_hf(path, name=folder.resolve().name)
+        whole = path.resolve()  # configs/Qwen3-8B.json is of Qwen3-8B, Qwen3-8B/config.json too
+        named = whole if path.is_dir() else whole.parent if whole.name == "config.json" else whole.with_suffix("")
+        return ModelConfig.from_hf(path, name=named.name)
     try:
         return ModelConfig.named(model)
     except ConfigError as error:

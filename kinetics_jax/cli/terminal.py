@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.errors import escape_controls
+
 if TYPE_CHECKING:
     from kinetics_jax.runs.best_of_n import Progress
 
@@ -135,6 +137,11 @@ def print_table(table: Any, as_json: bool) -> None:
         print(json.dumps(records, indent=1, allow_nan=False))
     else:
         print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def say(line: str) -> None:
+    """A line of the command itself, to standard error; control characters of names in it are not obeyed."""
+    print(f"kinetics: {escape_controls(line)}", file=sys.stderr)
 
 
 def command_line() -> str:

@@ -102,6 +102,15 @@ def test_what_is_no_vote_is_refused(call, message):
         call()
 
 
+def test_wrong_answers_are_one_however_they_are_spelled():
+    answers = ["1/2", "0.5", "2", "2.0", r"$2.00$"]
+    correct = [True, True, False, False, False]
+    assert majority_vote(answers, correct, 5) == 0
+    assert majority_vote(answers, correct, 2) == pytest.approx(1 / 10 + 6 / 10 / 2)  # both right, or one each
+    assert majority_vote(["x", "1/3", "0.3333333", r"\frac{1}{3}"], [True, False, False, False], 4) == 0
+    assert majority_vote(["x", "(1,2)", "(2,1)"], [True, False, False], 3) == pytest.approx(1 / 3)
+
+
 def test_the_undecided_vote_and_are_not_right():
     run = RunData(
         model="m",
