@@ -101,7 +101,7 @@ def replay(
         spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
         solved[i] = pass_at_k(len(right), int(right.sum()), _reach(rule))  # exactly, over all orders
         drawn[i] = np.mean(count)
-    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved), cluster_bootstrap(spent)
+    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
         low=float(low),

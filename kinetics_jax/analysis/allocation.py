@@ -80,7 +80,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
     """
     import pandas as pd
 
-    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence)
+    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence, bounds=(0, 1))
     mean_cost = cells.cost.mean(axis=1)
     rows = []
     for i, limit in enumerate(allocation.limits):
@@ -149,7 +149,7 @@ def honest_allocation(
     rows = []
     for name in rules:
         accuracy = unseen[name] / (2 * splits)
-        low, high = cluster_bootstrap(accuracy.T)
+        low, high = cluster_bootstrap(accuracy.T, bounds=(0, 1))
         promised = seen[name].mean(axis=1) / (2 * splits)
         rows += [
             {

@@ -33,10 +33,10 @@ def cost_frontier(
 
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
     `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
-    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens`
-    of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over
-    the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`,
-    `hardware` (None with an intensity), `intensity`.
+    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.estimators.cluster_bootstrap`);
+    `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
+    problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was
+    counted: `convention`, `hardware` (None with an intensity), `intensity`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
@@ -55,7 +55,7 @@ def cost_frontier(
     tables = []
     for pool in pools:
         of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
-        low, high = cluster_bootstrap(of_pool.accuracy.T)
+        low, high = cluster_bootstrap(of_pool.accuracy.T, bounds=(0, 1))
         table = of_pool.configurations
         if caps is None:
             table = table.drop(columns="cap")

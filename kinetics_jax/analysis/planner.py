@@ -308,7 +308,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         raise PlanError(_refusal(options, limit, target))
     runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
     values = options.solved[chosen]
-    low, high = cluster_bootstrap(values)
+    low, high = cluster_bootstrap(values, bounds=(0, 1))
     optimism = _optimism(options.solved, seconds, limit, target, seed)
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     why = {}

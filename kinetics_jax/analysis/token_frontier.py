@@ -45,7 +45,7 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
         accuracy = rounded_accuracy(np.mean(solved, axis=0))
-        low, high = cluster_bootstrap(solved)
+        low, high = cluster_bootstrap(solved, bounds=(0, 1))
         tokens_low, tokens_high = cluster_bootstrap(spent)
         rows += [
             {

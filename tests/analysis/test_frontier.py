@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.frontier import cost_frontier, pareto
@@ -187,9 +187,23 @@ def test_other_settings_are_compared_with_a_word():
         pooled([one, run(model="other", temperature=0.6)])  # what is not said is not told apart
 
 
-def test_one_problem_has_no_interval():
+def test_an_interval_has_a_width_whatever_the_outcome():
+    """Of one problem, and where all are solved or failed: Clopper and Pearson's, for N = 1 and N = 2."""
     table = cost_frontier([make_run([[True, False]])])
-    assert table[["low", "high"]].isna().all(axis=None)
+    np.testing.assert_allclose(table[["low", "high"]], [[0.0125, 0.9875], [0.025, 1]])
+    solved = cost_frontier([make_run([[True]] * 10)])
+    np.testing.assert_allclose(solved[["low", "high"]], [[0.025 ** (1 / 10), 1]])  # 0.6915, as in tables
+    failed = cost_frontier([make_run([[False]] * 30)])
+    np.testing.assert_allclose(failed[["low", "high"]], [[0, 1 - 0.025 ** (1 / 30)]])
+    assert solved["high"].item() == 1
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_an_interval_holds_its_accuracy_within_0_and_1(grades):
+    table = cost_frontier([make_run(grades)], trials=[1, 2, 3])
+    low, accuracy, high = (table[name].to_numpy() for name in ("low", "accuracy", "high"))
+    assert np.all((low >= 0) & (low <= accuracy) & (accuracy <= high) & (high <= 1) & (low < high))
 
 
 def test_trials_can_be_chosen():
