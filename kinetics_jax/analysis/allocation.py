@@ -206,6 +206,6 @@ def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> 
 
 def _limits(limits: npt.ArrayLike) -> np.ndarray:
     limits = np.atleast_1d(np.asarray(limits, np.float64))
-    if limits.ndim != 1 or not limits.size or not np.all(limits >= 0):
+    if limits.ndim != 1 or not limits.size or not np.all((limits >= 0) & np.isfinite(limits)):
         raise SamplesError(f"cost limits must be numbers from 0 up, Tera-eFLOPs per problem, got {limits}")
     return limits

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from kinetics_jax.checkpoints.resolve import resolve
+from kinetics_jax.cli.checks import require_devices
 from kinetics_jax.cli.terminal import tensor_bar
 from kinetics_jax.errors import UserError
 from kinetics_jax.settings import Sampling
@@ -119,6 +120,7 @@ def load_model(
     from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.language_model import load
 
+    require_devices()
     use_compile_cache(compile_cache)
     with tensor_bar(f"load {model}") as on_tensor:
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)

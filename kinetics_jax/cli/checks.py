@@ -8,6 +8,8 @@ from pathlib import Path
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.files import output_file
 
+MAX_PRICE = 1e6  # of a chip-hour
+
 
 def require(holds: bool, message: str) -> None:
     """Raises UserError with the message unless the condition holds."""
@@ -34,6 +36,21 @@ def require_figures() -> None:
     except ValueError as error:
         backend = shown(os.environ.get("MPLBACKEND", ""))
         raise UserError(f"matplotlib refuses MPLBACKEND={backend}; unset it (figures are drawn without one)") from error
+
+
+def require_devices() -> None:
+    """Raises UserError where jax has no device to run on, as under a JAX_PLATFORMS that this machine lacks."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        cure = (
+            f"JAX_PLATFORMS is {shown(platforms)}: unset it, or name cpu" if platforms else "JAX_PLATFORMS=cpu may do"
+        )
+        why = f" ({shown(str(error).splitlines()[0], 300)})" if str(error) else ""
+        raise UserError(f"jax has no device to run on{why}; {cure}") from error
 
 
 def require_ending(path: Path | None, what: str, *endings: str) -> None:

@@ -21,7 +21,8 @@ COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
-MAX_CAP = 1 << 24  # tokens, and sequences of a batch
+MAX_CAP = 1 << 24  # tokens
+MAX_BATCH = 1 << 16  # sequences
 
 
 def plan(
@@ -71,7 +72,7 @@ def plan(
     for flag, values, most in (
         ("--trials", trials, MAX_TRIALS),
         ("--caps", caps, MAX_CAP),
-        ("--batches", batches, MAX_CAP),
+        ("--batches", batches, MAX_BATCH),
     ):
         for value in values:
             require_between(flag, value, 1, most)

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kinetics_jax.assets import ASSETS, builtin_models
-from kinetics_jax.errors import CheckpointError
+from kinetics_jax.errors import CheckpointError, spelled
 from kinetics_jax.files import encode_utf8, lock_file
 from kinetics_jax.hub import HubError, download_file
-from kinetics_jax.runs.cut_grades import NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
+from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
+from kinetics_jax.runs.records import MAX_TOKENS
 from kinetics_jax.tasks import answers, grading, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
@@ -37,6 +38,9 @@ from kinetics_jax.tokenizer import TOKENIZER, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+MAX_WORKERS = 256  # grading processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +76,10 @@ def grade_cuts(
     """
     run = read_run(path)
     wanted = sorted({int(cap) for cap in caps})
-    if not wanted or wanted[0] < 1 or any(cap != int(cap) for cap in caps):
-        raise TraceError(f"{path}: caps must be whole numbers of tokens, at least 1, got {list(caps)}")
-    if workers is not None and workers < 1:
-        raise TraceError(f"workers must be at least 1, got {workers}")
+    if not wanted or not all(map(CAP.holds, wanted)) or any(cap != int(cap) for cap in caps):
+        raise TraceError(f"{path}: caps must be whole numbers of tokens in 1 … {MAX_TOKENS}, got {spelled(list(caps))}")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise TraceError(f"workers must be in 1 … {MAX_WORKERS}, got {workers}")
     task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
