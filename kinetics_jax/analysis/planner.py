@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 512
 HALVINGS = 200
-MAX_SIMULATED = 2_000_000  # samples of a configuration
+MAX_SIMULATED = 200_000  # samples of a configuration
 
 
 class PlanError(UserError):
@@ -142,11 +142,11 @@ def list_options(
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
     measured = len(pools[0].problems)
     count = measured if problems is None else problems
-    most = max(trials or (1,))
+    most = max(trials or (max(map(fewest_graded, pools)),))
     if count * most > MAX_SIMULATED:
         raise PlanError(
-            f"plan: {count} problems of {most} samples are more than the {MAX_SIMULATED:,} samples that a plan plays "
-            "through; plan for fewer problems: seconds and money grow with them"
+            f"plan: {count} problems of {most} samples are more than the {MAX_SIMULATED:,} that a plan plays through; "
+            "give fewer --problems (seconds and money grow with them) or --trials"
         )
     warnings = _caveats(hardware, chips=chips, asked=count, measured=measured)
     rows: list[dict[str, Any]] = []
