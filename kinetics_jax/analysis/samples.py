@@ -376,10 +376,11 @@ def _other_settings(pools: list[Pool]) -> list[str]:
             shown = [f"{value!s:.20} for {pool}" for pool, value in reversed(values.values())]
             more = f", and {len(shown) - 2} more" if len(shown) > 2 else ""
             apart.append(f"{name} ({', '.join(shown[:2])}{more})")
-    weights: dict[str, set[Any]] = collections.defaultdict(set)
+    weights: dict[str, set[str]] = collections.defaultdict(set)
     for pool in pools:
-        weights[pool.model].add(pool.settings.get("weights"))
-    apart += [f"the weights of {model}" for model, found in weights.items() if len(found - {None}) > 1]
+        if pool.settings.get("weights") is not None:
+            weights[pool.model].add(repr(pool.settings["weights"]))
+    apart += [f"the weights of {model}" for model, found in weights.items() if len(found) > 1]
     if not apart:
         return []
     return [f"the runs differ in {'; '.join(apart)}: what is compared is that too, not the model and attention alone"]

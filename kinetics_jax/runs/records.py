@@ -87,6 +87,7 @@ PROBLEM: dict[str, Kind] = {"id": NAME, "question": TEXT, "answer": TEXT, "promp
 HEADER: dict[str, Kind] = {
     "model": NAME,
     "config": OBJECT,
+    **dict.fromkeys(("weights", "digest", "prompt_ids"), TEXT.or_null()),
     "dtype": TEXT.or_null(),
     "policy": NAME,
     "sampling": OBJECT,

@@ -128,7 +128,7 @@ def test_the_papers_files_cost_what_its_code_says(tmp_path):
         ([BLOCKS, sample("?", 0) | {"prediction": ["x", "y"]}], "line 2: prediction and choices are a text"),
         ([BLOCKS, sample("?", 0), sample("?", 0) | {"choices": ["4"]}], "line 3: the same question has another"),
         ([{**BLOCKS, "attn_stride": 4}, sample("?", 0)], "attn_stride of its first line has no counterpart"),
-        ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "are whole numbers"),
+        ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "attn_block_topk cannot be '64'; it is a whole number"),
         ([sample("?", 0)], "does not say its attention"),
         ([{"task": "aime24"}, [1]], "line 2: holds list, expected a JSON object"),
     ],
