@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,8 @@ def output_file(path: str | Path) -> Path:
     """
     name, path = shown(str(path), 400), Path(path)
     try:
+        if path.name and path.exists() and not (path.is_file() or path.is_dir()):
+            return path  # a pipe or device, of which a link such as /dev/stdout may have no other name
         target = Path(os.path.realpath(path))
         if not path.name or target.is_dir():
             raise FileError(f"{name}: is a directory; name a file to write")
@@ -132,13 +135,16 @@ def output_file(path: str | Path) -> Path:
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: under a temporary name, which then replaces it and keeps its permissions.
 
-    Links are followed; a pipe, a device, and a file that is a mount point are written in place. Text is written as
-    UTF-8. Raises FileError if the file cannot be written; nothing is left behind then.
+    Links are followed; a pipe, a device, a standard stream, and a file that is a mount point are written in place. Text
+    is written as UTF-8. Raises FileError if the file cannot be written; nothing is left behind then.
     """
     target = output_file(path)
     data = encode_utf8(content) if isinstance(content, str) else content
     try:
-        if target.exists() and not target.is_file():
+        if (stream := _standard_stream(target)) is not None:
+            with open(os.dup(stream), "wb") as file:  # behind what is there, as what is printed next will be
+                file.write(data)
+        elif target.exists() and not target.is_file():
             _write_in_place(target, data)
         else:
             _replace(target, data)
@@ -164,6 +170,20 @@ def _replace(target: Path, data: bytes) -> None:
         _write_in_place(target, data)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _standard_stream(target: Path) -> int | None:
+    """Standard output or error, if that is what the path leads to (/dev/stdout, or the file it is sent to)."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            same = os.path.samestat(os.fstat(number), os.stat(target))
+        except OSError:  # closed, or nothing there yet
+            continue
+        if same:
+            if stream is not None:
+                stream.flush()
+            return number
+    return None
 
 
 def _write_in_place(target: Path, data: bytes) -> None:

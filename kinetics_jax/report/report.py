@@ -231,11 +231,9 @@ def _how_to_read(table: pd.DataFrame) -> str:
     convention, chip, intensity = (table.attrs.get(name) for name in ("convention", "hardware", "intensity"))
     priced = f"on {chip}" if chip else f"at {intensity:g} FLOP/byte" if intensity else "unrecorded hardware"
     per_run = table.drop_duplicates(["model", "attention"])
-    undecided = int(per_run["undecided"].sum())
+    undecided, samples = sum(per_run["undecided"]), sum(per_run["samples"])
     counted = "are left out of accuracies (dropped, as asked)" if "dropped" in table else "count as unsolved"
-    left_out = (
-        f" {undecided} of {int(per_run['samples'].sum())} samples are undecided and {counted}." if undecided else ""
-    )
+    left_out = f" {undecided} of {samples} samples are undecided and {counted}." if undecided else ""
     return (
         "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
         "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "

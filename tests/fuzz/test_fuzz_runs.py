@@ -1,5 +1,5 @@
-"""Run folders, tables of samples, traces and hardware files, broken in every way a seed can think of: each case is read,
-or refused in one line, in time; grading again never loses a record.
+"""Run folders, tables of samples, traces and hardware files, broken in every way a seed can think of: each is read, or
+refused in one line, in time; grading again never loses a record.
 """
 
 import dataclasses
