@@ -310,7 +310,7 @@ def evaluate(data: Path, out: Path) -> None:
             "convention": "traffic",
             "prompt_tokens": PROMPT_TOKENS,
             "shapes": {name: source for name, (_, _, source) in SHAPES.items()},
-            "rows": cost.drop(columns=["parameters", "problems", "ungraded", "on_frontier"])
+            "rows": cost.drop(columns=["parameters", "problems", "undecided", "on_frontier"])
             .round(6)
             .to_dict(orient="records"),
         },

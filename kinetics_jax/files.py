@@ -5,10 +5,12 @@ holds at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,14 +109,86 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(encode_utf8(text))
-        file.flush()
-        os.fsync(file.fileno())  # else a power failure may leave the new name without its content
-    os.replace(partial, path)
+def output_file(path: str | Path) -> Path:
+    """Where `write_atomic` would write: the file itself, links followed.
+
+    Raises FileError for what cannot be one: no name, a directory, a circle of links, a folder that is not there.
+    """
+    name, path = shown(str(path), 400), Path(path)
+    try:
+        if path.name and path.exists() and not (path.is_file() or path.is_dir()):
+            return path  # a pipe or device, of which a link such as /dev/stdout may have no other name
+        target = Path(os.path.realpath(path))
+        if not path.name or target.is_dir():
+            raise FileError(f"{name}: is a directory; name a file to write")
+        if target.is_symlink():
+            raise FileError(f"{name}: is a circle of links; name a file to write")
+        if not target.parent.is_dir():
+            raise FileError(f"{name}: cannot be written: there is no folder {shown(str(target.parent), 400)}")
+    except FileError:
+        raise
+    except (OSError, ValueError) as why:  # ValueError: a name with a zero byte
+        raise FileError(f"{name}: cannot be written ({getattr(why, 'strerror', None) or why})") from why
+    return target
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: under a temporary name, which then replaces it and keeps its permissions.
+
+    Links are followed; a pipe, a device, a standard stream, and a file that is a mount point are written in place. Text
+    is written as UTF-8. Raises FileError if the file cannot be written; nothing is left behind then.
+    """
+    target = output_file(path)
+    data = encode_utf8(content) if isinstance(content, str) else content
+    try:
+        if (stream := _standard_stream(target)) is not None:
+            with open(os.dup(stream), "wb") as file:  # behind what is there, as what is printed next will be
+                file.write(data)
+        elif target.exists() and not target.is_file():
+            _write_in_place(target, data)
+        else:
+            _replace(target, data)
+    except OSError as why:
+        raise FileError(f"{shown(str(path), 400)}: cannot be written ({why.strerror or why})") from why
+
+
+def _replace(target: Path, data: bytes) -> None:
+    partial = target.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(partial, "xb") as file:
+            if target.exists():
+                shutil.copymode(target, partial)
+                if hasattr(os, "geteuid") and os.geteuid() == 0:  # anyone else can only make files of their own
+                    os.chown(partial, target.stat().st_uid, target.stat().st_gid)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure may leave the new name without its content
+        os.replace(partial, target)
+    except OSError as why:
+        if why.errno != errno.EBUSY:
+            raise
+        _write_in_place(target, data)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _standard_stream(target: Path) -> int | None:
+    """Standard output or error, if that is what the path leads to (/dev/stdout, or the file it is sent to)."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            same = os.path.samestat(os.fstat(number), os.stat(target))
+        except OSError:  # closed, or nothing there yet
+            continue
+        if same:
+            if stream is not None:
+                stream.flush()
+            return number
+    return None
+
+
+def _write_in_place(target: Path, data: bytes) -> None:
+    with open(target, "wb") as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ def draw_killed(spec: Spec, moments: Sequence[int], rng: random.Random) -> tuple
 
 def records(folder: str) -> list[dict[str, Any]]:
     """The finished samples of a run, without their wall times."""
-    lines, _ = read_lines(Path(folder) / "samples.jsonl", {})
+    lines = read_lines(Path(folder) / "samples.jsonl", {}, may_be_torn=True).records
     return [{name: value for name, value in record.items() if name != "seconds"} for record in lines]
 
 

@@ -34,9 +34,9 @@ def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[
     "cut" or "finished". Either way a sample is charged min(its length, n) tokens.
 
     Columns: `model`, its `parameters` (used per token), `attention`, `cap` (tokens); `problems`, `samples`,
-    `ungraded`; `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 %
-    interval `low` … `high` from redrawing problems (NaN for one problem); `mean_tokens` charged per sample, ungraded
-    ones included, mean over problems (NaN if token counts are missing).
+    `undecided`; `accuracy`, the mean over problems of the share of right samples, with the 95 % interval `low` … `high`
+    from redrawing problems; `mean_tokens` charged per sample, mean over problems (NaN if token
+    counts are missing).
 
     `caps` defaults to `defaults.default_caps`. A cap above a run's own `max_tokens` says nothing that it measured; its
     rows end at that length. Raises AblationError for caps that are not whole numbers from 1 up, SamplesError as
@@ -61,7 +61,7 @@ def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[
         grid = np.array(sorted({min(cap, max_sample_tokens(pool)) for cap in caps}))
         right = np.stack([_right_within(problem, grid, cut) for problem in pool.problems.values()])
         charged = np.stack([np.mean(problem.tokens_under(grid), axis=0) for problem in pool.problems.values()])
-        low, high = cluster_bootstrap(right)
+        low, high = cluster_bootstrap(right, bounds=(0, 1))
         rows += [
             {
                 **_named(pool),
@@ -83,12 +83,11 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
     """Pass@1 against the attention budget: a row per (model, attention), dense attention included.
 
     Columns: `model`, its `parameters` (used per token), `attention`; `kind` of policy, its `budget` in tokens attended
-    per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `ungraded`;
-    `accuracy`, the mean over problems of the share of right samples among graded ones, with the 95 % interval `low` …
+    per step and KV head (NaN for dense) and its other `options` as spelled; `problems`, `samples`, `undecided`;
+    `accuracy`, the mean over problems of the share of right samples, with the 95 % interval `low` …
     `high`; `difference` from the model's dense accuracy over the same problems, and its paired interval
     `difference_low` … `difference_high` (problems are redrawn for both at once; NaN where the model has no dense run,
     or, with a warning, one with other settings); `mean_output_tokens` of a sample, mean over problems.
-    Intervals are NaN for one problem.
 
     Raises SamplesError as `samples.pooled` does, AblationError for a policy without a budget.
     """
@@ -99,7 +98,7 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
     dense = {pool.model: (pool, r) for pool, r in zip(pools, right, strict=True) if pool.attention.kind == "dense"}
     rows = []
     for pool, mine in zip(pools, right, strict=True):
-        low, high = cluster_bootstrap(mine)
+        low, high = cluster_bootstrap(mine, bounds=(0, 1))
         sparse = pool.attention.kind != "dense"
         apart = np.full_like(mine, np.nan)
         if sparse and pool.model in dense:
@@ -110,7 +109,7 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
                 )
             else:
                 apart = mine - theirs  # pools hold the same problems in the same order, so that differences pair
-        apart_low, apart_high = cluster_bootstrap(apart)
+        apart_low, apart_high = cluster_bootstrap(apart, bounds=(-1, 1))
         rows.append(
             {
                 **_named(pool),

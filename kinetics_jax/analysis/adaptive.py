@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kinetics_jax.analysis.grid import grid
-from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.costs.cost import generation_cost
-from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap
+from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +43,9 @@ class StopRule:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Means over problems and orders: `accuracy` (share of problems solved) with its interval from redrawing problems,
-    `cost` in Tera-eFLOPs per problem with its interval, `samples` drawn per problem.
+    """Means over problems: `accuracy` (share of problems solved, over all orders) with its interval from redrawing
+    problems; and over orders drawn at random, `cost` in Tera-eFLOPs per problem with its interval and `samples` drawn
+    per problem.
     """
 
     accuracy: float
@@ -98,9 +99,9 @@ def replay(
         waves = np.arange(0, rule.most, rule.wave)
         longest = np.maximum.reduceat(np.where(taken, shared[order], 0.0), waves, axis=1)  # shares grow with length
         spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
-        solved[i] = np.mean(np.any(hits & taken, axis=1))
+        solved[i] = pass_at_k(len(right), int(right.sum()), _reach(rule))  # exactly, over all orders
         drawn[i] = np.mean(count)
-    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved), cluster_bootstrap(spent)
+    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
         low=float(low),
@@ -125,10 +126,11 @@ def replay_table(
 ) -> pd.DataFrame:
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
-    Columns `model`, `attention`, `N` (most samples of a problem); `accuracy`, `low`, `high`, `cost`, `cost_low`,
-    `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with `probe`, after `probe` samples
-    without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N samples side by side whatever
-    happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`. Arguments and errors as `replay`.
+    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`,
+    `high`, `cost`, `cost_low`, `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with
+    `probe`, after `probe` samples without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N
+    samples side by side whatever happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`.
+    Arguments and errors as `replay`.
     """
     import pandas as pd
 
@@ -141,7 +143,7 @@ def replay_table(
             result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
             cost = float(fixed.cost[i].mean())
             rows.append(
-                {"model": pool.model, "attention": str(pool.attention), "N": int(n)}
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n), **undecided_counts([pool])}
                 | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),
@@ -150,6 +152,13 @@ def replay_table(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _reach(rule: StopRule) -> int:
+    """A problem is solved where one of so many first samples is right: a rule stops before them only if one is."""
+    if rule.probe is None:
+        return rule.most
+    return min(-(-rule.probe // rule.wave) * rule.wave, rule.most)
 
 
 def _drawn(hits: np.ndarray, rule: StopRule) -> np.ndarray:

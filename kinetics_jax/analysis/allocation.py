@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
-from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ def apply_choice(
 def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float = 0.95) -> pd.DataFrame:
     """A row per limit: `limit`, `accuracy` (mean over problems) with its interval `low` … `high` from redrawing
     problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, the cheaper
-    of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it.
+    of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it; `undecided`
+    samples behind all of it (and `dropped`, see `samples.pooled`).
 
     The interval is that of these choices; it knows nothing of their optimism.
     """
     import pandas as pd
 
-    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence)
+    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence, bounds=(0, 1))
     mean_cost = cells.cost.mean(axis=1)
     rows = []
     for i, limit in enumerate(allocation.limits):
@@ -97,6 +98,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
                 "cost": float(np.mean(allocation.cost[i])),
                 **named,
                 "share": float(np.mean(allocation.choice[i] == best)),
+                **cells.undecided,
             }
         )
     return pd.DataFrame(rows)
@@ -117,7 +119,8 @@ def honest_allocation(
 
     A row per limit and `choice`: `per_problem` (`best_per_problem`) and `for_all` (`best_for_all`). Columns `limit`,
     `choice`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing problems, `cost` spent
-    there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference.
+    there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference;
+    `undecided` samples (and `dropped`).
 
     `options` are those of `grid.grid`; N goes up to half of the samples. `on_progress` is called with (halvings done,
     all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves` do.
@@ -146,7 +149,7 @@ def honest_allocation(
     rows = []
     for name in rules:
         accuracy = unseen[name] / (2 * splits)
-        low, high = cluster_bootstrap(accuracy.T)
+        low, high = cluster_bootstrap(accuracy.T, bounds=(0, 1))
         promised = seen[name].mean(axis=1) / (2 * splits)
         rows += [
             {
@@ -158,6 +161,7 @@ def honest_allocation(
                 "cost": float(spent[name][i].mean() / (2 * splits)),
                 "seen": float(promised[i]),
                 "optimism": float(promised[i] - accuracy[i].mean()),
+                **undecided_counts(pools),
             }
             for i, limit in enumerate(limits)
         ]
@@ -202,6 +206,6 @@ def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> 
 
 def _limits(limits: npt.ArrayLike) -> np.ndarray:
     limits = np.atleast_1d(np.asarray(limits, np.float64))
-    if limits.ndim != 1 or not limits.size or not np.all(limits >= 0):
+    if limits.ndim != 1 or not limits.size or not np.all((limits >= 0) & np.isfinite(limits)):
         raise SamplesError(f"cost limits must be numbers from 0 up, Tera-eFLOPs per problem, got {limits}")
     return limits

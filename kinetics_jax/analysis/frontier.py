@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +32,17 @@ def cost_frontier(
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
-    `ungraded` behind the row; `accuracy`, the mean over problems of pass@N, and the 95 % interval `low` … `high` from
-    redrawing problems (a fixed seed; NaN for one problem); `mean_output_tokens` of a sample, mean over problems;
-    `compute`, `memory` and `cost`, the mean Tera-eFLOPs per problem of N trials over the measured lengths (equation
-    10); `on_frontier`, see `pareto`. `attrs` says how cost was counted: `convention`, `hardware` (None with an
-    intensity), `intensity`.
+    `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
+    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.estimators.cluster_bootstrap`);
+    `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
+    problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was
+    counted: `convention`, `hardware` (None with an intensity), `intensity`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
-    sample too, and a column `cap` behind N; see `grid.grid`. Ungraded samples count towards lengths and cost, not
-    towards accuracy; `ungraded` says how many there were, and a warning. How a sample ended does not matter: one that
-    was cut off or repeated itself counts by its grade and its length like any other. Raises SamplesError as `pooled`
+    sample too, and a column `cap` behind N; see `grid.grid`. Undecided samples count as unsolved, unless the pools drop
+    them. How a sample ended does not matter: one that was cut off or repeated itself counts by its grade and its length
+    like any other. Raises SamplesError as `pooled`
     does, and for a run without the architecture or the token counts that a cost needs; EstimateError for more trials
     than graded samples; CostError and HardwareError for costs that cannot be computed.
     """
@@ -56,8 +55,7 @@ def cost_frontier(
     tables = []
     for pool in pools:
         of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
-        _warn_of_ungraded(pool, int(of_pool.configurations["N"].to_numpy().max()))
-        low, high = cluster_bootstrap(of_pool.accuracy.T)
+        low, high = cluster_bootstrap(of_pool.accuracy.T, bounds=(0, 1))
         table = of_pool.configurations
         if caps is None:
             table = table.drop(columns="cap")
@@ -96,16 +94,3 @@ def pareto(cost: Float[npt.ArrayLike, " rows"], accuracy: Float[npt.ArrayLike, "
             best, best_cost = accuracy[row], cost[row]
         kept[row] = accuracy[row] == best and cost[row] == best_cost
     return kept
-
-
-def _warn_of_ungraded(pool: Pool, most: int) -> None:
-    counts = pool.counts
-    if not counts["ungraded"]:
-        return
-    name, problem = min(pool.problems.items(), key=lambda item: item[1].graded)
-    short = f"; N ends at {most}, since problem {name!r} has {problem.graded} of {len(problem.lengths)} graded"
-    warnings.warn(
-        f"{pool}: {counts['ungraded']} of {counts['samples']} samples have no grade (the grader gave up); they count "
-        f"for cost, not for accuracy{short if 2 * most <= len(problem.lengths) else ''}",
-        stacklevel=3,
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import default_trials, max_sample_tokens
-from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError
+from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError, undecided_counts
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
@@ -32,7 +32,8 @@ class Grid:
     """`configurations` has a row each: `model`, `parameters` (used per token), `attention` (its spelling), `N`, `cap`
     (most tokens of a sample). The arrays are float64: `accuracy`, pass@N under the cap;
     `compute` and `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10);
-    `tokens`, mean tokens of one sample under the cap. `problems` are their ids.
+    `tokens`, mean tokens of one sample under the cap. `problems` are their ids; `undecided` is how many samples the
+    grader did not decide, as `samples.undecided_counts` says it.
     """
 
     configurations: pd.DataFrame
@@ -41,6 +42,7 @@ class Grid:
     compute: Float[np.ndarray, "configurations problems"]
     memory: Float[np.ndarray, "configurations problems"]
     tokens: Float[np.ndarray, "configurations problems"]
+    undecided: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def cost(self) -> Float[np.ndarray, "configurations problems"]:
@@ -69,6 +71,7 @@ class Grid:
             self.configurations.iloc[chosen],
             self.problems,
             *(array[chosen] for array in (self.accuracy, self.compute, self.memory, self.tokens)),
+            undecided=self.undecided,
         )
 
 
@@ -89,7 +92,7 @@ def grid(
 
     `trials` defaults, pool by pool, to `defaults.default_trials`. `caps` defaults to no cap but the pool's own limit,
     `defaults.max_sample_tokens`; caps above that are lowered to it. Under a cap a sample has the grade of its cut text
-    where the pool has it; else it is right when it is right and ends within the cap. Ungraded samples count for lengths
+    where the pool has it; else it is right when it is right and ends within the cap. Dropped samples count for lengths
     and cost alone. Costs are those of `cost.best_of_n_cost`, whose arguments the others are. Warns where cut texts were
     graded for some pools and not for others, since the grades then follow two rules. Raises SamplesError if an
     architecture or a token count is missing, EstimateError for more trials than graded samples, CostError and
@@ -135,13 +138,14 @@ def grid(
             for cap in of_pool
             for n in counts
         ]
-    return Grid(pd.DataFrame(rows), names, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    arrays = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Grid(pd.DataFrame(rows), names, *arrays, undecided=undecided_counts(pools))
 
 
 def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
     """Every problem's graded samples split in two at random: choose on one half, score on the other.
 
-    An odd one out goes to the first half. Ungraded samples are left out. Both halves keep the whole pool's longest
+    An odd one out goes to the first half. Dropped samples are left out. Both halves keep the whole pool's longest
     sample as their `max_tokens`, so that their grids have the same rows. Raises EstimateError for a problem with fewer
     than two graded samples.
     """
@@ -171,6 +175,7 @@ def _subset(problem: ProblemSamples, chosen: np.ndarray) -> ProblemSamples:
         grades=[problem.grades[i] for i in chosen],
         correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
         answers=[problem.answers[i] for i in chosen] if problem.answers else [],
+        undecided=[problem.undecided[i] for i in chosen] if problem.undecided else [],
     )
 
 

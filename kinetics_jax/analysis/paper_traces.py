@@ -22,8 +22,16 @@ from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import PUBLISHED
+from kinetics_jax.errors import shown, spelled
+from kinetics_jax.runs.records import MAX_TOKENS, NAME, TEXT, misfits, whole
 from kinetics_jax.tokenizer import read_tokenizer
 
+# Of the first line, where they are there.
+METADATA = {
+    "model": NAME.or_null(),
+    "task": TEXT.or_null(),
+    **dict.fromkeys(("attn_local", "attn_topk", "attn_block_topk", "attn_block_size"), whole(0, MAX_TOKENS).or_null()),
+}
 SINK_TOKENS = 4
 # Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
 PROMPT_AROUND_QUESTION = 80
@@ -56,6 +64,8 @@ def read_paper_trace(
         (_, metadata), *rows = rows
     if not rows:
         raise SamplesError(f"{path}: holds no samples")
+    if fault := misfits(metadata, METADATA, all_needed=False):
+        raise SamplesError(f"{path}, line 1: {fault}")
     policy = reconcile(path, "attention", _policy(path, metadata), attention)
     if policy is None:
         raise SamplesError(f"{path}: does not say its attention (its first line has no attn_local …); name it")
@@ -101,14 +111,14 @@ def _sample(path: Path, where: str, fields: Mapping[str, Any]) -> tuple[str, str
     if not isinstance(query, str):
         raise SamplesError(f"{path}, {where}: query is no text")
     if score not in (0, 1, 100, None):
-        raise SamplesError(f"{path}, {where}: score is 0 or 100, not {score!r}")
+        raise SamplesError(f"{path}, {where}: score is 0 or 100, not {spelled(score)}")
     return query, gold, text, None if score is None else score > 0
 
 
 def _one(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, int | float):  # a known answer that is a number
+    if isinstance(value, int | float) and abs(value) < 1e300:  # a known answer that is a number
         value = str(value)
     if not isinstance(value, str):
         raise ValueError
@@ -125,7 +135,7 @@ def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
     if other := [
         name for name in said if name not in ATTENTION_FIELDS and name.startswith("attn_") and said[name] is not None
     ]:
-        raise SamplesError(f"{path}: {', '.join(other)} of its first line has no counterpart here")
+        raise SamplesError(f"{path}: {shown(', '.join(other), 200)} of its first line has no counterpart here")
     if said.get("quest_topk_blocks") is not None:
         raise SamplesError(f"{path}: quest_topk_blocks of its first line has no counterpart here")
     local, tokens, blocks = (said.get(name) for name in ATTENTION_FIELDS[:3])
@@ -135,9 +145,6 @@ def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
         if not metadata or (not said and SPARSE_NAMES.search(path.stem)):
             return None
         return Dense()
-    numbers = [value for value in (local, tokens, blocks, said.get("attn_block_size")) if value is not None]
-    if any(isinstance(value, bool) or not isinstance(value, int) for value in numbers):
-        raise SamplesError(f"{path}: attn_… of its first line are whole numbers, got {said}")
     if blocks is not None:
         return LiteSysBlockTopK(pages=blocks, page_size=said.get("attn_block_size") or 16, local=local)
     if tokens:

@@ -17,7 +17,7 @@ from kinetics_jax.analysis.defaults import (
     powers_of_two,
     rounded_accuracy,
 )
-from kinetics_jax.analysis.samples import Pool, SamplesError
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
 from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.costs.hardware import Hardware
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_SLOTS = 512
 HALVINGS = 200
+MAX_SIMULATED = 200_000  # samples of a configuration
 
 
 class PlanError(UserError):
@@ -69,7 +70,8 @@ class Budget:
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more). `solved`: pass@N.
+    are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
+    `samples.pooled`). `solved`: pass@N.
     """
 
     table: pd.DataFrame
@@ -140,6 +142,12 @@ def list_options(
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
     measured = len(pools[0].problems)
     count = measured if problems is None else problems
+    most = max(trials or (max(map(fewest_graded, pools)),))
+    if count * most > MAX_SIMULATED:
+        raise PlanError(
+            f"plan: {count} problems of {most} samples are more than the {MAX_SIMULATED:,} that a plan plays through; "
+            "give fewer --problems (seconds and money grow with them) or --trials"
+        )
     warnings = _caveats(hardware, chips=chips, asked=count, measured=measured)
     rows: list[dict[str, Any]] = []
     solved: list[np.ndarray] = []
@@ -252,6 +260,7 @@ def _option(
         "prefill_seconds": spent.prefill if spent else math.nan,
         "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
         "fits": room,
+        **undecided_counts([pool]),
     }
 
 
@@ -306,7 +315,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         raise PlanError(_refusal(options, limit, target))
     runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
     values = options.solved[chosen]
-    low, high = cluster_bootstrap(values)
+    low, high = cluster_bootstrap(values, bounds=(0, 1))
     optimism = _optimism(options.solved, seconds, limit, target, seed)
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     why = {}

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
+
+Undecided = Literal["unsolved", "drop"]
 
 
 class SamplesError(UserError):
@@ -32,12 +34,13 @@ class RunData:
     `config`: the architecture, None where it is not known: then there is accuracy against tokens, but no cost.
     `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
     `output_tokens`: counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample
-    was not graded. `answers`, parallel too: what each sample said, None for nothing, for votes; empty where that is not
-    known. `settings`: what runs must agree in to be pooled. `task`: its name, for messages. `asked`: by problem id what
-    was asked, (question, answer), so that problems of one id are known to be one; `prompts`: by problem id the text
-    that put it to the model. `caps`, ascending, and `correct_within [samples][caps]`: the grades, had generation been
-    cut after that many tokens and the cut text been graded. Raises SamplesError if the parallel fields' lengths differ,
-    or caps are not whole numbers from 1 up in ascending order.
+    is undecided: its grader gave up, or its logits were not finite. `answers`, parallel too: what each sample said,
+    None for nothing, for votes; empty where that is not known. `ended`, parallel too: how each sample ended (its
+    `finish_reason`); empty where that is not known. `settings`: what runs must agree in to be pooled. `task`: its name,
+    for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
+    one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
+    [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded. Raises
+    SamplesError if the parallel fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
     """
 
     model: str
@@ -55,6 +58,7 @@ class RunData:
     caps: Sequence[int] = ()
     correct_within: Sequence[Sequence[bool | None]] = ()
     answers: Sequence[str | None] = ()
+    ended: Sequence[str | None] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -63,8 +67,7 @@ class RunData:
         }
         if self.caps:
             counts["correct_within"] = len(self.correct_within)
-        if len(self.answers):
-            counts["answers"] = len(self.answers)
+        counts |= {field: len(getattr(self, field)) for field in ("answers", "ended") if len(getattr(self, field))}
         if len(set(counts.values())) > 1:
             raise SamplesError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
         caps = list(self.caps)
@@ -130,6 +133,7 @@ def run_data(run: Run) -> RunData:
         caps=caps,
         correct_within=correct_within,
         answers=[record.get("answer") for record in run.samples],
+        ended=[record.get("finish_reason") for record in run.samples],
     )
 
 
@@ -138,9 +142,9 @@ class ProblemSamples:
     """The samples of one problem.
 
     `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
-    output tokens, NaN where they were not recorded; `grades`, None where the sample has none; where cut texts were
-    graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are known,
-    `answers`, None for a sample that gives none.
+    output tokens, NaN where they were not recorded; `grades`, None where the sample counts in no accuracy; where cut
+    texts were graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are
+    known, `answers`, None for a sample that gives none; `undecided`, which ones the grader did not decide.
     """
 
     prompt_tokens: float
@@ -149,10 +153,11 @@ class ProblemSamples:
     caps: tuple[int, ...] = ()
     correct_within: list[tuple[bool | None, ...]] = dataclasses.field(default_factory=list)
     answers: list[str | None] = dataclasses.field(default_factory=list)
+    undecided: list[bool] = dataclasses.field(default_factory=list)
 
     @property
     def graded(self) -> int:
-        """How many samples have a grade."""
+        """How many samples count in an accuracy."""
         return sum(grade is not None for grade in self.grades)
 
     @property
@@ -202,7 +207,8 @@ class ProblemSamples:
 class Pool:
     """All samples of one model under one attention, by problem id in ascending order.
 
-    `config` is None where the architecture is not known. All problems have the same `caps`.
+    `config` is None where the architecture is not known. All problems have the same `caps`. `rule` says what became of
+    undecided samples: they are "unsolved", or "drop": they count in lengths and costs, not in accuracies.
     """
 
     model: str
@@ -210,6 +216,7 @@ class Pool:
     config: ModelConfig | None
     settings: Mapping[str, Any]
     problems: dict[str, ProblemSamples]
+    rule: Undecided = "unsolved"
 
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
@@ -233,17 +240,26 @@ class Pool:
         """The architecture, for a cost. Raises SamplesError if it, or a token count, is not known."""
         if self.config is None:
             raise SamplesError(
-                f"{self}: the architecture is not known, so there is no cost; name the model by a published name "
-                "or give its config (accuracy against tokens needs neither)"
+                f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
+                "its config (--config MODEL=config.json), or set accuracy against tokens (--against tokens)"
             )
-        for what, missing in (
-            ("prompt", [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)]),
-            ("output", [name for name, problem in self.problems.items() if np.isnan(problem.longest)]),
+        for what, missing, cure in (
+            (
+                "prompt",
+                [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)],
+                "add a column prompt_tokens, say how long all prompts are (--prompt-tokens N), or set accuracy against "
+                "generated tokens (--against tokens)",
+            ),
+            (
+                "output",
+                [name for name, problem in self.problems.items() if np.isnan(problem.longest)],
+                "give the tokenizer that counts them (--tokenizer), or fill them in",
+            ),
         ):
             if missing:
                 raise SamplesError(
                     f"{self}: {what} token counts are missing for {len(missing)} of {len(self.problems)} problems "
-                    f"(such as {missing[0]!r}), so there is no cost; a missing count is not taken for zero"
+                    f"(such as {missing[0]!r:.60}), so there is no cost, since a missing count is no zero; {cure}"
                 )
         return self.config
 
@@ -254,19 +270,26 @@ class Pool:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a table says of the pool: `problems`, `samples`, `ungraded`."""
-        samples = sum(len(problem.lengths) for problem in self.problems.values())
-        graded = sum(problem.graded for problem in self.problems.values())
-        return {"problems": len(self.problems), "samples": samples, "ungraded": samples - graded}
+        """What a table says of the pool: `problems`, `samples`, `undecided`, and `dropped` where those are left out."""
+        problems = self.problems.values()
+        counts = {
+            "problems": len(problems),
+            "samples": sum(len(problem.lengths) for problem in problems),
+            "undecided": sum(sum(problem.undecided) for problem in problems),
+        }
+        return counts | ({"dropped": counts["undecided"]} if self.rule == "drop" else {})
 
 
-def pooled(runs: Iterable[RunData] | Iterable[Pool]) -> list[Pool]:
+def pooled(runs: Iterable[RunData] | Iterable[Pool], *, undecided: Undecided = "unsolved") -> list[Pool]:
     """Runs of one model and attention made one, in the order of the runs; every pool holds the same problems.
 
-    Pools, given instead of runs, are returned as they are: every table takes either. Grades of cut texts are kept at
-    the caps that all runs of a pool have, with a warning if one of them has more. Raises SamplesError without a run, if
-    the runs' tasks or problems differ, if runs of one pool differ in their settings or architecture, for a sample that
-    occurs twice, and for a problem without a graded sample.
+    Pools, given instead of runs, are returned as they are: every table takes either. Undecided samples (no grader's
+    verdict, or logits that were not finite) count as unsolved: leaving them out would flatter the models that make
+    them. With `undecided="drop"` they are left out of accuracies, not of lengths and costs. Warnings say how many there
+    are, and in which settings and prompts the pools differ. Grades of cut texts are kept at the caps that all runs of a
+    pool have, with a warning if one of them has more. Raises SamplesError without a run, if the runs' tasks or problems
+    differ, if runs of one pool differ in their settings or architecture, for a sample that occurs twice, and where all
+    samples of a problem are dropped.
     """
     given = list(runs)
     pools = [run for run in given if isinstance(run, Pool)]
@@ -280,9 +303,34 @@ def pooled(runs: Iterable[RunData] | Iterable[Pool]) -> list[Pool]:
     if not members:
         raise SamplesError("no runs to compare")
     _one_task([run for group in members.values() for run in group])
-    pools = [_pool(group) for group in members.values()]
+    pools = [_pool(group, undecided) for group in members.values()]
     _same_problems(pools)
+    caveats = [_undecided_words(pool) for pool in pools if pool.counts["undecided"]]
+    caveats += _other_settings(pools) + _other_prompts([run for group in members.values() for run in group])
+    for caveat in caveats:
+        warnings.warn(caveat, stacklevel=2)
     return pools
+
+
+def undecided_counts(pools: Iterable[Pool]) -> dict[str, int]:
+    """`undecided` samples of all pools, and of these `dropped` where they are left out of accuracies."""
+    totals: collections.Counter[str] = collections.Counter()
+    for pool in pools:
+        totals.update({name: count for name, count in pool.counts.items() if name in ("undecided", "dropped")})
+    return dict(totals)
+
+
+def _undecided_words(pool: Pool) -> str:
+    counts = pool.counts
+    what = (
+        "are left out of its accuracy (undecided samples are dropped, as asked), which can only flatter it"
+        if pool.rule == "drop"
+        else "count as unsolved (--undecided drop leaves them out)"
+    )
+    return (
+        f"{pool}: {counts['undecided']} of {counts['samples']} samples are undecided (the grader gave up on them, or "
+        f"their logits were not finite); they {what}"
+    )
 
 
 def _one_task(runs: list[RunData]) -> None:
@@ -315,9 +363,49 @@ def _one_task(runs: list[RunData]) -> None:
                 )
 
 
-def _pool(runs: list[RunData]) -> Pool:
+def _other_settings(pools: list[Pool]) -> list[str]:
+    """A line that names the settings in which pools differ, with their values; those that a pool does not say are left
+    out, and so are the weights of unlike models.
+    """
+    names = dict.fromkeys(name for pool in pools for name in pool.settings if name != "weights")
+    apart = []
+    for name in names:
+        stated = [(pool, pool.settings[name]) for pool in pools if pool.settings.get(name) is not None]
+        values = {repr(value): (pool, value) for pool, value in reversed(stated)}
+        if len(values) > 1:
+            shown = [f"{value!s:.20} for {pool}" for pool, value in reversed(values.values())]
+            more = f", and {len(shown) - 2} more" if len(shown) > 2 else ""
+            apart.append(f"{name} ({', '.join(shown[:2])}{more})")
+    weights: dict[str, set[str]] = collections.defaultdict(set)
+    for pool in pools:
+        if pool.settings.get("weights") is not None:
+            weights[pool.model].add(repr(pool.settings["weights"]))
+    apart += [f"the weights of {model}" for model, found in weights.items() if len(found) > 1]
+    if not apart:
+        return []
+    return [f"the runs differ in {'; '.join(apart)}: what is compared is that too, not the model and attention alone"]
+
+
+def _other_prompts(runs: list[RunData]) -> list[str]:
+    """A line where models read a problem in different words. (Of one model, `_one_task` refuses that.)"""
+    first: dict[str, tuple[str, RunData]] = {}
+    for run in runs:
+        for problem, text in run.prompts.items():
+            before, other = first.setdefault(problem, (text, run))
+            if before != text:
+                return [
+                    f"problem {problem!r:.60} was put to {other.model} and {run.model} in different words (their chat "
+                    "templates, or thinking on and off): what is compared is that too"
+                ]
+    return []
+
+
+def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
+    if undecided not in get_args(Undecided):
+        raise SamplesError(f"undecided samples can be {' or '.join(get_args(Undecided))}, not {undecided!r:.40}")
     run = runs[0]
-    pool = Pool(run.model, run.attention, run.config, run.settings, {})
+    pool = Pool(run.model, run.attention, run.config, run.settings, {}, undecided)
+    without = False if undecided == "unsolved" else None  # what an undecided sample counts as
     caps, said = _common_caps(runs), all(len(run.answers) for run in runs)
     problems, seen = pool.problems, set[tuple[str, Hashable]]()
     for run in runs:
@@ -337,23 +425,25 @@ def _pool(runs: list[RunData]) -> Pool:
                 entry = problems[problem] = ProblemSamples(prompts[i], [], [], caps)
             missing = math.isnan(entry.prompt_tokens) and math.isnan(prompts[i])
             if entry.prompt_tokens != prompts[i] and not missing:
+                counts = ("no stated number of" if np.isnan(n) else f"{n:g}" for n in (entry.prompt_tokens, prompts[i]))
                 raise SamplesError(
-                    f"{pool}: problem {problem!r} has prompts of {entry.prompt_tokens} and {prompts[i]} tokens; the "
-                    "runs were made with different prompts"
+                    f"{pool}: problem {problem!r} has prompts of {' and '.join(counts)} tokens; pooled samples answer "
+                    "one prompt"
                 )
             entry.lengths.append(lengths[i])
-            entry.grades.append(_grade(run.correct[i]))
+            entry.grades.append(_grade(run.correct[i], without))
+            entry.undecided.append(run.correct[i] is None)
             if said:
                 entry.answers.append(run.answers[i])
             if caps:
-                entry.correct_within.append(tuple(_grade(run.correct_within[i][column]) for column in columns))
+                entry.correct_within.append(tuple(_grade(run.correct_within[i][column], without) for column in columns))
     if not problems:
         raise SamplesError(f"{pool}: the run holds no samples yet")
     bare = [problem for problem, entry in problems.items() if not entry.graded]
     if bare:
         raise SamplesError(
-            f"{pool}: problem {bare[0]!r} has no graded sample ({len(bare)} such), the grader gave up on all of them; "
-            "grade the run again (kinetics grade RUN)"
+            f"{pool}: all samples of problem {bare[0]!r} are undecided ({len(bare)} such problems), so that dropping "
+            "them leaves none; leave out --undecided drop, or grade the run again (kinetics grade RUN)"
         )
     return dataclasses.replace(pool, problems=dict(sorted(problems.items())))
 
@@ -378,8 +468,8 @@ def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:
     return np.array([np.nan if grade is None else float(grade) for grade in grades])
 
 
-def _grade(value: bool | None) -> bool | None:
-    return None if value is None else bool(value)
+def _grade(value: bool | None, without: bool | None) -> bool | None:
+    return without if value is None else bool(value)
 
 
 def _same_problems(pools: list[Pool]) -> None:

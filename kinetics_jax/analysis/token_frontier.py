@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence[int] | None = None) -> pd.DataFrame:
     """Accuracy and output tokens of every (model, attention, N): a table with one row each, in the order of the runs.
 
-    Columns: `model`, its `parameters` (NaN where not known), `attention`, `N`; `problems`, `samples`, `ungraded`;
+    Columns: `model`, its `parameters` (NaN where not known), `attention`, `N`; `problems`, `samples`, `undecided`;
     `accuracy`, the mean over problems of pass@N, with the 95 % interval `low` … `high` from redrawing problems;
     `tokens`, generated for N samples of a problem, mean over problems, with `tokens_low` … `tokens_high` from the same
     redrawing; `on_frontier`, see `frontier.pareto`. Tokens of unlike models are unlike in cost: nothing here says which
@@ -45,7 +45,7 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
         accuracy = rounded_accuracy(np.mean(solved, axis=0))
-        low, high = cluster_bootstrap(solved)
+        low, high = cluster_bootstrap(solved, bounds=(0, 1))
         tokens_low, tokens_high = cluster_bootstrap(spent)
         rows += [
             {

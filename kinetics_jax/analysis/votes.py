@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.stats.estimators import Amount, EstimateError
+from kinetics_jax.tasks.answers import compare_numbers, undecorated
 
 EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
 EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
@@ -23,8 +24,9 @@ def majority_vote(
     """Probability that the most frequent answer among k of one problem's samples is right.
 
     `answers [samples]`: what each says, None for nothing, which casts no vote; `correct [samples]`. All right answers
-    are one, since the grader found each equal to the known one; wrong ones are one when they are equal as given, so
-    that wrong answers in several spellings split their votes. Ties are broken at random: the expectation is taken over
+    are one, since the grader found each equal to the known one. Wrong ones are one when they are the same number (1/2
+    and 0.5) or the same text but for what surrounds it (`$x$` and `x.`), as the grader compares numbers; two spellings
+    of one wrong formula are two, and split their votes. Ties are broken at random: the expectation is taken over
     that too. k samples of which none answers are wrong. k are drawn without replacement; k is a whole number or an
     array, and the result has its shape.
 
@@ -78,9 +80,10 @@ def weighted_vote(
 
 
 def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
-    """`majority_vote` among k graded samples of each problem of a pool: float64 [problems, *k's shape].
+    """`majority_vote` among k samples of each problem of a pool: float64 [problems, *k's shape].
 
-    Raises EstimateError where the samples' answers are not known, and as `majority_vote` does.
+    An undecided sample votes for what it answered, which counts as wrong, unless the pool drops those. Raises
+    EstimateError where the samples' answers are not known, and as `majority_vote` does.
     """
     won = []
     for name, problem in pool.problems.items():
@@ -102,12 +105,30 @@ def _labels(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.nd
     if any(good and answer is None for answer, good in zip(answers, correct, strict=True)):
         raise EstimateError("a vote cannot count a sample that is right and has no answer")
     numbers: dict[Hashable, int] = {}
-    names = [("right",) if good else ("wrong", answer) for answer, good in zip(answers, correct, strict=True)]
+    spellings = _one_spelling([answer for answer, good in zip(answers, correct, strict=True) if not good])
+    names = [
+        ("right",) if good else ("wrong", spellings.get(answer)) for answer, good in zip(answers, correct, strict=True)
+    ]
     labels = [
         -1 if answer is None else numbers.setdefault(name, len(numbers))
         for name, answer in zip(names, answers, strict=True)
     ]
     return np.array(labels), numbers.get(("right",), -1)
+
+
+def _one_spelling(answers: Sequence[Hashable]) -> dict[Hashable, Hashable]:
+    """For every answer the first that is equal to it. Those that are no text are equal as Python has it."""
+    first: dict[Hashable, Hashable] = {}
+    leaders: dict[str, Hashable] = {}
+    for answer in dict.fromkeys(answers):
+        if isinstance(answer, str):
+            plain = undecorated(answer)
+            same = (other for text, other in leaders.items() if text == plain or compare_numbers(text, plain))
+            first[answer] = next(same, answer)
+            leaders.setdefault(plain, first[answer])
+        else:
+            first[answer] = answer
+    return first
 
 
 def _sizes(k: npt.ArrayLike, samples: int) -> np.ndarray:

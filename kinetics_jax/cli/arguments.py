@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from kinetics_jax.checkpoints.resolve import resolve
+from kinetics_jax.cli.checks import require_devices
 from kinetics_jax.cli.terminal import tensor_bar
 from kinetics_jax.errors import UserError
 from kinetics_jax.settings import Sampling
@@ -119,6 +120,7 @@ def load_model(
     from kinetics_jax.compile_cache import use_compile_cache
     from kinetics_jax.language_model import load
 
+    require_devices()
     use_compile_cache(compile_cache)
     with tensor_bar(f"load {model}") as on_tensor:
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
@@ -134,8 +136,9 @@ def config_of(model: str) -> ModelConfig:
 
     path = ASSETS / model if model in builtin_models() else Path(model)
     if path.exists():
-        folder = path if path.is_dir() else path.parent
-        return ModelConfig.from_hf(path, name=folder.resolve().name)
+        whole = path.resolve()  # configs/Qwen3-8B.json is of Qwen3-8B, Qwen3-8B/config.json too
+        named = whole if path.is_dir() else whole.parent if whole.name == "config.json" else whole.with_suffix("")
+        return ModelConfig.from_hf(path, name=named.name)
     try:
         return ModelConfig.named(model)
     except ConfigError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import BackendArg, JsonArg, config_of
-from kinetics_jax.cli.checks import require, require_ending
+from kinetics_jax.cli.checks import MAX_PRICE, require, require_devices, require_ending, require_outputs
 
 if TYPE_CHECKING:
     from kinetics_kernels.backends import Backend
@@ -39,12 +39,17 @@ def calibrate(
         as_json: Print the profile and its errors as JSON.
     """
     require_ending(out, "a hardware profile", ".json")
-    require(price_per_hour is None or price_per_hour > 0, f"--price-per-hour must be positive, got {price_per_hour}")
+    require_outputs(out)
+    require(
+        price_per_hour is None or 0 < price_per_hour <= MAX_PRICE,
+        f"--price-per-hour must be above 0 and at most {MAX_PRICE:g}, got {price_per_hour}",
+    )
     shapes = {name: config_of(name) for name in model}
     policies = [policy for policy in map(parse_policy, attention) if policy != Dense()]
     from kinetics_kernels.backends import backend_error
     from tqdm import tqdm
 
+    require_devices()
     wrong = None if backend is None else backend_error(backend)
     require(not wrong, str(wrong))
     from kinetics_jax.costs.hardware import save_hardware

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from kinetics_jax.cli.arguments import CompileCacheArg, JsonArg
+from kinetics_jax.cli.checks import require, require_between, require_devices, require_figures
 from kinetics_jax.cli.demo_grid import run_demo
 from kinetics_jax.cli.terminal import print_table, sample_bar
 
@@ -28,6 +29,10 @@ def demo(
     """
     from kinetics_jax.compile_cache import use_compile_cache
 
+    require(not out.exists() or out.is_dir(), f"{out}: is a file; name a folder for the runs and the report")
+    require_between("--seed", seed, 0, 2**32 - 1)
+    require_figures()
+    require_devices()
     use_compile_cache(compile_cache)
     table = run_demo(out, quick=quick, seed=seed, bar=sample_bar)
     print_table(table, as_json)

@@ -10,7 +10,7 @@ import tyro
 
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import POLICY_HELP, JsonArg, config_of
-from kinetics_jax.cli.checks import require
+from kinetics_jax.cli.checks import require, require_between, require_devices
 
 CONTEXT = 32_768
 
@@ -44,6 +44,13 @@ def doctor(
         dtype: Type of weights and KV cache; default: bfloat16.
         as_json: Print JSON.
     """
+    for flag, value, most in (
+        ("--context", context, 1 << 24),
+        ("--batch", batch, 1 << 16),
+        ("--page-size", page_size, 1 << 16),
+    ):
+        if value is not None:
+            require_between(flag, value, 1, most)
     if model is not None:
         _print_plan(
             model,
@@ -73,6 +80,7 @@ def _print_plan(
 
     require(device is not None, f"--model asks for a memory plan; add --device, one of {', '.join(DEVICES)}")
     config, policy = config_of(model), parse_policy(attention)
+    require_devices()
     if page_size is not None:
         policy = policy.with_page_size(page_size)
     with tqdm(total=len(PROGRAMS), desc=f"compile for {device}", unit="program", leave=False, delay=1) as bar:
@@ -136,6 +144,7 @@ def _print_machine(as_json: bool) -> None:
 
     from kinetics_jax.assets import builtin_models
 
+    require_devices()
     machine = {
         "versions": {
             name: importlib.metadata.version(name) for name in ("kinetics_jax", "jax", "flax", "numpy", "tokenizers")

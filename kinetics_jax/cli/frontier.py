@@ -7,23 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from kinetics_jax.cli.arguments import JsonArg, Positional
-from kinetics_jax.cli.checks import require, require_ending
-from kinetics_jax.cli.terminal import command_line, count_bar, print_table
+from kinetics_jax.cli.arguments import MAX_SAMPLES, JsonArg, Positional
+from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
+from kinetics_jax.cli.run_summary import cut_lines, run_summary
+from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
+from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kinetics_jax.analysis.samples import RunData
+    from kinetics_jax.analysis.samples import Pool
 
 FIGURE_KINDS = (".png", ".pdf", ".svg")
 DEFAULT_LIMITS = 24  # cost limits of an allocation
+MAX_CAP = 1 << 31  # tokens
+MAX_SPLITS = 10_000  # halvings; more say nothing that these do not
 Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 
 
 def frontier(
     runs: Positional[tuple[Path, ...]],
     *,
+    against: Literal["cost", "tokens"] = "cost",
     hardware: str = "h100",
     convention: str = "traffic",
     trials: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (),
@@ -36,10 +41,7 @@ def frontier(
     limits: Annotated[tuple[float, ...], tyro.conf.arg(metavar="COST …")] = (),
     wave: int = 1,
     probe: int | None = None,
-    model: str | None = None,
-    attention: str | None = None,
-    config: Path | None = None,
-    tokenizer: Path | None = None,
+    unsaid: UnsaidArgs = ALL_SAID,
     csv: Path | None = None,
     figure: Path | None = None,
     report: Path | None = None,
@@ -53,6 +55,7 @@ def frontier(
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them.
+        against: What accuracy is set against: cost, or generated tokens, which needs no architecture and no prompts.
         hardware: Chip, or a .json profile, whose FLOP/byte ratio prices memory traffic.
         convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
         trials: Numbers of samples N; default: powers of two.
@@ -65,21 +68,35 @@ def frontier(
         limits: Cost limits per problem, in Tera-eFLOPs (with --allocate); default: 24 over the range of costs.
         wave: Samples drawn side by side (with --allocate adaptive).
         probe: Give a problem up after N samples without success (with --allocate adaptive).
-        model: The model of files that name none; a cost needs a published Qwen3 name or --config.
-        attention: The attention of files that name none.
-        config: A config.json, or its directory: the architecture of a model without a published name.
-        tokenizer: A tokenizer.json that counts the tokens of the published traces.
         csv: Write the table to this file.
         figure: Write the figure to this file (.png, .pdf, .svg).
         report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
     from kinetics_jax.analysis.frontier import cost_frontier
+    from kinetics_jax.analysis.samples import pooled
+    from kinetics_jax.analysis.token_frontier import token_frontier
     from kinetics_jax.files import write_atomic
 
     require(runs != (), "frontier: name at least one run folder")
     require_ending(figure, "the figure", *FIGURE_KINDS)
     require_ending(report, "the report", ".html")
+    require_outputs(csv, figure, report)
+    unsaid.check()
+    for flag, values, most in (("--trials", trials, MAX_SAMPLES), ("--caps", caps, MAX_CAP)):
+        for value in values:
+            require_between(flag, value, 1, most)
+    require_between("--splits", splits, 1, MAX_SPLITS)
+    require_between("--wave", wave, 1, MAX_SAMPLES)
+    require(
+        probe is None or 1 <= probe <= MAX_SAMPLES, f"--probe must be at least 1 and at most {MAX_SAMPLES}, got {probe}"
+    )
+    require(
+        against == "cost" or not (report or caps or shared_prompt or allocate != "none"),
+        "--against tokens has no caps, shared prompts, allocation or report; leave those out",
+    )
+    if figure or report:
+        require_figures()
     _check_allocation(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
     require(
         not report or allocate == "none",
@@ -87,16 +104,22 @@ def frontier(
     )
     require(not figure or allocate != "adaptive", "--allocate adaptive draws no figure; take --csv or --json")
     require(
-        not report or not (caps or shared_prompt or model or attention or config),
-        "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config",
+        not report or not (caps or shared_prompt or unsaid.given),
+        "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config, "
+        "--tokenizer, --prompt-tokens",
     )
     options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
     if report:
-        table = _report(report, runs, options)
+        table = _report(report, runs, options | {"undecided": unsaid.undecided})
     else:
-        data = _read(runs, model, attention, config, tokenizer)
+        samples = unsaid.read(runs)
+        data = pooled(samples, undecided=unsaid.undecided)
+        for line in cut_lines(samples):
+            say(line)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
-        if allocate == "none":
+        if against == "tokens":
+            table = token_frontier(data, trials=trials or None)
+        elif allocate == "none":
             table = cost_frontier(data, **options)
         elif allocate == "adaptive":
             table = _adaptive(data, wave=wave, probe=probe, options=options)
@@ -134,28 +157,20 @@ def _check_allocation(allocate: Allocate, **given: Any) -> None:
     )
 
 
-def _read(
-    paths: tuple[Path, ...], model: str | None, attention: str | None, config: Path | None, tokenizer: Path | None
-) -> list[RunData]:
-    from kinetics_jax.analysis.readers import read_all
-    from kinetics_jax.config import ModelConfig
-
-    shape = None if config is None else ModelConfig.from_hf(config)
-    return read_all(paths, model=model, attention=attention, config=shape, tokenizer=tokenizer)
-
-
 def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.DataFrame:
     from kinetics_jax.report.report import report_tables, write_report
     from kinetics_jax.runs.folder import read_run
 
     read = [read_run(run) for run in runs]
+    for run in read:
+        say(f"{run.path}: {run_summary(run)}")
     tables = report_tables(read, **options)
     write_report(path, read, tables, title="Accuracy against cost", command=command_line())
     return tables.frontier
 
 
 def _allocated(
-    runs: list[RunData],
+    pools: list[Pool],
     how: str,
     *,
     law: str,
@@ -175,9 +190,7 @@ def _allocated(
     )
     from kinetics_jax.analysis.defaults import default_caps
     from kinetics_jax.analysis.grid import grid
-    from kinetics_jax.analysis.samples import pooled
 
-    pools = pooled(runs)
     if how == "long-cot":
         options["trials"] = [1]
         options["caps"] = options["caps"] or default_caps(pools)
@@ -197,9 +210,8 @@ def _allocated(
     return table
 
 
-def _adaptive(runs: list[RunData], *, wave: int, probe: int | None, options: dict[str, Any]) -> pd.DataFrame:
+def _adaptive(pools: list[Pool], *, wave: int, probe: int | None, options: dict[str, Any]) -> pd.DataFrame:
     from kinetics_jax.analysis.adaptive import replay_table
-    from kinetics_jax.analysis.samples import pooled
 
     del options["caps"]  # --caps is refused with --allocate adaptive
-    return replay_table(pooled(runs), wave=wave, probe=probe, **options)
+    return replay_table(pools, wave=wave, probe=probe, **options)

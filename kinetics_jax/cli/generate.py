@@ -23,6 +23,7 @@ from kinetics_jax.cli.arguments import (
 )
 from kinetics_jax.cli.checks import require_between
 from kinetics_jax.cli.terminal import warm_up_report
+from kinetics_jax.errors import escape_controls
 from kinetics_jax.tasks.prompts import ChatTemplate
 
 
@@ -65,4 +66,5 @@ def generate(
         if as_json:
             print(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))
         else:
-            print(f"[{sample.sample}] {len(sample.output_tokens)} tokens, {sample.finish_reason}\n{sample.text}\n")
+            text = escape_controls(sample.text or "", keep="\n\t")  # a terminal does not obey what a model writes
+            print(f"[{sample.sample}] {len(sample.output_tokens)} tokens, {sample.finish_reason}\n{text}\n")

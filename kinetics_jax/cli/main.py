@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from typing import NoReturn
 
 import tyro
 
@@ -19,12 +20,16 @@ from kinetics_jax.cli.generate import generate
 from kinetics_jax.cli.grade import grade
 from kinetics_jax.cli.plan import plan
 from kinetics_jax.cli.sample import sample
+from kinetics_jax.cli.streams import prepare_streams, prepare_width
+from kinetics_jax.cli.terminal import say
 from kinetics_jax.errors import UserError
 
 
 def main() -> None:
     """Runs the command that was typed: exit code 2 and one line for a user's mistake, 130 when interrupted."""
-    warnings.showwarning = lambda message, *_, **__: print(f"kinetics: {message}", file=sys.stderr)
+    prepare_streams()
+    prepare_width()
+    warnings.showwarning = lambda message, *_, **__: say(str(message))
     commands = {
         command.__name__: command
         for command in (demo, sample, grade, cost, frontier, plan, calibrate, generate, convert, doctor)
@@ -36,19 +41,19 @@ def main() -> None:
             description="Which model, how many samples, how sparse an attention: sampled, graded, costed.",
         )
     except UserError as error:
-        sys.exit(_fail(str(error)))
+        fail(str(error))
     except BrokenPipeError:  # whoever reads our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        name = str(error.filename or "").removesuffix(".partial")  # as the user knows it
-        sys.exit(_fail(f"{name}: {error.strerror}" if name else str(error)))
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print("kinetics: stopped; a run keeps what it has finished, and the same command continues it", file=sys.stderr)
         sys.exit(130)
 
 
-def _fail(message: str) -> int:
-    print(f"kinetics: {message}", file=sys.stderr)
-    return 2
+def fail(message: str) -> NoReturn:
+    """Ends the command with the message and the exit code of a user's mistake."""
+    say(message)
+    sys.exit(2)

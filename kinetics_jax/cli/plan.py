@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.cli.arguments import JsonArg, Positional
-from kinetics_jax.cli.checks import require
+from kinetics_jax.cli.checks import require, require_between
+from kinetics_jax.cli.run_summary import cut_lines
+from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
+from kinetics_jax.cli.terminal import say
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.planner import Advice
 
-COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "seconds", "dollars")
+COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "dollars")
+MAX_CHIPS = 1024
+MAX_PROBLEMS = 10**6
+MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
+MAX_CAP = 1 << 24  # tokens
+MAX_BATCH = 1 << 16  # sequences
 
 
 def plan(
@@ -31,13 +38,14 @@ def plan(
     caps: tuple[int, ...] = (),
     batches: tuple[int, ...] = (),
     price: float | None = None,
+    unsaid: UnsaidArgs = ALL_SAID,
     seed: int = 0,
     as_json: JsonArg = False,
 ) -> None:
     """The best model, N, length, attention and batch on a budget, from stored runs.
 
     Args:
-        runs: Run folders over the same problems.
+        runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them, over the same problems.
         hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
         chips: Chips that share every sequence (tensor parallel; communication is not counted).
         seconds: Budget in seconds, prefill and decode of all problems.
@@ -52,18 +60,31 @@ def plan(
         as_json: Print JSON.
     """
     from kinetics_jax.analysis import planner
-    from kinetics_jax.analysis.samples import pooled, run_data
+    from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
-    from kinetics_jax.runs.folder import read_run
 
     require(runs != (), "plan: name at least one run folder")
+    unsaid.check()
+    require_between("--chips", chips, 1, MAX_CHIPS)
+    require(
+        problems is None or 1 <= problems <= MAX_PROBLEMS, f"--problems must be in 1 … {MAX_PROBLEMS}, got {problems}"
+    )
+    for flag, values, most in (
+        ("--trials", trials, MAX_TRIALS),
+        ("--caps", caps, MAX_CAP),
+        ("--batches", batches, MAX_BATCH),
+    ):
+        for value in values:
+            require_between(flag, value, 1, most)
+    require_between("--seed", seed, 0, 2**63 - 1)
     budget = planner.Budget(seconds, dollars, target_accuracy)
     chip = hardware_named(hardware)
     if price is not None:
         chip = dataclasses.replace(chip, price_per_hour=price)
-    budget.limit(chip, max(chips, 1))  # refuses an impossible budget before the runs are read
+    budget.limit(chip, chips)  # refuses an impossible budget before the runs are read
+    samples = unsaid.read(runs)
     options = planner.list_options(
-        pooled([run_data(read_run(path)) for path in runs]),
+        pooled(samples, undecided=unsaid.undecided),
         chip,
         chips=chips,
         problems=problems,
@@ -72,8 +93,8 @@ def plan(
         batches=batches or None,
     )
     advice = planner.advise(options, budget, seed=seed)
-    for warning in options.warnings:
-        print(f"kinetics: {warning}", file=sys.stderr)
+    for line in (*cut_lines(samples), *options.warnings):
+        say(line)
     if as_json:
         print(json.dumps(as_record(advice), indent=1, allow_nan=False))
     else:

@@ -1,33 +1,70 @@
-"""A run in a line: how many samples it holds, how many are right, how long they are."""
+"""A run in a line: how many samples it holds, how many are right, how they ended, how long they are."""
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kinetics_jax.analysis.samples import RunData
     from kinetics_jax.runs.folder import Run
 
 
 def run_totals(run: Run) -> dict[str, Any]:
-    """Samples, how many have a grade, which share of those is correct (None without any), mean tokens of a sample."""
-    grades = [record["correct"] for record in run.samples if record["correct"] is not None]
+    """Samples; how many have a verdict (`graded`) and how many have none (`undecided`, the `nonfinite` ones among them,
+    whose logits were not finite); how many were `cut` at max_tokens; the share of all that is `correct`, undecided ones
+    counted as unsolved, and the mean tokens of a sample (None without any).
+    """
+    samples = len(run.samples)
+    undecided = sum(record["correct"] is None for record in run.samples)
+    ended = collections.Counter(record["finish_reason"] for record in run.samples)
+    right = sum(record["correct"] is True for record in run.samples)
     tokens = sum(len(record["output_tokens"]) for record in run.samples)
     return {
-        "samples": len(run.samples),
-        "graded": len(grades),
-        "correct": sum(grades) / len(grades) if grades else None,
-        "mean_output_tokens": tokens / len(run.samples) if run.samples else None,
+        "samples": samples,
+        "graded": samples - undecided,
+        "undecided": undecided,
+        "nonfinite": ended["nonfinite"],
+        "cut": ended["length"],
+        "correct": right / samples if samples else None,
+        "mean_output_tokens": tokens / samples if samples else None,
     }
 
 
 def run_summary(run: Run) -> str:
-    """`run_totals` in words."""
+    """`run_totals` in words: 9 samples, 0.000 correct, 9 of 9 cut at max_tokens (24), 24.0 tokens each."""
     totals = run_totals(run)
-    parts = [f"{totals['samples']} samples"]
-    if totals["graded"]:
+    samples = totals["samples"]
+    parts = [f"{samples} samples"]
+    if samples:
         parts.append(f"{totals['correct']:.3f} correct")
-    if ungraded := totals["samples"] - totals["graded"]:
-        parts.append(f"{ungraded} that the grader could not decide")
-    if run.samples:
+    if totals["undecided"]:
+        why = f", {totals['nonfinite']} of them with logits that are not finite" if totals["nonfinite"] else ""
+        parts.append(f"{totals['undecided']} of {samples} undecided{why} (counted as unsolved)")
+    if totals["cut"]:
+        parts.append(cut_words(totals["cut"], samples, run.header.get("sampling", {}).get("max_tokens")))
+    if samples:
         parts.append(f"{totals['mean_output_tokens']:.1f} tokens each")
     return ", ".join(parts)
+
+
+def cut_words(cut: int, samples: int, cap: int | None) -> str:
+    """9 of 9 cut at max_tokens (24)."""
+    return f"{cut} of {samples} cut at max_tokens{f' ({cap})' if cap else ''}"
+
+
+def cut_lines(runs: Iterable[RunData]) -> list[str]:
+    """A line for every model and attention of which samples were cut at max_tokens, where the samples say how they
+    ended.
+    """
+    cut: collections.Counter[tuple[str, str]] = collections.Counter()
+    samples: collections.Counter[tuple[str, str]] = collections.Counter()
+    caps: dict[tuple[str, str], int | None] = {}
+    for run in runs:
+        of = run.model, str(run.attention)
+        cut[of] += sum(reason == "length" for reason in run.ended)
+        samples[of] += len(run.problem)
+        caps[of] = run.settings.get("max_tokens")
+    return [f"{' '.join(of)}: {cut_words(cut[of], samples[of], caps[of])}" for of in cut if cut[of]]

@@ -25,6 +25,7 @@ from kinetics_jax.cli.arguments import (
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import run_summary, run_totals
 from kinetics_jax.cli.terminal import command_line, sample_bar
+from kinetics_jax.settings import EngineSettings
 from kinetics_jax.tasks.problems import BUILTIN, load_problem_file, load_problems
 from kinetics_jax.tasks.prompts import PromptStyle, adds_special_tokens, render_prompts
 
@@ -76,6 +77,12 @@ def sample(
     draw.check()
     style = PromptStyle(template, thinking)
     require_between("--n", n, 1, MAX_SAMPLES)
+    settings = EngineSettings(
+        slots=slots,
+        chunk=chunk,
+        num_pages=num_pages,
+        shared_prefix=None if shared_prefix == "auto" else shared_prefix == "on",
+    )
     require(
         problems is not None or not (question_column or answer_column),
         "--question-column and --answer-column go with --problems FILE",
@@ -93,7 +100,6 @@ def sample(
     sampling = draw.sampling(lm, list(prompts.values()), add_special_tokens=add)
     from kinetics_jax.compile_cache import watch_compiles
     from kinetics_jax.runs.best_of_n import best_of_n
-    from kinetics_jax.settings import EngineSettings
 
     with watch_compiles() as compiled, sample_bar(f"{lm.config.name} {policy}") as on_progress:
         run = best_of_n(
@@ -106,12 +112,7 @@ def sample(
             out=out,
             prompts=prompts,
             add_special_tokens=add,
-            settings=EngineSettings(
-                slots=slots,
-                chunk=chunk,
-                num_pages=num_pages,
-                shared_prefix=None if shared_prefix == "auto" else shared_prefix == "on",
-            ),
+            settings=settings,
             command=command_line(),
             on_progress=on_progress,
         )

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.errors import escape_controls
+
 if TYPE_CHECKING:
     from kinetics_jax.runs.best_of_n import Progress
 
@@ -34,7 +36,7 @@ def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
             nonlocal bar, warm
             if bar is None:  # not before the run is known to be possible; what an earlier run left is not counted
                 bar = stack.enter_context(
-                    tqdm(desc=title, unit="sample", total=progress.total, initial=progress.finished)
+                    tqdm(desc=escape_controls(title), unit="sample", total=progress.total, initial=progress.finished)
                 )
             bar.update(progress.finished - bar.n)
             elapsed = bar.format_dict["elapsed"]
@@ -61,7 +63,7 @@ def count_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         def on_progress(done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
-                bar = stack.enter_context(tqdm(desc=title, unit=unit, total=total))
+                bar = stack.enter_context(tqdm(desc=escape_controls(title), unit=unit, total=total))
             bar.update(done - bar.n)
             check()
 
@@ -92,7 +94,7 @@ def tensor_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over tensors, shown when it takes longer than a second."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit="tensor", leave=False, delay=1) as bar:
+    with tqdm(desc=escape_controls(title), unit="tensor", leave=False, delay=1) as bar:
 
         def on_tensor(done: int, total: int) -> None:
             bar.total = total
@@ -134,7 +136,13 @@ def print_table(table: Any, as_json: bool) -> None:
         records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         print(json.dumps(records, indent=1, allow_nan=False))
     else:
-        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        print(escape_controls(text, keep="\n"))
+
+
+def say(line: str) -> None:
+    """A line of the command itself, to standard error; control characters of names in it are not obeyed."""
+    print(f"kinetics: {escape_controls(line, keep=chr(10))}", file=sys.stderr)
 
 
 def command_line() -> str:

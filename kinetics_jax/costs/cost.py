@@ -29,10 +29,13 @@ from kinetics_jax.costs.conventions import Components, CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.traffic import traffic
+from kinetics_jax.errors import spelled
 from kinetics_jax.stats.estimators import expected_max
 
 CONVENTIONS = ("traffic", "paper", "upstream")
 UNIT = 1e12
+MAX_COUNT = 1 << 31  # of tokens, trials and sequences: beyond any of them
+MAX_INTENSITY = 1e12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,10 +284,14 @@ def phi(config: ModelConfig, prompt_tokens: npt.ArrayLike, output_tokens: npt.Ar
 
 
 def _whole(name: str, value: npt.ArrayLike, least: int) -> np.ndarray:
-    """The value as a float64 array, exact for token counts and their squares. Refuses fractions and NaN."""
+    """The value as a float64 array, exact for token counts and their squares. Refuses fractions, NaN and numbers beyond
+    MAX_COUNT.
+    """
     array = np.asarray(value)
     if array.dtype.kind not in "iuf" or not np.all((array >= least) & (array == np.floor(array))):
-        raise CostError(f"{name} must be whole numbers, at least {least}, got {value}")
+        raise CostError(f"{name} must be whole numbers, at least {least}, got {spelled(value)}")
+    if np.any(array > MAX_COUNT):
+        raise CostError(f"{name} must be at most {MAX_COUNT}, got {array.max():g}")
     return array.astype(np.float64)
 
 
@@ -292,8 +299,8 @@ def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple
     if intensity is not None and hardware is not None:
         raise CostError("give intensity= or hardware=, not both: the hardware has an intensity of its own")
     if intensity is not None:
-        if not 0 < intensity < np.inf:
-            raise CostError(f"intensity must be positive (FLOP/byte), got {intensity}")
+        if not 0 < intensity <= MAX_INTENSITY:
+            raise CostError(f"intensity must be positive (FLOP/byte), at most {MAX_INTENSITY:g}, got {intensity}")
         return float(intensity), None
     chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
     return chip.intensity, chip
@@ -345,8 +352,8 @@ def _components(
         raise CostError(f"attention must be a policy such as kj.Dense(), got {policy!r:.80}")
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
-    if batch is not None and batch < 1:
-        raise CostError(f"batch must be at least 1, got {batch}")
+    if batch is not None and not 1 <= batch <= MAX_COUNT:
+        raise CostError(f"batch must be at least 1 and at most {MAX_COUNT}, got {spelled(batch)}")
     if convention == "traffic":
         return traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
     if batch is not None or shared_prompt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kinetics_jax.errors import UserError
-from kinetics_jax.files import write_atomic
+from kinetics_jax.errors import UserError, shown, spelled
+from kinetics_jax.files import read_json, write_atomic
 
 DTYPES = ("bfloat16", "float8", "int8", "tf32", "float32")
 # Kinds of work that a measured profile can price apart. A cost's component is of the first kind that its name ends in.
@@ -30,6 +29,16 @@ KINDS = (
     "search_reads",
 )
 Form = Literal["max", "sum"]
+# Of a profile's numbers: the least and the most that any device has, their unit, and how it is taken for another.
+RANGES = {
+    "flops": (1e7, 1e19, "FLOP/s", "989 TFLOP/s is 9.89e14"),
+    "bandwidth": (1e7, 1e17, "bytes/s", "3.35 TB/s is 3.35e12"),
+    "memory": (1e7, 1e16, "bytes", "80 GB is 80e9"),
+}
+MAX_NUMBER = 1e300  # sums and products of a few stay finite floats
+MAX_SECONDS = 1e6  # of an overhead; beyond it nothing is a step
+MAX_PRICE = 1e9  # of a chip-hour
+MAX_FAULTS = 12  # that one message names
 
 
 class HardwareError(UserError):
@@ -73,49 +82,52 @@ class Hardware:
 
     def __post_init__(self) -> None:
         wrong = [
-            f"{field} must be a positive number, got {getattr(self, field)!r}"
+            f"{field} must be a positive number, got {spelled(getattr(self, field))}"
             for field in ("flops", "bandwidth", "memory")
             if not _number(getattr(self, field), positive=True)
         ]
         overheads = [field.name for field in dataclasses.fields(self) if field.name.endswith("_seconds")]
         overheads.remove("unit_seconds")
         wrong += [
-            f"{field} must be a number, at least 0, got {getattr(self, field)!r}"
-            for field in (*overheads, "price_per_hour")
-            if not (_number(getattr(self, field)) or (field == "price_per_hour" and self.price_per_hour is None))
+            f"{field} must be a number, at least 0, got {spelled(getattr(self, field))} (at most {most:g})"
+            for field, most in (*((name, MAX_SECONDS) for name in overheads), ("price_per_hour", MAX_PRICE))
+            if not (
+                _number(getattr(self, field), most=most) or (field == "price_per_hour" and self.price_per_hour is None)
+            )
         ]
         wrong += [
-            f"{field} must be text, got {getattr(self, field)!r}"
+            f"{field} must be text, got {spelled(getattr(self, field))}"
             for field in ("name", "source")
             if not isinstance(getattr(self, field), str)
         ]
         if not isinstance(self.padded, bool):
-            wrong.append(f"padded must be true or false, got {self.padded!r}")
+            wrong.append(f"padded must be true or false, got {spelled(self.padded)}")
         if not isinstance(self.unit_seconds, Mapping):
-            wrong.append(f"unit_seconds must be an object of numbers by kind of work, got {self.unit_seconds!r}")
+            wrong.append(f"unit_seconds must be an object of numbers by kind of work, got {spelled(self.unit_seconds)}")
         else:
             wrong += [
-                f"unit_seconds.{kind} must be a number, at least 0, of one of {', '.join(KINDS)}, got {seconds!r}"
+                f"unit_seconds.{shown(kind)} must be a number, at least 0, of one of {', '.join(KINDS)}, "
+                f"got {spelled(seconds)}"
                 for kind, seconds in self.unit_seconds.items()
-                if kind not in KINDS or not _number(seconds)
+                if kind not in KINDS or not _number(seconds, most=MAX_SECONDS)
             ]
-        if self.form not in get_args(Form):
-            wrong.append(f"form must be max or sum, got {self.form!r}")
+        if not isinstance(self.form, str) or self.form not in get_args(Form):
+            wrong.append(f"form must be max or sum, got {spelled(self.form)}")
         if not isinstance(self.peaks, Mapping):
-            wrong.append(f"peaks must be an object of numbers by dtype, got {self.peaks!r}")
+            wrong.append(f"peaks must be an object of numbers by dtype, got {spelled(self.peaks)}")
         else:
             wrong += [
-                f"peaks has {dtype!r}, which is not one of {', '.join(DTYPES)}"
+                f"peaks has {spelled(dtype)}, which is not one of {', '.join(DTYPES)}"
                 for dtype in self.peaks
                 if dtype not in DTYPES
             ]
             wrong += [
-                f"peaks.{dtype} must be a positive number, got {peak!r}"
+                f"peaks.{shown(dtype)} must be a positive number, got {spelled(peak)}"
                 for dtype, peak in self.peaks.items()
                 if not _number(peak, positive=True)
             ]
         if wrong:
-            raise HardwareError(f"hardware {self.name!r}: {'; '.join(wrong)}")
+            raise HardwareError(f"hardware {spelled(self.name)}: {'; '.join(wrong)}")
         object.__setattr__(self, "peaks", dict(self.peaks) or {"bfloat16": self.flops})
         object.__setattr__(self, "unit_seconds", dict(self.unit_seconds))
 
@@ -192,15 +204,11 @@ def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, 
 
 def _profile(path: Path) -> Hardware:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path, error=HardwareError)
     except FileNotFoundError as error:
         raise HardwareError(f"{path}: no such hardware profile (a chip by name is one of {', '.join(HARDWARE)})") from (
             error
         )
-    except (OSError, ValueError) as error:
-        raise HardwareError(f"{path}: not a JSON hardware profile ({error})") from error
-    if not isinstance(fields, dict):
-        raise HardwareError(f"{path}: holds {type(fields).__name__}, expected an object with the fields of a chip")
     fields.pop("record", None)
     known = {field.name: field.default for field in dataclasses.fields(Hardware)}
     needed = ("name", "flops", "bandwidth", "memory")
@@ -208,7 +216,7 @@ def _profile(path: Path) -> Hardware:
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            wrong.append(f"{name} is not a field" + (f" (did you mean {near[0]}?)" if near else ""))
+            wrong.append(f"{shown(name)} is not a field" + (f" (did you mean {near[0]}?)" if near else ""))
     placeholder: dict[str, Any] = {"name": path.stem, "flops": 1.0, "bandwidth": 1.0, "memory": 1.0}
     given = {name: value for name, value in fields.items() if name in known}
     try:
@@ -217,14 +225,28 @@ def _profile(path: Path) -> Hardware:
         wrong.append(str(error).partition(": ")[2])
         chip = None
     if wrong or chip is None:
-        raise HardwareError(f"{path}: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - MAX_FAULTS} more" if len(wrong) > MAX_FAULTS else ""
+        raise HardwareError(f"{path}: {'; '.join(wrong[:MAX_FAULTS])}{more}")
+    numbers = [(name, name, getattr(chip, name)) for name in RANGES]
+    numbers += [(f"peaks.{dtype}", "flops", peak) for dtype, peak in chip.peaks.items()]
+    if odd := list(filter(None, (_out_of_range(*number) for number in numbers))):
+        raise HardwareError(f"{path}: {'; '.join(odd)}")
     return chip
 
 
-def _number(value: Any, *, positive: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _out_of_range(field: str, like: str, value: float) -> str:
+    """A clause where no device has such a number: as a rule it is in another unit."""
+    low, high, unit, example = RANGES[like]
+    if low <= value <= high:
+        return ""
+    return f"{field} = {value:g} is read as {unit}, of which devices have {low:g} … {high:g}; {example}"
+
+
+def _number(value: Any, *, positive: bool = False, most: float = MAX_NUMBER) -> bool:
+    """Whether a value is a number of at least 0, or above it, and at most `most`; NaN is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return value > 0 if positive else value >= 0
+    return (value > 0 if positive else value >= 0) and value <= most
 
 
 def _key(name: str) -> str:

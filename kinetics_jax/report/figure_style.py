@@ -6,13 +6,14 @@ Drawn without pyplot and its global state, for a light or a dark background.
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.attention.policies.registry import POLICIES
+from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import attention_names, kind_of, spoken_kind
 
 if TYPE_CHECKING:
@@ -179,14 +180,14 @@ def _fits(figure: Figure, columns: list[list[Any]], ink: str, note: str) -> bool
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure, its format by the ending of the name, under a temporary name and renames it.
+    """Writes a figure, its format by the ending of the name, as `files.write_atomic` does.
 
     Equal figures give equal PNG files: the version that matplotlib would write into one is left out.
     """
-    partial = path.with_name(path.name + ".partial")
+    drawn = io.BytesIO()
     metadata = {"Software": None} if path.suffix == ".png" else None
-    figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=200, metadata=metadata)
-    os.replace(partial, path)
+    figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=200, metadata=metadata)
+    write_atomic(path, drawn.getvalue())
 
 
 def handle(**style: Any) -> Any:

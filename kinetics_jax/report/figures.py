@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Accuracy against cost; `table` as made by `analysis.frontier.cost_frontier`.
+    """Accuracy against cost, or tokens; `table` as made by `analysis.frontier.cost_frontier`, or by
+    `analysis.token_frontier.token_frontier`.
 
     One point per row with its interval; what is on the frontier is joined in grey by steps: the best accuracy that a
     cost buys.
@@ -38,15 +39,16 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
     style = style_for(table, dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
-    on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=["cost", "accuracy"])
+    spent, label = ("cost", "Cost per problem (Tera-eFLOPs)") if "cost" in table else ("tokens", "Tokens per problem")
+    on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=[spent, "accuracy"])
     grey = {"color": style.theme["envelope"], "lw": 4, "alpha": 0.4, "solid_capstyle": "round"}
-    axes.plot(on["cost"], 100 * on["accuracy"], drawstyle="steps-post", solid_joinstyle="round", zorder=1, **grey)
+    axes.plot(on[spent], 100 * on["accuracy"], drawstyle="steps-post", solid_joinstyle="round", zorder=1, **grey)
     for model, attention, rows in _lines(table, style, by="N"):
-        axes.plot(rows["cost"], 100 * rows["accuracy"], **style.line(model, attention))
-        _bars(axes, rows, "cost", style.colours[model])
+        axes.plot(rows[spent], 100 * rows["accuracy"], **style.line(model, attention))
+        _bars(axes, rows, spent, style.colours[model])
     axes.set_xscale("log")
-    _cost_ticks(axes, min(table["cost"]), max(table["cost"]))
-    axes.set(xlabel="Cost per problem (Tera-eFLOPs)", ylabel="Problems solved, pass@N (%)")
+    _cost_ticks(axes, min(table[spent]), max(table[spent]))
+    axes.set(xlabel=label, ylabel="Problems solved, pass@N (%)")
     panel(axes, style)
     legend(figure, style, more=[handle(label="Pareto envelope", **grey)])
     return figure

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import cost_frontier
-from kinetics_jax.analysis.samples import pooled, run_data
+from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import attention_names
@@ -78,9 +78,12 @@ def report_tables(
     hardware: str | Hardware | None = None,
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
+    undecided: Undecided = "unsolved",
 ) -> Tables:
-    """The tables of run folders as read; options and errors as in `analysis.frontier.cost_frontier`."""
-    pools = pooled(map(run_data, runs))
+    """The tables of run folders as read; options and errors as in `analysis.frontier.cost_frontier`, `undecided` as in
+    `analysis.samples.pooled`.
+    """
+    pools = pooled(map(run_data, runs), undecided=undecided)
     return Tables(
         frontier=cost_frontier(pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
         length=length_ablation(pools),
@@ -93,7 +96,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 
     `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
     sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
-    holds neither dates nor timings. It is renamed into place when whole. Raises OSError if it cannot be written.
+    holds neither dates nor timings. It is renamed into place when whole. Raises FileError if it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {
@@ -227,8 +230,10 @@ def _sampling(settings: Sequence[Mapping[str, Any]]) -> str:
 def _how_to_read(table: pd.DataFrame) -> str:
     convention, chip, intensity = (table.attrs.get(name) for name in ("convention", "hardware", "intensity"))
     priced = f"on {chip}" if chip else f"at {intensity:g} FLOP/byte" if intensity else "unrecorded hardware"
-    ungraded = sum(table.drop_duplicates(["model", "attention"])["ungraded"])
-    left_out = f" {ungraded} sample(s) without a grade count for cost, not for accuracy." if ungraded else ""
+    per_run = table.drop_duplicates(["model", "attention"])
+    undecided, samples = sum(per_run["undecided"]), sum(per_run["samples"])
+    counted = "are left out of accuracies (dropped, as asked)" if "dropped" in table else "count as unsolved"
+    left_out = f" {undecided} of {samples} samples are undecided and {counted}." if undecided else ""
     return (
         "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
         "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "
@@ -316,16 +321,16 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
 
 
 def _endings(runs: Sequence[Run]) -> str:
-    """Of each run: how many samples it has, how they ended, how many the grader gave up on."""
+    """Of each run: how many samples it has, how they ended, how many are undecided."""
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
     name = attention_names(run.header["policy"] for run in runs).short
-    heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Ungraded")
+    heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Undecided")
     rows = []
     for run in runs:
         ended = collections.Counter(sample["finish_reason"] for sample in run.samples)
         tokens = sum(len(sample["output_tokens"]) for sample in run.samples) / max(len(run.samples), 1)
-        ungraded = sum(sample["correct"] is None for sample in run.samples)
-        counts = [len(run.samples), f"{tokens:.1f}", *(ended[reason] for reason in reasons), ungraded]
+        undecided = sum(sample["correct"] is None for sample in run.samples)
+        counts = [len(run.samples), f"{tokens:.1f}", *(ended[reason] for reason in reasons), undecided]
         rows.append(((run.header["model"], name(run.header["policy"]), *counts), ""))
     return _table(heads, rows)
 

@@ -23,11 +23,15 @@ from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regra
 from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.sharding.mesh import mesh_spelling
 from kinetics_jax.tasks.answers import completed
+from kinetics_jax.tasks.grading import Grade
 from kinetics_jax.tasks.math_grading import grader_for
 from kinetics_jax.tasks.problems import Problem
 from kinetics_jax.tasks.prompts import adds_special_tokens, render_prompts
 
 DIGEST = "every stored byte"  # what `weights` of run.json is a digest of
+# How a sample ends whose logits are not finite. What it would have said is not known: it has no grade.
+NONFINITE = "nonfinite"
+UNDECIDED = Grade(correct=None, answer=None, grader=NONFINITE)
 VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
 
 
@@ -106,7 +110,11 @@ def best_of_n(
 
             for sample in decoding.run(on_chunk):
                 text = lm.decode(sample.output_tokens)
-                grade = grader(completed(prompts[sample.problem], text), answers[sample.problem])
+                grade = (
+                    UNDECIDED
+                    if sample.finish_reason == NONFINITE
+                    else grader(completed(prompts[sample.problem], text), answers[sample.problem])
+                )
                 writer.append(
                     {
                         **dataclasses.asdict(sample),
@@ -117,7 +125,7 @@ def best_of_n(
                     }
                 )
                 finished += 1
-    return read_run(out)
+        return writer.read_back()
 
 
 def grade_again(
@@ -137,6 +145,8 @@ def grade_again(
         nonlocal done
         if record["text"] is None:
             raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
+        if record["finish_reason"] == NONFINITE:
+            return dataclasses.asdict(UNDECIDED)
         prompt = stored.problems[record["problem"]]["prompt"]
         fields = dataclasses.asdict(grader(completed(prompt, record["text"]), answer))
         done += 1

@@ -14,21 +14,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from kinetics_jax.runs.folder import Run, TraceError, read_lines
+from kinetics_jax.runs.records import MAX_TOKENS, RECORD, TEXT, Kind, misfits, whole
 
 NAME = "cut_grades.jsonl"
 SCHEMA = 1
-LINE_TYPES: dict[str, Any] = {
-    "problem": str,
-    "seed": int,
-    "sample": int,
-    "of": str,
-    "cap": int,
-    "correct": bool | None,
+CAP = whole(1, MAX_TOKENS)
+GRADE: dict[str, Kind] = {
+    **{name: RECORD[name] for name in ("problem", "seed", "sample", "correct")},
+    "of": TEXT,
+    "cap": CAP,
+}
+CAPS = {
+    "caps": Kind(
+        "a list of whole numbers of tokens", lambda value: isinstance(value, list) and all(map(CAP.holds, value))
+    )
 }
 Key = tuple[str, int, int, int]  # problem, seed, sample, cap
 
@@ -36,13 +41,15 @@ Key = tuple[str, int, int, int]  # problem, seed, sample, cap
 @dataclasses.dataclass(frozen=True)
 class CutGrades:
     """The file as read. `maker`: its first line. `caps`: all that were asked for, ascending. `grades`: those that are
-    of the samples as they are now. `whole`: bytes up to a torn last line.
+    of the samples as they are now. `torn`: bytes of a last line that was not written to its end; `ended`: whether
+    the last whole line has its line feed.
     """
 
     maker: dict[str, Any]
     caps: tuple[int, ...]
     grades: dict[Key, bool | None]
-    whole: int
+    torn: int
+    ended: bool
 
 
 def read_cut_grades(run: Run) -> CutGrades | None:
@@ -51,9 +58,12 @@ def read_cut_grades(run: Run) -> CutGrades | None:
     A torn last line is dropped with a warning. Raises TraceError naming the line that cannot be read.
     """
     path = Path(run.path) / NAME
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    records, whole = read_lines(path, {})
+    lines = read_lines(path, {}, may_be_torn=True)
+    records = lines.records
+    if lines.torn:
+        warnings.warn(f"{path}: dropped the torn last line ({len(lines.torn)} bytes)", stacklevel=2)
     if not records:  # begun, and stopped before its first line
         return None
     if records[0].get("schema") != SCHEMA:
@@ -62,13 +72,13 @@ def read_cut_grades(run: Run) -> CutGrades | None:
     caps: set[int] = set()
     grades: dict[Key, bool | None] = {}
     for number, record in enumerate(records[1:], start=2):
+        if fault := misfits(record, CAPS if "caps" in record else GRADE):
+            raise TraceError(f"{path}, line {number}: not a grade ({fault}); remove the file and grade again")
         if "caps" in record:
-            caps.update(int(cap) for cap in record["caps"])
-        elif any(name not in record for name in LINE_TYPES):
-            raise TraceError(f"{path}, line {number}: not a grade; remove the file and grade again")
+            caps.update(record["caps"])
         elif now.get(key := sample_key(record)) == record["of"]:
             grades[*key, record["cap"]] = record["correct"]
-    return CutGrades(records[0], tuple(sorted(caps)), grades, whole)
+    return CutGrades(records[0], tuple(sorted(caps)), grades, len(lines.torn), lines.ended)
 
 
 def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ...]]]:

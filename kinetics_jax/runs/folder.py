@@ -17,36 +17,30 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from kinetics_jax.errors import UserError
-from kinetics_jax.files import encode_utf8, lock_file, write_atomic
+from kinetics_jax.errors import shown, spelled
+from kinetics_jax.files import encode_utf8, lock_file, open_regular, read_json, write_atomic
+from kinetics_jax.runs.records import (
+    HEADER,
+    PROBLEM,
+    RECORD,
+    SAMPLING,
+    Kind,
+    TraceError,
+    lines_of,
+    misfits,
+    parse_line,
+)
 
-SCHEMA = 1
+SCHEMA = 2  # 2 may hold samples whose logits were not finite
+SCHEMAS = (1, SCHEMA)  # that this version reads
 # Where a run was made, not what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
 LATER_SETTINGS = {"repetition_window": 0, "known_ids_only": False}
 LATER_FIELDS = {"prefill_chunk": 2048}  # of run.json; earlier runs prefilled whole, as prompts up to this still are
-RECORD_TYPES: dict[str, Any] = {
-    "problem": str,
-    "sample": int,
-    "seed": int,
-    "prompt_tokens": int,
-    "output_tokens": list,
-    "text": str | None,
-    "finish_reason": str,
-    "correct": bool | None,
-    "answer": str | None,
-    "grader": str,
-    "seconds": int | float,
-}
-PROBLEM_TYPES: dict[str, Any] = {"id": str, "question": str, "answer": str, "prompt": str}
-RECORD_FIELDS = tuple(RECORD_TYPES)
-
-
-class TraceError(UserError):
-    """A run folder that cannot be read or continued; the message names the file and the cure."""
+RECORD_FIELDS = tuple(RECORD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +54,32 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Reads a run folder. Raises TraceError naming the file and line; a torn last record is dropped with a warning."""
+    """Reads a run folder.
+
+    A torn last record of samples.jsonl is left out with a warning; one that lacks only its line feed is whole. Raises
+    TraceError naming the file, the line and what is wrong there.
+    """
     path = Path(path)
-    if not (path / "run.json").exists():
-        raise TraceError(f"{path}: not a run folder (it holds no run.json)")
     try:
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TraceError(f"{path / 'run.json'}: not valid JSON ({error})") from error
-    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-        raise TraceError(f"{path / 'run.json'}: not a run of schema {SCHEMA}, the one this version reads")
-    problems, _ = read_lines(path / "problems.jsonl", PROBLEM_TYPES)
-    samples, _ = read_lines(path / "samples.jsonl", RECORD_TYPES) if (path / "samples.jsonl").exists() else ([], 0)
+        header = read_json(path / "run.json", error=TraceError)
+    except FileNotFoundError as error:
+        raise TraceError(f"{shown(str(path), 400)}: not a run folder (it holds no run.json)") from error
+    if header.get("schema") not in SCHEMAS:
+        raise TraceError(
+            f"{path / 'run.json'}: not a run of schema {' or '.join(map(str, SCHEMAS))}, which this version reads, but "
+            f"of schema {spelled(header.get('schema'))}; a newer version may read it"
+        )
+    for fields, schema, where in ((header, HEADER, ""), (header.get("sampling"), SAMPLING, "sampling.")):
+        if isinstance(fields, dict) and (fault := misfits(fields, schema, all_needed=False)):
+            raise TraceError(f"{path / 'run.json'}: {where}{fault}")
+    problems = read_lines(path / "problems.jsonl", PROBLEM).records
     by_id = {problem["id"]: problem for problem in problems}
+    if len(by_id) < len(problems):
+        raise TraceError(f"{path / 'problems.jsonl'}: holds {len(problems)} problems under {len(by_id)} ids")
+    samples = read_samples(path).records
     if strays := [record["problem"] for record in samples if record["problem"] not in by_id]:
-        raise TraceError(f"{path / 'problems.jsonl'}: missing problem {strays[0]!r} of samples.jsonl")
-    return Run(path, _up_to_date(run), by_id, samples)
+        raise TraceError(f"{path / 'problems.jsonl'}: missing problem {spelled(strays[0])} of samples.jsonl")
+    return Run(path, _up_to_date(header), by_id, samples)
 
 
 def _up_to_date(run: dict[str, Any]) -> dict[str, Any]:
@@ -85,35 +89,51 @@ def _up_to_date(run: dict[str, Any]) -> dict[str, Any]:
     return {**run, "sampling": {**LATER_SETTINGS, **sampling}} if isinstance(sampling, dict) else run
 
 
-def read_lines(path: Path, types: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
-    """Records of a JSONL file, and how many bytes they span; what follows them is a torn last line."""
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Records of a JSONL file. `torn`: the bytes behind them, of a last line that was not written to its end. `ended`:
+    whether the last record has its line feed.
+    """
+
+    records: list[dict[str, Any]]
+    torn: bytes = b""
+    ended: bool = True
+
+
+def read_samples(path: Path) -> Lines:
+    """The records of a run folder; none before the first one. Warns of a torn last line, and raises as `read_lines`."""
+    samples = path / "samples.jsonl"
+    lines = read_lines(samples, RECORD, may_be_torn=True) if os.path.lexists(samples) else Lines([])
+    if lines.torn:
+        warnings.warn(f"{samples}: dropped the torn last line ({len(lines.torn)} bytes)", stacklevel=3)
+    return lines
+
+
+def read_lines(path: Path, schema: dict[str, Kind], *, may_be_torn: bool = False) -> Lines:
+    """The records of a JSONL file, each with the fields of a schema.
+
+    A last line without its line feed is a record if it can be read; else it is torn, where it may be. Raises TraceError
+    naming the file and line, also where a carriage return stands for a line feed: what follows would be lost.
+    """
+    records: list[dict[str, Any]] = []
+    ended = True
     try:
-        data = path.read_bytes()
+        for number, line in lines_of(path):
+            ended = line.endswith(b"\n")
+            if not line.strip():
+                continue
+            try:
+                record = parse_line(path, number, line)
+            except TraceError:
+                if ended or not may_be_torn or b"\r" in line.strip():
+                    raise
+                return Lines(records, torn=line)
+            if fault := misfits(record, schema):
+                raise TraceError(f"{path}, line {number}: {fault}")
+            records.append(record)
     except FileNotFoundError as error:
         raise TraceError(f"{path}: no such file") from error
-    records, whole = [], 0
-    for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            warnings.warn(f"{path}: dropped the torn last line ({len(line)} bytes)", stacklevel=2)
-            break
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TraceError(f"{path}, line {number}: not valid JSON ({error}); mend or remove that line") from error
-        if not isinstance(record, dict):
-            raise TraceError(f"{path}, line {number}: not a record; mend or remove that line")
-        if missing := [field for field in types if field not in record]:
-            raise TraceError(f"{path}, line {number}: missing {', '.join(missing)}")
-        if odd := [field for field, kind in types.items() if not _is_a(record[field], kind)]:
-            raise TraceError(f"{path}, line {number}: {odd[0]} cannot be {_short(record[odd[0]])}")
-        records.append(record)
-        whole += len(line)
-    return records, whole
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """isinstance, with true and false not taken for numbers."""
-    return kind == bool | None if isinstance(value, bool) else isinstance(value, kind)
+    return Lines(records, ended=ended)
 
 
 class RunWriter:
@@ -127,7 +147,9 @@ class RunWriter:
         self.path = Path(path)
         self.done: set[tuple[str, int]] = set()
         self.prompt_tokens: dict[str, int] = {}
+        self._written: set[tuple[str, int]] = set()
         run = _up_to_date(json.loads(json.dumps({"schema": SCHEMA, **run})))  # as read back: tuples are lists
+        self._run = run
         self._take_folder()
         self._file = _open_locked(self.path)
         try:
@@ -144,7 +166,7 @@ class RunWriter:
     def _take_folder(self) -> None:
         """Makes the folder; refuses one that holds something else than a run or the beginning of one."""
         self.path.mkdir(parents=True, exist_ok=True)
-        names = {path.name.removesuffix(".partial") for path in self.path.iterdir()}
+        names = {path.name for path in self.path.iterdir() if path.suffix != ".partial"}
         strangers = sorted(names - {"run.json", "problems.jsonl", "samples.jsonl"})
         if strangers and "run.json" not in names:
             raise TraceError(f"{self.path}: holds {strangers[0]} but no run.json; give a new or empty folder")
@@ -165,10 +187,10 @@ class RunWriter:
         if changed:
             raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); give another folder")
         samples = self.path / "samples.jsonl"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # read_run has warned of a torn line
-            _, whole = read_lines(samples, RECORD_TYPES)
-        os.truncate(samples, whole)
+        lines = read_lines(samples, RECORD, may_be_torn=True)
+        os.truncate(samples, samples.stat().st_size - len(lines.torn))  # it is sampled again
+        if not lines.ended:
+            self._write(b"\n")
         for record in before.samples:
             pair = (record["problem"], record["sample"])
             if pair in self.done:
@@ -181,15 +203,36 @@ class RunWriter:
 
         Raises TraceError if it cannot be written whole (on a full disk, say); earlier records stay readable.
         """
-        line = memoryview(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS})))
+        self._write(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS})))
+        self._written.add((record["problem"], record["sample"]))
+
+    def read_back(self) -> Run:
+        """The whole run as it is on the disk. Raises TraceError if any of what was written is no longer there."""
+        self._require_mine()
+        run = read_run(self.path)
+        lost = len((self.done | self._written) - {(record["problem"], record["sample"]) for record in run.samples})
+        if lost or _differences(run.header, self._run):
+            raise TraceError(
+                f"{self.path}: was changed while this run was writing it ({lost} samples are gone); the same command "
+                "continues what is there"
+            )
+        return run
+
+    def _write(self, data: bytes) -> None:
+        self._require_mine()
+        left = memoryview(data)
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise TraceError(
                 f"{self.path / 'samples.jsonl'}: cannot be written ({error.strerror}); the samples before this one are "
                 f"kept: make room and give the same command again to continue"
             ) from error
+
+    def _require_mine(self) -> None:
+        """Raises TraceError if samples.jsonl is no longer the file that this process has open."""
+        require_same(self._file, self.path / "samples.jsonl")
 
     def __enter__(self) -> RunWriter:
         return self
@@ -198,10 +241,33 @@ class RunWriter:
         self._file.close()
 
 
+def require_same(file: IO[Any], path: Path) -> None:
+    """Raises TraceError if `path` does not lead to the open `file`: it was deleted or replaced meanwhile."""
+    try:
+        same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        same = False
+    if not same:
+        raise TraceError(
+            f"{path}: was deleted or replaced while this process was writing it; what was written since is lost: give "
+            "the same command again, and nothing else that changes the folder meanwhile"
+        )
+
+
+def require_regular(path: Path) -> None:
+    """Raises TraceError for what is there and no regular file: to open a pipe for writing would wait for a reader."""
+    try:
+        open_regular(path, error=TraceError).close()
+    except FileNotFoundError as error:
+        if os.path.lexists(path):
+            raise TraceError(f"{path}: is a link to nothing; remove it, or give back what it leads to") from error
+
+
 def _open_locked(path: Path) -> io.FileIO:
     """samples.jsonl, open for appending and held for this process alone until it is closed or the process dies."""
     samples = path / "samples.jsonl"
     while True:
+        require_regular(samples)
         file = open(samples, "ab", buffering=0)  # noqa: SIM115  (the caller closes it)
         try:
             lock_file(file)
@@ -219,27 +285,29 @@ def _open_locked(path: Path) -> io.FileIO:
 def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two run.json, field by field, circumstances left out."""
     changes = []
-    for key in sorted({*stored, *asked} - (set() if prefix else set(CIRCUMSTANCES))):
+    for key in sorted({*stored, *asked} - (set() if prefix else {"schema", *CIRCUMSTANCES})):
         old, new = stored.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             changes += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            changes.append(f"{prefix}{key}: {_short(old)} stored, {_short(new)} asked for")
+            changes.append(f"{prefix}{key}: {_spelled(old)} stored, {_spelled(new)} asked for")
     return changes
 
 
 def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> tuple[Run, Run]:
     """Grades a run's samples anew: `grade(record, known answer)` returns the fields that replace a record's own.
 
-    samples.jsonl is written whole under another name, then renamed; until then the run is as it was. Returns the run
-    before and after. Raises TraceError while another process writes the run.
+    samples.jsonl is written whole under another name, then renamed; until then the run is as it was. A torn last line
+    stays behind the records. Returns the run before and after. Raises TraceError while another process writes the run.
     """
     path = Path(path)
     read_run(path)  # refuse what is no run folder first: opening samples.jsonl would create it
-    with _open_locked(path):
+    with _open_locked(path) as file:
         run = read_run(path)
+        torn = read_lines(path / "samples.jsonl", RECORD, may_be_torn=True).torn
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
-        write_atomic(path / "samples.jsonl", "".join(map(_line, samples)))
+        require_same(file, path / "samples.jsonl")
+        write_atomic(path / "samples.jsonl", encode_utf8("".join(map(_line, samples))) + torn)
     return run, dataclasses.replace(run, samples=samples)
 
 
@@ -247,6 +315,5 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _spelled(value: Any) -> str:
+    return shown(json.dumps(value))

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kinetics_jax.assets import ASSETS, builtin_models
-from kinetics_jax.errors import CheckpointError
+from kinetics_jax.errors import CheckpointError, spelled
 from kinetics_jax.files import encode_utf8, lock_file
 from kinetics_jax.hub import HubError, download_file
-from kinetics_jax.runs.cut_grades import NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
-from kinetics_jax.runs.folder import Run, TraceError, read_run
+from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
+from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
+from kinetics_jax.runs.records import MAX_TOKENS
 from kinetics_jax.tasks import answers, grading, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
@@ -37,6 +38,9 @@ from kinetics_jax.tokenizer import TOKENIZER, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+MAX_WORKERS = 256  # grading processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +76,10 @@ def grade_cuts(
     """
     run = read_run(path)
     wanted = sorted({int(cap) for cap in caps})
-    if not wanted or wanted[0] < 1 or any(cap != int(cap) for cap in caps):
-        raise TraceError(f"{path}: caps must be whole numbers of tokens, at least 1, got {list(caps)}")
-    if workers is not None and workers < 1:
-        raise TraceError(f"workers must be at least 1, got {workers}")
+    if not wanted or not all(map(CAP.holds, wanted)) or any(cap != int(cap) for cap in caps):
+        raise TraceError(f"{path}: caps must be whole numbers of tokens in 1 … {MAX_TOKENS}, got {spelled(list(caps))}")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise TraceError(f"workers must be in 1 … {MAX_WORKERS}, got {workers}")
     task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
@@ -90,8 +94,10 @@ def grade_cuts(
         processes = workers or (1 if task == BUILTIN else os.cpu_count() or 1)
         graded = _in_processes if processes > 1 and len(cuts) > 1 else _here
         for count, lines in enumerate(graded(cuts, task, file, min(processes, len(cuts))), start=1):
+            require_same(target, run.path / NAME)
             _append(target, lines)
             on_progress(count, len(cuts))
+        require_same(target, run.path / NAME)
     return run
 
 
@@ -130,6 +136,7 @@ def _file_digest(path: Path) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
     """The file of grades, open for reading and appending, and held for this process alone."""
+    require_regular(path)
     with open(path, "a+b", buffering=0) as file:
         try:
             lock_file(file)
@@ -146,7 +153,9 @@ def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) ->
         _append(file, [maker])
         earlier = None
     else:
-        file.truncate(earlier.whole)
+        file.truncate(os.fstat(file.fileno()).st_size - earlier.torn)
+        if not earlier.ended:
+            file.write(b"\n")
     if earlier is None or not set(caps) <= set(earlier.caps):
         _append(file, [{"caps": caps}])
     return set(earlier.grades) if earlier else set()

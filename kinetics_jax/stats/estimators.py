@@ -15,6 +15,8 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.stats.special import stirling_remainder, student_t_quantile
 
 MAX_FACTORS = 64  # pass@k is a product of at most this many factors, else Stirling's series
+ROUNDING = 1e-12  # values that differ by less are equal
+DIGITS = 12  # decimals of an interval's ends
 MIN_STIRLING = 16  # the smallest argument of Stirling's series here
 
 Amount = Any  # a float64 for numbers, an array of them, of the broadcast shape, for arrays
@@ -99,13 +101,19 @@ def cluster_bootstrap(
     resamples: int = 4000,
     seed: int = 0,
     method: str = "expanded",
+    bounds: tuple[float, float] | None = None,
 ) -> tuple[Amount, Amount]:
     """Bootstrap interval of the mean over problems: whole problems are redrawn, never single samples.
 
     `values_by_problem` holds one value per problem, or several (one for every N, say). Returns `(low,
-    high)`, each of the trailing shape; NaN for a single problem, which says nothing about others. The interval is for
-    the mean over all problems of the kind, not for these ones alone. Same values and seed, same interval, whatever the
-    order of the problems.
+    high)`, each of the trailing shape. The interval is for the mean over all problems of the kind, not for these ones
+    alone. Same values and seed, same interval, whatever the order of the problems.
+
+    `bounds` are the least and the most that a value can be: (0, 1) for accuracies. Where all P problems are alike (one
+    problem always is), redrawing them shows nothing of others. The interval is then that of problems of which a share
+    q = 1 - ((1 - confidence) / 2)^(1/P) is unlike these, at either bound: so many can be missed by P draws (Clopper and
+    Pearson, Biometrika 26, 1934; for values of 0 or 1 it is their interval). Without bounds it has no width then, and
+    is NaN for one problem.
 
     `method`: "expanded" takes the percentiles whose normal quantile is sqrt(P / (P-1)) times Student's t quantile of
     P-1 degrees, for P problems (Hesterberg 2015, arXiv 1411.5279, section 3.3); "percentile" takes the nominal ones,
@@ -113,7 +121,8 @@ def cluster_bootstrap(
     range. Neither can make up for what few problems do not show: where nearly all problems fail and a rare one
     succeeds, both are too narrow (experiments/interval_coverage.py), and `bayesian_interval` is better.
 
-    Raises EstimateError without a problem, for a confidence outside (0, 1) or another method.
+    Raises EstimateError without a problem, for a confidence outside (0, 1), another method, or values beyond the
+    bounds.
     """
     values = np.asarray(values_by_problem, np.float64)
     if values.ndim == 0 or len(values) == 0:
@@ -123,6 +132,12 @@ def cluster_bootstrap(
     if method not in ("expanded", "percentile"):
         raise EstimateError(f"bootstrap method {method!r} is not known (known: expanded, percentile)")
     problems = len(values)
+    if bounds is not None:
+        if np.any((values < bounds[0] - ROUNDING) | (values > bounds[1] + ROUNDING)):
+            raise EstimateError(f"values must be in {bounds[0]} … {bounds[1]}, got {_range(values)}")
+        values = np.clip(values, *bounds)
+    if bounds is not None and problems == 1:
+        return _unseen(values, bounds, confidence)
     if problems == 1:
         nothing = np.full(values.shape[1:], np.nan)[()]
         return nothing, nothing
@@ -139,6 +154,18 @@ def cluster_bootstrap(
         reach = math.sqrt(problems / (problems - 1)) * student_t_quantile(tail, problems - 1)
         tail = NormalDist().cdf(reach)
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    if bounds is not None:
+        alike = values[-1] - values[0] <= ROUNDING
+        least, most = _unseen(values, bounds, confidence)
+        # Sums of equal numbers differ in their last bits: whoever solves all problems has 1 as the upper end.
+        low, high = (np.where(alike, wide, np.round(own, DIGITS)) for wide, own in ((least, low), (most, high)))
+    return low[()], high[()]
+
+
+def _unseen(values: np.ndarray, bounds: tuple[float, float], confidence: float) -> tuple[Amount, Amount]:
+    """The interval of problems that are all alike `[problems, ...]`, but for a share that so many would not show."""
+    share = 1 - ((1 - confidence) / 2) ** (1 / len(values))
+    low, high = (np.round((1 - share) * values[0] + share * bound, DIGITS) for bound in bounds)
     return low[()], high[()]
 
 
@@ -146,7 +173,7 @@ def cluster_bootstrap(
 class Difference:
     """Two configurations compared on the same problems: the first's accuracy minus the second's.
 
-    `difference` with its interval `low` … `high` (NaN for one problem). `noninferior`: whether the first is shown to be
+    `difference` with its interval `low` … `high`. `noninferior`: whether the first is shown to be
     worse by less than `margin` (`low` above -margin); None without a margin.
     """
 
@@ -171,10 +198,10 @@ def paired_difference(
 ) -> Difference:
     """The mean difference of two configurations over problems, which both have in the same order.
 
-    Values are accuracies of a problem (its pass@k, say). Problems are redrawn for both at once (`cluster_bootstrap`),
-    so that hardness that they share cancels. `margin` is the loss that would not matter, positive, in units of the
-    values; an interval of 95 % tests non-inferiority at 2.5 %, one-sided. Raises EstimateError for other shapes, a
-    margin that is not positive, and as `cluster_bootstrap` does.
+    Values are accuracies of a problem, in 0 … 1 (its pass@k, say). Problems are redrawn for both at once
+    (`cluster_bootstrap`), so that hardness that they share cancels. `margin` is the loss that would not matter,
+    positive, in units of the values; an interval of 95 % tests non-inferiority at 2.5 %, one-sided. Raises
+    EstimateError for other shapes, a margin that is not positive, and as `cluster_bootstrap` does.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape:
@@ -183,7 +210,7 @@ def paired_difference(
         )
     if margin is not None and not margin > 0:
         raise EstimateError(f"the margin of non-inferiority must be positive, got {margin}")
-    low, high = cluster_bootstrap(first - second, confidence=confidence, resamples=resamples, seed=seed)
+    low, high = cluster_bootstrap(first - second, confidence=confidence, resamples=resamples, seed=seed, bounds=(-1, 1))
     return Difference(float(np.mean(first - second)), float(low), float(high), margin)
 
 

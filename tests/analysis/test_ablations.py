@@ -19,7 +19,7 @@ from kinetics_jax.stats.estimators import cluster_bootstrap
 SMALL = ModelConfig.named("0.6B")
 HALF = BlockTopK(budget=64)
 NAMES = ["model", "parameters", "attention"]
-COUNTS = ["problems", "samples", "ungraded"]
+COUNTS = ["problems", "samples", "undecided"]
 
 
 def make_run(grades, lengths, *, model="small", attention=Dense(), first=0, max_tokens=100, size=SMALL):
@@ -38,22 +38,22 @@ def make_run(grades, lengths, *, model="small", attention=Dense(), first=0, max_
 
 
 def test_caps_by_hand():
-    """A right answer counts from its own length on; a wrong one never; an ungraded one only costs."""
+    """A right answer counts from its own length on; a wrong one never, nor an undecided one."""
     grades = [[True, True, False], [None, True, False]]
     lengths = [[10, 50, 20], [90, 100, 100]]
     table = length_ablation([make_run(grades, lengths)], caps=[9, 10, 50, 99, 100])
     assert list(table.columns) == [*NAMES, "cap", *COUNTS, "accuracy", "low", "high", "mean_tokens"]
     assert list(table["cap"]) == [9, 10, 50, 99, 100]
-    np.testing.assert_allclose(table["accuracy"], [0, 1 / 6, 1 / 3, 1 / 3, 1 / 3 + 1 / 4])
+    np.testing.assert_allclose(table["accuracy"], [0, 1 / 6, 1 / 3, 1 / 3, 1 / 3 + 1 / 6])
     charged = [9, (10 + 10 + 10 + 30) / 6, (10 + 50 + 20 + 150) / 6, (80 + 90 + 99 + 99) / 6, (80 + 290) / 6]
     np.testing.assert_allclose(table["mean_tokens"], charged)
-    assert set(table["ungraded"]) == {1}
+    assert set(table["undecided"]) == {1}
     assert set(table["samples"]) == {6}
     for cap, low, high in table[["cap", "low", "high"]].itertuples(index=False):
         right = [
             sum(g is True and n <= cap for g, n in zip(*row, strict=True)) for row in zip(grades, lengths, strict=True)
         ]
-        np.testing.assert_allclose((low, high), cluster_bootstrap([right[0] / 3, right[1] / 2]))
+        np.testing.assert_allclose((low, high), cluster_bootstrap([right[0] / 3, right[1] / 3], bounds=(0, 1)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,14 +121,22 @@ def test_budgets_by_hand():
 
 
 def test_differences_are_paired():
-    """Problems of very different hardness, the same loss on each: the difference is certain, the accuracies are not."""
+    """Problems of very different hardness, about the same loss on each: the difference is surer than the accuracies."""
     grades = [[j < k for j in range(8)] for k in range(2, 9)]
-    fewer = [[j < k - 1 for j in range(8)] for k in range(2, 9)]
+    fewer = [[j < k - 1 - (k == 8) for j in range(8)] for k in range(2, 9)]
     lengths = [[5] * 8] * 7
-    table = budget_ablation([make_run(grades, lengths), make_run(fewer, lengths, attention=HALF)])
-    row = table.iloc[1]
-    np.testing.assert_allclose(row[["difference", "difference_low", "difference_high"]].tolist(), -1 / 8)
+    row = budget_ablation([make_run(grades, lengths), make_run(fewer, lengths, attention=HALF)]).iloc[1]
+    np.testing.assert_allclose(row["difference"], -1 / 7)
+    assert -1 / 4 <= row["difference_low"] < -1 / 7 < row["difference_high"] <= -1 / 8
     assert row["high"] - row["low"] > 0.3
+
+
+def test_the_same_difference_on_every_problem_is_not_certain():
+    """Seven problems can miss a share 1 - 0.025^(1/7) of others, of which nothing is known."""
+    grades, lengths = [[j < k for j in range(8)] for k in range(2, 9)], [[5] * 8] * 7
+    row = budget_ablation([make_run(grades, lengths), make_run(grades, lengths, attention=HALF)]).iloc[1]
+    share = 1 - 0.025 ** (1 / 7)
+    np.testing.assert_allclose(row[["difference", "difference_low", "difference_high"]].tolist(), [0, -share, share])
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """The frontier table against counts done by hand, and the Pareto rule against its definition."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.frontier import cost_frontier, pareto
-from kinetics_jax.analysis.samples import RunData, SamplesError, run_data
+from kinetics_jax.analysis.samples import RunData, SamplesError, pooled, run_data
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
@@ -24,7 +25,7 @@ COLUMNS = [
     "N",
     "problems",
     "samples",
-    "ungraded",
+    "undecided",
     "accuracy",
     "low",
     "high",
@@ -60,7 +61,7 @@ def test_a_table_by_hand():
     assert list(table["N"]) == [1, 2, 4]
     assert set(table["problems"]) == {3}
     assert set(table["samples"]) == {12}
-    assert set(table["ungraded"]) == {0}
+    assert set(table["undecided"]) == {0}
     assert set(table["model"]) == {"small"}
     assert set(table["parameters"]) == {SMALL.active_parameters}
     assert set(table["attention"]) == {"dense"}
@@ -129,25 +130,80 @@ def test_the_order_of_samples_does_not_matter():
     assert cost_frontier([run]).equals(cost_frontier([dataclasses.replace(run, **shuffled)]))
 
 
-def test_ungraded_samples_cost_but_do_not_count():
-    with pytest.warns(UserWarning, match="small dense: 1 of 6 samples have no grade") as warned:
-        table = cost_frontier([make_run([[True, None, False], [False, True, True]])])
-    assert "N ends" not in str(warned[0].message)  # at 2 with three samples as with two
+def test_undecided_samples_count_as_unsolved():
+    run, failed = (
+        make_run([[True, None, False], [False, True, True]]),
+        make_run([[True] + [False] * 2, [False, True, True]]),
+    )
+    with pytest.warns(UserWarning, match="small dense: 1 of 6 samples are undecided .* count as unsolved"):
+        table = cost_frontier([run])
+    assert set(table["undecided"]) == {1}
+    assert "dropped" not in table
+    np.testing.assert_allclose(table["accuracy"], [(1 / 3 + 2 / 3) / 2, (2 / 3 + 1) / 2])
+    assert table.drop(columns="undecided").equals(cost_frontier([failed]).drop(columns="undecided"))
+    with pytest.warns(UserWarning, match="undecided"):  # also where nothing of a problem is decided
+        assert list(cost_frontier([make_run([[True, True], [None, None]])])["accuracy"]) == [0.5, 0.5]
+
+
+def test_undecided_samples_are_dropped_only_when_asked():
+    run = make_run([[True, None, False], [False, True, True]])
+    with pytest.warns(UserWarning, match="1 of 6 samples are undecided .* left out .* as asked"):
+        pools = pooled([run], undecided="drop")
+    table = cost_frontier(pools)
     assert list(table["N"]) == [1, 2]
-    assert set(table["ungraded"]) == {1}
-    assert set(table["samples"]) == {6}
+    assert table[["samples", "undecided", "dropped"]].drop_duplicates().to_numpy().tolist() == [[6, 1, 1]]
     np.testing.assert_allclose(table["accuracy"], [(1 / 2 + 2 / 3) / 2, 1])
     whole = cost_frontier([make_run([[True, True, False], [False, True, True]])])
-    np.testing.assert_allclose(table["cost"], whole["cost"][:2])
-    with pytest.raises(SamplesError, match=r"'p1' has no graded sample .*; grade the run again"):
-        cost_frontier([make_run([[True, None], [None, None]])])
-    with pytest.warns(UserWarning, match="N ends at 1, since problem 'p0' has 1 of 4 graded"):
-        assert list(cost_frontier([make_run([[True, None, None, None], [False, True, True, True]])])["N"]) == [1]
+    np.testing.assert_allclose(table["cost"], whole["cost"][:2])  # dropped ones were paid for
+    with pytest.raises(SamplesError, match=r"all samples of problem 'p1' are undecided .*; leave out --undecided drop"):
+        pooled([make_run([[True, None], [None, None]])], undecided="drop")
+    with pytest.raises(SamplesError, match="can be unsolved or drop, not 'half'"):
+        pooled([run], undecided="half")  # pyright: ignore[reportArgumentType]
 
 
-def test_one_problem_has_no_interval():
+def test_other_settings_are_compared_with_a_word():
+    def run(**settings):
+        return dataclasses.replace(
+            make_run([[True]], model=settings.pop("model", "small")), settings={"dtype": "float32", **settings}
+        )
+
+    one = run(temperature=0.6, max_tokens=4096, weights="a")
+    with pytest.warns(
+        UserWarning, match=r"differ in temperature \(0.6 for small dense, 2.0 for other dense\); max_tokens"
+    ):
+        pooled([one, run(model="other", temperature=2.0, max_tokens=900, weights="b")])
+    with pytest.warns(
+        UserWarning, match=r"differ in dtype \(float32 for small dense, bfloat16 for other dense\): what"
+    ):
+        pooled([one, run(model="other", temperature=0.6, max_tokens=4096, dtype="bfloat16")])
+    sparse = dataclasses.replace(run(temperature=0.6, max_tokens=4096, weights="b"), attention=BlockTopK(budget=64))
+    with pytest.warns(UserWarning, match="differ in the weights of small: what"):
+        pooled([one, sparse])
+    asked = dataclasses.replace(one, prompts={"p0": "1 + 1?"})
+    with pytest.warns(UserWarning, match="'p0' was put to small and other in different words"):
+        pooled([asked, dataclasses.replace(asked, model="other", prompts={"p0": "user: 1 + 1?"})])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pooled([one, run(model="other", temperature=0.6)])  # what is not said is not told apart
+
+
+def test_an_interval_has_a_width_whatever_the_outcome():
+    """Of one problem, and where all are solved or failed: Clopper and Pearson's, for N = 1 and N = 2."""
     table = cost_frontier([make_run([[True, False]])])
-    assert table[["low", "high"]].isna().all(axis=None)
+    np.testing.assert_allclose(table[["low", "high"]], [[0.0125, 0.9875], [0.025, 1]])
+    solved = cost_frontier([make_run([[True]] * 10)])
+    np.testing.assert_allclose(solved[["low", "high"]], [[0.025 ** (1 / 10), 1]])  # 0.6915, as in tables
+    failed = cost_frontier([make_run([[False]] * 30)])
+    np.testing.assert_allclose(failed[["low", "high"]], [[0, 1 - 0.025 ** (1 / 30)]])
+    assert solved["high"].item() == 1
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_an_interval_holds_its_accuracy_within_0_and_1(grades):
+    table = cost_frontier([make_run(grades)], trials=[1, 2, 3])
+    low, accuracy, high = (table[name].to_numpy() for name in ("low", "accuracy", "high"))
+    assert np.all((low >= 0) & (low <= accuracy) & (accuracy <= high) & (high <= 1) & (low < high))
 
 
 def test_trials_can_be_chosen():

@@ -206,8 +206,9 @@ def test_two_rules_of_grading_are_warned_of():
     runs = [random_run(5, caps=(600,)), random_run(6, model="Qwen/Qwen3-8B")]
     with pytest.warns(UserWarning, match="8B dense: cut texts were not graded at 600 tokens, as those of others"):
         grid(pooled(runs), trials=[1], caps=[600])
+    pools = pooled(runs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        grid(pooled(runs), trials=[1])
-        grid(pooled(runs), trials=[1], caps=[700])
-        grid(pooled(runs), trials=[1], caps=[5000])  # nothing is cut
+        grid(pools, trials=[1])
+        grid(pools, trials=[1], caps=[700])
+        grid(pools, trials=[1], caps=[5000])  # nothing is cut

@@ -128,9 +128,9 @@ def test_the_papers_files_cost_what_its_code_says(tmp_path):
         ([BLOCKS, sample("?", 0) | {"prediction": ["x", "y"]}], "line 2: prediction and choices are a text"),
         ([BLOCKS, sample("?", 0), sample("?", 0) | {"choices": ["4"]}], "line 3: the same question has another"),
         ([{**BLOCKS, "attn_stride": 4}, sample("?", 0)], "attn_stride of its first line has no counterpart"),
-        ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "are whole numbers"),
+        ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "attn_block_topk cannot be '64'; it is a whole number"),
         ([sample("?", 0)], "does not say its attention"),
-        ([{"task": "aime24"}, [1]], "line 2: not a record"),
+        ([{"task": "aime24"}, [1]], "line 2: holds list, expected a JSON object"),
     ],
 )
 def test_what_the_papers_files_cannot_hold_is_refused_with_its_line(tmp_path, lines, message):
@@ -205,6 +205,110 @@ def test_a_table_of_several_models_and_runs(tmp_path):
     assert read_samples(one, config=small).config == small
 
 
+SPARSE_ROWS = [{**row, "attention": "block_topk:budget=256,page_size=16", "correct": 0} for row in ROWS]
+DENSE_ROWS = [{**row, "correct": 1} for row in ROWS]
+
+
+@pytest.mark.parametrize("first", ["dense", "sparse"])
+def test_rows_without_attention_are_a_configuration_of_their_own(tmp_path, first):
+    """Two files made one: neither takes over the other's rows, whichever comes first."""
+    rows = DENSE_ROWS + SPARSE_ROWS if first == "dense" else SPARSE_ROWS + DENSE_ROWS
+    path = write_table(tmp_path / "t.jsonl", rows)
+    with pytest.warns(UserWarning, match="3 of 6 rows name no attention .* taken for dense attention"):
+        runs = read_all([path], model="8B")
+    assert {str(run.attention): run.correct for run in runs} == {
+        "dense": [True] * 3,
+        "block_topk:budget=256,page_size=16": [False] * 3,
+    }
+    with pytest.raises(SamplesError, match=r"its attention is block_topk:.*, not token_topk"):
+        read_all([path], model="8B", attention="token_topk:budget=8")
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_columns_are_those_of_all_rows(tmp_path, where):
+    full = [row | {"model": "8B", "prompt_tokens": 5} for row in ROWS]
+
+    def without(column):
+        rows = [dict(row) for row in full]
+        del rows[where][column]
+        return write_table(tmp_path / f"{column}.jsonl", rows)
+
+    with pytest.raises(SamplesError, match=rf"line {where + 1}: names no model, where other rows do \(1 of 3 rows"):
+        read_samples(without("model"))
+    assert read_samples(without("correct")).correct[where] is None
+    assert read_samples(without("prompt_tokens")).prompt_tokens[where] is None
+    with pytest.raises(SamplesError, match=rf"line {where + 1}: no problem"):
+        read_samples(without("problem"))
+
+
+def test_rows_of_other_settings_are_kept_apart(tmp_path):
+    rows = [{**row, "temperature": t, "max_tokens": 99, "sample": i} for i, row in enumerate(ROWS) for t in (0.6, 2)]
+    runs = read_all([write_table(tmp_path / "t.csv", rows)], model="8B")
+    assert [run.settings for run in runs] == [{"temperature": t, "max_tokens": 99} for t in (0.6, 2)]
+    with pytest.raises(SamplesError, match="differ in temperature cannot be pooled"):
+        pooled(runs)
+
+
+@pytest.mark.parametrize("ending", [".CSV", ".JsonL", ".Parquet"])
+def test_endings_and_headers_in_any_case(tmp_path, ending):
+    rows = [
+        {name.upper() if ending != ".Parquet" else f" {name}": value for name, value in row.items()} for row in ROWS
+    ]
+    plain = write_table(tmp_path / f"t{ending.lower()}", rows)
+    plain.rename(tmp_path / f"t{ending}")
+    assert read_samples(tmp_path / f"t{ending}", model="m").correct == [True, False, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "problem,sample,tokens,correct,correct\na,1,2,1,0\n"),
+        ("t.csv", "problem,sample,tokens,correct,Correct\na,1,2,1,0\n"),
+        ("t.jsonl", '{"problem": "a", "sample": 1, "tokens": 2, "correct": 1, "CORRECT": 0}\n'),
+        ("t.jsonl", '{"problem": "a", "sample": 1, "tokens": 2, "correct": 1, "correct": 0}\n'),
+    ],
+)
+def test_a_column_that_is_there_twice_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SamplesError, match="twice"):
+        read_samples(tmp_path / name, model="m")
+    (tmp_path / "both.csv").write_text("problem,sample,tokens,output_tokens,correct\na,1,2,3,1\n")
+    with pytest.raises(SamplesError, match="line 2: has both tokens and output_tokens"):
+        read_samples(tmp_path / "both.csv", model="m")
+
+
+def test_ids_of_samples_are_what_they_are(tmp_path):
+    ids = ["²", "--0", "01", "1", "-3", "9" * 5000, "٣"]
+    rows = [{"problem": "a", "sample": name, "tokens": 1, "correct": 1} for name in ids]
+    assert read_samples(write_table(tmp_path / "t.csv", rows), model="m").sample == ids
+    rows = [{"problem": "a", "sample": name, "tokens": 1, "correct": 1} for name in ("1", "-3", 2)]
+    assert read_samples(write_table(tmp_path / "u.csv", rows), model="m").sample == [1, -3, 2]
+
+
+def test_records_of_a_run_folder_as_a_table(tmp_path):
+    folder = write_run(tmp_path / "run")
+    whole = read_samples(folder)
+    inside = read_samples(folder / "samples.jsonl")
+    assert (inside.model, inside.output_tokens, inside.settings) == (whole.model, [2], whole.settings)
+    moved = tmp_path / "samples.jsonl"
+    moved.write_bytes((folder / "samples.jsonl").read_bytes())
+    with pytest.raises(SamplesError, match=r"only its run\.json says; name the folder .*--attention dense"):
+        read_samples(moved, model="8B")
+    run = read_samples(moved, model="8B", attention="dense")
+    assert (run.sample, run.output_tokens, run.prompt_tokens) == ([("0", 0)], [2], [3])
+    assert (run.answers, run.ended) == (["1"], ["stop"])
+
+
+def test_results_beside_samples_are_passed_over(tmp_path):
+    write_run(tmp_path / "run")
+    table = cost_frontier([read_samples(tmp_path / "run")])
+    table.to_csv(tmp_path / "frontier.csv", index=False)
+    with pytest.warns(UserWarning, match=r"frontier\.csv: a table of results, not of samples; passed over"):
+        assert [run.model for run in read_all([tmp_path])] == ["m"]
+    with pytest.raises(SamplesError, match=r"frontier\.csv: no column problem"):
+        read_all([tmp_path / "frontier.csv"])
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -212,6 +316,9 @@ def test_a_table_of_several_models_and_runs(tmp_path):
         ({"tokens": "many"}, "tokens cannot be 'many'"),
         ({"tokens": -1}, "tokens cannot be"),
         ({"tokens": 1.5}, "tokens cannot be"),
+        ({"tokens": 10**30}, "tokens cannot be"),
+        ({"tokens": "1e400"}, "tokens cannot be"),
+        ({"tokens": "x" * 5000}, "tokens cannot be 'x{39}…x+'"),
         ({"correct": "perhaps"}, "correct cannot be 'perhaps'"),
         ({"problem": ""}, "no problem"),
     ],
@@ -237,7 +344,7 @@ def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(SamplesError, match=r"torn\.jsonl, line 2: not valid JSON"):
         read_samples(torn, model="m")
     (tmp_path / "short.csv").write_text("problem,sample,tokens,correct\na,1,2\n")
-    with pytest.raises(SamplesError, match="line 2: not as many fields"):
+    with pytest.raises(SamplesError, match="line 2: has 3 fields, the first line names 4"):
         read_samples(tmp_path / "short.csv", model="m")
     for name in ("x.parquet", "x.txt", "empty.csv"):
         (tmp_path / name).write_text("")

@@ -73,12 +73,12 @@ def test_a_sample_within_a_cap_by_hand():
 
 
 def test_grades_of_cut_texts_are_the_length_ablation():
-    with pytest.warns(UserWarning, match="1 of 4 samples have no grade"):
+    with pytest.warns(UserWarning, match="1 of 4 samples are undecided"):
         cost_frontier([CUT])
     table = length_ablation([CUT])
     assert list(table["cap"]) == [10, 40, 100]
     assert table.attrs["rule"] == "cut"
-    np.testing.assert_allclose(table["accuracy"], [0.25, 0.5, 0.5])
+    np.testing.assert_allclose(table["accuracy"], [0.25, 0.5, 0.5])  # undecided under a cap: unsolved there
     np.testing.assert_allclose(table["mean_tokens"], [10, (30 + 40 + 20 + 40) / 4, (30 + 50 + 20 + 90) / 4])
     assert list(length_ablation([CUT], caps=[40])["cap"]) == [40]
     assert length_ablation([RUN]).attrs["rule"] == "finished"

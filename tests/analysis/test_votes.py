@@ -102,7 +102,16 @@ def test_what_is_no_vote_is_refused(call, message):
         call()
 
 
-def test_a_pool_votes_among_its_graded_samples():
+def test_wrong_answers_are_one_however_they_are_spelled():
+    answers = ["1/2", "0.5", "2", "2.0", r"$2.00$"]
+    correct = [True, True, False, False, False]
+    assert majority_vote(answers, correct, 5) == 0
+    assert majority_vote(answers, correct, 2) == pytest.approx(1 / 10 + 6 / 10 / 2)  # both right, or one each
+    assert majority_vote(["x", "1/3", "0.3333333", r"\frac{1}{3}"], [True, False, False, False], 4) == 0
+    assert majority_vote(["x", "(1,2)", "(2,1)"], [True, False, False], 3) == pytest.approx(1 / 3)
+
+
+def test_the_undecided_vote_and_are_not_right():
     run = RunData(
         model="m",
         attention=Dense(),
@@ -114,8 +123,10 @@ def test_a_pool_votes_among_its_graded_samples():
         correct=[True, False, False, None, True, False],
         answers=[RIGHT, "1", "1", RIGHT, RIGHT, None],
     )
-    (pool,) = pooled([run])
+    (pool,) = pooled([run], undecided="drop")
     np.testing.assert_allclose(pool_majority(pool, [1, 2]), [[1 / 3, 1 / 3], [1 / 2, 1]])
+    (pool,) = pooled([run])  # the right one loses to a pair of "1", and ties with each of the others
+    np.testing.assert_allclose(pool_majority(pool, [1, 2]), [[1 / 4, 1 / 4], [1 / 2, 1]])
     (silent,) = pooled([dataclasses.replace(run, answers=())])
     with pytest.raises(EstimateError, match="'a' answered is not known"):
         pool_majority(silent, 1)

@@ -14,6 +14,7 @@ from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.cli.frontier import frontier
+from kinetics_jax.cli.sources import Unsaid
 from kinetics_jax.errors import UserError
 
 SCRIPT = "from kinetics_jax.cli.main import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
@@ -100,7 +101,7 @@ def test_adaptive(tables, capsys):
 def test_files_that_do_not_say_their_model(tables, capsys, tmp_path):
     whole = pd.read_csv(next(tables.glob("4B-dense.csv"))).drop(columns=["model", "attention"])
     whole.to_csv(tmp_path / "t.csv", index=False)
-    named = printed(capsys, tmp_path / "t.csv", model="Qwen/Qwen3-4B", attention="token_topk:budget=256")
+    named = printed(capsys, tmp_path / "t.csv", unsaid=Unsaid(model="Qwen/Qwen3-4B", attention="token_topk:budget=256"))
     assert set(named["attention"]) == {"token_topk:budget=256"}
     shape = {
         "model_type": "qwen3", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -108,11 +109,40 @@ def test_files_that_do_not_say_their_model(tables, capsys, tmp_path):
         "max_position_embeddings": 4096, "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    own = printed(capsys, tmp_path / "t.csv", model="mine", config=tmp_path)
+    own = printed(capsys, tmp_path / "t.csv", unsaid=Unsaid(model="mine", config=(str(tmp_path),)))
     assert set(own["model"]) == {"mine"}
     assert own["cost"][0] < named["cost"][0] / 100
     with pytest.raises(SamplesError, match="architecture is not known"):
-        printed(capsys, tmp_path / "t.csv", model="mine")
+        printed(capsys, tmp_path / "t.csv", unsaid=Unsaid(model="mine"))
+    (tmp_path / "two.csv").write_text(
+        "problem,sample,tokens,correct,model\na,0,100,1,one\na,1,200,0,one\na,0,50,1,two\na,1,50,1,two\n"
+    )
+    with pytest.raises(SamplesError, match=r"prompt token counts are missing .*--prompt-tokens N"):
+        printed(capsys, tmp_path / "two.csv", unsaid=Unsaid(config=(f"one={tmp_path}", f"two={tmp_path}")))
+    both = Unsaid(config=(f"one={tmp_path}", f"two={tmp_path}"), prompt_tokens=9)
+    assert list(printed(capsys, tmp_path / "two.csv", unsaid=both)["accuracy"]) == [0.5, 1, 1, 1]
+    with pytest.raises(SamplesError, match=r"architecture is not known, .*--against tokens"):
+        printed(capsys, tmp_path / "two.csv")
+    tokens = printed(capsys, tmp_path / "two.csv", against="tokens")
+    assert list(tokens["tokens"]) == [150, 300, 50, 100]
+    assert list(tokens["on_frontier"]) == [False, False, True, False]
+    with pytest.raises(UserError, match="names each"):
+        printed(capsys, tmp_path / "two.csv", unsaid=Unsaid(config=(f"one={tmp_path}", str(tmp_path))))
+
+
+def test_what_the_summary_tells(capsys, tmp_path):
+    """Samples that were cut, and undecided ones that are left out."""
+    path = tmp_path / "t.csv"
+    rows = ["problem,sample,tokens,correct,model,prompt_tokens,finish_reason,max_tokens"]
+    rows += [f"{p},{s},24,{'' if (p, s) == ('a', 0) else 1},4B,9,length,24" for p in "ab" for s in range(2)]
+    path.write_text("\n".join(rows) + "\n")
+    frontier((path,), as_json=True)
+    out, err = capsys.readouterr()
+    assert "kinetics: Qwen/Qwen3-4B dense: 4 of 4 cut at max_tokens (24)" in err
+    assert [row["undecided"] for row in json.loads(out)] == [1, 1]
+    assert json.loads(out)[0]["accuracy"] == 0.75
+    frontier((path,), unsaid=Unsaid(undecided="drop"), as_json=True)
+    assert [(row["accuracy"], row["dropped"]) for row in json.loads(capsys.readouterr().out)] == [(1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +162,7 @@ def test_files_that_do_not_say_their_model(tables, capsys, tmp_path):
         ({"report": "r.txt"}, "must end in .html"),
         ({"figure": "f.gif"}, "must end in .png"),
         ({"allocate": "best-of-n", "limits": (-1.0,)}, "cost limits must be"),
-        ({"allocate": "best-of-n", "honest": True, "splits": 0}, "at least one halving"),
+        ({"allocate": "best-of-n", "honest": True, "splits": 0}, "--splits must be at least 1"),
         ({"trials": (99,)}, "k = "),
         ({"caps": (0,)}, "at least 1"),
     ],

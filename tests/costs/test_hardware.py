@@ -68,7 +68,8 @@ def test_every_bad_field_of_a_profile_is_told_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not a JSON hardware profile"), ("[]", "holds list"), ("\x00", "not a JSON")]
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[]", "holds list"), ("\x00", "not valid JSON"), ("[" * 10**5, "nests too deeply")],
 )
 def test_files_that_are_no_profiles(tmp_path, text, message):
     path = tmp_path / "chip.json"
@@ -77,8 +78,34 @@ def test_files_that_are_no_profiles(tmp_path, text, message):
         hardware(path)
     with pytest.raises(HardwareError, match="no such hardware profile"):
         hardware(tmp_path / "none.json")
-    with pytest.raises(HardwareError, match="not a JSON hardware profile"):
+    with pytest.raises(HardwareError, match="is a directory, not a regular file"):
         hardware(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bandwidth": 3.35}, r"bandwidth = 3.35 is read as bytes/s, .*; 3.35 TB/s is 3.35e12"),
+        ({"bandwidth": 3350}, "bandwidth = 3350 is read as bytes/s"),
+        ({"memory": 80}, r"memory = 80 is read as bytes, .*; 80 GB is 80e9"),
+        ({"memory": 81920}, "memory = 81920 is read as bytes"),
+        ({"flops": 989.5}, r"flops = 989.5 is read as FLOP/s, .*; 989 TFLOP/s is 9.89e14"),
+        ({"peaks": {"bfloat16": 989.5e12, "int8": 1979}}, "peaks.int8 = 1979 is read as FLOP/s"),
+        ({"flops": 10**30}, r"flops = 1e\+30 is read as"),
+        ({"flops": 10**400}, "flops must be a positive number, got 1000"),
+        ({"step_seconds": 1e30}, r"step_seconds must be a number, at least 0, got 1e\+30 \(at most 1e\+06\)"),
+        ({"peaks": {"x" * 5000: 1.0}}, "peaks has 'x+…x+'"),
+    ],
+)
+def test_a_profile_in_another_unit_is_refused(tmp_path, change, says):
+    path = tmp_path / "mine.json"
+    fields = {"name": "mine", "flops": 989.5e12, "bandwidth": 3.35e12, "memory": 80e9}
+    path.write_text(json.dumps(fields))
+    assert hardware(path).memory == 80e9
+    path.write_text(json.dumps(fields | change))
+    with pytest.raises(HardwareError, match=says) as raised:
+        hardware(path)
+    assert len(str(raised.value)) < 1000
 
 
 def test_unknown_names_and_impossible_chips():

@@ -191,7 +191,7 @@ def test_long_and_odd_samples(tmp_path):
         record(sample=2, finish_reason="length"),
     ]
     run = make_run("m", Dense(), samples, n=5)
-    with pytest.warns(match="unfinished, 3 of 5 samples"), pytest.warns(match="1 of 3 samples have no grade"):
+    with pytest.warns(match="unfinished, 3 of 5 samples"), pytest.warns(match="1 of 3 samples are undecided"):
         tables = report_tables([run])
     page = write(tmp_path / "report.html", [run], tables)
     text = "".join(Tags(page).texts)
@@ -199,9 +199,9 @@ def test_long_and_odd_samples(tmp_path):
     assert "\\ud83d" in text
     assert "Answer not found, expected 42; 3 tokens, ended by repetition" in text
     assert "(unfinished: 5 were asked for)" in text
-    assert "1 sample(s) without a grade" in text
-    assert "stoplengthrepetitionUngraded" in text
-    assert "mdense33.01111" in text  # samples, tokens per sample, each way to end, ungraded
+    assert "1 of 3 samples are undecided and count as unsolved" in text
+    assert "stoplengthrepetitionUndecided" in text
+    assert "mdense33.01111" in text  # samples, tokens per sample, each way to end, undecided
     assert "No sparse attention was run" in text
     assert "max-height" in page  # long texts scroll within the page
 

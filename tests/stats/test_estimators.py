@@ -124,6 +124,24 @@ def test_bootstrap_of_one_problem_says_nothing():
         cluster_bootstrap([0.5, 1], method="bca")
 
 
+def test_an_interval_of_bounded_values_always_has_a_width():
+    """10 of 10 and 0 of 30 as in tables of Clopper and Pearson's interval; ends are never beyond the bounds."""
+    low, high = cluster_bootstrap(np.ones(10), bounds=(0, 1))
+    np.testing.assert_allclose((low, high), (0.6915, 1), atol=5e-5)
+    assert high == 1
+    np.testing.assert_allclose(cluster_bootstrap(np.zeros(30), bounds=(0, 1)), (0, 0.1157), atol=5e-5)
+    np.testing.assert_allclose(cluster_bootstrap([0.5], bounds=(0, 1)), (0.0125, 0.9875))
+    np.testing.assert_allclose(cluster_bootstrap([0.25] * 4, bounds=(-1, 1), confidence=0.9)[0], -0.4089, atol=5e-5)
+    mixed = np.stack([np.full(7, 1 / 3), np.arange(7) / 6], axis=1)
+    low, high = cluster_bootstrap(mixed, bounds=(0, 1))
+    np.testing.assert_array_equal((low[1], high[1]), np.round(cluster_bootstrap(mixed[:, 1]), 12))
+    assert low[0] < 1 / 3 < high[0]
+    low, high = cluster_bootstrap(np.repeat([1.0, 1 - 1e-15, 0.1 * 3 / 0.3], 5), bounds=(0, 1))
+    assert 0.7 < low < high == 1
+    with pytest.raises(EstimateError, match=r"in 0 … 1, got 0.5 … 1.5"):
+        cluster_bootstrap([0.5, 1.5], bounds=(0, 1))
+
+
 def test_bootstrap_knows_values_and_not_their_order():
     values = np.random.default_rng(4).random((12, 2)).round(1)
     whole = cluster_bootstrap(values)
@@ -204,10 +222,14 @@ def test_without_samples_the_bayesian_interval_is_the_prior():
 def test_a_paired_difference_sees_what_problems_share():
     rng = np.random.default_rng(7)
     hardness = rng.random(40)
-    worse = paired_difference(hardness - 0.02, hardness, margin=0.05)
-    np.testing.assert_allclose((worse.difference, worse.low, worse.high), -0.02)
+    loss = rng.choice([0.01, 0.03], 40)
+    worse = paired_difference(hardness - loss, hardness, margin=0.05)
+    np.testing.assert_allclose((worse.difference, worse.low, worse.high), -loss.mean(), atol=0.004)
     assert worse.noninferior
-    assert not paired_difference(hardness - 0.06, hardness, margin=0.05).noninferior
+    assert not paired_difference(hardness - loss - 0.04, hardness, margin=0.05).noninferior
+    same = paired_difference(hardness, hardness, margin=0.05)  # 40 problems can miss 9 % that are unlike them
+    np.testing.assert_allclose((same.difference, same.low, same.high), (0, -0.0881, 0.0881), atol=5e-5)
+    assert not same.noninferior
     other = paired_difference(rng.permutation(hardness), hardness, margin=0.05)  # nothing shared: nothing shown
     np.testing.assert_allclose(other.difference, 0, atol=1e-12)
     assert other.low < -0.05
