@@ -52,7 +52,8 @@ HARMLESS = frozenset(
             diversity_penalty do_sample early_stopping embd_pdrop encoder_no_repeat_ngram_size
             exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
             gradient_checkpointing gradient_checkpointing_kwargs hidden_dropout hidden_dropout_prob id2label
-            initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty mask_token_id max_length
+            initializer_range is_decoder is_llama_config
+            keys_to_ignore_at_inference label2id length_penalty mask_token_id max_length
             max_sequence_length min_length model_max_length name_or_path neftune_noise_alpha no_repeat_ngram_size
             num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_router_logits
             output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty

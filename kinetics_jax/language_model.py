@@ -23,7 +23,7 @@ from kinetics_kernels.backends import Backend, backend_error
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.checkpoints.digest import FileStates, file_states, sampled_digest, weights_digest
+from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
@@ -115,7 +115,7 @@ class LanguageModel:
         return sampled_digest(self.checkpoint)
 
     def _check_unchanged(self) -> None:
-        if self.files is not None and file_states(self.checkpoint) != self.files:
+        if self.files is not None and not same_files(file_states(self.checkpoint), self.files):
             raise CheckpointError(f"{self.checkpoint.path}: its files changed after it was loaded; load it again")
 
     @functools.cached_property
