@@ -19,6 +19,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
+from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
 
@@ -431,8 +432,10 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
                     "one prompt"
                 )
             entry.lengths.append(lengths[i])
-            entry.grades.append(_grade(run.correct[i], without))
-            entry.undecided.append(run.correct[i] is None)
+            # Whatever grade a text has that came of logits without a value: it says nothing of the model.
+            correct = None if run.ended and run.ended[i] == NONFINITE else run.correct[i]
+            entry.grades.append(_grade(correct, without))
+            entry.undecided.append(correct is None)
             if said:
                 entry.answers.append(run.answers[i])
             if caps:

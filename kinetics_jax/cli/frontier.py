@@ -9,7 +9,7 @@ import tyro
 
 from kinetics_jax.cli.arguments import MAX_SAMPLES, JsonArg, Positional
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
-from kinetics_jax.cli.run_summary import cut_lines, run_summary
+from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
 from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say
 
@@ -114,7 +114,7 @@ def frontier(
     else:
         samples = unsaid.read(runs)
         data = pooled(samples, undecided=unsaid.undecided)
-        for line in cut_lines(samples):
+        for line in ending_lines(samples):
             say(line)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
         if against == "tokens":

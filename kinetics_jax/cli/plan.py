@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.cli.arguments import JsonArg, Positional
 from kinetics_jax.cli.checks import require, require_between
-from kinetics_jax.cli.run_summary import cut_lines
+from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
 from kinetics_jax.cli.terminal import say
 
@@ -93,7 +93,7 @@ def plan(
         batches=batches or None,
     )
     advice = planner.advise(options, budget, seed=seed)
-    for line in (*cut_lines(samples), *options.warnings):
+    for line in (*ending_lines(samples), *options.warnings):
         say(line)
     if as_json:
         print(json.dumps(as_record(advice), indent=1, allow_nan=False))

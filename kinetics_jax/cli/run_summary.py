@@ -18,9 +18,9 @@ def run_totals(run: Run) -> dict[str, Any]:
     counted as unsolved, and the mean tokens of a sample (None without any).
     """
     samples = len(run.samples)
-    undecided = sum(record["correct"] is None for record in run.samples)
     ended = collections.Counter(record["finish_reason"] for record in run.samples)
-    right = sum(record["correct"] is True for record in run.samples)
+    grades = [None if record["finish_reason"] == "nonfinite" else record["correct"] for record in run.samples]
+    undecided, right = grades.count(None), grades.count(True)
     tokens = sum(len(record["output_tokens"]) for record in run.samples)
     return {
         "samples": samples,
@@ -55,16 +55,25 @@ def cut_words(cut: int, samples: int, cap: int | None) -> str:
     return f"{cut} of {samples} cut at max_tokens{f' ({cap})' if cap else ''}"
 
 
-def cut_lines(runs: Iterable[RunData]) -> list[str]:
-    """A line for every model and attention of which samples were cut at max_tokens, where the samples say how they
-    ended.
+def ending_lines(runs: Iterable[RunData]) -> list[str]:
+    """A line for every model and attention of which samples were cut at max_tokens or had logits that are not finite,
+    where the samples say how they ended.
     """
-    cut: collections.Counter[tuple[str, str]] = collections.Counter()
+    ended: dict[tuple[str, str], collections.Counter[str | None]] = collections.defaultdict(collections.Counter)
     samples: collections.Counter[tuple[str, str]] = collections.Counter()
     caps: dict[tuple[str, str], int | None] = {}
     for run in runs:
         of = run.model, str(run.attention)
-        cut[of] += sum(reason == "length" for reason in run.ended)
+        ended[of].update(run.ended)
         samples[of] += len(run.problem)
         caps[of] = run.settings.get("max_tokens")
-    return [f"{' '.join(of)}: {cut_words(cut[of], samples[of], caps[of])}" for of in cut if cut[of]]
+    lines = []
+    for of, reasons in ended.items():
+        told = []
+        if cut := reasons["length"]:
+            told.append(cut_words(cut, samples[of], caps[of]))
+        if nonfinite := reasons["nonfinite"]:
+            told.append(f"{nonfinite} of {samples[of]} with logits that are not finite")
+        if told:
+            lines.append(f"{' '.join(of)}: {', '.join(told)}")
+    return lines

@@ -20,6 +20,7 @@ from kinetics_jax.engine.engine import Request
 from kinetics_jax.files import FileError, read_json
 from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
+from kinetics_jax.runs.records import NONFINITE
 from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.sharding.mesh import mesh_spelling
 from kinetics_jax.tasks.answers import completed
@@ -29,8 +30,7 @@ from kinetics_jax.tasks.problems import Problem
 from kinetics_jax.tasks.prompts import adds_special_tokens, render_prompts
 
 DIGEST = "every stored byte"  # what `weights` of run.json is a digest of
-# How a sample ends whose logits are not finite. What it would have said is not known: it has no grade.
-NONFINITE = "nonfinite"
+# The grade of a sample whose logits are not finite: what it would have said is not known.
 UNDECIDED = Grade(correct=None, answer=None, grader=NONFINITE)
 VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
 

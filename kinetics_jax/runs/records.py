@@ -14,6 +14,7 @@ from typing import Any
 from kinetics_jax.errors import UserError, spelled
 from kinetics_jax.files import open_regular, parse_json
 
+NONFINITE = "nonfinite"  # how a sample ends whose logits are not finite
 MAX_LINE = 256 << 20  # bytes of a record: a million tokens and their text take a tenth
 MAX_TOKENS = 1 << 31  # of a prompt or a sample; ids of tokens are below it too
 MAX_SAMPLES = 10**9  # numbers of samples

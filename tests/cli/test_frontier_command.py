@@ -134,11 +134,11 @@ def test_what_the_summary_tells(capsys, tmp_path):
     """Samples that were cut, and undecided ones that are left out."""
     path = tmp_path / "t.csv"
     rows = ["problem,sample,tokens,correct,model,prompt_tokens,finish_reason,max_tokens"]
-    rows += [f"{p},{s},24,{'' if (p, s) == ('a', 0) else 1},4B,9,length,24" for p in "ab" for s in range(2)]
+    rows += [f"{p},{s},24,1,4B,9,{'nonfinite' if (p, s) == ('a', 0) else 'length'},24" for p in "ab" for s in range(2)]
     path.write_text("\n".join(rows) + "\n")
     frontier((path,), as_json=True)
     out, err = capsys.readouterr()
-    assert "kinetics: Qwen/Qwen3-4B dense: 4 of 4 cut at max_tokens (24)" in err
+    assert "kinetics: Qwen/Qwen3-4B dense: 3 of 4 cut at max_tokens (24), 1 of 4 with logits that are not finite" in err
     assert [row["undecided"] for row in json.loads(out)] == [1, 1]
     assert json.loads(out)[0]["accuracy"] == 0.75
     frontier((path,), unsaid=Unsaid(undecided="drop"), as_json=True)

@@ -40,11 +40,11 @@ def test_cut_and_undecided_samples_are_told(tmp_path):
     run = write(tmp_path / "mixed", {}, cut, {"correct": None, "grader": "timeout"}, {"finish_reason": "nonfinite"})
     assert run_totals(run) == {
         "samples": 4,
-        "graded": 3,
-        "undecided": 1,
+        "graded": 2,
+        "undecided": 2,
         "nonfinite": 1,
         "cut": 1,
-        "correct": 0.5,
+        "correct": 0.25,
         "mean_output_tokens": 24,
     }
     assert run_summary(write(tmp_path / "none")) == "0 samples"
