@@ -14,7 +14,8 @@ from typing import Any
 from kinetics_jax.assets import ASSETS
 from kinetics_jax.errors import UserError
 from kinetics_jax.hub import HubError, download
-from kinetics_jax.tasks.answers import last_answer_box, thousands
+from kinetics_jax.tasks.answers import last_answer_box
+from kinetics_jax.tasks.exact import thousands
 
 BUILTIN = "builtin"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
