@@ -18,6 +18,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -143,6 +144,9 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) -> set[tuple[str, int, int, int]]:
     """Prepares the file for appending and returns what is graded already. Drops grades by another maker."""
     earlier = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
+    if earlier is not None and earlier.grades and earlier.maker != maker:
+        what = "grader" if earlier.maker.get("grader") != maker["grader"] else "tokenizer"
+        warnings.warn(f"{run.path / NAME}: made with another {what}; its samples are graded again", stacklevel=3)
     if earlier is None or earlier.maker != maker:
         file.truncate(0)
         _append(file, [maker])

@@ -17,7 +17,7 @@ from kinetics_jax.tasks.vocabulary import CHANGERS, FILLER, MONEY, SCALES, UNITS
 from kinetics_jax.tasks.wrapping import trimmed
 
 MAX_AMOUNTS = 4  # that make up one: days, hours, minutes, seconds
-CURRENCIES = frozenset(("\\$", "$", "£", "€", "¥", "₹"))
+CURRENCIES = frozenset(("\\$", "$", "£", "€", "¥", "₹", "¢"))
 # Reads what follows the first of several amounts.
 ReadOn = Callable[[list[Token]], Reading]
 
@@ -28,7 +28,7 @@ def quantity(tokens: list[Token], text: str, read_on: ReadOn) -> Reading:
     end = next((i for i, token in enumerate(tokens) if token.depth == 0 and _begins_unit(tokens, i)), len(tokens))
     core, tail = stripped(tokens[:end]), stripped(tokens[end:])
     if not core:
-        return _in_words(tail) or Reading("unread", text, why="words that are not read")
+        return in_words(tail) or Reading("unread", text, why="words that are not read")
     if inside := next((token for token in core if token.kind == "word"), None):
         return Reading("unread", text, why=f"{inside.text!r} inside a formula is not read")
     factor, added, tail = _scale(tail)
@@ -147,7 +147,7 @@ def _per(tail: list[Token]) -> Unit | None:
     return None if below is None else Unit(tuple((kind, -count) for kind, count in below.kinds), 1 / below.worth)
 
 
-def _in_words(tail: list[Token]) -> Reading | None:
+def in_words(tail: list[Token]) -> Reading | None:
     """An amount in words with its unit: `forty-six apples`, `half a mile`."""
     words = [token.plain for token in tail if token.kind != "space"]
     if not all(token.kind in ("word", "space") or token.text == "-" for token in tail):

@@ -24,11 +24,13 @@ CLOSING = re.compile(
 OPENINGS, CLOSINGS = ("<", "[THINK", "[REASON", "◁"), ("<", "[/", "◁/")  # how they begin
 BRACED_BOX = re.compile(r"\\(?:boxed|fbox|box|framebox)\s*\{")
 BARE_BOX = re.compile(r"\\(?:boxed|fbox|box)\s+([+-]?[0-9](?:[0-9.,/]*[0-9])?|[A-Za-z])(?![\w{])")
-NO_BOX = re.compile(r"\$?\\(?:boxed|fbox|box)\s*\{[\s{}]*(?:\}\$?|$)|\\(?:boxed|fbox|box)\s*\{[^}]*$|\\box[a-z]*$")
+EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox|box)\s*\{[\s{}]*\}\$?")
+OPEN_BOX = re.compile(r"\$?\\(?:boxed|fbox|box)\s*\{.*|\\box[a-z]*$", re.DOTALL)
 BOXES = re.compile(r"\\boxed\{[^{}]*\}(?:[\s$]*(?:,|and|or|,\s*and)[\s$]*\\boxed\{[^{}]*\})+")
 ANSWER_TAGS = ("answer", "final_answer")
 
 TAIL = 4000  # characters from the end in which a text without a box is searched
+MENTION = 120  # characters of a sentence's end that may be an answer; more is talk about the problem
 SAYS = re.compile(r"\banswer[*_\s]*(?:(?:is|are|was)\b|:|=|\n)[*_:\s]*|####\s", re.IGNORECASE)
 COPULA = re.compile(
     r"(?<![A-Za-z\\])(?:is|are|was|equals?|be|gives?|yields?|gets?|got|costs?|makes?|earns?|has|have|totals?|obtain|"
@@ -73,6 +75,12 @@ def last_answer_box(text: str) -> str | None:
     r"""What the last box holds: as `last_boxed`, with `\fbox{…}`, `\boxed {…}` and `\boxed 5` read too."""
     text = BRACED_BOX.sub(r"\\boxed{", text)
     return last_boxed(BARE_BOX.sub(r"\\boxed{\1}", text))
+
+
+def all_boxes(text: str) -> list[str]:
+    """What the boxes of a text hold, each once, as far as they hold no box themselves."""
+    held = re.findall(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", text)
+    return list(dict.fromkeys("".join(box.split()) for box in held if box.strip()))
 
 
 def stated_answer(text: str) -> str | None:
@@ -120,7 +128,7 @@ def _tail(text: str) -> str:
         tail = text[-TAIL:]
         _, newline, lines = tail.partition("\n")
         text = lines if newline and lines.strip() else tail
-    return NO_BOX.sub("", text).rstrip()
+    return OPEN_BOX.sub("", EMPTY_BOX.sub("", text)).rstrip()
 
 
 def _said(text: str) -> tuple[str, bool] | None:
@@ -156,7 +164,8 @@ def _last_mentioned(text: str) -> str | None:
                 and not re.search(r"[A-Za-z0-9]", outside[cut : formulas[-1].start()].replace("so", ""))
                 else cut,
             )
-        return undollared(sentence[cut:])
+        mentioned = undollared(sentence[cut:])
+        return mentioned if len(mentioned) <= MENTION else None
     return None
 
 

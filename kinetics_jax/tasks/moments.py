@@ -9,6 +9,7 @@ from kinetics_jax.tasks.vocabulary import MONTHS, WEEKDAYS
 
 TIME = re.compile(r"(?:at )?(\d{1,4})(?: ?: ?(\d{1,4}))?(?: ?: ?(\d{1,4}))? ?(am|pm|noon|midnight|o ?'? ?clock|hours)?")
 ISO = re.compile(r"(\d{4}) ?- ?(0\d|1[0-2]) ?- ?([0-2]\d|3[01])")
+FILLER = frozenset(("of", "on", "the", "in", "st", "nd", "rd", "th"))
 HALVES = {"am": 0, "pm": 12, "noon": 12, "midnight": 0}
 
 
@@ -36,9 +37,7 @@ def read_date(tokens: list[Token]) -> tuple[int | None, ...] | None:
     words = [token.plain for token in tokens if token.kind == "word"]
     months = [MONTHS[word] for word in words if word in MONTHS]
     numbers = [int(token.text) for token in tokens if token.kind == "number" and token.text.isdigit()]
-    rest = [
-        word for word in words if word not in MONTHS and word not in WEEKDAYS and word not in ("of", "on", "the", "in")
-    ]
+    rest = [word for word in words if word not in MONTHS and word not in WEEKDAYS and word not in FILLER]
     signs = {token.text for token in tokens if token.kind not in ("word", "number", "space")}
     if len(months) != 1 or rest or not signs <= {",", ".", "-", "/"} or not 1 <= len(numbers) <= 2:
         return None

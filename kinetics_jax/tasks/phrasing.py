@@ -51,19 +51,17 @@ def choice(tokens: list[Token]) -> tuple[str | None, list[Token]]:
     solid = [token for token in tokens if token.kind != "space"]
     while solid and solid[0].plain in ("option", "choice"):
         solid = solid[1:]
-    if solid and solid[0].text == "(" and len(solid) > 2 and solid[2].text == ")" and _is_letter(solid[1]):
-        after = tokens.index(solid[2]) + 1 if len(solid) > 3 else len(tokens)
-        rest = tokens[after:]
-        if (
-            rest
-            and rest[0].kind != "space"
-            and rest[0].kind not in ("number", "command", "word")
-            and rest[0].text != "\\$"
+    if len(solid) > 2 and solid[0].text == "(" and solid[2].text == ")" and _is_letter(solid[1]):
+        rest = tokens[tokens.index(solid[2]) + 1 :]
+        follows = solid[3] if len(solid) > 3 else None
+        spaced = bool(rest) and rest[0].kind == "space"
+        if follows is not None and (
+            follows.plain in ("and", "or", ",", ";")  # (A) or (B)
+            or (not spaced and solid[1].kind != "word")  # (A)B
+            or (not spaced and follows.kind == "sign" and follows.text != "\\$")  # (A)^2
         ):
-            return None, tokens  # (A)^2 is a formula
-        if rest and solid[1].kind != "word" and rest[0].kind != "space":
             return None, tokens
-        return solid[1].text.upper(), rest
+        return solid[1].text.upper(), rest if follows is not None else []
     if solid and _is_letter(solid[0]) and (solid[0].kind == "word" or solid[0].text in LETTERS):
         if len(solid) == 1:
             return solid[0].text.upper(), []

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 
-from kinetics_jax.tasks.amounts import CURRENCIES, quantity, summed
+from kinetics_jax.tasks.amounts import CURRENCIES, in_words, quantity, summed
 from kinetics_jax.tasks.formulas import Reading, formula, spelled
 from kinetics_jax.tasks.latex_forms import interval
 from kinetics_jax.tasks.moments import read_date, read_time
@@ -84,7 +84,8 @@ def _read(tokens: list[Token], nested: bool = False) -> Reading:
     said, refused = statement(tokens)
     if refused:
         return Reading("unread", canonical(tokens), why="it says what the answer is not, or on what it depends")
-    tokens = stripped(said)
+    if len(said) < len(tokens):
+        return _read(said, nested)
     text = canonical(tokens)
     if not tokens:
         return Reading("unread", text, why="nothing is left of it")
@@ -105,6 +106,8 @@ def _read(tokens: list[Token], nested: bool = False) -> Reading:
 def _words(tokens: list[Token], words: list[str], text: str) -> Reading:
     if (value := count_of(words)) is not None:
         return Reading("formula", text, core=spelled(value))
+    if (amount := in_words(tokens)) is not None:
+        return dataclasses.replace(amount, text=text)
     if words[-1] == "infinity" and set(words[:-1]) <= {"negative", "minus", "positive", "plus"} and len(words) < 3:
         return Reading("formula", text, core=r"-\infty" if words[0] in ("negative", "minus") else r"\infty")
     groups: list[list[str]] = [[]]

@@ -3,6 +3,7 @@ r"""Units beside a number: `\text{cm}^2`, `km/h`, `\frac{\text{km}}{\text{h}}`, 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ from kinetics_jax.tasks.tokens import Token
 from kinetics_jax.tasks.vocabulary import CHANGERS, FILLER, IRREGULAR_PLURALS, NEUTRAL, SCALES, SYMBOLS, UNITS, Kinds
 
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+PART = re.compile(r"(?:fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand|million)ths?")
 MAX_NOUN = 4  # words of a thing that is counted
 
 
@@ -61,8 +63,9 @@ def read_unit(tokens: list[Token]) -> Unit | None:
         """Puts the things that were counted so far among the kinds; False if they are no things."""
         if not nouns:
             return True
-        plural = nouns[-1].endswith("s") or nouns[-1] in IRREGULAR_PLURALS or sign < 0
-        if len(nouns) > MAX_NOUN or not plural:
+        last_noun = nouns[-1]
+        plural = (last_noun.endswith("s") and len(last_noun) > 3) or last_noun in IRREGULAR_PLURALS or sign < 0
+        if len(nouns) > MAX_NOUN or not plural or PART.fullmatch(last_noun):
             return False
         kinds["things:" + " ".join(noun.removesuffix("s") for noun in nouns)] += sign
         nouns.clear()

@@ -12,10 +12,11 @@ from kinetics_jax.tasks.exact import based, compare_numbers, digits_of_based, ra
 from kinetics_jax.tasks.formulas import Reading
 from kinetics_jax.tasks.latex_forms import modulus
 from kinetics_jax.tasks.units import DEGREE, PERCENT, conversions, worths
-from kinetics_jax.tasks.vocabulary import ORDINALS, SYNONYMS
+from kinetics_jax.tasks.vocabulary import MONTHS, NUMBERS, ORDINALS, SCALES, SYNONYMS, WEEKDAYS
 
 # Compares two formulas: given, known. None where it cannot read or decide them.
 Symbolic = Callable[[str, str], bool | None]
+COUNTS = ORDINALS | NUMBERS.keys() | SCALES.keys() | MONTHS.keys() | WEEKDAYS  # words that may stand for a number
 NOTHING = frozenset({r"\emptyset", r"\{\}", "0"})
 
 
@@ -40,6 +41,8 @@ def compare(given: Reading, known: Reading, symbolic: Symbolic) -> bool | None:
 
 def _choices(given: Reading, known: Reading, symbolic: Symbolic) -> bool | None:
     """Letters of a multiple choice, with or without what they stand for."""
+    if "unread" in (given.kind, known.kind):
+        return True if given.text == known.text and given.choice == known.choice else None
     bare_given, bare_known = given.text == given.choice, known.text == known.choice
     if given.choice and known.choice:
         same = given.choice == known.choice
@@ -47,7 +50,7 @@ def _choices(given: Reading, known: Reading, symbolic: Symbolic) -> bool | None:
             return same
         content = compare(_content(given), _content(known), symbolic)
         return content if content is same else None
-    if bare_known and re.fullmatch(r"[a-j]", given.core):
+    if bare_known and re.fullmatch(r"[A-Ja-j]", given.core):
         return given.core.upper() == known.choice
     if bare_given or bare_known:
         return None  # a letter against what it may stand for
@@ -74,13 +77,17 @@ def _kinds(given: Reading, known: Reading, symbolic: Symbolic) -> bool | None:
             return None if "infty" in formula.core else False
         if words in SYNONYMS[5]:
             return None if "infty" in formula.core or "mathbb" in formula.core else False
-        if set(words.split()) & ORDINALS or any(character.isdigit() for character in words):
+        if (
+            set(words.split()) & COUNTS
+            or re.fullmatch("[ivxlcdm]+", words)
+            or any(character.isdigit() for character in words)
+        ):
             return None
         return _letters_apart(words, formula.core)
     if formula is not None and ("time" in by_kind or "date" in by_kind):
         moment = by_kind.get("time") or by_kind["date"]
         value = rational(formula.core)
-        if value is None:
+        if value is None or formula.unit is not None:
             return None
         if moment.kind == "time":
             numbers = [number for number in moment.moment[1:] if number is not None]
@@ -319,6 +326,8 @@ def _other_notation(given: str, known: str, symbolic: Symbolic) -> bool:
     if re.search(r"\\log(?!_)", given + known) and "\\ln" in given + known:
         one, other = (re.sub(r"\\log(?!\s*_|[a-z])", r"\\ln", core) for core in (given, known))
         return bool(symbolic(one, other))
+    if ("\\ne" in given) != ("\\ne" in known):
+        return "\\cup" in given + known or "\\setminus" in given + known
     if ("matrix" in given) != ("matrix" in known):
         one, other = (
             re.findall("[0-9a-z]+", re.sub(r"\\(?:begin|end)\{[a-z]+\}", "", core)) for core in (given, known)

@@ -71,6 +71,8 @@ SCALES = {
     "billion": 10**9,
     "bn": 10**9,
     "trillion": 10**12,
+    "quadrillion": 10**15,
+    "quintillion": 10**18,
     "lakh": 10**5,
     "crore": 10**7,
     "dozen": 12,
@@ -128,6 +130,7 @@ NEUTRAL = frozenset(
 # Change the value or what is claimed of it; a text that holds one is never reduced to the number beside it.
 CHANGERS = frozenset(
     each_of(
+        "trios triples triplets quadruples doubles bps "
         "not no nor never none neither without except but or and more less least most than fewer over under "
         "above below up down between from to until till through if when where for otherwise unless else "
         "whenever while with such suppose assuming plus minus times squared cubed root power remainder mod "
