@@ -61,7 +61,7 @@ def formula(tokens: list[Token], text: str) -> Reading:
             return Reading("unread", text, why="minutes of arc, or feet, are not read")
         if token.kind == "sign" and token.text in ("?", '"', "@", "#", "\\#"):
             return Reading("unread", text, why=f"{token.text!r} is not read")
-    if re.match(r"0[xb][0-9A-Fa-f]", text):
+    if re.match(r"0 x [0-9A-Fa-f]", text):
         return Reading("unread", text, why="numbers as programs write them are not read")
     return Reading("formula", text, core=respell(latex(tokens)))
 
