@@ -10,7 +10,8 @@ from kinetics_jax.tasks.vocabulary import FUNCTIONS, SYMBOLS, UNITS, WORDS
 
 PIECE = re.compile(
     r"\\text\{(?P<word>[^{}]*)\}|(?P<escaped>\\[$%{}&#_|])|(?P<command>\\[A-Za-z]+)|(?P<row>\\\\)"
-    r"|(?P<grouped>(?<![0-9,])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9]|,[0-9]))|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<letters>[^\W\d_]+(?:\.[A-Za-z](?![A-Za-z]))*)|(?P<space>\s+|~)"
+    r"|(?P<grouped>(?<![0-9,])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9]|,[0-9]))"
+    r"|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<letters>[^\W\d_]+(?:\.[A-Za-z](?![A-Za-z]))*)|(?P<space>\s+|~)"
     r"|(?P<dots>\.\.\.+)|(?P<sign>.)",
     re.DOTALL,
 )

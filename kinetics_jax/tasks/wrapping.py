@@ -15,7 +15,7 @@ MAX_DEPTH = 40  # of braces; nobody writes deeper answers
 STYLES = frozenset(
     each_of(
         "underline uline boxed fbox box framebox bm boldsymbol mathbf pmb ensuremath displaystyle textstyle "
-        "scriptstyle overset underset mathop mathord colorbox textcolor color fcolorbox mathit mathsf mathtt "
+        "scriptstyle mathop mathord colorbox textcolor color fcolorbox mathit mathsf mathtt "
         "mathcal emph large Large LARGE huge Huge normalsize small bf bfseries rm it tt displaylimits limits "
         "nolimits"
     )
@@ -33,16 +33,18 @@ DROPPED = frozenset(
 SPACING = frozenset(",;:! >/")  # \, and so on
 RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac", "flatfrac": "frac",
-    "degree": "circ", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">", "neq": "ne",
-    "varnothing": "emptyset", "langle": "(", "rangle": ")", "lbrace": "{", "rbrace": "}", "lbrack": "[",
-    "rbrack": "]", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "dotso": "ldots",
-    "imath": "i", "bar": "overline", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "land": "and", "lor": "or",
-    "dbinom": "binom", "tbinom": "binom", "thickapprox": "approx", "simeq": "approx", "colon": ":", "minus": "-",
-    "pounds": "£", "euro": "€", "textdollar": "$", "percent": "%", "ast": "*", "smallsetminus": "setminus",
-    "infin": "infty", "R": "mathbb{R}", "reals": "mathbb{R}",
+    "degree": "circ", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "neq": "ne", "bar": "overline",
+    "varnothing": "emptyset", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "dotso": "ldots",
+    "dbinom": "binom", "tbinom": "binom", "thickapprox": "approx", "simeq": "approx", "smallsetminus": "setminus",
+    "infin": "infty", "R": "mathbb{R}", "reals": "mathbb{R}", "land": "text{and}", "lor": "text{or}", "lbrace": "{",
+    "rbrace": "}",
+}  # fmt: skip
+SIGNS = {
+    "lt": "<", "gt": ">", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]", "imath": "i", "lvert": "|",
+    "rvert": "|", "vert": "|", "mid": "|", "colon": ":", "minus": "-", "pounds": "£", "euro": "€", "ast": "*",
+    "textdollar": "\\$", "percent": "\\%",
 }  # fmt: skip
 
-COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['-](?=[^\W\d_])|\.(?=[^\W\d_](?![^\W\d_])))*", re.UNICODE)
 PIECES = re.compile(r"\\[A-Za-z]+\*?|\\.|[{}]|[^\\{}]+|\\", re.DOTALL)
 BETWEEN_DIGITS = re.compile(r"(?<=[0-9])(?:(?:\{,\}|\\[,!;: ]|~|,\\!)\s*)+(?=[0-9]{3}(?![0-9]))")
@@ -156,20 +158,10 @@ def _unwrapped(tree: Tree, text: bool) -> list[str]:
             out.append(" ")
         elif name in RENAMED:
             new = RENAMED[name]
-            out.append(
-                f"\\{new} "
-                if (new.isalpha() and new not in ("i", "and", "or")) or ("{" in new and len(new) > 1)
-                else f"\\{new}"
-                if new in "{}"
-                else f"\\text{{{new}}}"
-                if new in ("and", "or")
-                else f" {new} "
-            )
-        elif name == "%":
-            out.append("\\%")
-        elif name in ("$", "&", "#", "_"):
-            out.append("\\$" if name == "$" else f"\\{name}")
-        elif text and not name.isalpha():
+            out.append(f"\\{new}" if new in "{}" else f"\\{new} ")
+        elif name in SIGNS:
+            out.append(f" {SIGNS[name]} ")
+        elif text and not name.isalpha() and name not in "$%&#_":
             out.append(name)
         else:
             out.append(piece)
