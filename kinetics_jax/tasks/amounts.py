@@ -36,7 +36,9 @@ def quantity(tokens: list[Token], text: str, read_on: ReadOn) -> Reading:
         if (total := _second(core, tail, text, read_on)) is not None:
             return total
         found = _unit_of(tail)
-        if found is None or (unit is not None and found.kinds != unit.kinds and not found.counts_things):
+        if found is not None and unit is not None and all(power < 0 for _, power in found.kinds):
+            unit, found = Unit(unit.kinds + found.kinds, unit.worth * found.worth), unit  # $5 per hour
+        elif found is None or (unit is not None and found.kinds != unit.kinds and not found.counts_things):
             return Reading("unread", text, why=f"{latex(tail)[:40]!r} beside the number is not read")
         unit = unit or found
     plain = formula(core, text)
@@ -134,7 +136,7 @@ def _unit_of(tail: list[Token]) -> Unit | None:
         groups = trimmed(latex(tail[1:]))
         match = re.fullmatch(r"\{((?:[^{}]|\\text\{[^{}]*\})*)\}\s*\{((?:[^{}]|\\text\{[^{}]*\})*)\}", groups)
         return fraction_unit(tokenize(match[1]), tokenize(match[2])) if match else None
-    if tail[0].text == "/":
+    if tail[0].plain in ("/", "per", "a", "an", "every") and len(tail) > 1:
         return _per(tail)
     if tail[0].text == "(" and tail[-1].text == ")":
         return read_unit(tail[1:-1])

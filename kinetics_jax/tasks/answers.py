@@ -11,6 +11,7 @@ import itertools
 import re
 
 from kinetics_jax.tasks.grading import last_boxed
+from kinetics_jax.tasks.vocabulary import CHANGERS
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|reason|reflection|scratchpad|seed:think"
 OPENING = re.compile(
@@ -31,15 +32,16 @@ ANSWER_TAGS = ("answer", "final_answer")
 
 TAIL = 4000  # characters from the end in which a text without a box is searched
 MENTION = 120  # characters of a sentence's end that may be an answer; more is talk about the problem
-SAYS = re.compile(r"\banswer[*_\s]*(?:(?:is|are|was)\b|:|=|\n)[*_:\s]*|####\s", re.IGNORECASE)
+ALONE = re.compile(r"[\s*$#]*(?:\(?[A-J]\)?|[-+]?[0-9][0-9.,/]*)[\s*$.]*")
+SAYS = re.compile(r"\b(?:answer|option|choice)[*_\s]*(?:(?:is|are|was)\b|:|=|\n)[*_:\s]*|####\s", re.IGNORECASE)
 COPULA = re.compile(
-    r"(?<![A-Za-z\\])(?:is|are|was|equals?|be|gives?|yields?|gets?|got|costs?|makes?|earns?|has|have|totals?|obtain|"
+    r"(?<![A-Za-z\\])(?:is|are|was|equals?|be|gives?|yields?|gets?|got|costs?|makes?|earns?|has|have|had|pays?|needs?|totals?|obtain|"
     r"found|find|total of|to be)(?![A-Za-z])\**:?",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(r"(?<![A-Z])[.!?](?:\**\s+(?=[A-Z\"*\\$(#<0-9-])|\**\s*$)|\n")
 FORMULA = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<!\\)\$[^$]+\$", re.DOTALL)
-HINT = re.compile(r"[0-9]|(?<!\\)\$[^$]+\$|\\\(|\\\[|[½¼¾⅓⅔π√∞∅]")
+HINT = re.compile(r"[0-9]|\([A-J]\)|(?<!\\)\$[^$]+\$|\\\(|\\\[|[½¼¾⅓⅔π√∞∅]")
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
@@ -145,28 +147,28 @@ def _said(text: str) -> tuple[str, bool] | None:
 
 def _last_mentioned(text: str) -> str | None:
     """The end of the last sentence with a number or a formula, from its last verb on; None where there is none."""
+    if ALONE.fullmatch(text):
+        return text.strip()
     edges = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
     for begin, end in reversed(list(itertools.pairwise(edges))):
         sentence = text[begin:end]
         if not HINT.search(sentence) or re.fullmatch(r"[\s*#]*[0-9]+[.)]\s*", sentence):
             continue
-        formulas = list(FORMULA.finditer(sentence))
-        outside = FORMULA.sub(lambda match: "\0" * len(match[0]), sentence)
-        cut = 0
-        for verb in COPULA.finditer(outside):
-            if HINT.search(sentence, verb.end()):
-                cut = verb.end()
-        if formulas and not HINT.search(outside, max(cut, formulas[-1].end())):
-            cut = max(
-                cut,
-                formulas[-1].start()
-                if cut <= formulas[-1].start()
-                and not re.search(r"[A-Za-z0-9]", outside[cut : formulas[-1].start()].replace("so", ""))
-                else cut,
-            )
-        mentioned = undollared(sentence[cut:])
+        mentioned = undollared(sentence[_value_begins(sentence) :])
         return mentioned if len(mentioned) <= MENTION else None
     return None
+
+
+def _value_begins(sentence: str) -> int:
+    """Where a sentence comes to its value: after its last verb, else at its number; 0 where words may change it."""
+    outside = FORMULA.sub(lambda match: "\0" * len(match[0]), sentence)  # verbs are no part of formulas
+    verbs = [verb.end() for verb in COPULA.finditer(outside) if HINT.search(sentence, verb.end())]
+    if verbs:
+        return verbs[-1]
+    first = re.search(r"[-+(\\$]*(?:[0-9]|\0|\([A-J]\))", outside)
+    if first is None or CHANGERS & set(re.findall("[a-z']+", outside[: first.start()].lower())):
+        return 0
+    return first.start()
 
 
 def undollared(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from kinetics_jax.tasks.tokens import Token
-from kinetics_jax.tasks.vocabulary import each_of
+from kinetics_jax.tasks.vocabulary import FILLER, each_of
 
 LETTERS = "ABCDEFGHIJ"
 MAX_PARTS = 64  # answers in one
@@ -108,6 +108,8 @@ def statement(tokens: list[Token]) -> tuple[list[Token], bool]:
         return tokens, False
     after = stripped(after)
     if has_value(before) and not has_value(after):
+        if all(token.kind == "word" and token.plain in FILLER for token in after if token.kind != "space"):
+            return stripped(before[:-1]), any(token.plain in REFUSALS for token in before)  # 42 is the answer
         return tokens, True  # 17 is prime
     if after and after[0].text == r"\approx":
         after = after[1:]

@@ -74,6 +74,8 @@ def read_unit(tokens: list[Token]) -> Unit | None:
     while index < len(tokens):
         token, word = tokens[index], tokens[index].plain
         index += 1
+        if word == "in" and index < len(tokens) and tokens[index].plain in NEUTRAL:
+            continue  # in total: no inches
         if token.text in ("/", "per") or word == "per":
             if not settle() or not kinds:
                 return None

@@ -106,6 +106,8 @@ def _kinds(given: Reading, known: Reading, symbolic: Symbolic) -> bool | None:
             )
             return _lists(*((parts, several) if given.kind == "list" else (several, parts)), symbolic)
         verdicts = [compare(part, formula, symbolic) for part in parts]
+        if all(verdicts):
+            return True  # 3/4, or 75 %
         return None if None in verdicts else False
     return False
 
