@@ -104,7 +104,8 @@ def _marked(text: str) -> str | None:
     """What the last box or answer tag holds."""
     if (tagged := _tagged(text)) is not None:
         return tagged
-    chains = list(BOXES.finditer(text, max(len(text) - TAIL, 0)))
+    several = text.count("\\boxed") > 1
+    chains = list(BOXES.finditer(text, max(len(text) - TAIL, 0))) if several else []
     if chains and "\\boxed" not in text[chains[-1].end() :]:
         return ", ".join(re.findall(r"\\boxed\{([^{}]*)\}", chains[-1][0]))  # the roots are \boxed{1} and \boxed{2}
     return last_answer_box(text)
