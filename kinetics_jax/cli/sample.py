@@ -39,6 +39,7 @@ def sample(
     question_column: str | None = None,
     answer_column: str | None = None,
     limit: int | None = None,
+    skip_unreadable: bool = False,
     template: Literal["auto", "chat", "plain", "bare"] = "auto",
     thinking: bool = True,
     special_tokens: SpecialTokensArg = True,
@@ -64,6 +65,7 @@ def sample(
         question_column: The file's column of questions, if it is not called by a usual name.
         answer_column: The file's column of answers, if it is not called by a usual name.
         limit: Use only the first N problems.
+        skip_unreadable: Leave out problems whose known answer cannot be graded, instead of refusing them all.
         template: Form of a prompt: chat (the checkpoint's chat template), plain, bare, or auto.
         thinking: Whether the model thinks first, if its chat template has that switch.
         n: Samples of each problem.
@@ -94,6 +96,9 @@ def sample(
     else:
         name = problems.name  # with its ending: never the name of a task
         chosen = load_problem_file(problems, question_column=question_column, answer_column=answer_column, limit=limit)
+    from kinetics_jax.tasks.math_grading import readable_problems
+
+    chosen = readable_problems(chosen, name, skip_unreadable=skip_unreadable)  # before a model is loaded
     lm = load_model(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
     add = special_tokens and adds_special_tokens(lm.directory, name, style)

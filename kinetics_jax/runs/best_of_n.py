@@ -90,7 +90,7 @@ def best_of_n(
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     description |= _identity(lm, ids, added, begun)
     snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
-    with grader_for(task, answers.values()) as grader, RunWriter(out, description, snapshot) as writer:
+    with grader_for(task, answers) as grader, RunWriter(out, description, snapshot) as writer:
         for problem, count in writer.prompt_tokens.items():
             if count != len(ids[problem]):
                 raise TraceError(
@@ -129,12 +129,16 @@ def best_of_n(
 
 
 def grade_again(
-    path: str | Path, *, on_progress: Callable[[Progress], None] = lambda progress: None
+    path: str | Path,
+    *,
+    skip_unreadable: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Run, list[tuple[str, int]]]:
     """Grades the stored samples of a run folder anew, as its task is graded now.
 
     Returns the run and the (problem, sample) of every grade that changed. The old grades stay until all new ones are
-    written. Raises TraceError for a sample without text or a run that another process is writing.
+    written. Raises TraceError for a sample without text or a run that another process is writing; GradingError for
+    known answers that cannot be graded, whose samples become undecided, with a warning, under `skip_unreadable`.
     """
     stored = read_run(path)
     if "task" not in stored.header:
@@ -153,7 +157,8 @@ def grade_again(
         on_progress(Progress(done, len(stored.samples), 0))
         return fields
 
-    with grader_for(stored.header["task"], [problem["answer"] for problem in stored.problems.values()]) as grader:
+    answers = {name: problem["answer"] for name, problem in stored.problems.items()}
+    with grader_for(stored.header["task"], answers, skip_unreadable=skip_unreadable) as grader:
         before, after = regrade(path, grade)
     changed = [
         (new["problem"], new["sample"])

@@ -18,7 +18,8 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,10 +30,10 @@ from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
 from kinetics_jax.runs.records import MAX_TOKENS
-from kinetics_jax.tasks import answers, grading, math_grading
+from kinetics_jax.tasks import grading, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
-from kinetics_jax.tasks.math_grading import grader_for
+from kinetics_jax.tasks.math_grading import UNGRADED, grader_for, unreadable_answers
 from kinetics_jax.tasks.problems import BUILTIN
 from kinetics_jax.tokenizer import TOKENIZER, read_tokenizer, tokenizer_file
 
@@ -52,7 +53,7 @@ class Cut:
     tokens: list[int]
     text: str | None
     prompt: str
-    answer: str
+    answer: str | None  # None where the known answer cannot be graded, and is left out
     caps: tuple[int, ...]
 
 
@@ -62,6 +63,7 @@ def grade_cuts(
     *,
     tokenizer: str | Path | None = None,
     workers: int | None = None,
+    skip_unreadable: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Run:
     """Grades the samples of a run folder as if they had been cut after each of `caps` tokens; returns the run.
@@ -72,7 +74,8 @@ def grade_cuts(
     one for the built-in task, whose grading is cheap. `on_progress(samples done, samples to do)` is called after each
     sample; an exception from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are
     not whole numbers from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the
-    same run; CheckpointError without a tokenizer; GradingError for known answers that cannot be graded.
+    same run; CheckpointError without a tokenizer; GradingError for known answers that cannot be graded, whose samples
+    stay undecided, with a warning, under `skip_unreadable`.
     """
     run = read_run(path)
     wanted = sorted({int(cap) for cap in caps})
@@ -83,13 +86,15 @@ def grade_cuts(
     task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
-    with grader_for(task, [problem["answer"] for problem in run.problems.values()]):
-        pass  # known answers that cannot be graded are reported at once
+    # Known answers that cannot be graded are reported at once.
+    left_out = unreadable_answers(
+        task, {name: problem["answer"] for name, problem in run.problems.items()}, skip=skip_unreadable
+    )
     file = run_tokenizer(run, tokenizer)
     maker = {"schema": SCHEMA, "grader": grader_fingerprint(task), "tokenizer": _file_digest(file)}
     with _locked(run.path / NAME) as target:
         done = _begin(run, target, maker, wanted)
-        cuts = list(_missing(run, wanted, done))
+        cuts = list(_missing(run, wanted, done, left_out))
         on_progress(0, len(cuts))
         processes = workers or (1 if task == BUILTIN else os.cpu_count() or 1)
         graded = _in_processes if processes > 1 and len(cuts) > 1 else _here
@@ -121,10 +126,8 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
 
 def grader_fingerprint(task: str) -> str:
     """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
-    files = [grading.__file__]
-    if task != BUILTIN:
-        files += [answers.__file__, math_grading.__file__, math_grading.WORKER]
-    sources = b"".join(Path(file).read_bytes() for file in files)
+    files = [Path(grading.__file__), *(math_grading.SOURCES if task != BUILTIN else ())]
+    sources = b"".join(file.read_bytes() for file in files)
     code = hashlib.blake2b(sources, digest_size=8).hexdigest()
     return code if task == BUILTIN else f"{code} math-verify {importlib.metadata.version('math-verify')}"
 
@@ -148,6 +151,9 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) -> set[tuple[str, int, int, int]]:
     """Prepares the file for appending and returns what is graded already. Drops grades by another maker."""
     earlier = read_cut_grades(run) if os.fstat(file.fileno()).st_size else None
+    if earlier is not None and earlier.grades and earlier.maker != maker:
+        what = "grader" if earlier.maker.get("grader") != maker["grader"] else "tokenizer"
+        warnings.warn(f"{run.path / NAME}: made with another {what}; its samples are graded again", stacklevel=3)
     if earlier is None or earlier.maker != maker:
         file.truncate(0)
         _append(file, [maker])
@@ -168,15 +174,16 @@ def _append(file: IO[bytes], records: list[dict[str, Any]]) -> None:
         left = left[file.write(left) :]
 
 
-def _missing(run: Run, caps: Sequence[int], done: set[tuple[str, int, int, int]]) -> Iterator[Cut]:
+def _missing(
+    run: Run, caps: Sequence[int], done: set[tuple[str, int, int, int]], left_out: Collection[str]
+) -> Iterator[Cut]:
     for record in run.samples:
         key, tokens = sample_key(record), record["output_tokens"]
         left = tuple(cap for cap in caps if cap < len(tokens) and (*key, cap) not in done)
         if left:
             problem = run.problems[record["problem"]]
-            yield Cut(
-                key, sample_digest(run, record), tokens, record["text"], problem["prompt"], problem["answer"], left
-            )
+            answer = None if record["problem"] in left_out else problem["answer"]
+            yield Cut(key, sample_digest(run, record), tokens, record["text"], problem["prompt"], answer, left)
 
 
 def _here(cuts: list[Cut], task: str, tokenizer: Path, _: int) -> Iterator[list[dict[str, Any]]]:
@@ -229,6 +236,7 @@ def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, An
     lines = []
     for cap in cut.caps:
         text = tokenizer.decode(cut.tokens[:cap], skip_special_tokens=True)
-        grade = dataclasses.asdict(grader(completed(cut.prompt, text), cut.answer))
-        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.digest, "cap": cap, **grade})
+        grade = UNGRADED if cut.answer is None else grader(completed(cut.prompt, text), cut.answer)
+        fields = dataclasses.asdict(grade)
+        lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.digest, "cap": cap, **fields})
     return lines

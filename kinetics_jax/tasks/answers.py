@@ -1,65 +1,76 @@
-r"""Where a text states its answer, what that answer is in plain LaTeX, and exact comparison of plain numbers. No jax.
+r"""Where a text states its answer. No jax.
 
-The answer stands in the last box of what follows the last `</think>` (of the whole text when it has no such tag). Where
-nothing follows the reasoning, because it was cut short, the last box of the reasoning counts. Empty boxes never count.
+What follows the reasoning counts: its last box or `<answer>` tag. Where it has neither, as in a text cut short, the
+last box of the reasoning counts, unless what follows says `the answer is …` in a sentence that ends. A text without any
+box is read for `the answer is …`, else its last sentence with a number or a formula. Empty boxes never count.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from fractions import Fraction
 
-from kinetics_jax.tasks.grading import integer, last_boxed
+from kinetics_jax.tasks.grading import last_boxed
+from kinetics_jax.tasks.vocabulary import CHANGERS
 
-THINK, END_OF_THINKING = "<think>", "</think>"
-BRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([+-]?[0-9](?:[0-9.,/]*[0-9])?|[A-Za-z])(?![\w{])")
+_NAMES = "think|thinking|thought|thoughts|reasoning|reason|reflection|scratchpad|seed:think"
+OPENING = re.compile(
+    rf"<\|?(?:{_NAMES}|begin_of_(?:thought|reasoning|thinking))\|?>|\[(?:THINK|REASONING)\]|◁think▷", re.IGNORECASE
+)
+CLOSING = re.compile(
+    rf"<\|?(?:/(?:{_NAMES})|end_of_(?:thought|reasoning|thinking)|/?end_(?:think|thinking))\|?>"
+    r"|\[/(?:THINK|REASONING)\]|◁/think▷",
+    re.IGNORECASE,
+)
+OPENINGS, CLOSINGS = ("<", "[THINK", "[REASON", "◁"), ("<", "[/", "◁/")  # how they begin
+BRACED_BOX = re.compile(r"\\(?:boxed|fbox|box|framebox)\s*\{")
+BARE_BOX = re.compile(r"\\(?:boxed|fbox|box)\s+([+-]?[0-9](?:[0-9.,/]*[0-9])?|[A-Za-z])(?![\w{])")
+EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox|box)\s*\{[\s{}]*\}\$?")
+OPEN_BOX = re.compile(r"\$?\\(?:boxed|fbox|box)\s*\{.*|\\box[a-z]*$", re.DOTALL)
+BOXES = re.compile(r"\\boxed\{[^{}]*\}(?:[\s$]*(?:,|and|or|,\s*and)[\s$]*\\boxed\{[^{}]*\})+")
+ANSWER_TAGS = ("answer", "final_answer")
 
-THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
-DECIMAL = re.compile(r"([+-]?)([0-9]*)\.?([0-9]*)(?:\\overline\{([0-9]+)\})?")
-RATIO = re.compile(r"([+-]?)(?:\\[dt]?frac\s*\{([+-]?[0-9]+)\}\s*\{([+-]?[0-9]+)\}|([0-9]+)/([0-9]+))")
-BASED = re.compile(r"([+-]?[0-9]+)_(?:([0-9]+)|\{([0-9]+)\})")
-MAX_NUMBER = 1000  # characters; Python refuses to convert much more, and does it slowly
-ROUNDED_DIGITS = 6  # as many significant digits may stand for a number that has no finite decimal
-
-BOLD = re.compile(r"\\(?:bm|boldsymbol|mathbf)\s*\{(.*)\}", re.DOTALL)
-
-# Spellings that math-verify misreads, each with one that it reads. Applied to the known and the given answer alike.
-SPELLINGS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<=[0-9])(?:\\[,!;: ]|~|\{,\})+(?=[0-9]{3}(?![0-9]))", ""),  # 1\,000
-        (r"~|(?<!\\)\\ ", " "),  # 5~\text{cm}; a row of a matrix may end in `\\ `
-        (r"^\s*([+-]?[0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})\s*$", r"\1\\times 10^{\2}"),  # 1e3, as programs write
-        (r"\\(?:text|mbox|textrm|mathrm)\{\s*\\?\$\s*\}", ""),  # \text{\$}36
-        (r"\\(?:mathrm|text|textrm|mathit)\{\s*i\s*\}|\\imath(?![A-Za-z])", " i"),
-        (r"(?<=[0-9)}])i(?![A-Za-z])", " i"),  # 5i, where `i` is only seen as a word of its own
-        (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln"),
-        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"\\left\s*\\langle(?![A-Za-z])|\\langle(?![A-Za-z])", "("),
-        (r"\\right\s*\\rangle(?![A-Za-z])|\\rangle(?![A-Za-z])", ")"),
-        ("°", r"^\\circ"),
-        ("∞", r"\\infty "),
-        (r"√([0-9]+)", r"\\sqrt{\1}"),
-    )
-]
+TAIL = 4000  # characters from the end in which a text without a box is searched
+MENTION = 120  # characters of a sentence's end that may be an answer; more is talk about the problem
+ALONE = re.compile(r"[\s*$#]*(?:\(?[A-J]\)?|[-+]?[0-9][0-9.,/]*)[\s*$.]*")
+SAYS = re.compile(r"\b(?:answer|option|choice)[*_\s]*(?:(?:is|are|was)\b|:|=|\n)[*_:\s]*|####\s", re.IGNORECASE)
+COPULA = re.compile(
+    r"(?<![A-Za-z\\])(?:is|are|was|equals?|be|gives?|yields?|gets?|got|costs?|makes?|earns?|has|have|had|pays?|needs?|totals?|obtain|"
+    r"found|find|total of|to be)(?![A-Za-z])\**:?",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"(?<![A-Z])[.!?](?:\**\s+(?=[A-Z\"*\\$(#<0-9-])|\**\s*$)|\n")
+FORMULA = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<!\\)\$[^$]+\$", re.DOTALL)
+HINT = re.compile(r"[0-9]|\([A-J]\)|(?<!\\)\$[^$]+\$|\\\(|\\\[|[½¼¾⅓⅔π√∞∅]")
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """(reasoning, final answer): cut at the last `</think>`. Reasoning that never ends leaves no final answer."""
-    reasoning, closed, final = text.rpartition(END_OF_THINKING)
-    if closed:
-        return reasoning, final
-    return (text, "") if THINK in text else ("", text)
+    """(reasoning, final answer): cut at the last closing tag. Reasoning that never ends leaves no final answer."""
+    for start in CLOSINGS:
+        if closed := _last(CLOSING, start, text):
+            return text[: closed.start()], text[closed.end() :]
+    return (text, "") if any(_last(OPENING, start, text) for start in OPENINGS) else ("", text)
+
+
+def _last(tag: re.Pattern[str], start: str, text: str) -> re.Match[str] | None:
+    """The last tag that begins so. Texts are long and tags are few: far faster than a search with the pattern."""
+    at = text.rfind(start)
+    while at >= 0:
+        if match := tag.match(text, at):
+            return match
+        at = text.rfind(start, 0, at)
+    return None
 
 
 def completed(prompt: str, text: str) -> str:
-    """What a model wrote, with `<think>` in front where the prompt ends with that tag.
+    """What a model wrote, with the tag that opens its reasoning in front where the prompt ends with that tag.
 
     Some chat templates open the reasoning themselves. A text cut short then shows no sign of being reasoning, and would
-    be graded by its last number. A `<think>` earlier in the prompt, in the question for one, opens nothing.
+    be graded by its last number. A tag earlier in the prompt, in the question for one, opens nothing.
     """
-    return THINK + text if prompt.rstrip().endswith(THINK) else text
+    prompt = prompt.rstrip()[-40:]
+    opened = [match for match in OPENING.finditer(prompt) if match.end() == len(prompt)]
+    return opened[-1][0] + text if opened else text
 
 
 def last_answer_box(text: str) -> str | None:
@@ -68,105 +79,103 @@ def last_answer_box(text: str) -> str | None:
     return last_boxed(BARE_BOX.sub(r"\\boxed{\1}", text))
 
 
-def undecorated(answer: str) -> str:
-    r"""An answer without spaces around it, a full stop, comma or semicolon at its end, `**…**`, `$…$` and bold."""
-    answer = _without_ending(answer)
-    if len(answer) > 4 and answer[:2] == answer[-2:] == "**" and "**" not in answer[2:-2]:
-        answer = _without_ending(answer[2:-2])
-    if len(answer) > 2 and answer[0] == answer[-1] == "$" and "$" not in answer[1:-1]:
-        answer = _without_ending(answer[1:-1])
-    if (match := BOLD.fullmatch(answer)) and _balanced(match[1]):
-        answer = _without_ending(match[1])
-    return answer
+def all_boxes(text: str) -> list[str]:
+    """What the boxes of a text hold, each once, as far as they hold no box themselves."""
+    held = re.findall(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", text)
+    return list(dict.fromkeys("".join(box.split()) for box in held if box.strip()))
 
 
-def _without_ending(text: str) -> str:
-    text = text.strip()
-    kept = text.rstrip(" \t\r\n\\~.,;")
-    return text if text.endswith("..") or kept.endswith(("\\right", "\\left")) else kept  # an ellipsis, a delimiter
+def stated_answer(text: str) -> str | None:
+    """The answer that a text states, as it is written; None where it states none."""
+    reasoning, final = split_reasoning(text)
+    if (marked := _marked(final)) is not None:
+        return marked
+    reasoned = _marked(reasoning)
+    tail = _tail(final)
+    said = _said(tail)
+    if reasoned is not None:
+        # A sentence that a cut has shortened begins as the box does: "The answer is 4." of 4.5.
+        sure = said is not None and said[1] and not reasoned.strip().startswith(said[0].rstrip("."))
+        return said[0] if said is not None and sure else reasoned
+    return said[0] if said is not None else _last_mentioned(tail)
 
 
-def _balanced(text: str) -> bool:
-    """Whether every brace in the text is closed in it."""
-    depth = 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return False
-    return depth == 0
+def _marked(text: str) -> str | None:
+    """What the last box or answer tag holds."""
+    if (tagged := _tagged(text)) is not None:
+        return tagged
+    several = text.count("\\boxed") > 1
+    chains = list(BOXES.finditer(text, max(len(text) - TAIL, 0))) if several else []
+    if chains and "\\boxed" not in text[chains[-1].end() :]:
+        return ", ".join(re.findall(r"\\boxed\{([^{}]*)\}", chains[-1][0]))  # the roots are \boxed{1} and \boxed{2}
+    return last_answer_box(text)
 
 
-def thousands(text: str) -> str:
-    """The text without its commas, if it is one number with its thousands grouped: 1,000 and not 3,4."""
-    return text.replace(",", "") if THOUSANDS.fullmatch(text) else text
-
-
-def respell(latex: str) -> str:
-    """The same formula in spellings that math-verify reads."""
-    for pattern, replacement in SPELLINGS:
-        latex = pattern.sub(replacement, latex)
-    return latex
-
-
-def compare_numbers(given: str, known: str) -> bool | None:
-    r"""Exact comparison of two plain numbers, None where either is something else.
-
-    Plain are integers of any length, decimals, repeating ones (`0.\overline{3}`), a/b and `\frac{a}{b}` of integers,
-    decorated or not, thousands grouped or not; and two integers that both name their base (52_8). A decimal of six
-    significant digits or more equals the number without a finite decimal that it rounds or truncates: 0.333333 is 1/3.
-    """
-    given, known = thousands(undecorated(given)), thousands(undecorated(known))
-    left, right = integer(given), integer(known)
-    if left is not None and right is not None:
-        return left == right
-    if max(len(given), len(known)) > MAX_NUMBER:
+def _tagged(text: str) -> str | None:
+    """What the last `<answer>…</answer>` holds, unless a box stands in or after it."""
+    if "</" not in text:
         return None
-    left, right = _rational(given), _rational(known)
-    if left is None or right is None:
-        left, right = _based(given), _based(known)
-        return None if left is None or right is None else left == right
-    return left == right or _rounds(given, right) or _rounds(known, left)
+    low = text.lower()
+    for name in ANSWER_TAGS:
+        end = low.rfind(f"</{name}>")
+        begin = low.rfind(f"<{name}>", 0, max(end, 0))
+        if begin >= 0 and (held := text[begin + len(name) + 2 : end]).strip() and "\\box" not in text[begin:]:
+            return held.strip()
+    return None
 
 
-def _rational(text: str) -> Fraction | None:
-    if match := DECIMAL.fullmatch(text):
-        sign, whole, places, repeated = match.groups()
-        if not whole + places + (repeated or "") or (repeated and "." not in text):
-            return None
-        value = Fraction(int(whole + places or "0"), 10 ** len(places))
-        if repeated:
-            value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(places))
-    elif match := RATIO.fullmatch(text):
-        sign, a, b, c, d = match.groups()
-        if int(b or d) == 0:
-            return None
-        value = Fraction(int(a or c), int(b or d))
-    else:
-        return None
-    return -value if sign == "-" else value
+def _tail(text: str) -> str:
+    """The end of a text, from the start of a line where possible; without boxes that are empty or not closed."""
+    text = text.rstrip()
+    if len(text) > TAIL:
+        tail = text[-TAIL:]
+        _, newline, lines = tail.partition("\n")
+        text = lines if newline and lines.strip() else tail
+    return OPEN_BOX.sub("", EMPTY_BOX.sub("", text)).rstrip()
 
 
-def _rounds(decimal: str, value: Fraction) -> bool:
-    """Whether the text is a decimal that rounds or truncates a value which has no finite one."""
-    match = DECIMAL.fullmatch(decimal)
-    if match is None or match[4]:
-        return False
-    sign, whole, places, _ = match.groups()
-    denominator = value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    if denominator == 1 or len((whole + places).lstrip("0")) < ROUNDED_DIGITS:
-        return False
-    last_place = Fraction(1, 10 ** len(places))
-    return abs(int(sign + whole + places) * last_place - value) < last_place
+def _said(text: str) -> tuple[str, bool] | None:
+    """What follows the last `the answer is`, and whether its sentence ends; None where nothing does."""
+    for match in reversed(list(SAYS.finditer(text))):
+        begin = match.end()
+        formula = FORMULA.match(text, begin)
+        end = SENTENCE_END.search(text, formula.end() if formula else begin)
+        said = text[begin : end.start() if end else len(text)]
+        if said.strip(" *_.$") and not BRACED_BOX.search(said) and "\\box" not in said:
+            return undollared(said), end is not None
+    return None
 
 
-def _based(text: str) -> int | None:
-    match = BASED.fullmatch(text)
-    if match is None:
-        return None
-    digits, base = match[1], int(match[2] or match[3])
-    if not 2 <= base <= 10 or int(max(digits.lstrip("+-"))) >= base:
-        return None
-    return int(digits, base)
+def _last_mentioned(text: str) -> str | None:
+    """The end of the last sentence with a number or a formula, from its last verb on; None where there is none."""
+    if ALONE.fullmatch(text):
+        return text.strip()
+    edges = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
+    for begin, end in reversed(list(itertools.pairwise(edges))):
+        sentence = text[begin:end]
+        if not HINT.search(sentence) or re.fullmatch(r"[\s*#]*[0-9]+[.)]\s*", sentence):
+            continue
+        mentioned = undollared(sentence[_value_begins(sentence) :])
+        return mentioned if len(mentioned) <= MENTION else None
+    return None
+
+
+def _value_begins(sentence: str) -> int:
+    """Where a sentence comes to its value: after its last verb, else at its number; 0 where words may change it."""
+    outside = FORMULA.sub(lambda match: "\0" * len(match[0]), sentence)  # verbs are no part of formulas
+    verbs = [verb.end() for verb in COPULA.finditer(outside) if HINT.search(sentence, verb.end())]
+    if verbs:
+        return verbs[-1]
+    first = re.search(r"[-+(\\$]*(?:[0-9]|\0|\([A-J]\))", outside)
+    if first is None or CHANGERS & set(re.findall("[a-z']+", outside[: first.start()].lower())):
+        return 0
+    return first.start()
+
+
+def undollared(text: str) -> str:
+    r"""Prose without the delimiters of its formulas; a lone `$` is a dollar."""
+    text = re.sub(r"\\[()\[\]]|\$\$", " ", text)
+    text = re.sub(r",?\s+(?:for|in|inside|within|as|so)\s*$", "", text)  # what a box followed that is gone
+    if len(re.findall(r"(?<!\\)\$", text)) % 2:
+        return re.sub(r"(?<!\\)\$", r"\\$", text).strip()
+    return re.sub(r"(?<!\\)\$", "", text).strip().strip("*").strip()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 BOXED = "\\boxed{"
 BRACE = re.compile(r"\\boxed\{|[{}]")
-INTEGER = re.compile(r"([+-]?)(\d+)")
+INTEGER = re.compile(r"([+-]?)([0-9]+)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,24 +8,39 @@ without a box is read as math-verify reads it: `the final answer is …`, or els
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import json
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.tasks.answers import compare_numbers, last_answer_box, respell, split_reasoning, undecorated
+from kinetics_jax.tasks.answers import stated_answer
+from kinetics_jax.tasks.exact import based, compare_numbers
 from kinetics_jax.tasks.grading import Grade, Grader, grade_integer, integer
-from kinetics_jax.tasks.problems import BUILTIN
+from kinetics_jax.tasks.known_answers import MAX_ANSWER, fault, formulas
+from kinetics_jax.tasks.latex_forms import modulus
+from kinetics_jax.tasks.problems import BUILTIN, Problem
+from kinetics_jax.tasks.reading import read, says_nothing
+from kinetics_jax.tasks.verdicts import compare
+from kinetics_jax.tasks.vocabulary import each_of
 
+# What a grade depends on: the bytes of these files are hashed into stored grades of cut samples.
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.py")
+    for name in each_of(
+        "amounts answers characters exact formulas known_answers latex_forms math_grading math_worker moments "
+        "number_words phrasing reading tokens units verdicts vocabulary wrapping"
+    )
+)
 WORKER = Path(__file__).with_name("math_worker.py")
 STARTUP_SECONDS = 120  # importing sympy on a busy machine
-MAX_ANSWER = 4000  # characters; more is no answer, and math-verify's time grows faster than its input
+UNGRADED = Grade(correct=None, answer=None, grader="error")  # of a sample whose known answer is left out
+NAMED = 3  # problems that a message names
 
 
 class GradingError(UserError):
@@ -33,19 +48,65 @@ class GradingError(UserError):
 
 
 @contextlib.contextmanager
-def grader_for(task: str, answers: Iterable[str] = ()) -> Iterator[Grader]:
+def grader_for(
+    task: str, answers: Iterable[str] | Mapping[str, str] = (), *, skip_unreadable: bool = False
+) -> Iterator[Grader]:
     """The grader of a task: integers for the built-in one, mathematics for all others.
 
-    Raises GradingError, before anything is graded, when it could not use one of the known `answers`.
+    Raises GradingError, before anything is graded, when it could not use one of the known `answers` (by problem id, if
+    the message is to name the problems). With `skip_unreadable` it warns instead, and grades what is held against such
+    an answer as `error`.
     """
-    if task == BUILTIN:
-        if bad := [answer for answer in answers if integer(answer) is None]:
-            raise GradingError(f"task {task!r}: the known answer {_short(bad[0])} is not an integer")
-        yield grade_integer
-        return
-    with MathGrader() as grader:
-        grader.check(answers)
-        yield grader
+    with MathGrader() as mathematics:
+        bad = _refuse(_unreadable(task, mathematics, _by_name(answers)), skip_unreadable)
+        grader: Grader = grade_integer if task == BUILTIN else mathematics
+        yield functools.partial(_graded, grader, frozenset(answer for answer, _ in bad.values())) if bad else grader
+
+
+def readable_problems(problems: Sequence[Problem], task: str, *, skip_unreadable: bool = False) -> list[Problem]:
+    """The problems whose known answers can be graded.
+
+    Raises GradingError for any other; with `skip_unreadable` it warns, with their number and first ids, and leaves them
+    out. Raises it too where none is left.
+    """
+    bad = unreadable_answers(task, {problem.id: problem.answer for problem in problems}, skip=skip_unreadable)
+    if len(bad) == len(problems):
+        raise GradingError(f"task {task!r}: no problem is left; {_listed(bad)}")
+    return [problem for problem in problems if problem.id not in bad]
+
+
+def unreadable_answers(task: str, answers: Mapping[str, str], *, skip: bool) -> dict[str, tuple[str, str]]:
+    """Of each known answer, by problem id, that cannot be graded: the answer, and why.
+
+    Raises GradingError if there is any, or, with `skip`, warns of them.
+    """
+    with MathGrader() as mathematics:
+        return _refuse(_unreadable(task, mathematics, answers), skip)
+
+
+def _refuse(bad: dict[str, tuple[str, str]], skip: bool) -> dict[str, tuple[str, str]]:
+    if bad and not skip:
+        raise GradingError(
+            f"{_listed(bad)}; mend them, name the column that holds final answers (numbers, LaTeX or a few words), or "
+            "leave them out (--skip-unreadable)"
+        )
+    if bad:
+        warnings.warn(f"left out: {_listed(bad)}", stacklevel=4)
+    return bad
+
+
+def _unreadable(task: str, grader: MathGrader, answers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    if task != BUILTIN:
+        return grader.unreadable(answers)
+    return {name: (answer, "not an integer") for name, answer in answers.items() if integer(answer) is None}
+
+
+def _graded(grader: Grader, skipped: frozenset[str], text: str, answer: str) -> Grade:
+    return Grade(None, stated_answer(text), "error") if answer in skipped else grader(text, answer)
+
+
+def _by_name(answers: Iterable[str] | Mapping[str, str]) -> Mapping[str, str]:
+    return answers if isinstance(answers, Mapping) else {answer: answer for answer in answers}
 
 
 class MathGrader:
@@ -70,56 +131,65 @@ class MathGrader:
         self._stop()
 
     def __call__(self, text: str, answer: str) -> Grade:
-        reasoning, final = split_reasoning(text)
-        box = last_answer_box(final)
-        if box is None and not final.strip():
-            box = last_answer_box(reasoning)
-        if box is None and not final.strip():
+        stated = stated_answer(text)
+        if stated is None:
             return Grade(correct=False, answer=None)
-        if box is None:
-            return self._ask({"text": respell(_tail(final))}, answer)
-        verdict = compare_numbers(box, answer)
+        verdict = compare_numbers(stated.strip(), answer.strip())
         if verdict is not None:
-            return Grade(verdict, box)
-        if not undecorated(box):
-            return Grade(correct=False, answer=box)
-        if len(box) > MAX_ANSWER:
-            return _failed("error", f"an answer of {len(box)} characters is not compared (at most {MAX_ANSWER})", box)
-        graded = self._ask({"box": _formula(box)}, answer)
-        return dataclasses.replace(graded, answer=box)
+            return Grade(verdict, stated)
+        if len(stated) > MAX_ANSWER:
+            why = f"an answer of {len(stated)} characters is not compared (at most {MAX_ANSWER})"
+            return _failed("error", why, stated)
+        if says_nothing(stated):
+            return Grade(correct=False, answer=stated)
+        given, known = read(stated), read(answer)
+        if known.kind == "unread" and given.text != known.text:
+            return _failed("error", f"the known answer {_short(answer)} cannot be read: {known.why}", stated)
+        replies: list[tuple[str, str]] = []  # how math-verify failed
+        verdict = compare(given, known, functools.partial(self._ask, replies))
+        if verdict is None:
+            why = given.why if given.kind == "unread" else "what it says can be told neither from right nor from wrong"
+            return _failed(*(replies[-1] if replies else ("error", why)), stated)
+        return Grade(verdict, stated)
 
-    def check(self, answers: Iterable[str]) -> None:
-        """Raises GradingError unless every known answer can be read and equals itself. No process for plain numbers.
-
-        Raises it too where math-verify does not start, and is needed.
-        """
-        bad: dict[str, str] = {}
-        for answer in dict.fromkeys(answers):
-            if compare_numbers(answer, answer) is None:
-                if len(answer) > MAX_ANSWER:
-                    bad[answer] = f"{len(answer)} characters, at most {MAX_ANSWER} are read"
-                    continue
-                reply = self._exchange({"gold": _formula(answer), "box": _formula(answer)})
-                if reply.get("startup"):
-                    raise GradingError(f"{reply['error']}; without it {_short(answer)} cannot be graded")
-                if "timeout" in reply:
-                    bad[answer] = "no reading in time"
-                elif not reply.get("correct"):
-                    bad[answer] = reply.get("error", "not equal to itself")
-        if bad:
-            first, reason = next(iter(bad.items()))
-            raise GradingError(
-                f"{len(bad)} known answers cannot be graded, the first: {_short(first)} ({reason}); "
-                f"name the column that holds final answers, as numbers or in LaTeX"
-            )
-
-    def _ask(self, what: dict[str, str], answer: str) -> Grade:
-        reply = self._exchange({"gold": _formula(answer), **what})
+    def _ask(self, failures: list[tuple[str, str]], given: str, known: str) -> bool | None:
+        """math-verify's verdict on two formulas; None, with the failure appended, where it has none."""
+        reply = self._exchange({"gold": known, "box": given})
         if "timeout" in reply:
-            return _failed("timeout", f"no verdict in {self.timeout:g} s", what.get("box"))
-        if "error" in reply:
-            return _failed("error", reply["error"], what.get("box"))
-        return Grade(reply["correct"], reply["answer"])
+            failures.append(("timeout", f"no verdict in {self.timeout:g} s"))
+        elif "error" in reply:
+            failures.append(("error", reply["error"]))
+        else:
+            return reply["correct"]
+        return None
+
+    def check(self, answers: Iterable[str] | Mapping[str, str]) -> None:
+        """Raises GradingError unless every known answer can be matched by a final answer. No process for plain numbers.
+
+        `answers` by problem id have the message name the problems. Raises it too where math-verify does not start, and
+        is needed.
+        """
+        _refuse(self.unreadable(_by_name(answers)), skip=False)
+
+    def unreadable(self, answers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Of each known answer that no final answer could match, by problem id: the answer, and why."""
+        reasons = {answer: self._fault(answer) for answer in dict.fromkeys(answers.values())}
+        return {name: (answer, why) for name, answer in answers.items() if (why := reasons[answer])}
+
+    def _fault(self, answer: str) -> str | None:
+        why = fault(answer)
+        if why is not None or compare_numbers(answer, answer) is not None:
+            return why
+        for core in formulas(read(answer)):
+            if compare_numbers(core, core) is not None or modulus(core) or based(core) is not None or "\\ldots" in core:
+                continue
+            reply = self._exchange({"gold": core, "box": core})
+            if reply.get("startup"):
+                raise GradingError(f"{reply['error']}; without it {_short(answer)} cannot be graded")
+            if not reply.get("correct"):
+                why = "no reading in time" if "timeout" in reply else reply.get("error", "not equal to itself")
+                return f"cannot be read: {why}"
+        return None
 
     def _exchange(self, request: dict[str, str]) -> dict[str, Any]:
         """One request and its reply; {"timeout": …} and {"error": …} for what went wrong, "startup" if at the start."""
@@ -186,18 +256,15 @@ class MathGrader:
             process.communicate()  # waits, and closes the pipes
 
 
-def _formula(answer: str) -> str:
-    """An answer as math-verify reads it."""
-    return respell(undecorated(answer))
-
-
-def _tail(text: str) -> str:
-    """The end of a text, from the start of a line where that is possible: formulas stay whole."""
-    if len(text) <= MAX_ANSWER:
-        return text
-    tail = text[-MAX_ANSWER:]
-    _, newline, lines = tail.partition("\n")
-    return lines if newline and lines.strip() else tail
+def _listed(bad: Mapping[str, tuple[str, str]]) -> str:
+    """How many known answers cannot be graded, and the first few with their problems' ids."""
+    first = [
+        f"{'' if name == answer else name[:60] + ': '}{_short(answer)} ({why[:90]})"
+        for name, (answer, why) in list(bad.items())[:NAMED]
+    ]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    noun = "known answer" if len(bad) == 1 else "known answers"
+    return f"{len(bad)} {noun} cannot be graded: {'; '.join(first)}{more}"
 
 
 def _failed(grader: str, reason: str, answer: str | None) -> Grade:
@@ -206,4 +273,4 @@ def _failed(grader: str, reason: str, answer: str | None) -> Grade:
 
 
 def _short(text: str | None) -> str:
-    return "none" if text is None else repr(text if len(text) <= 60 else text[:57] + "…")
+    return "none" if text is None else repr(text if len(text) <= 40 else text[:37] + "…")

@@ -2,8 +2,7 @@
 
 JSON lines on standard input and output. The first line out is {"ready": true}; then every request has one reply:
 
-    {"gold": text, "box": text}    is what a box holds equal to the known answer?   {"correct": bool, "answer": text}
-    {"gold": text, "text": text}   the same for a text's last expression; null where there is none
+    {"gold": formula, "box": formula}    is the second formula equal to the first?   {"correct": bool}
 
 or {"error": text} instead, with "last": true where the process is of no more use. Arguments: bytes of address space,
 and the seconds after which a request kills the process (a safeguard for when the parent, which has the shorter clock,
@@ -16,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -85,19 +85,10 @@ def compare(request: dict[str, str]) -> dict[str, Any]:
     """The reply to one request. Exceptions of math-verify and sympy pass through."""
     from math_verify import verify
 
-    gold = read_gold(request["gold"])
-    if not gold:
-        return {"error": f"the known answer {request['gold']!r:.60} cannot be read"}
-    if "box" in request:
-        answer = request["box"]
-        found = extract("\\boxed{" + answer + "}", "no_fallback")
-    else:
-        found = extract(request["text"], "first_match")
-        answer = found.pop() if found and isinstance(found[-1], str) else None  # the text of the match comes last
+    gold, found = read(request["gold"]), read(request["box"])
     # Inequalities are sets of numbers: 1 < x < 2 answers (1, 2).
     options: Any = {"allow_set_relation_comp": True, "timeout_seconds": None, "raise_on_error": True}
-    correct = any(verify([g], [f], **options) and same_digits(g, f) for g in gold for f in found)
-    return {"correct": correct, "answer": answer}
+    return {"correct": bool(verify([gold], [found], **options) and same_digits(gold, found))}
 
 
 def same_digits(gold: Any, found: Any) -> bool:
@@ -138,18 +129,35 @@ def imaginary(expression: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def read_gold(text: str) -> list[Any]:
-    """The known answer as a list of one sympy object; empty when it cannot be read."""
-    return extract("\\boxed{" + text + "}", "no_fallback")
+def read(latex: str) -> Any:
+    """The sympy object of a formula. Raises an exception of the parser for what it cannot read."""
+    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended.math_normalization import normalize_latex
+
+    # No units: whoever asks has taken them off, and a lone letter after a number is a variable.
+    forms = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    plain = normalize_latex(latex, forms)
+    try:
+        return imaginary(parsed(plain))
+    except Exception:
+        *_, last = re.split(r"(?<![\\<>!])=", plain)  # a = b = c says c
+        if "," in plain or last == plain:
+            raise
+        return imaginary(parsed(last))
 
 
-def extract(text: str, fallback: Any) -> list[Any]:
-    """math-verify's reading of a text: boxes first, then `the final answer is …`, then the last formula or number."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+def parsed(latex: str) -> Any:
+    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify.grader import should_treat_as_complex
 
-    targets = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    found = parse(text, targets, fallback_mode=fallback, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
-    return [imaginary(expression) for expression in found]
+    return latex2sympy(
+        latex,
+        is_real=not should_treat_as_complex(latex),
+        convert_degrees=False,
+        normalization_config=None,
+        conversion_config=ConversionConfig(lowercase_symbols=False),
+    )
 
 
 def short(error: Exception) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 from kinetics_jax.assets import ASSETS
 from kinetics_jax.errors import UserError
 from kinetics_jax.hub import HubError, download
-from kinetics_jax.tasks.answers import last_answer_box, thousands
+from kinetics_jax.tasks.answers import all_boxes, last_answer_box
+from kinetics_jax.tasks.exact import thousands
+from kinetics_jax.tasks.known_answers import keep_lost
 
 BUILTIN = "builtin"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "gold", "target")
 SOLUTION_COLUMNS = ("solution", "reference_solution")  # used if there is no column of answers: the last box of each
 ID_COLUMNS = ("id", "unique_id", "problem_id")
+
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class TaskError(UserError):
@@ -85,8 +91,9 @@ def load_problem_file(
     task: str | None = None,
     limit: int | None = None,
 ) -> list[Problem]:
-    r"""The first `limit` problems of a file: JSONL, JSON (a list of objects), CSV with a header, or Parquet.
+    r"""The first `limit` problems of a file: JSONL, JSON, CSV with a header, or Parquet.
 
+    A JSON file holds a list of objects, an object with such a list in it, or columns.
     Columns that are not named are looked for by the names that data sets use; a column of solutions gives what
     their last box holds. An answer with `####` is what follows it. Ids are the file's own (columns id, unique_id,
     problem_id) where all problems have one and no two the same, else `<task>-<index>`, the task being the file's stem
@@ -112,14 +119,16 @@ def _check_limit(what: str, limit: int | None) -> None:
 def _find_column(path: Path, kind: str, columns: list[str], *choices: Sequence[str]) -> str:
     """The column whose lower-case name is among the first `choices` that match any; TaskError unless exactly one is."""
     for names in choices:
-        matches = [column for column in columns if column.lower() in names]
+        matches = [column for column in columns if column.strip().lower() in names]
         if len(matches) == 1:
             return matches[0]
         if matches:
             raise TaskError(f"{path}: {' and '.join(matches)} may hold the {kind}; say which with --{kind}-column")
-    raise TaskError(
-        f"{path}: no column has a name of {kind}s; name one with --{kind}-column (columns: {', '.join(columns)})"
-    )
+    listed = ", ".join(column[:40] for column in columns[:20]) + (" …" if len(columns) > 20 else "")
+    separator = next((name for sign, name in SEPARATORS.items() if len(columns) == 1 and sign in columns[0]), None)
+    if separator is not None:
+        raise TaskError(f"{path}: the columns are separated by {separator}; a CSV file separates them by commas")
+    raise TaskError(f"{path}: no column has a name of {kind}s; name one with --{kind}-column (columns: {listed})")
 
 
 # A record and where it stands, for messages.
@@ -127,6 +136,8 @@ Record = tuple[str, dict[str, Any]]
 
 
 def _problems(records: list[Record], question_column: str, answer_column: str, task: str) -> list[Problem]:
+    if answer_column.lower() in SOLUTION_COLUMNS:
+        _tell_other_boxes(records, answer_column)
     ids = _own_ids([record for _, record in records])
     problems = []
     for index, (where, record) in enumerate(records):
@@ -135,7 +146,33 @@ def _problems(records: list[Record], question_column: str, answer_column: str, t
         problem_id = ids[index] if ids else f"{task}-{index}"
         _check_unicode(where, "the id", problem_id)
         problems.append(Problem(problem_id, question, answer))
+    _tell_contradictions(problems, task)
     return problems
+
+
+def _tell_other_boxes(records: list[Record], column: str) -> None:
+    """Warns of solutions with boxes that differ: the last one is the known answer."""
+    several = [where for where, record in records if len(all_boxes(str(record.get(column)))) > 1]
+    if several:
+        warnings.warn(f"{_counted(several)}: {column!r} boxes several answers; the last one counts", stacklevel=4)
+
+
+def _tell_contradictions(problems: list[Problem], task: str) -> None:
+    """Warns of questions that stand there more than once with other answers."""
+    first: dict[str, Problem] = {}
+    pairs = [
+        f"{earlier.id} and {problem.id}"
+        for problem in problems
+        if (earlier := first.setdefault(" ".join(problem.question.split()), problem)).answer != problem.answer
+    ]
+    if pairs:
+        warnings.warn(f"{task}: the same question with different answers: {_counted(pairs)}", stacklevel=4)
+
+
+def _counted(names: list[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "; ".join(name[:120] for name in names[:3]) + more
 
 
 def _own_ids(records: list[dict[str, Any]]) -> list[str] | None:
@@ -186,7 +223,7 @@ def _final_answer(where: str, column: str, text: str) -> str:
         if answer is None:
             raise TaskError(f"{where}: {column!r} boxes no answer; name the column of final answers (--answer-column)")
     else:
-        answer = text.strip()
+        answer = keep_lost(text)
     if not answer.strip():
         raise TaskError(f"{where}: {column!r} ends without an answer")
     return answer
@@ -214,12 +251,48 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
 
 def _read_json(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):  # the hub has JSON lines under this name too
-        yield from _read_jsonl(path)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if first.lstrip().startswith("{") and _is_object(first) and text.strip() != first.strip():
+        yield from _read_jsonl(path)  # the hub has JSON lines under this name too
         return
-    for number, record in enumerate(_parse(str(path), text), start=1):
+    for number, record in enumerate(_records(path, _parse(str(path), text)), start=1):
         where = f"{path}, record {number}"
         yield where, _object(where, record)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _records(path: Path, value: Any) -> list[Any]:
+    """The records of a JSON file: a list; an object that holds one list of them; or one object, which is a record."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise TaskError(f"{path}: must be a list of objects, got {value!r:.60}")
+    lists = {
+        name: held for name, held in value.items() if isinstance(held, list) and all(map(_is_record, held)) and held
+    }
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    if lists:
+        raise TaskError(f"{path}: {' and '.join(name[:40] for name in lists)} are lists of objects; keep one of them")
+    if value and all(map(_is_record, value.values())):
+        if any(name.strip().lower() in QUESTION_COLUMNS for name in value):  # columns by a key
+            keys = next(iter(value.values()))
+            return [{name: column.get(key) for name, column in value.items()} for key in keys]
+        return list(value.values())  # records by a key
+    lengths = {len(held) if isinstance(held, list) else -1 for held in value.values()}
+    if len(lengths) == 1 and -1 not in lengths:  # columns
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return [value]
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _parse(where: str, text: str) -> Any:
@@ -258,6 +331,9 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         table = pd.read_parquet(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are among these
         raise TaskError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    for name in [name for name, kind in table.dtypes.items() if kind in ("float32", "float16")]:
+        # At its own precision: pandas would widen 0.1 to 0.10000000149011612.
+        table[name] = [float(str(value)) for value in table[name].to_numpy()]
     for index, record in enumerate(table.to_dict(orient="records")):
         yield f"{path}, row {index}", {str(name): value for name, value in record.items()}
 

@@ -9,6 +9,7 @@ import pytest
 
 from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.runs.folder import read_run
+from kinetics_jax.runs.truncation import grade_cuts
 from kinetics_jax.tasks.problems import load_problems
 
 SMALLEST = builtin_models()[0]
@@ -110,6 +111,23 @@ def test_own_problems_graded_again_and_reported(tmp_path):
     samples.write_text("".join(json.dumps(each) + "\n" for each in flipped))
     assert len(json.loads(kinetics("grade", tmp_path / "run", "--json").stdout)) == 6
     assert read_run(tmp_path / "run").samples == run.samples
+    (tmp_path / "own.csv").write_text("\n".join(["id,task,result", *rows, "bad,?,The answer is 42."]) + "\n")
+    refused = kinetics(*arguments, *columns, code=2).stderr
+    assert "1 known answer cannot be graded: bad: 'The answer is 42.' (a sentence" in refused
+    kept = kinetics(*arguments, *columns, "--skip-unreadable")
+    assert "6 samples" in kept.stdout
+    assert "left out: 1 known answer cannot be graded: bad: " in kept.stderr
+    problems = tmp_path / "run" / "problems.jsonl"
+    first, *others = [json.loads(line) for line in problems.read_text().splitlines()]
+    problems.write_text("".join(json.dumps(each) + "\n" for each in [{**first, "answer": "01-Feb"}, *others]))
+    assert f"{first['id']}: '01-Feb' (a date" in kinetics("grade", tmp_path / "run", code=2).stderr
+    again = kinetics("grade", tmp_path / "run", "--skip-unreadable")
+    assert "2 that the grader could not decide" in again.stdout
+    assert "left out: 1 known answer" in again.stderr
+    with pytest.warns(UserWarning, match="left out: 1 known answer"):
+        grade_cuts(tmp_path / "run", [4], workers=1, skip_unreadable=True)
+    problems.write_text("".join(json.dumps(each) + "\n" for each in [first, *others]))
+    assert "2 grades changed" in kinetics("grade", tmp_path / "run").stdout
     kinetics("frontier", tmp_path / "run", "--report", tmp_path / "report.html")
     assert "own.csv" in (tmp_path / "report.html").read_text()
 

@@ -1,16 +1,8 @@
-"""Where answers stand, how they are respelled, and exact numbers."""
+"""Where answers stand."""
 
 import pytest
 
-from kinetics_jax.tasks.answers import (
-    compare_numbers,
-    completed,
-    last_answer_box,
-    respell,
-    split_reasoning,
-    thousands,
-    undecorated,
-)
+from kinetics_jax.tasks.answers import completed, last_answer_box, split_reasoning, stated_answer
 
 
 @pytest.mark.parametrize(
@@ -22,6 +14,14 @@ from kinetics_jax.tasks.answers import (
         ("<think>a", ("<think>a", "")),
         ("a", ("", "a")),
         ("", ("", "")),
+        ("<thinking>a</thinking>b", ("<thinking>a", "b")),
+        ("<reasoning>a</reasoning>b", ("<reasoning>a", "b")),
+        ("[THINK]a[/THINK]b", ("[THINK]a", "b")),
+        ("<|begin_of_thought|>a<|end_of_thought|>b", ("<|begin_of_thought|>a", "b")),
+        ("◁think▷a◁/think▷b", ("◁think▷a", "b")),
+        ("[THINK]a", ("[THINK]a", "")),
+        ("◁think▷a", ("◁think▷a", "")),
+        ("a < b and \\[x\\]</b>", ("", "a < b and \\[x\\]</b>")),
     ],
 )
 def test_split_reasoning(text, parts):
@@ -37,11 +37,14 @@ def test_split_reasoning(text, parts):
         ("<user>q<assistant><think>\n\n</think>\n\n", "7", "7"),
         ("<user>What does <think> mean?<assistant>", "7", "7"),  # the question's own tag
         ("", "7", "7"),
+        ("<user>q<assistant><thinking>", "7", "<thinking>7"),
+        ("<user>q<assistant>[THINK]", "7", "[THINK]7"),
+        ("<user>q<assistant>◁think▷", "7", "◁think▷7"),
     ],
 )
 def test_completed(prompt, text, whole):
     assert completed(prompt, text) == whole
-    assert split_reasoning(completed(prompt, text))[0].startswith("<think>") is (whole != text)
+    assert bool(split_reasoning(completed(prompt, text))[0]) is (whole != text or "</think>" in text)
 
 
 @pytest.mark.parametrize(
@@ -71,117 +74,51 @@ def test_last_answer_box(text, box):
 
 
 @pytest.mark.parametrize(
-    ("given", "known", "verdict"),
+    ("text", "answer"),
     [
-        ("42", "42", True),
-        ("42", "43", False),
-        (" $042$ ", "42", True),
-        ("+42", "42", True),
-        ("-0", "0", True),
-        ("**42**", "42", True),
-        (r"\mathbf{42}", "42", True),
-        (r"\boldsymbol{\frac{1}{2}}.", "0.5", True),
-        ("$42$.", "42", True),
-        ("42\\ ", "42~", True),
-        ("42..", "42", None),
-        ("1,234,567", "1234567", True),
-        ("1,23", "123", None),
-        ("42.", "42", True),
-        ("0.50", r"\frac{1}{2}", True),
-        (".5", "1/2", True),
-        ("-1/2", r"-\frac{1}{2}", True),
-        (r"\frac{-1}{2}", r"\frac{1}{-2}", True),
-        (r"-\dfrac{-1}{2}", "0.5", True),
-        (r"\tfrac {7}{14}", "1/2", True),
-        (r"\frac{14}{3}", r"\frac{3}{14}", False),
-        ("1/0", "1", None),
-        ("0.1", "0.10000000000000000001", False),
-        ("0.33333", "1/3", False),
-        ("0.333333", "1/3", True),
-        ("0.333334", "1/3", True),  # within one unit of the last place
-        ("0.333335", "1/3", False),
-        ("0.666666", "2/3", True),
-        ("0.666667", "2/3", True),
-        ("-0.666667", "2/3", False),
-        ("1/3", "0.3333333", True),
-        ("0.000033", "1/30000", False),  # two significant digits
-        ("0.000067", ".0000672", False),
-        ("0.500000001", "1/2", False),
-        (r"0.\overline{3}", "1/3", True),
-        (r"0.1\overline{6}", "1/6", True),
-        (r"-0.\overline{9}", "-1", True),
-        (r"3\overline{3}", "33", None),
-        ("52_8", "52_{8}", True),
-        ("52_8", "42_{10}", True),
-        ("52_8", "52_7", False),
-        ("58_8", "58_8", None),  # no such digit
-        ("52_8", "52", None),
-        ("x", "1", None),
-        ("", "1", None),
-        (".", "1", None),
-        ("1e3", "1000", None),
-        ("9" * 100_000, "9", False),
-        ("0" * 100_000 + "9", "9", True),
-        ("9" * 100_000, "0.5", None),
-        ("9" * 100_000 + "/7", "9", None),
+        (r"\boxed{41} Wait. \boxed{42}", "42"),
+        (r"The roots are $\boxed{1}$ and $\boxed{-2}$.", "1, -2"),
+        (r"<answer> 70 </answer>", "70"),
+        (r"<answer>\boxed{70}</answer>", "70"),
+        (r"<think>\boxed{41}</think><answer>42</answer>", "42"),
+        (r"<think>\boxed{42}</think>To see this:" + "\n1. Add.\n2. Multiply by 7.", "42"),
+        (r"<think>\boxed{42}</think>**Final answer:** \boxed{4", "42"),
+        (r"<think>\boxed{42}</think>The answer is 4", "42"),  # cut short
+        (r"<think>\boxed{4.5}</think>The answer is 4.", "4.5"),
+        (r"<think>\boxed{41}</think>The answer is 42.", "42"),  # a sentence that ends
+        (r"<think>so \boxed{42}. But", "42"),
+        ("<think>so 42. But", None),
+        ("The answer is 42.", "42"),
+        ("**Answer: B**", "B"),
+        ("ANSWER: $B$", "B"),
+        ("**Final Answer**\n\n$\\frac{1}{2}$", r"\frac{1}{2}"),
+        ("#### 42", "42"),
+        ("It costs \\$70.", r"\$70."),
+        ("It costs $70.", r"\$70."),
+        ("The answer is not 8.", "not 8"),
+        ("It is 8 or 9.", "8 or 9."),
+        ("so it is $\\frac{\\pi}{2}$.", r"\frac{\pi}{2}."),
+        (r"The answer is $x$, for \boxed{}", "x"),
+        ("I give up.", None),
+        ("", None),
+        (r"\boxed{42", None),
+        ("$" * 4000, None),
     ],
 )
-def test_compare_numbers(given, known, verdict):
-    assert compare_numbers(given, known) is verdict
+def test_stated_answer(text, answer):
+    assert stated_answer(text) == answer
 
 
-@pytest.mark.parametrize(
-    ("answer", "plain"),
-    [
-        (r" 8 \pi\ ", r"8 \pi"),
-        (r"8 \pi\;", r"8 \pi"),
-        (r"**$\bm{X}.$**,", "X"),
-        (r"\mathbf {\frac{\sqrt{3}}{2}}", r"\frac{\sqrt{3}}{2}"),
-        (r"\mathbf{a}+\mathbf{b}", r"\mathbf{a}+\mathbf{b}"),  # the first brace is not closed by the last
-        ("**1** or **2**", "**1** or **2**"),
-        ("$1$ or $2$", "$1$ or $2$"),
-        ("1, 2, ...", "1, 2, ..."),
-        (r"\left\{ x \right.", r"\left\{ x \right."),
-        ("5!", "5!"),
-        ("~.", ""),
-        ("****", "****"),
-        ("$", "$"),
-        (r"\bm{" * 100_000, r"\bm{" * 100_000),
-    ],
-)
-def test_undecorated(answer, plain):
-    assert undecorated(answer) == plain
-
-
-def test_thousands():
-    assert [thousands(text) for text in ("-1,234,567.8", "3,4", "(1, 2)", "1,2345")] == [
-        "-1234567.8",
-        "3,4",
-        "(1, 2)",
-        "1,2345",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("latex", "plain"),
-    [
-        (r"1\,000", "1000"),
-        (r"10,\!080", r"10,\!080"),  # math-verify reads this one
-        (r"1\,00", r"1\,00"),
-        (r"5~\text{cm}", r"5 \text{cm}"),
-        (r"5\ \text{cm}", r"5 \text{cm}"),
-        (r"1 \\ 2", r"1 \\ 2"),  # a new row
-        ("1~000", "1000"),
-        ("1e3", r"1\times 10^{3}"),
-        ("1e3x", "1e3x"),
-        ("5i", "5 i"),
-        (r"\sin x", r"\sin x"),
-        (r"1 - 12\mathrm{i}", "1 - 12 i"),
-        (r"\log_e 2", r"\ln 2"),
-        (r"\log_{10} 2", r"\log_{10} 2"),
-        (r"\left\langle 1,2\right\rangle", "( 1,2)"),
-        ("90°", r"90^\circ"),
-    ],
-)
-def test_respell(latex, plain):
-    assert respell(latex) == plain
+def test_no_cut_loses_the_answer_of_the_reasoning():
+    """Accuracy over caps rises once: from the first box on, every cut states it."""
+    reasoning = (
+        "<think>\nFirst 6 times 7. 1. Multiply. That is \\boxed{42}, let me check: 42 = 6 * 7, yes.\n</think>\n\n"
+    )
+    final = (
+        "To solve this:\n\n1. **Multiply** the numbers: $6 \\cdot 7 = 42$.\n2. Check 7 < 8. It holds in 5 cases.\n\n"
+        "### Conclusion\nThe answer is 42.\n\n**Final answer:** The answer is $\\boxed{42}$."
+    )
+    first = reasoning.index("42}") + 3
+    text = reasoning + final
+    assert {stated_answer(text[:length]) for length in range(first, len(text) + 1)} == {"42"}
+    assert {stated_answer(text[:length]) for length in range(first)} == {None}

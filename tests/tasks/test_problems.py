@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from paths import SHARED
@@ -101,6 +102,49 @@ class TestFiles:
         pd.DataFrame({"id": [60, 61], "problem": ["a?", "b?"], "answer": [7, 8]}).to_parquet(path)
         assert load_problem_file(path) == [Problem("60", "a?", "7"), Problem("61", "b?", "8")]
 
+    def test_single_precision_is_read_at_its_own(self, tmp_path):
+        path = tmp_path / "mine.parquet"
+        answers = np.array([0.1, 2, 0.7], dtype=np.float32)
+        pd.DataFrame({"problem": ["a?", "b?", "c?"], "answer": answers}).to_parquet(path)
+        assert [problem.answer for problem in load_problem_file(path)] == ["0.1", "2", "0.7"]
+
+    @pytest.mark.parametrize(
+        "held",
+        [
+            {"data": [{"question": "a?", "answer": "1"}, {"question": "b?", "answer": 2}], "version": 1},
+            {"question": ["a?", "b?"], "answer": ["1", 2]},
+            {"question": {"0": "a?", "1": "b?"}, "answer": {"0": "1", "1": 2}},
+            {"x": {"question": "a?", "answer": "1"}, "y": {"question": "b?", "answer": 2}},
+            [{"question": "a?", "answer": "1"}, {"question": "b?", "answer": 2}],
+        ],
+    )
+    @pytest.mark.parametrize("indent", [None, 1])
+    def test_a_json_object(self, tmp_path, held, indent):
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps(held, indent=indent))
+        assert load_problem_file(path) == [Problem("mine-0", "a?", "1"), Problem("mine-1", "b?", "2")]
+
+    def test_one_problem_as_a_json_object(self, tmp_path):
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps({"question": "a?", "answer": "1"}, indent=1))
+        assert load_problem_file(path) == [Problem("mine-0", "a?", "1")]
+
+    def test_header_case_and_spaces(self, tmp_path):
+        path = tmp_path / "mine.csv"
+        path.write_text("Question, Answer\na?, 1\n")
+        assert load_problem_file(path) == [Problem("mine-0", "a?", "1")]
+
+    def test_lost_backslashes_stay_visible(self, tmp_path):
+        path = tmp_path / "mine.jsonl"
+        path.write_text('{"question": "a?", "answer": "\\theta"}\n{"question": "b?", "answer": " \\frac{1}{2}"}\n')
+        assert [problem.answer for problem in load_problem_file(path)] == ["\theta", "\x0crac{1}{2}"]
+
+    def test_contradictions_are_told(self, tmp_path):
+        twice = [{"id": name, "question": "How  many?", "answer": answer} for name, answer in (("a", 1), ("b", 2))]
+        path = write(tmp_path / "mine.jsonl", *twice)
+        with pytest.warns(UserWarning, match="mine: the same question with different answers: a and b"):
+            assert len(load_problem_file(path)) == 2
+
     def test_columns(self, tmp_path):
         path = write(tmp_path / "mine.jsonl", {"frage": "q", "antwort": "a", "question": "other", "answer": "other"})
         assert load_problem_file(path, question_column="frage", answer_column="antwort") == [
@@ -110,10 +154,14 @@ class TestFiles:
     def test_solutions_give_their_last_box(self, tmp_path):
         solution = r"First \boxed{1}, then \boxed{\frac{1}{2}}."
         path = write(tmp_path / "mine.jsonl", {"problem": "q", "solution": solution})
-        assert load_problem_file(path)[0].answer == r"\frac{1}{2}"
+        with pytest.warns(
+            UserWarning, match="mine.jsonl, line 1: 'solution' boxes several answers; the last one counts"
+        ):
+            assert load_problem_file(path)[0].answer == r"\frac{1}{2}"
         both = write(tmp_path / "both.jsonl", {"problem": "q", "solution": solution, "answer": "0.5"})
         assert load_problem_file(both)[0].answer == "0.5"
-        assert load_problem_file(both, answer_column="solution")[0].answer == r"\frac{1}{2}"
+        with pytest.warns(UserWarning, match="boxes several answers"):
+            assert load_problem_file(both, answer_column="solution")[0].answer == r"\frac{1}{2}"
 
     @pytest.mark.parametrize(
         ("box", "answer"), [(r"\fbox{3}", "3"), (r"\boxed 3", "3"), (r"\boxed{3}, in \boxed{}", "3")]
