@@ -1,22 +1,5 @@
-"""The `kinetics` command, and `python -m kinetics_jax`: what must be in place before anything heavy is imported."""
+"""`python -m kinetics_jax` is the `kinetics` command."""
 
-import signal
-import sys
+from kinetics_jax.cli.start import main
 
-
-def main() -> None:
-    """Runs `cli.main.main`; Ctrl-C while it is imported ends with one line too."""
-    try:
-        from kinetics_jax.cli.streams import prepare_streams
-
-        prepare_streams()
-        from kinetics_jax.cli.main import main as run
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
-        print("kinetics: stopped before it began", file=sys.stderr)
-        sys.exit(130)
-    run()
-
-
-if __name__ == "__main__":
-    main()
+main()
