@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.stats.estimators import Amount, EstimateError
-from kinetics_jax.tasks.answers import compare_numbers, undecorated
+from kinetics_jax.tasks.exact import compare_numbers
+from kinetics_jax.tasks.wrapping import TooDeep, plain
 
 EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
 EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
@@ -122,13 +123,21 @@ def _one_spelling(answers: Sequence[Hashable]) -> dict[Hashable, Hashable]:
     leaders: dict[str, Hashable] = {}
     for answer in dict.fromkeys(answers):
         if isinstance(answer, str):
-            plain = undecorated(answer)
-            same = (other for text, other in leaders.items() if text == plain or compare_numbers(text, plain))
+            spelling = _spelling(answer)
+            same = (other for text, other in leaders.items() if text == spelling or compare_numbers(text, spelling))
             first[answer] = next(same, answer)
-            leaders.setdefault(plain, first[answer])
+            leaders.setdefault(spelling, first[answer])
         else:
             first[answer] = answer
     return first
+
+
+def _spelling(answer: str) -> str:
+    """An answer as the grader compares it, or as it stands where its braces do not match."""
+    try:
+        return plain(answer)
+    except TooDeep:
+        return answer.strip()
 
 
 def _sizes(k: npt.ArrayLike, samples: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.errors import CheckpointError, spelled
-from kinetics_jax.files import encode_utf8, lock_file
+from kinetics_jax.files import encode_utf8, lock_file, read_regular
 from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
@@ -35,7 +35,7 @@ from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
 from kinetics_jax.tasks.math_grading import UNGRADED, grader_for, unreadable_answers
 from kinetics_jax.tasks.problems import BUILTIN
-from kinetics_jax.tokenizer import TOKENIZER, read_tokenizer, tokenizer_file
+from kinetics_jax.tokenizer import TOKENIZER, TOKENIZER_BYTES, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -133,7 +133,7 @@ def grader_fingerprint(task: str) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(read_regular(path, at_most=TOKENIZER_BYTES), digest_size=8).hexdigest()
 
 
 @contextlib.contextmanager
