@@ -48,7 +48,7 @@ def open_regular(path: str | Path, *, at_most: int | None = None, error: type[Us
     try:
         _require_regular(os.stat(path), name, error)  # before it is opened: to open a device can do something
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
     except (OSError, ValueError) as why:  # ValueError: a name with a zero byte
         raise error(f"{name}: cannot be opened ({getattr(why, 'strerror', None) or why})") from why
