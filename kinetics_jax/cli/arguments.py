@@ -88,6 +88,8 @@ class Draw:
     """Another seed draws other samples."""
     repetition_window: int = 0
     """Stop a sample once its last N tokens repeat at least three times; 0 never stops."""
+    known_ids_only: bool = False
+    """Draw no id that the tokenizer has no token for, as padded vocabularies have."""
 
     def check(self) -> None:
         """Raises SamplingError for impossible values, before a model is loaded."""

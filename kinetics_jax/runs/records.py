@@ -108,6 +108,7 @@ SAMPLING: dict[str, Kind] = {
     "max_tokens": whole(1, MAX_TOKENS),
     "seed": whole(0, 2**32 - 1),
     "repetition_window": whole(0, MAX_TOKENS),
+    "known_ids_only": FLAG,
 }
 
 
