@@ -67,7 +67,7 @@ def test_overflow_from_the_first_token_on(wide, sampling):
 
 def test_the_cure_works(wide):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*not finite")
         samples = kj.load(wide, dtype="bfloat16").generate(tiny_prompts(1, first=5), sampling=GREEDY)
     assert samples[0].finish_reason == "length"
 
