@@ -122,7 +122,7 @@ def test_own_problems_graded_again_and_reported(tmp_path):
     problems.write_text("".join(json.dumps(each) + "\n" for each in [{**first, "answer": "01-Feb"}, *others]))
     assert f"{first['id']}: '01-Feb' (a date" in kinetics("grade", tmp_path / "run", code=2).stderr
     again = kinetics("grade", tmp_path / "run", "--skip-unreadable")
-    assert "2 that the grader could not decide" in again.stdout
+    assert "2 of 6 undecided (counted as unsolved)" in again.stdout
     assert "left out: 1 known answer" in again.stderr
     with pytest.warns(UserWarning, match="left out: 1 known answer"):
         grade_cuts(tmp_path / "run", [4], workers=1, skip_unreadable=True)

@@ -297,7 +297,7 @@ def test_figures_leave_no_global_state(tables):
 @pytest.mark.slow
 def test_a_table_of_one_problem_draws(tmp_path):
     run = make_run("m", SPARSE, [record(), record(sample=1, correct=None)])
-    with pytest.warns(UserWarning, match="no grade"):
+    with pytest.warns(UserWarning, match="1 of 2 samples are undecided"):
         tables = report_tables([run], convention="paper", intensity=100.0)
     page = write(tmp_path / "report.html", [run], tables)
     assert "“paper” convention, at 100 FLOP/byte" in page

@@ -96,7 +96,9 @@ def distributions(logits: np.ndarray, sampling: kj.Sampling) -> np.ndarray:
     for row in logits.astype(np.float64) / sampling.temperature:
         kept = row >= np.sort(row)[-sampling.top_k]
         weights = np.where(kept, np.exp(row - row.max()), 0)
-        above = np.array([weights[row > value].sum() for value in row])
+        falling = np.argsort(-row)
+        before = np.concatenate([[0], np.cumsum(weights[falling])])
+        above = before[np.searchsorted(-row[falling], -row, side="left")]  # the weight of all likelier tokens
         weights = np.where(above < sampling.top_p * weights.sum() * (1 + 1e-6), weights, 0)
         rows.append(weights / weights.sum())
     return np.array(rows)
