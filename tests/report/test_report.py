@@ -301,4 +301,4 @@ def test_a_table_of_one_problem_draws(tmp_path):
         tables = report_tables([run], convention="paper", intensity=100.0)
     page = write(tmp_path / "report.html", [run], tables)
     assert "“paper” convention, at 100 FLOP/byte" in page
-    assert "1 sample(s) without a grade" in page
+    assert "1 of 2 samples are undecided and count as unsolved" in page
