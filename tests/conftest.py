@@ -26,7 +26,7 @@ install_import_hook(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--optimised", action="store_true", help="compile as users do: the suite takes half as long again")
+    parser.addoption("--optimised", action="store_true", help="compile as users do, which takes twice as long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
