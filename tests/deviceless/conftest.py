@@ -6,6 +6,13 @@ import pytest
 from kinetics_kernels import targets
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_as_users_do(request: pytest.FixtureRequest) -> None:
+    """What these tests read from machine code is the optimised program's."""
+    if not request.config.getoption("--optimised"):
+        pytest.skip("compiles as users do: pytest --optimised tests/deviceless")
+
+
 def target_or_skip(make: Callable[..., targets.Target], *args) -> targets.Target:
     try:
         return make(*args)
