@@ -26,7 +26,7 @@ from kinetics_jax.files import FileError, open_regular, read_json, write_atomic
 
 DIGEST = "digest.json"  # beside converted weights
 KEPT_FROM = 64 << 20  # bytes of files whose digest is worth keeping
-SLICE_BYTES = 16 << 20
+SLICE_BYTES = 1 << 20  # read at a time, by each of the workers
 WORKERS = 8
 # Sizes and times of files: (name, bytes, modified, changed), in nanoseconds.
 FileStates = tuple[tuple[str, int, int, int], ...]

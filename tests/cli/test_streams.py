@@ -64,7 +64,7 @@ def test_closed_streams(samples, tmp_path):
     ("command", "environment", "says"),
     [
         ("doctor", {"JAX_PLATFORMS": "nonsense"}, "JAX_PLATFORMS is nonsense: unset it, or name cpu"),
-        ("generate chase-131k --prompt 1", {"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS is cuda: unset it, or name cpu"),
+        ("generate chase-131k --prompt 1", {"JAX_PLATFORMS": "rocm"}, "JAX_PLATFORMS is rocm: unset it, or name cpu"),
         ("frontier T --figure f.png", {"MPLBACKEND": "nonsense"}, "MPLBACKEND=nonsense; unset it"),
         ("frontier T --csv ''", {}, "is a directory; name a file to write"),
         ("frontier T --csv .", {}, "is a directory; name a file to write"),
