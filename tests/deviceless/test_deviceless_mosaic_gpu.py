@@ -138,18 +138,9 @@ def test_memory_is_ordered(h100):
     assert all(after == "all" for event, after in itertools.pairwise(order) if event in ("end", "commit"))
 
 
-# Known and open: since NaN passes through the op, ptxas says that a second function of this kernel spills 128 bytes.
-SPILLS = pytest.mark.xfail(reason="a function beside the kernel spills 128 bytes at head_dim 64", strict=True)
-
-
 @pytest.mark.parametrize(
     ("head_dim", "page_size", "dtype"),
-    [
-        pytest.param(64, 8, jnp.bfloat16, marks=SPILLS),
-        pytest.param(64, 128, jnp.float16, marks=SPILLS),
-        (128, 8, jnp.float16),
-        (128, 32, jnp.bfloat16),
-    ],
+    [(64, 8, jnp.bfloat16), (64, 128, jnp.float16), (128, 8, jnp.float16), (128, 32, jnp.bfloat16)],
 )
 def test_every_dtype_and_head_dim(h100, head_dim, page_size, dtype):
     q, k, v, _, *tables = abstract("14B", page_size, 1, dtype, head_dim)

@@ -30,6 +30,8 @@ TOKENS = 64  # of a tile: the second product sums over them, and wgmma takes who
 BYTES_IN_FLIGHT = 65_536  # of K and V in shared memory: with the rest, two programs fit on a multiprocessor
 MAX_SPLITS = 32  # the partials of a head fit in the registers of the merging program
 LOG2_E = math.log2(math.e)
+# The log-sum-exp of a part whose scores are all -inf: it weighs nothing beside others. Alone, the result is NaN.
+WEIGHTLESS = float(jnp.finfo(jnp.float32).min)
 
 
 def paged_decode(
@@ -255,11 +257,11 @@ def _attend(
             missing,
         ),
     )
-    divisor = jnp.where(lax.broadcast(held, total.shape) != 0, total, 1.0)
+    seen = lax.broadcast(held, total.shape) != 0
+    divisor = jnp.where(seen, total, 1.0) if splits == 1 else jnp.where(total == 0.0, 1.0, total)
     out_rows[...] = (out / _across(divisor, head_dim)).astype(out_rows.dtype)
-    lse = top / LOG2_E + jnp.log(divisor)  # -inf without a token
-    # As in numerics.softmax_end; of several parts the merge decides.
-    lse_rows[...] = jnp.where(divisor == 0.0, jnp.nan, lse) if splits == 1 else lse
+    weightless = jnp.where(seen, jnp.nan if splits == 1 else WEIGHTLESS, -jnp.inf)
+    lse_rows[...] = jnp.where(total == 0.0, weightless, top / LOG2_E + jnp.log(divisor))
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out_rows.at[pl.ds(0, group)], out_ref.at[part, row])
     for member in range(group):
@@ -298,18 +300,15 @@ def _merge(outs: jax.Array, lses: jax.Array, dtype: Any, interpret: Any) -> tupl
         anchor = jnp.where(top == -jnp.inf, 0.0, top)
         weights = [jnp.exp(lse - anchor) for lse in parts]
         total = sum(weights)
-        divisor = jnp.where(total == 0.0, 1.0, total)
+        divisor = jnp.where(total == 0.0, 1.0, jnp.where(top == WEIGHTLESS, jnp.nan, total))
         # One element a thread; 64 are fewer than the threads, which then hold copies.
         layout = plgpu.Layout.WG_STRIDED((128,), vec_size=1) if head_dim == 128 else plgpu.Layout.WGMMA.reduce(0)
         rows = [_load(outs_ref.at[part, head], layout) for part in range(splits)]
-        # A part without weight holds NaN if all its scores are -inf. If no part weighs anything, that is the result.
-        dropped = [(lse == -jnp.inf) & (total != 0.0) for lse in parts]
-        rows = [jnp.where(lax.broadcast(drop, row.shape), 0.0, row) for drop, row in zip(dropped, rows, strict=True)]
         out = sum(row * weight for row, weight in zip(rows, weights, strict=True)) / divisor
         out_row[...] = out.astype(out_row.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out_row, out_ref.at[head])
-        lse_ref[head] = jnp.where(total == 0.0, outs_ref[0, head, 0] - jnp.inf, anchor + jnp.log(divisor))
+        lse_ref[head] = jnp.where(total == 0.0, -jnp.inf, anchor + jnp.log(divisor))
         plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
