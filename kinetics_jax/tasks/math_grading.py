@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import subprocess
-import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +18,7 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.tasks.answers import stated_answer
 from kinetics_jax.tasks.exact import based, compare_numbers
 from kinetics_jax.tasks.grading import Grade, Grader, grade_integer, integer
+from kinetics_jax.tasks.guarded_process import GuardedProcess, ProcessEnded
 from kinetics_jax.tasks.known_answers import MAX_ANSWER, fault, formulas
 from kinetics_jax.tasks.latex_forms import modulus
 from kinetics_jax.tasks.problems import BUILTIN, Problem
@@ -33,7 +30,7 @@ from kinetics_jax.tasks.vocabulary import each_of
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.py")
     for name in each_of(
-        "amounts answers characters exact formulas known_answers latex_forms math_grading math_worker moments "
+        "amounts answers characters exact formulas guarded_process known_answers latex_forms math_grading math_worker moments "
         "number_words phrasing reading tokens units verdicts vocabulary wrapping"
     )
 )
@@ -122,7 +119,7 @@ class MathGrader:
         if timeout <= 0:
             raise GradingError(f"the time to grade an answer must be positive, got {timeout} s")
         self.timeout, self.memory = timeout, memory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -193,67 +190,32 @@ class MathGrader:
 
     def _exchange(self, request: dict[str, str]) -> dict[str, Any]:
         """One request and its reply; {"timeout": …} and {"error": …} for what went wrong, "startup" if at the start."""
-        if self._process is not None and self._process.poll() is not None:
+        if self._process is not None and self._process.ended():
             self._stop()
         if self._process is None:
-            # A path, not a module: starts without the package. -P keeps this folder's names out of its imports.
-            command = [sys.executable, "-P", str(WORKER), str(self.memory), str(int(self.timeout) + 2)]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the one who asks, not for the one who answers
-            )
-            ready = self._line(b"", STARTUP_SECONDS)
+            self._process = GuardedProcess(WORKER, memory=self.memory, seconds=self.timeout)
+            ready = self._reply(None, STARTUP_SECONDS)
             if "ready" not in ready:
                 self._stop()
-                return {
-                    "error": f"math-verify does not start: {ready.get('error', 'no sign of life')}",
-                    "startup": True,
-                }
-        return self._line(json.dumps(request).encode("ascii") + b"\n", self.timeout)
+                reason = f"nothing in {STARTUP_SECONDS} s" if "timeout" in ready else ready["error"]
+                return {"error": f"math-verify does not start: {reason}", "startup": True}
+        return self._reply(request, self.timeout)
 
-    def _line(self, line: bytes, seconds: float) -> dict[str, Any]:
-        """Sends a line and reads one. The process is killed when that takes too long, whatever it is doing."""
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None  # pipes, as _exchange opens it
-        assert process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, expire)
-        timer.daemon = True
-        timer.start()
+    def _reply(self, request: dict[str, str] | None, seconds: float) -> dict[str, Any]:
+        assert self._process is not None
         try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            reply = process.stdout.readline()
-        except BrokenPipeError:
-            reply = b""
-        except BaseException:  # interrupted: its reply must not be taken for the next request's
+            reply = self._process.ask(request, seconds)
+        except ProcessEnded as error:
+            self._process = None
+            return {"timeout": seconds} if error.expired else {"error": str(error)}
+        if reply.get("last"):
             self._stop()
-            raise
-        finally:
-            timer.cancel()
-        if reply.endswith(b"\n") and not expired.is_set():
-            answer = json.loads(reply)
-            if answer.get("last"):
-                self._stop()
-            return answer
-        self._stop()
-        return {"timeout": seconds} if expired.is_set() else {"error": f"its process died ({process.returncode})"}
+        return reply
 
     def _stop(self) -> None:
-        """Ends the process, if there is one."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.communicate()  # waits, and closes the pipes
+            process.end()
 
 
 def _listed(bad: Mapping[str, tuple[str, str]]) -> str:

@@ -152,12 +152,12 @@ def test_hostile_answers(grader, name):
 def test_a_hang_is_a_timeout():
     with MathGrader(timeout=1) as grader:
         assert works(grader)
-        first = grader._process.pid
+        first = grader._process.popen.pid
         with pytest.warns(UserWarning, match=r"not graded \(timeout\): no verdict in 1 s; answer '9\^"):
             grade = grader(boxed("9^{9^{9^9}}"), "\\frac{x}{3}")
         assert grade == Grade(correct=None, answer="9^{9^{9^9}}", grader="timeout")
         assert works(grader)
-        assert grader._process.pid != first
+        assert grader._process.popen.pid != first
 
 
 @pytest.mark.slow
@@ -167,15 +167,15 @@ def test_a_death_is_an_error_and_the_next_request_works():
 
     with MathGrader(timeout=30) as grader:
         assert works(grader)
-        killer = Timer(0.3, os.kill, [grader._process.pid, signal.SIGKILL])
+        killer = Timer(0.3, os.kill, [grader._process.popen.pid, signal.SIGKILL])
         killer.start()
         with pytest.warns(UserWarning, match=r"not graded \(error\): its process died \(-9\)"):
             grade = grader(boxed("9^{9^{9^9}}"), "\\frac{x}{3}")
         killer.join()
         assert (grade.correct, grade.grader) == (None, "error")
         assert works(grader)
-        os.kill(grader._process.pid, signal.SIGKILL)  # between two requests: nobody's answer is lost
-        grader._process.wait()
+        os.kill(grader._process.popen.pid, signal.SIGKILL)  # between two requests: nobody's answer is lost
+        grader._process.popen.wait()
         assert works(grader)
 
 
@@ -195,7 +195,7 @@ def test_running_out_of_memory_is_an_error():
 def test_an_interrupt_leaves_no_stale_reply():
     with MathGrader(timeout=30) as grader:
         assert works(grader)
-        process = grader._process
+        process = grader._process.popen
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -335,7 +335,7 @@ def test_grader_for():
         pass
     with grader_for("math500", ["\\pi"]) as grader:
         assert grader(boxed("\\frac{2\\pi}{2}"), "\\pi").correct is True
-        process = grader._process
+        process = grader._process.popen
     assert process.poll() is not None  # ended with the block
     with pytest.raises(GradingError, match="must be positive"):
         MathGrader(timeout=0)
