@@ -30,8 +30,8 @@ from kinetics_jax.tasks.vocabulary import each_of
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.py")
     for name in each_of(
-        "amounts answers characters exact formulas guarded_process known_answers latex_forms math_grading math_worker moments "
-        "number_words phrasing reading tokens units verdicts vocabulary wrapping"
+        "amounts answers characters exact formulas guarded_process known_answers latex_forms math_grading math_worker "
+        "moments number_words phrasing reading tokens units verdicts vocabulary wrapping"
     )
 )
 WORKER = Path(__file__).with_name("math_worker.py")
