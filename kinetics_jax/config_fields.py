@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinetics_jax.errors import UserError, shown, spelled
@@ -174,12 +174,17 @@ def check_fields(fields: Mapping[str, Any], kind: str, where: str) -> None:
         for name, value in fields.items()
         if name not in read | HARMLESS and name not in NEUTRAL_FIELDS and value not in (None, False, "", [], {})
     ]
+    warn_of_unknown(where, f"fields that are not known for {kind}", unknown)
+
+
+def warn_of_unknown(where: str, what: str, unknown: Sequence[str]) -> None:
+    """Warns, once, of what stands beside a checkpoint's known fields; of nothing where there is none."""
     if unknown:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         warnings.warn(
-            f"{where}: fields that are not known for {kind} are ignored: {', '.join(unknown[:MAX_NAMED])}{more}; "
+            f"{where}: {what} are ignored: {', '.join(unknown[:MAX_NAMED])}{more}; "
             f"if one of them changes what the model computes, this is another model",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from kinetics_jax.checkpoints.tensors import (
     sharding_for,
 )
 from kinetics_jax.config import MOE_FIELDS, ConfigError, Llama3Scaling, ModelConfig
+from kinetics_jax.config_fields import warn_of_unknown
 from kinetics_jax.errors import CheckpointError, shown, spelled
 from kinetics_jax.models.qwen3 import llama3_frequencies
 
@@ -210,13 +210,7 @@ def _not_implemented(header: GGUFHeader, architecture: str) -> list[str]:
                 wrong.append(f"{key} is a list ({spelled(value, 40)}), expected one value")
         elif not plain or value not in (0, "", False):
             unknown.append(f"{shown(key)} = {spelled(value, 40)}")
-    if unknown:
-        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        warnings.warn(
-            f"{header.path}: metadata that are not known are ignored: {', '.join(unknown[:MAX_LISTED])}{more}; "
-            f"if one of them changes what the model computes, this is another model",
-            stacklevel=3,
-        )
+    warn_of_unknown(str(header.path), "metadata that are not known", unknown)
     return wrong
 
 
