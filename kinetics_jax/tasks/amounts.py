@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from kinetics_jax.tasks.exact import rational
-from kinetics_jax.tasks.formulas import Reading, formula, spelled
+from kinetics_jax.tasks.formulas import Reading, formula, fraction_latex
 from kinetics_jax.tasks.number_words import count_of
 from kinetics_jax.tasks.phrasing import stripped
 from kinetics_jax.tasks.tokens import Token, latex, tokenize
@@ -49,7 +49,7 @@ def quantity(tokens: list[Token], text: str, read_on: ReadOn) -> Reading:
         return Reading("unread", text, why="a fraction in words beside a formula is not read")
     value = plain.core
     if number is not None and (added or factor != 1 or sign < 0):
-        value, factor = spelled(sign * (number + added) * factor), Fraction(1)
+        value, factor = fraction_latex(sign * (number + added) * factor), Fraction(1)
     elif sign < 0:
         value = f"-({value})"
     return Reading("formula", text, core=value, scale=factor, unit=unit if unit and unit.kinds else None)
@@ -161,7 +161,7 @@ def in_words(tail: list[Token]) -> Reading | None:
             unit = read_unit(rest) if rest else None
             if (rest and unit is None) or any(word in CHANGERS for word in words[stop:]):
                 return None
-            return Reading("formula", " ".join(words), core=spelled(value), unit=unit)
+            return Reading("formula", " ".join(words), core=fraction_latex(value), unit=unit)
     return None
 
 
@@ -177,4 +177,4 @@ def summed(parts: tuple[Reading, ...], text: str) -> Reading | None:
     if any(left.worth <= right.worth for left, right in itertools.pairwise(known)):
         return None
     total = sum((value or 0) * part.scale * unit.worth for value, part, unit in zip(values, parts, known, strict=True))
-    return Reading("formula", text, core=spelled(Fraction(total)), unit=Unit(known[0].kinds), summed=True)
+    return Reading("formula", text, core=fraction_latex(Fraction(total)), unit=Unit(known[0].kinds), summed=True)

@@ -66,7 +66,8 @@ def formula(tokens: list[Token], text: str) -> Reading:
     return Reading("formula", text, core=respell(latex(tokens)))
 
 
-def spelled(value: Fraction) -> str:
+def fraction_latex(value: Fraction) -> str:
+    r"""The value in LaTeX, with its sign in front: `-\frac{1}{2}`, `3`."""
     if value.denominator == 1:
         return str(value.numerator)
     return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"

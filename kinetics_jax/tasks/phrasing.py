@@ -14,6 +14,7 @@ COPULAS = frozenset(each_of("is are equals equal was be"))
 
 
 def stripped(tokens: list[Token]) -> list[Token]:
+    """The tokens without spaces and punctuation around them; the `!` of a factorial stays."""
     begin, end = 0, len(tokens)
     while begin < end and (tokens[begin].kind == "space" or tokens[begin].text in (",", ";", ":")):
         begin += 1
@@ -117,6 +118,7 @@ def statement(tokens: list[Token]) -> tuple[list[Token], bool]:
 
 
 def has_value(tokens: list[Token]) -> bool:
+    """Whether there is a number or a command among them."""
     return any(token.kind in ("number", "command") for token in tokens)
 
 

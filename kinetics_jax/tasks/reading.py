@@ -10,7 +10,7 @@ import functools
 import re
 
 from kinetics_jax.tasks.amounts import CURRENCIES, in_words, quantity, summed
-from kinetics_jax.tasks.formulas import Reading, formula, spelled
+from kinetics_jax.tasks.formulas import Reading, formula, fraction_latex
 from kinetics_jax.tasks.latex_forms import interval
 from kinetics_jax.tasks.moments import read_date, read_time
 from kinetics_jax.tasks.number_words import count_of
@@ -105,7 +105,7 @@ def _read(tokens: list[Token], nested: bool = False) -> Reading:
 
 def _words(tokens: list[Token], words: list[str], text: str) -> Reading:
     if (value := count_of(words)) is not None:
-        return Reading("formula", text, core=spelled(value))
+        return Reading("formula", text, core=fraction_latex(value))
     if (amount := in_words(tokens)) is not None:
         return dataclasses.replace(amount, text=text)
     if words[-1] == "infinity" and set(words[:-1]) <= {"negative", "minus", "positive", "plus"} and len(words) < 3:

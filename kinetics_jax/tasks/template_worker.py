@@ -61,6 +61,7 @@ class Helper:
 
 
 def fail(message: object) -> None:
+    """`raise_exception` of chat templates."""
     raise jinja2.TemplateError(str(message))
 
 
@@ -72,6 +73,7 @@ def to_json(
 
 
 def now(spelling: str) -> str:
+    """`strftime_now` of chat templates."""
     return datetime.datetime.now().strftime(spelling)
 
 
