@@ -41,6 +41,7 @@ def test_end_tokens_are_taken_by_name_from_control_tokens(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", [None, "default", "qwen35"])
 def test_a_tokenizer_that_cuts_text_in_an_unknown_way_leaves_ids(tmp_path, pre):
     path = write_gguf(tmp_path / "a.gguf", WIDE, tiny_tensors(WIDE), metadata=vocabulary(pre=pre))

@@ -245,6 +245,7 @@ def test_prefill_ignores_what_lies_beyond_the_prompt(lm):
     np.testing.assert_array_equal(pool[:, [2, 3, 5]], 0)  # pages that are not this prompt's
 
 
+@pytest.mark.slow
 def test_a_prompt_is_prefilled_once_and_its_full_pages_are_shared(lm, monkeypatch):
     calls = []
     real = decoding_module.prefill

@@ -13,6 +13,8 @@ from kinetics_jax.engine.engine import Engine
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import RequestError
 
+pytestmark = pytest.mark.slow
+
 WORDS = [place for place in range(40) if place != 7]  # of 131 ids; and the end token, 3, is one of them
 
 

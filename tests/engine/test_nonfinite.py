@@ -13,6 +13,8 @@ from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.sampling import NONFINITE, sample_keys, sample_tokens, seed_key
 from kinetics_jax.settings import EngineSettings
 
+pytestmark = pytest.mark.slow
+
 GREEDY = kj.Sampling(temperature=0, max_tokens=10)
 SAMPLINGS = [
     GREEDY,

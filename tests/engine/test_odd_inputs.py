@@ -73,6 +73,7 @@ def test_lowering_max_tokens_is_not_the_cure_of_a_long_prompt(lm):
         lm.generate([[10] * 40], sampling=Sampling(max_tokens=100), settings=settings)
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_and_jax(lm):
     sampling = Sampling(
         temperature=np.float32(0),
@@ -141,6 +142,7 @@ def test_policies_of_other_types(make):
     refused(make, "must be", error=PolicyError)
 
 
+@pytest.mark.slow
 def test_policies_by_spelling(lm):
     prompts = tiny_prompts(1, first=30)
     spelled = lm.generate(prompts, sampling=GREEDY, attention="block_topk:pages=4,page_size=4")

@@ -1,9 +1,12 @@
 """Padding of a prompt reaches no result, whatever the model makes of it."""
 
 import numpy as np
+import pytest
 from tiny import tiny_config, tiny_prompts, tiny_tensors, write_checkpoint
 
 import kinetics_jax as kj
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_padding_token_that_overflows(tmp_path):

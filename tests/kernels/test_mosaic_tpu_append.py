@@ -98,6 +98,7 @@ def test_steps_follow_each_other(rows, monkeypatch):
     assert_as_reference(args, program=program())
 
 
+@pytest.mark.slow
 def test_what_names_no_page_writes_nothing():
     """Idle rows, missing pages, ids past the pool and lengths past the table; without summaries, too."""
     args = arguments(np.random.default_rng(3), [16, 16, 16, 8, 8])

@@ -13,6 +13,8 @@ from kinetics_kernels.numerics import BEST, ranked
 
 from . import oracle
 
+pytestmark = pytest.mark.slow
+
 needs_jax_11 = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the Mosaic GPU interpreter needs jax 0.11")
 GPU = {"interpret": plgpu.InterpretGPUParams()} if hasattr(plgpu, "InterpretGPUParams") else {}
 # backend and options of an interpreted call, the page size and head_dim it takes, and its dtype

@@ -34,6 +34,7 @@ def every_op(state: oracle.Paged, table: np.ndarray, lengths: np.ndarray, **opti
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "uint32"])
 def test_tables_and_lengths_of_any_integer_dtype(state, dtype):
     """Unsigned tables cannot say -1: theirs names page 0 there, beyond every length."""
@@ -45,6 +46,7 @@ def test_tables_and_lengths_of_any_integer_dtype(state, dtype):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla", "triton"])
 def test_an_empty_batch(state, backend):
     """A kernel would have no program to run: the reference answers, whatever was forced."""

@@ -74,6 +74,7 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not_been(lm, tmp_path):
         assert by_sample(continued) == by_sample(whole)
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_and_another_does_not(lm, tmp_path):
     first, second = run(lm, tmp_path / "a"), run(lm, tmp_path / "b")
     assert list(map(stable, first.samples)) == list(map(stable, second.samples))
@@ -171,6 +172,7 @@ def own(tmp_path_factory):
 SHORT = dataclasses.replace(SAMPLING, max_tokens=4)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_with_other_weights(own, tmp_path):
     """Whichever tensor changed; nor by a folder of an earlier version, whose digest was of a sample of the bytes."""
     lm = kj.load(own, dtype="float32")
