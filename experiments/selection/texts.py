@@ -104,7 +104,7 @@ def library_code() -> str:
 
 
 def package_pages() -> str:
-    pages = (importlib.metadata.metadata(name).get_payload() for name in PACKAGES)
+    pages = (importlib.metadata.metadata(name).json.get("description") for name in PACKAGES)
     return "\n\n".join(str(page) for page in pages if page)
 
 
