@@ -50,7 +50,7 @@ def step(
     architecture: Architecture, context: int, policy: AttentionPolicy, chip: Hardware, batch: int
 ) -> dict[str, float]:
     """eFLOPs of one token at a context: FLOPs by part, and reads times I."""
-    prompt, output = np.float64(context - 1), np.float64(2)  # the step's own token makes `context`
+    prompt, output = np.array(context - 1.0), np.array(2.0)  # the step's own token makes `context`
     parts = architecture_traffic(architecture, prompt, output, policy, 2, 2, batch, False)
     return {
         name: float(own) * (chip.intensity if name.endswith("_reads") else 1)

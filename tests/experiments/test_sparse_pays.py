@@ -3,9 +3,9 @@
 import json
 
 import pytest
+import sparse_pays
 from paths import ROOT
 
-import sparse_pays
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.costs.architectures.published import architecture_named
 from kinetics_jax.costs.hardware import hardware

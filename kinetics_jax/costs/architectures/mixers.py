@@ -203,7 +203,7 @@ class IndexedAttention:
         """The indexer's scores of all earlier blocks, and attention to the selected tokens."""
         short = np.minimum(prompt, self.budget)
         attended = triangle(short) + (prompt - short) * self.budget
-        inner = self.inner.prefill_flops(np.float64(1.0)) * attended
+        inner = self.inner.prefill_flops(np.array(1.0)) * attended
         return inner + 2 * self.index_heads * self.index_dim * triangle(prompt) / self.block
 
     def cache_bytes(self, tokens: Any, kv_bytes: float, page_size: int) -> Any:

@@ -5,6 +5,7 @@ Parameter counts equal those of transformers' models, term by term (tests hold t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _experts(hidden: int, count: int, per_token: int, width: int, *, shared: int
     return Experts(count, per_token, 3 * hidden * width, always)
 
 
-def _frame(fields: Fields, name: str, layers: list[Layer], *, tied: bool = False, **others: Any) -> Architecture:
+def _frame(fields: Fields, name: str, layers: list[Layer], *, tied: bool = False) -> Architecture:
     return Architecture(
         name=name,
         hidden_size=fields.count("hidden_size"),
@@ -126,7 +127,7 @@ def _frame(fields: Fields, name: str, layers: list[Layer], *, tied: bool = False
         tied=fields.flag("tie_word_embeddings", tied),
         layers=tuple(layers),
         max_position_embeddings=fields.count("max_position_embeddings", 0, least=0),
-        **({"other": fields.count("hidden_size")} | others),
+        other=fields.count("hidden_size"),
     )
 
 
@@ -232,7 +233,8 @@ def _qwen4(fields: Fields, name: str) -> Architecture:
             other += wide * (3 + fields.count("ple_conv_kernel_size", 4))
             lookups += _table_rows(fields, with_tables.index(index + 1)) * (width // _ngram_heads(fields))
         layers.append(Layer(layer.mixer, projections, other, layer.feed_forward))
-    return _frame(fields, name, layers, mixing=mixing, other=wide, lookups=lookups)
+    frame = _frame(fields, name, layers)
+    return dataclasses.replace(frame, mixing=mixing, other=wide, lookups=lookups)
 
 
 def _ngram_heads(fields: Fields) -> int:
