@@ -25,11 +25,11 @@ from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.architectures.architecture import Architecture
-from kinetics_jax.costs.architectures.memory import architecture_fits
 from kinetics_jax.costs.architectures.published import PUBLISHED, architecture_named
 from kinetics_jax.costs.architectures.readers import architecture_of
 from kinetics_jax.costs.architectures.traffic import architecture_traffic
 from kinetics_jax.costs.hardware import Hardware, hardware
+from kinetics_jax.costs.memory import fits
 from kinetics_jax.files import write_atomic
 
 RUN_HERE = ("Qwen3-8B", "Qwen3-32B", "Qwen3-30B-A3B")
@@ -51,7 +51,7 @@ def step(
 ) -> dict[str, float]:
     """eFLOPs of one token at a context: FLOPs by part, and reads times I."""
     prompt, output = np.array(context - 1.0), np.array(2.0)  # the step's own token makes `context`
-    parts = architecture_traffic(architecture, prompt, output, policy, 2, 2, batch, False)
+    parts = architecture_traffic(architecture, prompt, output, policy, 2, 2, np.array(float(batch)), False)
     return {
         name: float(own) * (chip.intensity if name.endswith("_reads") else 1)
         for name, (own, _) in parts.items()
@@ -70,7 +70,7 @@ def chips_for(architecture: Architecture, chip: Hardware, sequences: int) -> int
 def room(architecture: Architecture, chip: Hardware, chips: int, tokens: int) -> int:
     """Sequences of `tokens` tokens that the chips hold together: weights are split, no sequence is kept twice."""
     together = dataclasses.replace(chip, memory=chip.memory * chips)
-    return architecture_fits(architecture, together, tokens=tokens, policy=DENSE).sequences
+    return fits(architecture, together, tokens=tokens).sequences
 
 
 def compare(architecture: Architecture, chip: Hardware, policy: AttentionPolicy, sequences: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.costs.architectures.feed_forward import Experts, FeedForward
-from kinetics_jax.costs.architectures.mixers import IndexedAttention, Mixer
+from kinetics_jax.costs.architectures.mixers import IndexedAttention, LinearAttention, Mixer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,14 @@ class Architecture:
             (layer.mixer, policy.is_dense(index) or not layer.mixer.follows(policy))
             for index, layer in enumerate(self.layers)
         )
+
+    def largest_share(self, part: str, chips: int) -> float:
+        """The fullest chip's part of a component's reads: of states, or of what grows and of windows; the larger where
+        mixers differ.
+        """
+        states = part.endswith("state_reads")
+        mixers = {layer.mixer for layer in self.layers if isinstance(layer.mixer, LinearAttention) == states}
+        return max((mixer.largest_share(chips) for mixer in mixers), default=1 / chips)
 
     @property
     def selects_by_design(self) -> bool:

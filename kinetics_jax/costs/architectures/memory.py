@@ -1,4 +1,4 @@
-"""What an `Architecture` keeps: bytes of weights and of a sequence's cache, and how many sequences fit."""
+"""What an `Architecture` keeps of a sequence: bytes of K and V, summaries, index keys and states."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Any
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.costs.architectures.architecture import Architecture
-from kinetics_jax.costs.architectures.mixers import FullAttention
-from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.costs.memory import RESERVE, Capacity
+from kinetics_jax.costs.architectures.mixers import FullAttention, LinearAttention, WindowAttention
 
 
 def sequence_bytes(
@@ -26,22 +24,19 @@ def sequence_bytes(
     return total
 
 
-def architecture_fits(
-    architecture: Architecture,
-    hardware: Hardware,
-    *,
-    tokens: int,
-    policy: AttentionPolicy,
-    chips: int = 1,
-    kv_bytes: float = 2,
-    weight_bytes: float = 2,
-    reserve: float = RESERVE,
-) -> Capacity:
-    """How many sequences of `tokens` tokens fit beside the weights on `chips` chips together, as `costs.memory.fits`.
-
-    All parameters are split evenly, look-up tables among them.
+def shared_bytes(
+    architecture: Architecture, tokens: int, policy: AttentionPolicy, *, kv_bytes: float, chips: int = 1
+) -> float:
+    """Bytes of the whole pages among the first `tokens` tokens, which sequences of one prompt keep once: of the layers
+    whose cache grows, with their summaries. Windows and states are each sequence's own.
     """
-    weights = weight_bytes * architecture.total_parameters / chips
-    sequence = float(sequence_bytes(architecture, tokens, policy, kv_bytes=kv_bytes, chips=chips))
-    free = hardware.memory * (1 - reserve) - weights
-    return Capacity(max(0, int(free // sequence)), weights, sequence, 0.0, free, chips)
+    whole = tokens // policy.page_size * policy.page_size
+    total = 0.0
+    for (mixer, dense), layers in architecture.mixers(policy).items():
+        if isinstance(mixer, WindowAttention | LinearAttention):
+            continue
+        kept = mixer.cache_bytes(whole, kv_bytes, policy.page_size)
+        if not dense and isinstance(mixer, FullAttention):
+            kept = kept + mixer.summary_bytes(policy, whole, kv_bytes)
+        total += float(layers * kept * mixer.largest_share(chips))
+    return total

@@ -72,8 +72,11 @@ class FullAttention:
     def decode(
         self, policy: AttentionPolicy, dense: bool, prompt: np.ndarray, steps: np.ndarray, kv_bytes: float
     ) -> Amounts:
-        """All tokens, or those that the policy counts."""
-        return self.amounts(dense_counts(prompt, steps) if dense else policy.sparse_counts(prompt, steps), kv_bytes)
+        """All tokens, or those that the policy counts. Whole pages of the prompt are read alike by all its trials."""
+        if not dense:
+            return self.amounts(policy.sparse_counts(prompt, steps), kv_bytes)
+        once = np.floor(prompt / policy.page_size) * policy.page_size * steps
+        return self.amounts(Counts(dense=Share(dense_counts(prompt, steps).dense.total - once, once)), kv_bytes)
 
     def amounts(self, counts: Counts, kv_bytes: float) -> Amounts:
         """Tokens, scores and summary vectors of each KV head, as FLOPs and bytes."""

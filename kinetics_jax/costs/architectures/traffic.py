@@ -19,7 +19,7 @@ def architecture_traffic(
     policy: AttentionPolicy,
     kv_bytes: float,
     weight_bytes: float,
-    batch: int | None,
+    batch: np.ndarray | None,
     shared_prompt: bool,
 ) -> Components:
     """FLOPs and bytes (names that end in `_reads`) of one trial: pairs (of each trial, once for all of a prompt).
@@ -42,7 +42,7 @@ def architecture_traffic(
         "linear": (2 * parameters * steps, None),
     }
     for name, share in sums.items():
-        once = share.prompt if shared_prompt and name.endswith("_reads") else None
+        once = share.prompt if shared_prompt and name == "dense_kv_reads" else None
         components[name] = (share.total, None) if once is None else (share.own, once)
     if batch is not None:
         touched = architecture.touched_parameters

@@ -1,15 +1,21 @@
 """Architectures: parameters as transformers and the publishers count them, and prices equal to those of a run model."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from kinetics_jax.attention.policies.registry import parse_policy
+from kinetics_jax.cli.cost import cost
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.config_fields import ConfigError
 from kinetics_jax.costs.architectures.memory import sequence_bytes
 from kinetics_jax.costs.architectures.published import PUBLISHED, architecture_named
 from kinetics_jax.costs.architectures.readers import READERS, architecture_of, read_architecture
 from kinetics_jax.costs.architectures.traffic import architecture_traffic
+from kinetics_jax.costs.conventions import CostError
+from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.memory import fits, total_parameters
 from kinetics_jax.costs.traffic import traffic
 
@@ -134,21 +140,24 @@ POLICIES = ["dense", "block_topk:budget=64,page_size=16", "token_topk:budget=32"
 
 @pytest.mark.parametrize("size", ["0.6B", "8B", "30B-A3B", "Qwen2.5-7B-Instruct"])
 @pytest.mark.parametrize("spelling", POLICIES)
-def test_a_run_model_costs_the_same_both_ways(size, spelling):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_model_costs_the_same_both_ways(size, spelling, shared):
     config, policy = ModelConfig.named(size), parse_policy(spelling)
     architecture = architecture_of(config)
     assert architecture.matmul_parameters == config.matmul_parameters
     assert architecture.active_parameters == config.active_parameters
     assert architecture.total_parameters == total_parameters(config)
     prompt, output = np.array([0.0, 1, 200, 1000]), np.array([1.0, 7, 300, 5000])
-    expected = traffic(config, prompt, output, policy, 2, 1, 8, False)
-    found = architecture_traffic(architecture, prompt, output, policy, 2, 1, 8, False)
+    expected = traffic(config, prompt, output, policy, 2, 1, np.array(8.0), shared)
+    found = architecture_traffic(architecture, prompt, output, policy, 2, 1, np.array(8.0), shared)
     for name, (own, once) in expected.items():
-        total = own + (0 if once is None else once)
-        other = found.get(name, (0.0, None))
-        np.testing.assert_allclose(other[0] + (0 if other[1] is None else other[1]), total, rtol=1e-12, err_msg=name)
-    room = fits(config, "h100", tokens=1000, attention=policy)
-    assert float(sequence_bytes(architecture, 1000, policy, kv_bytes=2)) == room.sequence
+        others = found.get(name, (0.0, None))
+        for amount, other in ((own, others[0]), (once, others[1])):
+            np.testing.assert_allclose(0 if other is None else other, 0 if amount is None else amount, rtol=1e-12)
+    for chips, tokens in ((1, 0), (4, 300)):
+        given = {"tokens": 1000, "attention": policy, "chips": chips, "shared_tokens": tokens}
+        mine, other = (dataclasses.asdict(fits(each, "h200", **given)) for each in (architecture, config))
+        assert mine == pytest.approx(other, rel=1e-9)
 
 
 def test_hybrids_grow_with_their_full_layers_alone():
@@ -202,3 +211,34 @@ def test_names():
     assert all(source for _, source in PUBLISHED.values())
     with pytest.raises(ConfigError, match="did you mean openai/gpt-oss-20b"):
         architecture_named("gpt-oss-20")
+
+
+def test_the_cost_command_prices_them(capsys, tmp_path):
+    def priced(model):
+        policy = "block_topk:budget=1024,page_size=16"
+        cost(model=model, output=(16_384,), batch="fit", hardware="h100", attention=policy, as_json=True)
+        return json.loads(capsys.readouterr().out)
+
+    named = priced("gpt-oss-20b")
+    assert named["model"] == "openai/gpt-oss-20b"
+    assert {"window_kv_reads", "chosen_kv_reads", "weight_reads"} <= set(named["parts"])
+    assert named["total"] == pytest.approx(sum(named["parts"].values()))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["openai/gpt-oss-20b"][0]))
+    assert priced(str(tmp_path))["parts"] == named["parts"]
+
+
+def test_several_chips_share_by_heads():
+    """Four chips: KV heads of 8 split in four, the latent cache of DeepSeek is on every chip."""
+    for name, copies in (("gpt-oss-120b", 1), ("DeepSeek-V3", 4)):
+        given = {"prompt_tokens": 0, "output_tokens": 4096, "hardware": "h200"}
+        one, four = (generation_cost(architecture_named(name), chips=chips, **given) for chips in (1, 4))
+        assert four.parts["dense_kv_reads"] == pytest.approx(copies * one.parts["dense_kv_reads"])
+        assert four.parts["linear"] == pytest.approx(one.parts["linear"])
+
+
+@pytest.mark.parametrize("convention", ["paper", "upstream"])
+def test_published_conventions_know_full_attention_alone(convention):
+    with pytest.raises(CostError, match="price openai/gpt-oss-20b by traffic"):
+        generation_cost(
+            architecture_named("gpt-oss-20b"), prompt_tokens=1, output_tokens=9, convention=convention, hardware="h100"
+        )
