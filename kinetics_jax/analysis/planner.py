@@ -39,18 +39,19 @@ class PlanError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), or the cheapest way to
-    a `target_accuracy` in (0, 1]. Raises PlanError without any of them, or for impossible ones.
+    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), `joules`, or the
+    cheapest way to a `target_accuracy` in (0, 1]. Raises PlanError without any of them, or for impossible ones.
     """
 
     seconds: float | None = None
     dollars: float | None = None
     target_accuracy: float | None = None
+    joules: float | None = None
 
     def __post_init__(self) -> None:
-        if self.seconds is None and self.dollars is None and self.target_accuracy is None:
-            raise PlanError("plan: give a budget, --seconds or --dollars, or --target-accuracy")
-        for name, value in (("seconds", self.seconds), ("dollars", self.dollars)):
+        if self.seconds is self.dollars is self.target_accuracy is self.joules is None:
+            raise PlanError("plan: give a budget, --seconds, --dollars or --joules, or --target-accuracy")
+        for name, value in (("seconds", self.seconds), ("dollars", self.dollars), ("joules", self.joules)):
             if value is not None and not 0 < value < math.inf:
                 raise PlanError(f"plan: --{name} must be a positive number, got {value}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
@@ -69,8 +70,8 @@ class Budget:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
-    N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
+    N, cap, batch, accuracy, seconds, prefill_seconds, dollars, joules, fits` (sequences beside the weights, of which
+    `batch` are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
     `samples.pooled`). `solved`: pass@N.
     """
 
@@ -259,9 +260,21 @@ def _option(
         "seconds": spent.total if spent else math.inf,
         "prefill_seconds": spent.prefill if spent else math.nan,
         "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
+        "joules": math.nan if spent is None or spent.joules is None else spent.joules,
         "fits": room,
         **undecided_counts([pool]),
     }
+
+
+def within_joules(options: Options, most: float) -> Options:
+    """The configurations that draw at most so many joules. Raises PlanError for none, with the least that any draws."""
+    drawn = options.table["joules"].to_numpy(np.float64)
+    able = np.flatnonzero(drawn <= most)  # not NaN: what does not fit draws nothing
+    if not len(able):
+        least = "nothing fits at all" if np.all(np.isnan(drawn)) else f"the least is {np.nanmin(drawn):.4g} J"
+        raise PlanError(f"plan: no configuration draws {most:.4g} J or less for {options.problems} problems; {least}")
+    table = options.table.iloc[able].reset_index(drop=True)
+    return dataclasses.replace(options, table=table, solved=options.solved[able])
 
 
 def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> Float[np.ndarray, "problems trials"]:

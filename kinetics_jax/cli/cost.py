@@ -43,6 +43,7 @@ def cost(
     weight_dtype: Dtype = "bfloat16",
     compute_dtype: str | None = None,
     price: float | None = None,
+    joules: bool = False,
     as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
@@ -61,10 +62,11 @@ def cost(
         weight_dtype: Type of the weights.
         compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; default: bfloat16.
         price: Price of a chip-hour, in any currency; needs --hardware.
+        joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
         as_json: Print JSON; amounts in units of 1e12.
     """
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
-    from kinetics_jax.costs.hardware import HARDWARE
+    from kinetics_jax.costs.hardware import HARDWARE, measured_energy
     from kinetics_jax.costs.hardware import hardware as hardware_named
 
     require(output != (), "--output needs a number of tokens")
@@ -99,9 +101,12 @@ def cost(
             **by,
         )
 
+    if joules:
+        with_energy = measured_energy(chip(hardware) if hardware else None)
     priced_on = chip(hardware or "h100") if intensity is None else None
     total = priced(hardware=priced_on, intensity=intensity)
-    known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
+    names = [each.name for each in with_energy] if joules else HARDWARE
+    known = [chip(hardware)] if hardware else [chip(name) for name in names if _has_peak(name, compute_dtype)]
     rows = [
         _chip_row(
             each,
@@ -136,11 +141,11 @@ def cost(
 
 
 def _has_peak(name: str, dtype: str | None) -> bool:
-    from kinetics_jax.costs.hardware import HARDWARE, HardwareError
+    from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware
 
     if dtype is not None and not any(dtype in chip.peaks for chip in HARDWARE.values()):
         raise HardwareError(f"no chip has a peak for {dtype!r}")
-    return dtype is None or dtype in HARDWARE[name].peaks
+    return dtype is None or dtype in hardware(name).peaks
 
 
 def _chip_row(
@@ -158,6 +163,7 @@ def _chip_row(
         "seconds": float(cost.seconds),
         "additive_seconds": float(cost.additive_seconds),
         "price": None if cost.price is None else float(cost.price) * chips,
+        "joules": None if cost.joules is None else float(cost.joules) * chips,
         "fits": room.sequences,
         "weights_gb_per_chip": room.weights / 1e9,
         "sequence_gb_per_chip": room.sequence / 1e9,
@@ -202,8 +208,9 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     table = pd.DataFrame(rows).rename(columns={"name": "chip", "intensity": "I", "additive_seconds": "not overlapped"})
     sequence = table.pop("sequence_gb_per_chip").iloc[0]
     weights = table.pop("weights_gb_per_chip").iloc[0]
-    if all(each["price"] is None for each in rows):
-        table = table.drop(columns="price")
+    for column in ("price", "joules"):
+        if all(each[column] is None for each in rows):
+            table = table.drop(columns=column)
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
     print(
         f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"

@@ -34,6 +34,7 @@ def frontier(
     trials: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (),
     caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
     shared_prompt: bool = False,
+    joules: bool = False,
     allocate: Allocate = "none",
     law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
     honest: bool = False,
@@ -61,6 +62,8 @@ def frontier(
         trials: Numbers of samples N; default: powers of two.
         caps: Tokens of a sample at most, one or more caps; default: the runs' own.
         shared_prompt: Trials of a problem read its prompt's KV once for all.
+        joules: What the N samples of a problem draw, on average; needs hardware whose energy was measured, such as
+            h100-vllm, as many sequences side by side as fit it.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
         law: What counts as cost when choosing: eFLOPs, FLOPs (arithmetic alone), or the larger of arithmetic and reads.
         honest: Choose on one half of the samples and score on the other (with --allocate).
@@ -73,9 +76,12 @@ def frontier(
         report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
+    from kinetics_jax.analysis.energy import frontier_joules
     from kinetics_jax.analysis.frontier import cost_frontier
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.analysis.token_frontier import token_frontier
+    from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.costs.hardware import measured_energy
     from kinetics_jax.files import write_atomic
 
     require(runs != (), "frontier: name at least one run folder")
@@ -95,6 +101,13 @@ def frontier(
         against == "cost" or not (report or caps or shared_prompt or allocate != "none"),
         "--against tokens has no caps, shared prompts, allocation or report; leave those out",
     )
+    require(
+        not joules or (against == "cost" and allocate == "none" and convention == "traffic" and not report),
+        "--joules stands beside the costs of the traffic convention; leave out --against, --allocate, --convention and "
+        "--report",
+    )
+    if joules:
+        measured_energy(hardware_named(hardware))  # refuses hardware without
     if figure or report:
         require_figures()
     _check_allocation(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
@@ -121,6 +134,9 @@ def frontier(
             table = token_frontier(data, trials=trials or None)
         elif allocate == "none":
             table = cost_frontier(data, **options)
+            if joules:
+                drawn = frontier_joules(data, table, hardware_named(hardware), shared_prompt=shared_prompt)
+                table.insert(table.columns.get_loc("cost") + 1, "joules", drawn)
         elif allocate == "adaptive":
             table = _adaptive(data, wave=wave, probe=probe, options=options)
         else:

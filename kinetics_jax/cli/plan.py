@@ -17,7 +17,7 @@ from kinetics_jax.cli.terminal import say
 if TYPE_CHECKING:
     from kinetics_jax.analysis.planner import Advice
 
-COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "dollars")
+COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "dollars", "joules")
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
@@ -32,6 +32,7 @@ def plan(
     chips: int = 1,
     seconds: float | None = None,
     dollars: float | None = None,
+    joules: float | None = None,
     target_accuracy: float | None = None,
     problems: int | None = None,
     trials: tuple[int, ...] = (),
@@ -50,6 +51,7 @@ def plan(
         chips: Chips that share every sequence (tensor parallel; communication is not counted).
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
+        joules: Budget in joules that the chips draw; needs hardware whose energy was measured, such as h100-vllm.
         target_accuracy: Find the cheapest way to this accuracy.
         problems: How many problems are to be solved; default: as many as the runs have.
         trials: Numbers of samples N to choose from; default: powers of two.
@@ -62,6 +64,7 @@ def plan(
     from kinetics_jax.analysis import planner
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.costs.hardware import measured_energy
 
     require(runs != (), "plan: name at least one run folder")
     unsaid.check()
@@ -77,8 +80,10 @@ def plan(
         for value in values:
             require_between(flag, value, 1, most)
     require_between("--seed", seed, 0, 2**63 - 1)
-    budget = planner.Budget(seconds, dollars, target_accuracy)
+    budget = planner.Budget(seconds, dollars, target_accuracy, joules)
     chip = hardware_named(hardware)
+    if joules is not None:
+        measured_energy(chip)  # refuses hardware without
     if price is not None:
         chip = dataclasses.replace(chip, price_per_hour=price)
     budget.limit(chip, chips)  # refuses an impossible budget before the runs are read
@@ -92,6 +97,8 @@ def plan(
         caps=caps or None,
         batches=batches or None,
     )
+    if joules is not None:
+        options = planner.within_joules(options, joules)
     advice = planner.advise(options, budget, seed=seed)
     for line in (*ending_lines(samples), *options.warnings):
         say(line)

@@ -100,6 +100,13 @@ class Cost:
             return None
         return self.seconds / 3600 * self.hardware.price_per_hour
 
+    @property
+    def joules(self) -> Any:
+        """What the hardware draws in `seconds` over this work. None without hardware whose energy was measured."""
+        if self.hardware is None:
+            return None
+        return self.hardware.joules(self._amounts(self.hardware), self.seconds)
+
     def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
         """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
 
