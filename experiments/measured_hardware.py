@@ -241,19 +241,29 @@ def _rounded(value: Any, digits: int = 4) -> Any:
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
-def _print(record: dict[str, Any]) -> None:
+def table(record: dict[str, Any]) -> list[str]:
+    """The strata of every fit as lines of Markdown, as docs/results/hardware.md has them."""
+    lines = [
+        "| fit | chips, workload | rows | models | seconds: median, worst | joules: median, worst | × data sheet |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, fit in record["fits"].items():
-        print(f"\n{name}: {fit['rows']} measurements of {fit['models']} models")
-        if "strata" not in fit:
-            print("  too few models to leave one out")
         for stratum in fit.get("strata", ()):
-            label = ", ".join(str(stratum[key]) for key in STRATUM)
-            joules = stratum["median_joules_error"]
-            energy = "" if joules is None else f"; energy {joules:.1%}, {stratum['worst_joules_error']:.1%}"
-            print(
-                f"  {label}: {stratum['rows']} rows, median {stratum['median_error']:.1%}, "
-                f"worst {stratum['worst_error']:.1%}{energy}; {stratum['times_data_sheet']:.2f} x the data sheet"
+            energy = "-"
+            if stratum["median_joules_error"] is not None:
+                energy = f"{stratum['median_joules_error']:.1%}, {stratum['worst_joules_error']:.1%}"
+            lines.append(
+                f"| {name} | {stratum['chips']}, {stratum['workload']} | {stratum['rows']} | {stratum['models']} | "
+                f"{stratum['median_error']:.1%}, {stratum['worst_error']:.1%} | {energy} | "
+                f"{stratum['times_data_sheet']:.2f} |"
             )
+        if "strata" not in fit:
+            lines.append(f"| {name} | - | {fit['rows']} | {fit['models']} | too few models | - | - |")
+    return lines
+
+
+def _print(record: dict[str, Any]) -> None:
+    print("\n".join(table(record)))
     print("\nThe data sheet's roofline:")
     for name, group in record["data_sheet"].items():
         print(f"  {name}: {group['times']:.2f} x ({group['low']:.2f} ... {group['high']:.2f}), {group['rows']} rows")

@@ -106,13 +106,13 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     try:
         reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
         columns = tuple(column.strip() for column in reader.fieldnames or ())
+        if len(set(columns)) != len(columns) or not all(columns):
+            raise MeasurementError(f"{name}: its first line must name every column once, got {spelled(columns)}")
         rows = [_row(row, columns, f"{name}, line {reader.line_num}") for row in reader]
     except UnicodeDecodeError as error:
         raise MeasurementError(f"{name}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:
         raise MeasurementError(f"{name}: is not valid CSV ({error})") from error
-    if len(set(columns)) != len(columns) or not all(columns):
-        raise MeasurementError(f"{name}: its first line must name every column once, got {spelled(columns)}")
     if not rows:
         raise MeasurementError(f"{name}: holds no measurement; below the line of column names stands one a line")
     return columns, rows
@@ -150,12 +150,16 @@ def _own(row: Mapping[str, str], where: str, config_of: Callable[[str], ModelCon
     if seconds is None:
         raise MeasurementError(f"{where}: {' or '.join(TIMES)} is needed")
     joules = {"joules_per_token": lambda each: each, "watts": lambda watts: watts * seconds / batch}
+    try:
+        config, chip = config_of(row["model"]), hardware(row["gpu"])
+    except UserError as error:
+        raise MeasurementError(f"{where}: {error}") from error
     if bool(row.get("prompt_tokens")) != bool(row.get("output_tokens")):
         raise MeasurementError(f"{where}: prompt_tokens and output_tokens go together: seconds are then of both")
     return Measured(
         model=row["model"],
-        config=config_of(row["model"]),
-        gpu=hardware(row["gpu"]).name,
+        config=config,
+        gpu=chip.name,
         batch=batch,
         context=whole(row, "context", where, 1, MAX_TOKENS),
         seconds=seconds,
