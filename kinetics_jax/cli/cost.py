@@ -101,8 +101,7 @@ def cost(
             **by,
         )
 
-    if joules:
-        with_energy = measured_energy(chip(hardware) if hardware else None)
+    with_energy = measured_energy(chip(hardware) if hardware else None) if joules else []
     priced_on = chip(hardware or "h100") if intensity is None else None
     total = priced(hardware=priced_on, intensity=intensity)
     names = [each.name for each in with_energy] if joules else HARDWARE

@@ -136,7 +136,7 @@ def frontier(
             table = cost_frontier(data, **options)
             if joules:
                 drawn = frontier_joules(data, table, hardware_named(hardware), shared_prompt=shared_prompt)
-                table.insert(table.columns.get_loc("cost") + 1, "joules", drawn)
+                table.insert(list(table.columns).index("cost") + 1, "joules", drawn)
         elif allocate == "adaptive":
             table = _adaptive(data, wave=wave, probe=probe, options=options)
         else:

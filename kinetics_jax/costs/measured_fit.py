@@ -25,9 +25,9 @@ from kinetics_jax.costs.measurements import Measured
 from kinetics_jax.costs.step_fit import FitError, relative_nnls
 from kinetics_jax.costs.step_time import step_amounts
 
-OVERHEADS = ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "all_reduce_seconds")
-WORK = ("weight_reads", "kv_reads", "linear", "attention", "prefill_linear", "prefill_attention")
-COLUMNS = (*OVERHEADS, *WORK)
+OVERHEADS: tuple[str, ...] = ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "all_reduce_seconds")
+WORK: tuple[str, ...] = ("weight_reads", "kv_reads", "linear", "attention", "prefill_linear", "prefill_attention")
+COLUMNS: tuple[str, ...] = (*OVERHEADS, *WORK)
 FLOOR = np.array([0.0] * len(OVERHEADS) + [1.0] * len(WORK))
 FIXED = ("attention",)  # at the data sheet's rate
 ALL_REDUCES = 2  # of a layer: behind attention, behind the feed-forward

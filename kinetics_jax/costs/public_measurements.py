@@ -154,13 +154,15 @@ def _tokens_behind(path: Path) -> dict[str, float]:
 
 
 def _half_of_the_longer(histogram: Any, where: str) -> float:
+    wrong = MeasurementError(f"{where}: must hold bins, rising and one more than counts, and counts")
     try:
         edges, counts = (np.array(histogram[name], np.float64) for name in ("bins", "counts"))
-        sound = edges.ndim == counts.ndim == 1 and len(edges) == len(counts) + 1 and counts.sum() > 0
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound or not np.all(np.isfinite(edges)) or np.any(counts < 0) or np.any(np.diff(edges) < 0) or edges[0] < 0:
-        raise MeasurementError(f"{where}: must hold bins, one more than counts, and counts")
+    except (KeyError, TypeError, ValueError) as error:
+        raise wrong from error
+    if edges.ndim != 1 or counts.ndim != 1 or len(edges) != len(counts) + 1 or not 0 < np.sum(counts) < np.inf:
+        raise wrong
+    if not np.all(np.isfinite(edges)) or np.any(counts < 0) or np.any(np.diff(edges) < 0) or edges[0] < 0:
+        raise wrong
     middles = (edges[1:] + edges[:-1]) / 2
     return float(np.sum(counts * middles**2) / (2 * np.sum(counts * middles)))
 

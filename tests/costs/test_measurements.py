@@ -132,7 +132,7 @@ def test_ml_energy_needs_its_histograms(tmp_path):
         read_measurements(path)
     for broken in ({"bins": [0, 9], "counts": []}, {"bins": [9, 0], "counts": [1]}, {"bins": "x"}, 3):
         beside.write_text(json.dumps({"Qwen/Qwen3-8B": broken}))
-        with pytest.raises(MeasurementError, match="must hold bins, one more than counts, and counts"):
+        with pytest.raises(MeasurementError, match="must hold bins, rising and one more than counts"):
             read_measurements(path)
     with pytest.raises(MeasurementError, match="column num_gpus is missing"):
         read_measurements(written(tmp_path, ENERGY.replace(",num_gpus", ""), row.replace(",1,", ",")))
