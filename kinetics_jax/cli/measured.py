@@ -119,7 +119,7 @@ def _print_model(model: StepModel) -> None:
         if name in OVERHEADS:
             print(f"  {name}: {1e6 * model.times[name]:,.4g} µs")
         else:
-            print(f"  {name}: {model.times[name]:.3g} times the data sheet's seconds")
+            print(f"  {name}: {1 / model.times[name]:.0%} of the data sheet's rate")
     if model.energy is not None:
         watts, flop, byte = model.energy
         print(f"  energy: {watts:,.0f} W, {1e12 * flop:.3g} pJ a FLOP, {1e12 * byte:.3g} pJ a byte")

@@ -108,6 +108,11 @@ def _ml_energy(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]])
         if config is None:
             left_out[f"{model}: a shape that is not priced here"] += 1
             continue
+        if model.endswith("-FP8") and row["weight_precision"] != "fp8":
+            raise MeasurementError(
+                f"{where}: contradicts itself: model_id is {shown(model)}, and weight_precision "
+                f"{shown(row['weight_precision'])}"
+            )
         if row["weight_precision"] not in PRECISIONS or task not in CONTEXTS:
             left_out[f"{model}: {row['weight_precision']}, {task}"] += 1
             continue

@@ -30,7 +30,7 @@ def test_a_profile_and_its_error(measurements, tmp_path, capsys):
     calibrate(measurements=measurements, where=("gpu=h100",), out=out, price_per_hour=2.0)
     said = capsys.readouterr().out
     assert "h100-measured: 9 measurements; 1 others and 0 that are not priced" in said
-    assert "weight_reads" in said
+    assert "of the data sheet's rate" in said
     assert "energy:" in said
     assert "median_error" in said
     profile = hardware(out)

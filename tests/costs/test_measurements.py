@@ -134,6 +134,9 @@ def test_ml_energy_needs_its_histograms(tmp_path):
         beside.write_text(json.dumps({"Qwen/Qwen3-8B": broken}))
         with pytest.raises(MeasurementError, match="must hold bins, rising and one more than counts"):
             read_measurements(path)
+    beside.write_text("{}")
+    with pytest.raises(MeasurementError, match=r"line 2: contradicts itself: model_id is .*-FP8, and weight_precision"):
+        read_measurements(written(tmp_path, ENERGY, row.replace("8B", "235B-A22B-Thinking-2507-FP8")))
     with pytest.raises(MeasurementError, match="column num_gpus is missing"):
         read_measurements(written(tmp_path, ENERGY.replace(",num_gpus", ""), row.replace(",1,", ",")))
 
