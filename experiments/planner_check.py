@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kinetics_jax.analysis.planner import Budget, Options, advise, list_options
+from kinetics_jax.analysis.advice import advise
+from kinetics_jax.analysis.planner import Budget, Options, list_options
 from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.assets import builtin_models

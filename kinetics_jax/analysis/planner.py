@@ -1,4 +1,4 @@
-"""What to run on a budget: the best of all configurations that stored samples cover, and how sure that is."""
+"""What can be run: every configuration that stored samples cover, with its accuracy, seconds and money; and budgets."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import numpy as np
 from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import (
-    default_trials,
     fewest_graded,
     max_sample_tokens,
     powers_of_two,
     rounded_accuracy,
 )
+from kinetics_jax.analysis.first_answer import first_answer_seconds
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
 from kinetics_jax.config import DTYPE_BYTES
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_SLOTS = 512
-HALVINGS = 200
+MAX_SLOTS = 8192  # of a default batch
 MAX_SIMULATED = 200_000  # samples of a configuration
 
 
@@ -69,9 +68,9 @@ class Budget:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
-    N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
-    `samples.pooled`). `solved`: pass@N.
+    N, cap, batch, accuracy, seconds, prefill_seconds, first_answer` (seconds, see `first_answer_seconds`), `dollars,
+    fits` (sequences beside the weights, of which `batch` are needed; `seconds` is infinite where it is more),
+    `undecided` samples of the runs (and `dropped`, see `samples.pooled`). `solved`: pass@N.
     """
 
     table: pd.DataFrame
@@ -80,39 +79,6 @@ class Options:
     chips: int
     problems: int
     warnings: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Advice:
-    """What to run: row numbers of `options.table`. `accuracy` has a 95 % interval `low … high` over problems, as if the
-    row had been chosen beforehand; `expected_accuracy` takes off what choosing the best of many on the same problems
-    flatters it by (`optimism`: the choice made on one half of the problems, scored on the other, over many halvings).
-    `run_low … run_high`: where the score of one run over `options.problems` fresh problems falls, 95 times in 100,
-    that optimism taken off its lower end. `why_not`: of the runner-up, and of what is more accurate beyond the budget.
-    """
-
-    options: Options
-    chosen: int
-    runner_up: int | None
-    beyond: int | None
-    accuracy: float
-    low: float
-    high: float
-    optimism: float
-    run_low: float
-    run_high: float
-    why_not: dict[int, str]
-
-    @property
-    def expected_accuracy(self) -> float:
-        return float(np.clip(self.accuracy - self.optimism, 0, 1))
-
-    def row(self, index: int) -> dict[str, Any]:
-        """A row of the table, in plain numbers."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.options.table.iloc[index].items()
-        }
 
 
 def list_options(
@@ -128,10 +94,10 @@ def list_options(
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
     `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
-    fewest graded samples; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and
-    a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded.
-    `batches` default to the powers of two up to all samples, at most MAX_SLOTS. Raises SamplesError if an architecture
-    or token counts are missing, PlanError for numbers below 1, or if no cap is within what the samples show.
+    fewest graded samples and all of these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each
+    problem's rate, and a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut
+    texts were graded. `batches` default to `batch_sizes`. Raises SamplesError if an architecture or token counts are
+    missing, PlanError for numbers below 1, or if no cap is within what the samples show.
     """
     import pandas as pd
 
@@ -159,7 +125,7 @@ def list_options(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
                 )
                 continue
-            counts = sorted(set(trials or default_trials(pool)))
+            counts = sorted(set(trials or (*powers_of_two(graded), graded)))
             warnings += [
                 f"{pool}: N = {n} is more than the {graded} samples of a problem: extrapolated"
                 for n in counts
@@ -168,7 +134,7 @@ def list_options(
             room = _room(pool, hardware, cap=cap, chips=chips)
             for n, accuracy in zip(counts, pass_at_n(pool, counts, cap).T, strict=True):
                 work = workload(pool, problems=count, trials=n, cap=cap)
-                sizes = sorted(set(batches or powers_of_two(min(count * n, MAX_SLOTS))))
+                sizes = sorted(set(batches or batch_sizes(count * n, room)))
                 rows += [
                     _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips)
                     for batch in sizes
@@ -184,6 +150,17 @@ def list_options(
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def batch_sizes(samples: int, room: int) -> list[int]:
+    """Batches worth a look for so many samples, none larger than the room there is (1 where there is none).
+
+    Powers of two, the largest that can be used (all samples at once, or all the room), and those that take the samples
+    in 2 to 8 equal turns.
+    """
+    most = max(1, min(samples, room, MAX_SLOTS))
+    turns = (-(-samples // count) for count in range(1, 9))
+    return sorted({*powers_of_two(most), most, *(size for size in turns if size <= most)})
 
 
 def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> list[str]:
@@ -234,19 +211,18 @@ def _option(
     chips: int,
 ) -> dict[str, Any]:
     """A row of `Options.table`, for one configuration whose pass@N is `solved`."""
-    spent = None
+    spent, first = None, math.inf
     if batch <= room:
-        spent = workload_seconds(
-            pool.priced(),
-            pool.attention,
-            hardware,
-            work,
-            slots=batch,
-            cap=cap,
-            chips=chips,
-            kv_bytes=_bytes(pool),
-            weight_bytes=_bytes(pool),
-        )
+        configuration = pool.priced(), pool.attention, hardware
+        priced: dict[str, Any] = {
+            "slots": batch,
+            "cap": cap,
+            "chips": chips,
+            "kv_bytes": _bytes(pool),
+            "weight_bytes": _bytes(pool),
+        }
+        spent = workload_seconds(*configuration, work, **priced)
+        first = first_answer_seconds(*configuration, work=work, **priced)
     price = hardware.price_per_hour
     return {
         "model": pool.model,
@@ -258,6 +234,7 @@ def _option(
         "accuracy": float(rounded_accuracy(np.mean(solved))),
         "seconds": spent.total if spent else math.inf,
         "prefill_seconds": spent.prefill if spent else math.nan,
+        "first_answer": first,
         "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
         "fits": room,
         **undecided_counts([pool]),
@@ -300,128 +277,3 @@ def choose(
         return None
     first, second = (-accuracy, seconds) if target is None else (seconds, -accuracy)
     return int(rows[np.lexsort((second[rows], first[rows]))[0]])
-
-
-def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
-    """The best configuration on a budget, how sure its accuracy is, and what it was preferred to.
-
-    Raises PlanError when nothing fits the memory or the budget, or reaches the target, naming the least that does.
-    """
-    limit, target = budget.limit(options.hardware, options.chips), budget.target_accuracy
-    seconds = options.table["seconds"].to_numpy(np.float64)
-    accuracy = options.table["accuracy"].to_numpy(np.float64)
-    chosen = choose(seconds, accuracy, limit, target)
-    if chosen is None:
-        raise PlanError(_refusal(options, limit, target))
-    runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
-    values = options.solved[chosen]
-    low, high = cluster_bootstrap(values, bounds=(0, 1))
-    optimism = _optimism(options.solved, seconds, limit, target, seed)
-    run_low, run_high = _run_interval(values, options.problems, optimism, seed)
-    why = {}
-    for rival in (runner_up, beyond):
-        if rival is not None:
-            why[rival] = _why_not(options, chosen, rival, limit)
-    return Advice(
-        options=options,
-        chosen=chosen,
-        runner_up=runner_up,
-        beyond=beyond,
-        accuracy=float(accuracy[chosen]),
-        low=float(low),
-        high=float(high),
-        optimism=optimism,
-        run_low=run_low,
-        run_high=run_high,
-        why_not=why,
-    )
-
-
-def _rivals(
-    options: Options, chosen: int, seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None
-) -> tuple[int | None, int | None]:
-    """The best row that is no mere other batch of the chosen one, and the quickest more accurate one out of reach."""
-    names = ["model", "attention", "N", "cap"]
-    same = (options.table[names] == options.table.iloc[chosen][names]).all(axis=1).to_numpy()
-    runner_up = choose(np.where(same, np.inf, seconds), accuracy, limit, target)
-    better = (accuracy > accuracy[chosen]) & (seconds > limit)
-    rows = np.flatnonzero(better)
-    if target is not None or not len(rows):
-        return runner_up, None
-    order = np.lexsort((options.table["batch"].to_numpy()[rows], -accuracy[rows], seconds[rows]))
-    return runner_up, int(rows[order[0]])
-
-
-def _why_not(options: Options, chosen: int, rival: int, limit: float) -> str:
-    best, other = options.table.iloc[chosen], options.table.iloc[rival]
-    if other["fits"] < other["batch"]:
-        return f"does not fit: room for {other['fits']} sequences, {other['batch']} are needed"
-    if other["seconds"] > limit:
-        return f"takes {other['seconds']:.4g} s, more than the budget of {limit:.4g} s"
-    paired = paired_difference(options.solved[chosen], options.solved[rival])
-    gain = float(rounded_accuracy(paired.difference))
-    slower = float(other["seconds"] - best["seconds"])
-    if not gain:
-        return f"as accurate, {slower:.4g} s slower" if slower > 0 else "as accurate and as quick"
-    if gain > 0:
-        sure = "" if paired.low > 0 else "; not surely so"
-        return f"{gain:.3f} less accurate ({paired.low:.3f} … {paired.high:.3f} over problems{sure})"
-    return f"{-gain:.3f} more accurate, but {slower:.4g} s slower"
-
-
-def _optimism(solved: np.ndarray, seconds: np.ndarray, limit: float, target: float | None, seed: int) -> float:
-    """How much better the chosen row looks where it was chosen than elsewhere: mean over halvings of the problems."""
-    rng = np.random.default_rng(seed)
-    problems = solved.shape[1]
-    if problems < 2:
-        return 0.0
-    gaps = []
-    for _ in range(HALVINGS):
-        order = rng.permutation(problems)
-        for part in (order[: problems // 2], order[problems // 2 :]):
-            here = solved[:, part].mean(axis=1)
-            row = choose(seconds, here, limit, target)
-            if row is not None:
-                gaps.append(here[row] - np.delete(solved[row], part).mean())
-    return max(0.0, float(np.mean(gaps))) if gaps else 0.0
-
-
-def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int) -> tuple[float, float]:
-    """95 % of the scores of one run over fresh problems, lower by the optimism where it is lower.
-
-    The accuracy over all problems of the kind is drawn by a Bayesian bootstrap (Rubin 1981) of the measured ones and of
-    one more that counts half as solved and half as failed, Jeffreys' prior, so that ten problems all solved do not
-    promise an eleventh; the run's own problems are then solved or not at that rate.
-    """
-    rng = np.random.default_rng(seed)
-    weights = rng.dirichlet([*np.ones(len(values)), 0.5, 0.5], size=4000)
-    rate = np.clip(weights @ np.array([*values, 0.0, 1.0]), 0, 1)
-    scores = rng.binomial(problems, rate) / problems
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(max(low - optimism, 0.0)), float(high)
-
-
-def _refusal(options: Options, limit: float, target: float | None) -> str:
-    rows = options.table.to_dict(orient="records")
-    able = [row for row in rows if math.isfinite(row["seconds"])]
-    if not able:
-        least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
-        return (
-            f"plan: nothing fits into the memory of {options.chips} x {options.hardware.name}; the smallest, "
-            f"{least['model']} with {least['cap']} tokens, has room for {least['fits']} sequences; give more --chips"
-        )
-    best = max(able, key=lambda row: (row["accuracy"], -row["seconds"]))
-    goal = 0.0 if target is None else float(rounded_accuracy(target))
-    if best["accuracy"] < goal:
-        return f"plan: nothing reaches an accuracy of {target}; the best is {_name(best)} with {best['accuracy']:.3f}"
-    least = min((row for row in able if row["accuracy"] >= goal), key=lambda row: row["seconds"])
-    price = f" ({least['dollars']:.3g} in money)" if not math.isnan(least["dollars"]) else ""
-    reach = f" that reaches {target}" if target is not None else ""
-    return (
-        f"plan: nothing{reach} fits into {limit:.4g} seconds; the cheapest, {_name(least)}, takes "
-        f"{least['seconds']:.4g} s{price} for {options.problems} problems"
-    )
-
-
-def _name(row: dict[Any, Any]) -> str:
-    return f"{row['model']} {row['attention']} N={row['N']} cap={row['cap']} batch={row['batch']}"

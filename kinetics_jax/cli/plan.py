@@ -15,9 +15,11 @@ from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
 from kinetics_jax.cli.terminal import say
 
 if TYPE_CHECKING:
-    from kinetics_jax.analysis.planner import Advice
+    from kinetics_jax.analysis.advice import Advice
+    from kinetics_jax.analysis.samples import RunData, Undecided
 
-COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "dollars")
+COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
+MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
@@ -33,6 +35,7 @@ def plan(
     seconds: float | None = None,
     dollars: float | None = None,
     target_accuracy: float | None = None,
+    half_width: float | None = None,
     problems: int | None = None,
     trials: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
@@ -42,7 +45,9 @@ def plan(
     seed: int = 0,
     as_json: JsonArg = False,
 ) -> None:
-    """The best model, N, length, attention and batch on a budget, from stored runs.
+    """The best model, N, length, attention and batch on a budget, from stored samples.
+
+    Or, with --half-width, how many problems and samples an accuracy needs to be known so well.
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them, over the same problems.
@@ -51,15 +56,17 @@ def plan(
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
         target_accuracy: Find the cheapest way to this accuracy.
+        half_width: Instead: how many problems and samples for a 95 % interval of ± this (0.02 for two points).
         problems: How many problems are to be solved; default: as many as the runs have.
-        trials: Numbers of samples N to choose from; default: powers of two.
+        trials: Numbers of samples N to choose from; default: powers of two and all samples.
         caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
-        batches: Batches to choose from, sequences decoded side by side; default: powers of two.
+        batches: Batches to choose from, sequences decoded side by side; default: what fits, powers of two and equal turns below.
         price: Price of a chip-hour, in any currency.
         seed: Seed of the bootstrap and the halvings.
         as_json: Print JSON.
     """
     from kinetics_jax.analysis import planner
+    from kinetics_jax.analysis.advice import advise
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
 
@@ -77,6 +84,13 @@ def plan(
         for value in values:
             require_between(flag, value, 1, most)
     require_between("--seed", seed, 0, 2**63 - 1)
+    if half_width is not None:
+        require(
+            not (seconds or dollars or target_accuracy or problems or caps or batches),
+            "--half-width asks how many problems and samples; leave the budget, --problems, --caps and --batches out",
+        )
+        _half_width(unsaid.read(runs), half_width, trials or (1,), unsaid.undecided, as_json)
+        return
     budget = planner.Budget(seconds, dollars, target_accuracy)
     chip = hardware_named(hardware)
     if price is not None:
@@ -92,7 +106,7 @@ def plan(
         caps=caps or None,
         batches=batches or None,
     )
-    advice = planner.advise(options, budget, seed=seed)
+    advice = advise(options, budget, seed=seed)
     for line in (*ending_lines(samples), *options.warnings):
         say(line)
     if as_json:
@@ -101,8 +115,28 @@ def plan(
         _print(advice)
 
 
+def _half_width(
+    samples: list[RunData], half_width: float, trials: tuple[int, ...], undecided: Undecided, as_json: bool
+) -> None:
+    from kinetics_jax.analysis.sample_size import half_width_table
+    from kinetics_jax.analysis.samples import pooled
+    from kinetics_jax.cli.terminal import print_table
+
+    table = half_width_table(pooled(samples, undecided=undecided), half_width, trials)
+    print_table(table, as_json)
+    if not as_json:
+        print(
+            f"\nProblems, with so many samples of each, for a 95 % interval of ± {half_width:g} over all problems of the "
+            "kind.\nhalf_width_now: what the samples at hand give. these_problems: samples of each of the problems at "
+            "hand,\nfor an interval over these alone."
+        )
+        if any(table["N"] > 1):
+            print(PASS_AT_N)
+
+
 def as_record(advice: Advice) -> dict[str, Any]:
     """The advice for JSON; null for infinite and missing numbers."""
+    from kinetics_jax.analysis.certainty import LEVEL
 
     def row(index: int | None) -> dict[str, Any] | None:
         if index is None:
@@ -118,6 +152,12 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "optimism": advice.optimism,
         "expected_accuracy": advice.expected_accuracy,
         "run_interval": [advice.run_low, advice.run_high],
+        "regret": advice.regret,
+        "probability_best": advice.probabilities[advice.chosen],
+        "alternatives": [
+            {**(row(index) or {}), "probability_best": advice.probabilities[index]} for index in advice.alternatives
+        ],
+        "alternatives_level": LEVEL,
         "runner_up": row(advice.runner_up),
         "beyond": row(advice.beyond),
         "hardware": advice.options.hardware.name,
@@ -147,15 +187,41 @@ def _print(advice: Advice) -> None:
     print(
         f"\n{options.problems} problems on {options.chips} x {options.hardware.name}; "
         f"{len(options.table)} configurations.\n"
-        f"Accuracy {advice.accuracy:.3f}, 95 % interval {advice.low:.3f} … {advice.high:.3f} over problems, as if "
-        "chosen beforehand.\n"
-        f"Chosen among many on the same problems it looks {advice.optimism:.3f} too good: expect "
-        f"{advice.expected_accuracy:.3f};\n"
-        f"the score of one run falls into {advice.run_low:.3f} … {advice.run_high:.3f} (95 %)."
+        f"Accuracy {advice.accuracy:.3f} as measured; chosen among many on the same problems it looks "
+        f"{advice.optimism:.3f} too good:\nexpect {advice.expected_accuracy:.3f}, 95 % interval {advice.low:.3f} … "
+        f"{advice.high:.3f} over problems; the score of one run falls\ninto {advice.run_low:.3f} … "
+        f"{advice.run_high:.3f} (95 %). first_answer: seconds until all N samples of a first problem have ended."
     )
+    _print_certainty(advice)
     for label, index in shown.items():
         if index in advice.why_not:
             print(f"{label}: {advice.why_not[index]}")
+
+
+def _print_certainty(advice: Advice) -> None:
+    """How sure the choice is, and the configurations that may be as right."""
+    from kinetics_jax.analysis.certainty import LEVEL
+
+    target = advice.target_accuracy
+    right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
+    loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
+    print(
+        f"It is {right} with probability {advice.probabilities[advice.chosen]:.2f}; {loss}: {advice.regret:.3f} of "
+        "accuracy."
+    )
+    others = advice.alternatives[1:]
+    print(
+        f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right one "
+        f"({LEVEL:.0%}){':' if others else '.'}"
+    )
+    for index in others[:MOST_ALTERNATIVES]:
+        row = advice.row(index)
+        print(
+            f"  {row['model']} {row['attention']} N={row['N']} cap={row['cap']}: accuracy {row['accuracy']:.3f}, "
+            f"{row['seconds']:.4g} s, probability {advice.probabilities[index]:.2f}"
+        )
+    if len(others) > MOST_ALTERNATIVES:
+        print(f"  and {len(others) - MOST_ALTERNATIVES} more (--json)")
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.planner import Budget, Options, PlanError, advise, choose, list_options, pass_at_n
+from kinetics_jax.analysis.advice import advise
+from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose, list_options, pass_at_n
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
@@ -111,6 +112,7 @@ def test_advice_is_on_the_frontier_of_all_options(seed, quantile):
     seconds[0] = 1.0
     solved = rng.integers(0, 5, size=(24, 6)) / 4
     table = FOUND.table.iloc[:24].assign(seconds=seconds, accuracy=solved.mean(axis=1).round(12), fits=1, batch=1)
+    table["cap"] = range(24)  # every row is a configuration of its own
     options = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
     limit = float(np.quantile(seconds[np.isfinite(seconds)], quantile))
     advice = advise(options, Budget(seconds=limit))
