@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.picked import with_picks
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.stats.estimators import cluster_bootstrap
@@ -34,6 +35,7 @@ def cost_frontier(
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
     `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
     the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.estimators.cluster_bootstrap`);
+    `majority` and what else can pick an answer, each with its interval, see `picked.with_picks`;
     `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
     problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was
     counted: `convention`, `hardware` (None with an intensity), `intensity`.
@@ -79,7 +81,7 @@ def cost_frontier(
         "hardware": name if intensity is not None or name else "h100",
         "intensity": intensity,
     }
-    return table
+    return with_picks(table, pools)
 
 
 def pareto(cost: Float[npt.ArrayLike, " rows"], accuracy: Float[npt.ArrayLike, " rows"]) -> Bool[np.ndarray, " rows"]:

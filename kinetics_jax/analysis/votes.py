@@ -97,9 +97,7 @@ def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
     return np.array(won)
 
 
-def best_by_score(
-    scores: Float[npt.ArrayLike, " samples"], correct: Sequence[bool], k: npt.ArrayLike
-) -> Amount:
+def best_by_score(scores: Float[npt.ArrayLike, " samples"], correct: Sequence[bool], k: npt.ArrayLike) -> Amount:
     """Probability that of k samples of a problem the one with the highest score is right: what a verifier achieves.
 
     Exact, over k drawn without replacement; ties are broken at random in the expectation. k is a whole number or an
@@ -109,7 +107,7 @@ def best_by_score(
     if values.shape != right.shape or not len(values) or not np.all(np.isfinite(values)):
         raise EstimateError("the best of k by score needs a finite score and a grade for each sample")
     ks = _sizes(k, len(values))
-    levels, level = np.unique(values, return_inverse=True)
+    level = np.unique(values, return_inverse=True)[1]
     share = np.bincount(level, weights=right) / np.bincount(level)  # of the samples at a score, how many are right
     reached = np.concatenate([[0], np.cumsum(np.bincount(level))])  # samples below each score, and all
     won = []

@@ -74,6 +74,7 @@ def frontier(
         as_json: Print the table as JSON.
     """
     from kinetics_jax.analysis.frontier import cost_frontier
+    from kinetics_jax.analysis.picked import PASS_AT_N
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.analysis.token_frontier import token_frontier
     from kinetics_jax.files import write_atomic
@@ -134,6 +135,8 @@ def frontier(
         from kinetics_jax.report.figures import allocation_figure, frontier_figure
 
         save_figure((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
+    for line in table.attrs.get("picks", [PASS_AT_N] if allocate in ("best-of-n", "adaptive") else ()):
+        say(line)
     print_table(table, as_json)
 
 

@@ -60,7 +60,7 @@ def plan(
         problems: How many problems are to be solved; default: as many as the runs have.
         trials: Numbers of samples N to choose from; default: powers of two and all samples.
         caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
-        batches: Batches to choose from, sequences decoded side by side; default: what fits, powers of two and equal turns below.
+        batches: Sequences decoded side by side, to choose from; default: what fits, powers of two, equal turns.
         price: Price of a chip-hour, in any currency.
         seed: Seed of the bootstrap and the halvings.
         as_json: Print JSON.
@@ -118,6 +118,7 @@ def plan(
 def _half_width(
     samples: list[RunData], half_width: float, trials: tuple[int, ...], undecided: Undecided, as_json: bool
 ) -> None:
+    from kinetics_jax.analysis.picked import PASS_AT_N
     from kinetics_jax.analysis.sample_size import half_width_table
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.cli.terminal import print_table
@@ -126,9 +127,9 @@ def _half_width(
     print_table(table, as_json)
     if not as_json:
         print(
-            f"\nProblems, with so many samples of each, for a 95 % interval of ± {half_width:g} over all problems of the "
-            "kind.\nhalf_width_now: what the samples at hand give. these_problems: samples of each of the problems at "
-            "hand,\nfor an interval over these alone."
+            f"\nProblems, with so many samples of each, for a 95 % interval of ± {half_width:g} over all problems of "
+            "the kind.\nhalf_width_now: what the samples at hand give. these_problems: samples of each of the problems "
+            "at hand,\nfor an interval over these alone."
         )
         if any(table["N"] > 1):
             print(PASS_AT_N)
@@ -211,8 +212,8 @@ def _print_certainty(advice: Advice) -> None:
     )
     others = advice.alternatives[1:]
     print(
-        f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right one "
-        f"({LEVEL:.0%}){':' if others else '.'}"
+        f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "
+        f"one ({LEVEL:.0%}){':' if others else '.'}"
     )
     for index in others[:MOST_ALTERNATIVES]:
         row = advice.row(index)

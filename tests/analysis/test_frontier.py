@@ -82,8 +82,14 @@ def test_a_table_by_hand():
         np.testing.assert_allclose(table["memory"][i], np.mean(cost.memory))
         np.testing.assert_allclose(table["cost"][i], np.mean(cost.total))
     assert table["on_frontier"].all()
+    assert len(table.attrs.pop("picks")) == 2
     assert table.attrs == {"convention": "paper", "hardware": None, "intensity": 300.0}
-    assert cost_frontier([make_run(grades)]).attrs == {"convention": "traffic", "hardware": "h100", "intensity": None}
+    by_default = cost_frontier([make_run(grades)]).attrs
+    assert {name: by_default[name] for name in ("convention", "hardware", "intensity")} == {
+        "convention": "traffic",
+        "hardware": "h100",
+        "intensity": None,
+    }
     assert table.equals(cost_frontier([make_run(grades)], convention="paper", intensity=300.0))
 
 
