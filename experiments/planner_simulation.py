@@ -100,7 +100,11 @@ def repetition(
         within = options.table["seconds"].to_numpy() <= limit
         best = true[within].max()
         chosen, rival = advice.chosen, advice.runner_up
-        sure = rival is not None and "surely so" in advice.why_not[rival] and "not surely" not in advice.why_not[rival]
+        sure = (
+            rival is not None
+            and advice.why_not[rival].endswith(" surely so")
+            and "not surely" not in advice.why_not[rival]
+        )
         configuration, n = divmod(chosen, len(TRIALS))
         score = np.mean(rng.random(problems) < 1 - (1 - fresh[:, configuration]) ** TRIALS[n])
         rows.append(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quickest
+from kinetics_jax.analysis.certainty import LEVEL, accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose
 from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference
@@ -88,8 +88,11 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     position = {int(row): i for i, row in enumerate(rows)}
     why = {}
     if runner_up is not None:
-        surely = compared.surely_less(position[runner_up], position[chosen])
-        why[runner_up] = _why_not(options, chosen, runner_up, surely)
+        rival = position[runner_up]
+        sure = "surely so" if compared.surely_less(rival, position[chosen]) else "not surely so"
+        if sure == "not surely so" and not compared.may_be_best[rival]:
+            sure += f", but surely not the best ({LEVEL:.0%})"
+        why[runner_up] = _why_not(options, chosen, runner_up, sure)
     if beyond is not None:
         why[beyond] = _why_beyond(options, beyond, limit)
     return Advice(
@@ -122,7 +125,8 @@ def distinct(options: Options, limit: float) -> Int[np.ndarray, " rows"]:
 def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "draws rows"]:
     table = options.table.iloc[rows]
     source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
-    return accuracy_draws(options.solved[rows], source, table["N"].to_numpy(), seed=seed)
+    trials = table["N"].to_numpy() if options.pick == "any" else np.ones(len(rows), int)
+    return accuracy_draws(options.solved[rows], source, trials, seed=seed)
 
 
 def _shares(draws: np.ndarray, seconds: np.ndarray, target: float | None) -> list[float]:
@@ -159,7 +163,7 @@ def _why_beyond(options: Options, rival: int, limit: float) -> str:
     return f"takes {other['seconds']:.4g} s, more than the budget of {limit:.4g} s"
 
 
-def _why_not(options: Options, chosen: int, rival: int, surely: bool) -> str:
+def _why_not(options: Options, chosen: int, rival: int, sure: str) -> str:
     best, other = options.table.iloc[chosen], options.table.iloc[rival]
     paired = paired_difference(options.solved[chosen], options.solved[rival])
     gain = float(rounded_accuracy(paired.difference))
@@ -167,8 +171,7 @@ def _why_not(options: Options, chosen: int, rival: int, surely: bool) -> str:
     if not gain:
         return f"as accurate, {slower:.4g} s slower" if slower > 0 else "as accurate and as quick"
     if gain > 0:
-        sure = "surely" if surely else "not surely"
-        return f"{gain:.3f} less accurate ({paired.low:.3f} … {paired.high:.3f} over problems), {sure} so"
+        return f"{gain:.3f} less accurate ({paired.low:.3f} … {paired.high:.3f} over problems), {sure}"
     return f"{-gain:.3f} more accurate, but {slower:.4g} s slower"
 
 

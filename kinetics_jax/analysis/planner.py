@@ -17,6 +17,7 @@ from kinetics_jax.analysis.defaults import (
     rounded_accuracy,
 )
 from kinetics_jax.analysis.first_answer import first_answer_seconds
+from kinetics_jax.analysis.picked import cannot_pick, picked_accuracy
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
 from kinetics_jax.config import DTYPE_BYTES
@@ -70,7 +71,8 @@ class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, first_answer` (seconds, see `first_answer_seconds`), `dollars,
     fits` (sequences beside the weights, of which `batch` are needed; `seconds` is infinite where it is more),
-    `undecided` samples of the runs (and `dropped`, see `samples.pooled`). `solved`: pass@N.
+    `undecided` samples of the runs (and `dropped`, see `samples.pooled`). `solved`: pass@N, or the accuracy of what the
+    rule `pick` (of `picked.RULES`) picks among N answers.
     """
 
     table: pd.DataFrame
@@ -79,6 +81,7 @@ class Options:
     chips: int
     problems: int
     warnings: tuple[str, ...]
+    pick: str = "any"
 
 
 def list_options(
@@ -90,14 +93,17 @@ def list_options(
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
     batches: Sequence[int] | None = None,
+    pick: str = "any",
 ) -> Options:
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
     `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
     fewest graded samples and all of these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each
     problem's rate, and a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut
-    texts were graded. `batches` default to `batch_sizes`. Raises SamplesError if an architecture or token counts are
-    missing, PlanError for numbers below 1, or if no cap is within what the samples show.
+    texts were graded. `batches` default to `batch_sizes`. `pick`: "any" counts pass@N, a rule of `picked.RULES` what it
+    picks among the N answers; a cap at which it cannot is left out. Raises SamplesError if an architecture or token
+    counts are missing, PlanError for numbers below 1, or if no cap is within what the samples show, EstimateError where
+    a rule would have to pick among more than the graded samples.
     """
     import pandas as pd
 
@@ -125,6 +131,9 @@ def list_options(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
                 )
                 continue
+            if pick != "any" and (why := cannot_pick(pool, pick, cap)):
+                warnings.append(f"{pool}, cap {cap}: left out, no {pick.replace('_', ' ')}: {why}")
+                continue
             counts = sorted(set(trials or (*powers_of_two(graded), graded)))
             warnings += [
                 f"{pool}: N = {n} is more than the {graded} samples of a problem: extrapolated"
@@ -132,7 +141,8 @@ def list_options(
                 if n > graded
             ]
             room = _room(pool, hardware, cap=cap, chips=chips)
-            for n, accuracy in zip(counts, pass_at_n(pool, counts, cap).T, strict=True):
+            solved_within = pass_at_n(pool, counts, cap) if pick == "any" else picked_accuracy(pool, pick, counts, cap)
+            for n, accuracy in zip(counts, solved_within.T, strict=True):
                 work = workload(pool, problems=count, trials=n, cap=cap)
                 sizes = sorted(set(batches or batch_sizes(count * n, room)))
                 rows += [
@@ -140,6 +150,8 @@ def list_options(
                     for batch in sizes
                 ]
                 solved += [accuracy] * len(sizes)
+    if not rows and pick != "any":
+        raise PlanError(f"plan: --pick {pick}: {warnings[-1]}")
     if not rows:
         raise PlanError(f"plan: no cap of {list(caps or ())} is within what the samples show")
     return Options(
@@ -149,6 +161,7 @@ def list_options(
         chips=chips,
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
+        pick=pick,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 MOST_ATTEMPTS = 64  # of a problem, in a table
+WORTHWHILE = 0.95  # twice the samples of a problem are worth a row where they make fewer problems do by this factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,8 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
                         "these_problems": math.nan if alone is None else alone * n,
                     }
                 )
-                if len(rows) > 1 and attempts > 1 and problems == rows[-2]["problems"]:
-                    rows.pop()  # further samples of a problem gain nothing
+                if attempts > 1 and problems > WORTHWHILE * rows[-2]["problems"]:
+                    rows.pop()
                     break
     return pd.DataFrame(rows)
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kinetics_jax.cli.arguments import JsonArg, Positional
 from kinetics_jax.cli.checks import require, require_between
@@ -16,7 +16,7 @@ from kinetics_jax.cli.terminal import say
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
-    from kinetics_jax.analysis.samples import RunData, Undecided
+    from kinetics_jax.analysis.samples import Pool, RunData, Undecided
 
 COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
 MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
@@ -36,6 +36,7 @@ def plan(
     dollars: float | None = None,
     target_accuracy: float | None = None,
     half_width: float | None = None,
+    pick: Literal["any", "majority", "best-score", "weighted-vote"] = "any",
     problems: int | None = None,
     trials: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
@@ -57,6 +58,8 @@ def plan(
         dollars: Budget in money, at the hardware's price or --price.
         target_accuracy: Find the cheapest way to this accuracy.
         half_width: Instead: how many problems and samples for a 95 % interval of ± this (0.02 for two points).
+        pick: How one of N answers is taken: any right one, by someone who knows it (pass@N); the majority's; by a
+            verifier's scores, the highest or summed over equal answers.
         problems: How many problems are to be solved; default: as many as the runs have.
         trials: Numbers of samples N to choose from; default: powers of two and all samples.
         caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
@@ -97,22 +100,25 @@ def plan(
         chip = dataclasses.replace(chip, price_per_hour=price)
     budget.limit(chip, chips)  # refuses an impossible budget before the runs are read
     samples = unsaid.read(runs)
+    pools = pooled(samples, undecided=unsaid.undecided)
     options = planner.list_options(
-        pooled(samples, undecided=unsaid.undecided),
+        pools,
         chip,
         chips=chips,
         problems=problems,
         trials=trials or None,
         caps=caps or None,
         batches=batches or None,
+        pick=pick.replace("-", "_"),
     )
     advice = advise(options, budget, seed=seed)
     for line in (*ending_lines(samples), *options.warnings):
         say(line)
     if as_json:
-        print(json.dumps(as_record(advice), indent=1, allow_nan=False))
+        print(json.dumps({**as_record(advice), "picked": chosen_picks(advice, pools)}, indent=1, allow_nan=False))
     else:
         _print(advice)
+        _print_picks(advice, pools)
 
 
 def _half_width(
@@ -166,8 +172,42 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "chips": advice.options.chips,
         "problems": advice.options.problems,
         "configurations": len(advice.options.table),
+        "pick": advice.options.pick,
         "warnings": list(advice.options.warnings),
     }
+
+
+def chosen_picks(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]:
+    """What every rule that can pick among the N samples of the chosen configuration achieves, with its interval."""
+    from kinetics_jax.analysis.defaults import fewest_graded
+    from kinetics_jax.analysis.picked import RULES, cannot_pick, picked_accuracy
+    from kinetics_jax.stats.estimators import cluster_bootstrap
+
+    row = advice.row(advice.chosen)
+    pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
+    picks = {}
+    for rule in RULES:
+        if row["N"] <= fewest_graded(pool) and cannot_pick(pool, rule, row["cap"]) is None:
+            solved = picked_accuracy(pool, rule, [row["N"]], row["cap"])[:, 0]
+            low, high = cluster_bootstrap(solved, bounds=(0, 1))
+            picks[rule] = {"accuracy": float(solved.mean()), "interval": [float(low), float(high)]}
+    return picks
+
+
+def _print_picks(advice: Advice, pools: list[Pool]) -> None:
+    from kinetics_jax.analysis.picked import PASS_AT_N, RULES
+
+    row = advice.row(advice.chosen)
+    if row["N"] == 1:
+        return
+    if advice.options.pick == "any":
+        print(PASS_AT_N)
+    picks = chosen_picks(advice, pools)
+    for rule, picked in picks.items():
+        low, high = picked["interval"]
+        print(f"{rule.replace('_', ' ')} ({RULES[rule]}): {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
+    if not picks:
+        print("What a majority would pick is not known: the samples' answers are not on record.")
 
 
 def _finite(value: Any) -> Any:
