@@ -67,7 +67,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
 
     Raises PlanError when nothing fits the memory or the budget, or reaches the target, naming the least that does.
     """
-    limit, target = budget.limit(options.hardware, options.chips), budget.target_accuracy
+    limit, target = budget.limit(options.hardware, options.chips * options.replicas), budget.target_accuracy
     seconds = options.table["seconds"].to_numpy(np.float64)
     accuracy = options.table["accuracy"].to_numpy(np.float64)
     chosen = choose(seconds, accuracy, limit, target)

@@ -18,10 +18,11 @@ from kinetics_jax.analysis.defaults import (
 )
 from kinetics_jax.analysis.first_answer import first_answer_seconds
 from kinetics_jax.analysis.picked import cannot_pick, picked_accuracy
+from kinetics_jax.analysis.pricing import Pricing
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
-from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
-from kinetics_jax.config import DTYPE_BYTES
+from kinetics_jax.analysis.workload import Workload, busiest_share, workload, workload_seconds
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import pass_at_k
@@ -70,9 +71,10 @@ class Budget:
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, first_answer` (seconds, see `first_answer_seconds`), `dollars,
-    fits` (sequences beside the weights, of which `batch` are needed; `seconds` is infinite where it is more),
-    `undecided` samples of the runs (and `dropped`, see `samples.pooled`). `solved`: pass@N, or the accuracy of what the
-    rule `pick` (of `picked.RULES`) picks among N answers.
+    fits` (sequences that memory holds on average, `batching.Room`; `seconds` is infinite where `batch` is more),
+    `fits_full` (if each may grow to its cap), `undecided` samples of the runs (and `dropped`, see `samples.pooled`).
+    `solved`: pass@N, or the accuracy of what the rule `pick` (of `picked.RULES`) picks among N answers. `replicas`
+    copies of the model, of `chips` chips each, share the problems.
     """
 
     table: pd.DataFrame
@@ -81,6 +83,7 @@ class Options:
     chips: int
     problems: int
     warnings: tuple[str, ...]
+    replicas: int = 1
     pick: str = "any"
 
 
@@ -89,6 +92,7 @@ def list_options(
     hardware: Hardware,
     *,
     chips: int = 1,
+    replicas: int = 1,
     problems: int | None = None,
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
@@ -97,18 +101,21 @@ def list_options(
 ) -> Options:
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
-    `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
-    fewest graded samples and all of these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each
-    problem's rate, and a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut
-    texts were graded. `batches` default to `batch_sizes`. `pick`: "any" counts pass@N, a rule of `picked.RULES` what it
-    picks among the N answers; a cap at which it cannot is left out. Raises SamplesError if an architecture or token
-    counts are missing, PlanError for numbers below 1, or if no cap is within what the samples show, EstimateError where
-    a rule would have to pick among more than the graded samples.
+    `problems` like the pools' are to be solved, by default as many, by `replicas` copies of a model on `chips` chips
+    each (`workload.busiest_share`). `trials` defaults to the powers of two up to the fewest graded samples and all of
+    these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and a warning says
+    so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded. `batches` default to
+    `batch_sizes`. `pick`: "any" counts pass@N, a rule of `picked.RULES` what it picks among the N answers; a cap at
+    which it cannot is left out. Raises SamplesError if an architecture or token counts are missing, PlanError for
+    numbers below 1, or if no cap is within what the samples show, EstimateError where a rule would have to pick among
+    more than the graded samples.
     """
     import pandas as pd
 
-    if chips < 1 or (problems is not None and problems < 1):
-        raise PlanError(f"plan: chips and problems must be at least 1, got {chips} and {problems}")
+    if chips < 1 or replicas < 1 or (problems is not None and problems < 1):
+        raise PlanError(
+            f"plan: chips, replicas and problems must be at least 1, got {chips}, {replicas} and {problems}"
+        )
     for name, values in (("trials", trials), ("caps", caps), ("batches", batches)):
         if values is not None and (not values or min(values) < 1):
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
@@ -140,15 +147,13 @@ def list_options(
                 for n in counts
                 if n > graded
             ]
-            room = _room(pool, hardware, cap=cap, chips=chips)
+            held = _Held.of(pool, hardware, cap=cap, chips=chips)
             solved_within = pass_at_n(pool, counts, cap) if pick == "any" else picked_accuracy(pool, pick, counts, cap)
             for n, accuracy in zip(counts, solved_within.T, strict=True):
-                work = workload(pool, problems=count, trials=n, cap=cap)
-                sizes = sorted(set(batches or batch_sizes(count * n, room)))
-                rows += [
-                    _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips)
-                    for batch in sizes
-                ]
+                work = busiest_share(workload(pool, problems=count, trials=n, cap=cap), replicas)
+                sizes = sorted(set(batches or batch_sizes(work.lengths.size, held.average)))
+                options = {"cap": cap, "held": held, "chips": chips, "paid": chips * replicas}
+                rows += [_option(pool, hardware, work, accuracy, batch=batch, **options) for batch in sizes]
                 solved += [accuracy] * len(sizes)
     if not rows and pick != "any":
         raise PlanError(f"plan: --pick {pick}: {warnings[-1]}")
@@ -161,6 +166,7 @@ def list_options(
         chips=chips,
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
+        replicas=replicas,
         pick=pick,
     )
 
@@ -188,28 +194,29 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
             f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
             "(kinetics calibrate measures a device)"
         )
-    if chips > 1:
-        caveats.append(f"{chips} chips share the work; communication between them is not counted")
+    if unknown := unknown_link(hardware, chips):
+        caveats.append(unknown)
     return caveats
 
 
-def _bytes(pool: Pool) -> int:
-    """Bytes of a weight and of a KV element: those of the type in which the pool's runs were made."""
-    return DTYPE_BYTES.get(str(pool.settings.get("dtype")), 2)
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What memory holds beside the weights: sequences on `average` and if each may grow to its cap (`full`), tokens."""
 
+    average: int
+    full: int
+    tokens: float
 
-def _room(pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> int:
-    """Sequences of the longest prompt and `cap` tokens that fit beside the weights."""
-    prompt = max(problem.prompt_tokens for problem in pool.problems.values())
-    return fits(
-        pool.priced(),
-        hardware,
-        tokens=int(prompt + cap),
-        chips=chips,
-        attention=pool.attention,
-        kv_bytes=_bytes(pool),
-        weight_bytes=_bytes(pool),
-    ).sequences
+    @classmethod
+    def of(cls, pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> _Held:
+        pricing = Pricing(hardware=hardware, batch="fit", chips=chips)
+        config = pool.priced()
+        kv, weights = pricing.widths(pool)
+        longest = int(max(problem.prompt_tokens for problem in pool.problems.values()) + cap)
+        sizes = {"chips": chips, "attention": pool.attention, "kv_bytes": kv, "weight_bytes": weights}
+        whole = fits(config, hardware, tokens=longest, **sizes)
+        room = pricing.room(pool, cap)
+        return cls(room.batch if room else 0, room.full if room else 0, longest * whole.free / whole.sequence)
 
 
 def _option(
@@ -220,19 +227,22 @@ def _option(
     *,
     cap: int,
     batch: int,
-    room: int,
+    held: _Held,
     chips: int,
+    paid: int,
 ) -> dict[str, Any]:
-    """A row of `Options.table`, for one configuration whose pass@N is `solved`."""
+    """A row of `Options.table`, for one configuration whose pass@N is `solved`; `paid` chips in all cost money."""
     spent, first = None, math.inf
-    if batch <= room:
+    if batch <= held.average:
+        kv, weights = Pricing().widths(pool)
         configuration = pool.priced(), pool.attention, hardware
         priced: dict[str, Any] = {
             "slots": batch,
             "cap": cap,
             "chips": chips,
-            "kv_bytes": _bytes(pool),
-            "weight_bytes": _bytes(pool),
+            "kv_bytes": kv,
+            "weight_bytes": weights,
+            "held_tokens": held.tokens,
         }
         spent = workload_seconds(*configuration, work, **priced)
         first = first_answer_seconds(*configuration, work=work, **priced)
@@ -248,8 +258,9 @@ def _option(
         "seconds": spent.total if spent else math.inf,
         "prefill_seconds": spent.prefill if spent else math.nan,
         "first_answer": first,
-        "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
-        "fits": room,
+        "dollars": spent.total / 3600 * paid * price if spent and price else math.nan,
+        "fits": held.average,
+        "fits_full": held.full,
         **undecided_counts([pool]),
     }
 

@@ -33,6 +33,11 @@ COLUMNS = [
     "compute",
     "memory",
     "cost",
+    "batch_rule",
+    "batch",
+    "batch_full",
+    "cost_without_weights",
+    "cost_full",
     "on_frontier",
 ]
 SMALL = ModelConfig.named("0.6B")
@@ -83,13 +88,18 @@ def test_a_table_by_hand():
         np.testing.assert_allclose(table["cost"][i], np.mean(cost.total))
     assert table["on_frontier"].all()
     assert len(table.attrs.pop("picks")) == 2
-    assert table.attrs == {"convention": "paper", "hardware": None, "intensity": 300.0}
-    by_default = cost_frontier([make_run(grades)]).attrs
-    assert {name: by_default[name] for name in ("convention", "hardware", "intensity")} == {
-        "convention": "traffic",
-        "hardware": "h100",
-        "intensity": None,
-    }
+    assert table.attrs == {
+        "convention": "paper", "hardware": None, "intensity": 300.0, "chips": 1, "batch_rule": "none",
+    }  # fmt: skip
+    assert table["batch"].isna().all()
+    assert table["cost"].equals(table["cost_without_weights"])
+    counted = cost_frontier([make_run(grades)])
+    assert counted.attrs.pop("picks")
+    assert counted.attrs == {
+        "convention": "traffic", "hardware": "h100", "intensity": None, "chips": 1, "batch_rule": "fit",
+    }  # fmt: skip
+    assert (counted["cost"] > counted["cost_without_weights"]).all()
+    assert (counted["cost_full"] >= counted["cost"]).all()
     assert table.equals(cost_frontier([make_run(grades)], convention="paper", intensity=300.0))
 
 
