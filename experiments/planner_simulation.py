@@ -143,8 +143,8 @@ def simulate(populations: Sequence[str], problems: Sequence[int], repetitions: i
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over repetitions; `surely` and `wrong` are counts."""
-    groups = rows.groupby(["population", "problems", "limit"], sort=False)
-    table = groups.mean(numeric_only=True).astype(float)
+    groups: Any = rows.groupby(["population", "problems", "limit"], sort=False)
+    table: Any = groups.mean(numeric_only=True).astype(float)
     for name in ("surely", "wrong"):
         table[name] = groups[name].sum().astype(int)
     return table.reset_index()
@@ -154,14 +154,14 @@ def calibration(rows: pd.DataFrame, edges: Sequence[float] = (0, 0.3, 0.6, 0.8, 
     """Of the choices that were said to be best with a probability between two edges: how many, the mean of what was
     said, and how many were.
     """
-    binned = rows.groupby(["problems", pd.cut(rows["best_said"], list(edges))], observed=True)
-    table = binned.agg(choices=("best", "size"), said=("best_said", "mean"), were=("best", "mean")).reset_index()
+    binned: Any = rows.groupby(["problems", pd.cut(rows["best_said"], list(edges))], observed=True)
+    table: Any = binned.agg(choices=("best", "size"), said=("best_said", "mean"), were=("best", "mean")).reset_index()
     return table.assign(best_said=table["best_said"].astype(str))
 
 
 def report(populations: Sequence[str], repetitions: int, path: Path | None, problems: Sequence[int] = PROBLEMS) -> None:
     """Prints what the module's docstring says, and writes it to `path`."""
-    rows = simulate(populations, problems, repetitions)
+    rows: Any = simulate(populations, problems, repetitions)
     table, said = summary(rows), calibration(rows[rows["population"] != "alike"])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     print("\nHow often the chosen was the best, by the probability that was said (without `alike`):")

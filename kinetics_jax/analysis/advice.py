@@ -116,10 +116,11 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
 
 def distinct(options: Options, limit: float) -> Int[np.ndarray, " rows"]:
     """Of every configuration the row of the batch that is quickest, where that takes no more than `limit` seconds."""
-    seconds = options.table["seconds"]
-    able = options.table[np.isfinite(seconds) & (seconds <= limit)]
-    quickest = able.sort_values("seconds", kind="stable").drop_duplicates(CONFIGURATION)
-    return np.sort(quickest.index.to_numpy())
+    seconds = options.table["seconds"].to_numpy(np.float64)
+    order = np.argsort(seconds, kind="stable")
+    able = order[np.isfinite(seconds[order]) & (seconds[order] <= limit)]
+    again = options.table.iloc[able].duplicated(CONFIGURATION).to_numpy()
+    return np.sort(able[~again])
 
 
 def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "draws rows"]:

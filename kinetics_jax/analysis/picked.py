@@ -76,7 +76,7 @@ def with_picks(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
     to be picked, and it stays as it is. A rule that can pick in no row has no columns; in other rows where it cannot,
     NaN. `attrs["picks"]`: PASS_AT_N, and a line for each rule that is missing somewhere.
     """
-    if not (table["N"] > 1).any():
+    if max(table["N"]) == 1:
         return table
     scored = any(problem.scores for pool in pools for problem in pool.problems.values())
     notes = [PASS_AT_N]

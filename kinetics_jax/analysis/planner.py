@@ -245,7 +245,7 @@ def _option(
             "held_tokens": held.tokens,
         }
         spent = workload_seconds(*configuration, work, **priced)
-        first = first_answer_seconds(*configuration, work=work, **priced)
+        first = first_answer_seconds(*configuration, work, **priced)
     price = hardware.price_per_hour
     return {
         "model": pool.model,
