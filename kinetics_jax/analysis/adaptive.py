@@ -16,6 +16,7 @@ from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +102,7 @@ def replay(
         spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
         solved[i] = pass_at_k(len(right), int(right.sum()), _reach(rule))  # exactly, over all orders
         drawn[i] = np.mean(count)
-    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
+    (low, high), (cost_low, cost_high) = accuracy_interval(solved), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
         low=float(low),
