@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from kinetics_jax.analysis.certainty import LEVEL, accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference
+from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 
 HALVINGS = 200
 CONFIGURATION = ["model", "attention", "N", "cap"]  # what two rows of unlike batches can share
@@ -77,7 +77,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     solved, quick = options.solved[rows], seconds[rows]
     runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
     values = options.solved[chosen]
-    low, high = cluster_bootstrap(values, bounds=(0, 1))
+    low, high = accuracy_interval(values)
     optimism = _optimism(solved, quick, target, seed)
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     compared = compare(solved, seed=seed)

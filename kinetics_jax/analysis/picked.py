@@ -16,7 +16,8 @@ from jaxtyping import Float
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.analysis.votes import best_by_score, majority_vote, weighted_vote
-from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap
+from kinetics_jax.stats.estimators import EstimateError
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +94,7 @@ def with_picks(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
                     gaps[str(pool)] = why
                     continue
                 accuracy = picked_accuracy(pool, rule, [int(n) for n in table["N"].to_numpy()[rows]], cap)
-                ends = cluster_bootstrap(accuracy, bounds=(0, 1))
+                ends = accuracy_interval(accuracy)
                 for name, column in zip(values, (rounded_accuracy(accuracy.mean(axis=0)), *ends), strict=True):
                     values[name][rows] = column
         known = not all(np.isnan(values[rule]))

@@ -18,7 +18,8 @@ import numpy as np
 from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
                 [problem.right for problem in pool.problems.values()],
                 n,
             )
-            low, high = cluster_bootstrap(solved, bounds=(0, 1))
+            low, high = accuracy_interval(solved)
             alone = attempts_needed(parts, half_width, len(pool.problems))
             for attempts in powers_of_two(MOST_ATTEMPTS if parts.within is not None else 1):
                 problems = problems_needed(parts, half_width, attempts)

@@ -192,7 +192,7 @@ def chosen_picks(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]
     """What every rule that can pick among the N samples of the chosen configuration achieves, with its interval."""
     from kinetics_jax.analysis.defaults import fewest_graded
     from kinetics_jax.analysis.picked import RULES, cannot_pick, picked_accuracy
-    from kinetics_jax.stats.estimators import cluster_bootstrap
+    from kinetics_jax.stats.intervals import accuracy_interval
 
     row = advice.row(advice.chosen)
     pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
@@ -200,7 +200,7 @@ def chosen_picks(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]
     for rule in RULES:
         if row["N"] <= fewest_graded(pool) and cannot_pick(pool, rule, row["cap"]) is None:
             solved = picked_accuracy(pool, rule, [row["N"]], row["cap"])[:, 0]
-            low, high = cluster_bootstrap(solved, bounds=(0, 1))
+            low, high = accuracy_interval(solved)
             picks[rule] = {"accuracy": float(solved.mean()), "interval": [float(low), float(high)]}
     return picks
 
