@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kinetics_jax.analysis.defaults import max_sample_tokens
 from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.pricing import Pricing, batches
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
-from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +66,17 @@ def replay(
 
     Every wave is charged for its own samples. What the trials of a problem share (its prefill, and with `shared_prompt`
     the reads of its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads
-    with each. `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves
-    and shared prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a
-    problem has, SamplesError if an architecture or a token count is missing.
+    with each. `costs` are those of `pricing.Pricing`; waves and shared prompts have a meaning in the `traffic`
+    convention alone. Costs are NaN where not one sequence fits the hardware. Raises EstimateError for more samples than
+    a problem has, SamplesError if an architecture or a token count is missing.
     """
-    config = pool.priced()
+    pricing = Pricing(shared_prompt=shared_prompt, **costs)
+    used = batches(pool, pricing, [max_sample_tokens(pool)]).used
+    return _replayed(pool, rule, pricing, None if used is None else int(used[0]), orders=orders, seed=seed)
+
+
+def _replayed(pool: Pool, rule: StopRule, pricing: Pricing, batch: int | None, *, orders: int, seed: int) -> Replay:
+    """`replay` at a batch; 0: not one sequence fits."""
     rng = np.random.default_rng(seed)
     solved, spent, drawn = np.empty((3, len(pool.problems)))
     for i, (name, problem) in enumerate(pool.problems.items()):
@@ -79,13 +87,11 @@ def replay(
             )
         right = np.array([bool(problem.grades[j]) for j in graded])
         lengths = np.array([problem.lengths[j] for j in graded])
-        cost = generation_cost(
-            config,
+        cost = pricing.cost(
+            pool,
             prompt_tokens=int(problem.prompt_tokens),
             output_tokens=lengths,
-            attention=pool.attention,
-            shared_prompt=shared_prompt,
-            **costs,
+            batch=None if batch is None else max(batch, 1),
         )
         prefill = sum(np.mean(value) for name, value in cost.shared.items() if name.startswith("prefill"))
         shared = sum(
@@ -101,7 +107,9 @@ def replay(
         spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
         solved[i] = pass_at_k(len(right), int(right.sum()), _reach(rule))  # exactly, over all orders
         drawn[i] = np.mean(count)
-    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
+    if batch == 0:
+        spent[:] = np.nan  # not one sequence fits
+    (low, high), (cost_low, cost_high) = accuracy_interval(solved), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
         low=float(low),
@@ -126,7 +134,8 @@ def replay_table(
 ) -> pd.DataFrame:
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
-    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`,
+    Columns `model`, `attention`, `N` (most samples of a problem), `batch_rule` and `batch` (`grid.Grid`), `undecided`
+    samples of the run; `accuracy`, `low`,
     `high`, `cost`, `cost_low`, `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with
     `probe`, after `probe` samples without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N
     samples side by side whatever happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`.
@@ -134,16 +143,19 @@ def replay_table(
     """
     import pandas as pd
 
-    rows = []
+    rows, pricing = [], Pricing(shared_prompt=shared_prompt, **costs)
     for pool in pools:
         fixed = grid([pool], trials=trials, shared_prompt=shared_prompt, **costs)
+        batch = fixed.configurations["batch"].iloc[0]
+        used = None if np.isnan(batch) else int(batch)
         for i, n in enumerate(fixed.configurations["N"]):
             early = None if probe is None or probe >= n else probe
             rule = StopRule(most=int(n), wave=min(wave, int(n)), probe=early)
-            result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
-            cost = float(fixed.cost[i].mean())
+            result = _replayed(pool, rule, pricing, used, orders=orders, seed=seed)
+            cost = float(fixed.cost[i].mean()) if used != 0 else np.nan
             rows.append(
-                {"model": pool.model, "attention": str(pool.attention), "N": int(n), **undecided_counts([pool])}
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n), "batch_rule": fixed.batch_rule}
+                | {"batch": batch, **undecided_counts([pool])}
                 | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),

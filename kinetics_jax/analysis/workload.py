@@ -69,6 +69,19 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
     return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
 
 
+def busiest_share(work: Workload, replicas: int) -> Workload:
+    """What the busiest of `replicas` copies of the model has to do when problems are dealt out to them in turn.
+
+    Copies share nothing, so a workload takes as long as this one's share; each has as many chips and slots as one copy
+    alone. The busiest is the one with the most tokens. Problems are whole: more copies than problems stand idle.
+    """
+    if replicas == 1:
+        return work
+    shares = [slice(first, None, replicas) for first in range(min(replicas, len(work.prompts)))]
+    most = max(shares, key=lambda share: float(np.sum(work.lengths[share])))
+    return Workload(work.prompts[most], work.lengths[most])
+
+
 def simulate_schedule(
     lengths: Num[np.ndarray, " samples"], slots: int, *, chunk: int = EngineSettings.chunk
 ) -> tuple[Int[np.ndarray, " samples"], int]:
@@ -133,10 +146,13 @@ def workload_seconds(
     chips: int = 1,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
+    held_tokens: float = np.inf,
 ) -> Seconds:
     """Seconds of all samples of a workload, decoded in `slots` slots; `cap` is the most tokens a sample may get.
 
-    The contexts of the batch are those of MOMENTS steps; compilation and loading are left out.
+    The contexts of the batch are those of MOMENTS steps; compilation and loading are left out. Where they are more than
+    the `held_tokens` that memory has room for, the engine sets samples aside until others have ended: as many times
+    more steps are charged (what it takes to set them aside and back is not).
     """
     page_size = policy.page_size
     prefill = prefill_seconds(
@@ -164,6 +180,7 @@ def workload_seconds(
         "weight_bytes": weight_bytes,
     }
     each = step_seconds(config, policy, hardware, **step)
+    in_turns = np.maximum(contexts.sum(axis=1) / held_tokens, 1.0)
     if drawn is not None:
-        drawn += float(np.mean(step_joules(config, policy, hardware, each, **step))) * steps
-    return Seconds(starting, float(np.mean(each)) * steps, steps, drawn)
+        drawn += float(np.mean(step_joules(config, policy, hardware, each, **step) * in_turns)) * steps
+    return Seconds(starting, float(np.mean(each * in_turns)) * steps, steps, drawn)

@@ -5,7 +5,8 @@ A step takes what the data sheet says for its reads and its arithmetic, added up
 layer, of a sequence and entry of the vocabulary, and of an all-reduce where chips share the step. Factors and overheads
 are those that minimise the sum of squared relative errors. Fixed at a factor of 1 is the arithmetic of attention, a
 hundredth of what its reads take, and whatever measurements cannot tell from an earlier quantity (at batch 1, the
-overhead of a sequence from that of a layer); such an overhead is 0.
+overhead of a sequence from that of a layer); such an overhead is 0. What all-reduces move takes what the link's data
+sheet says.
 
 Energy: watts for as long as a step takes, and joules for every FLOP and byte.
 """
@@ -21,16 +22,16 @@ import numpy as np
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.costs.cost import UNIT, generation_cost, split_over_chips
 from kinetics_jax.costs.hardware import Hardware, hardware
+from kinetics_jax.costs.links import ALL_REDUCES, communication_seconds
 from kinetics_jax.costs.measurements import Measured
 from kinetics_jax.costs.step_fit import FitError, relative_nnls
 from kinetics_jax.costs.step_time import step_amounts
 
 OVERHEADS: tuple[str, ...] = ("step_seconds", "layer_seconds", "row_seconds", "logit_seconds", "all_reduce_seconds")
 WORK: tuple[str, ...] = ("weight_reads", "kv_reads", "linear", "attention", "prefill_linear", "prefill_attention")
-COLUMNS: tuple[str, ...] = (*OVERHEADS, *WORK)
-FLOOR = np.array([0.0] * len(OVERHEADS) + [1.0] * len(WORK))
-FIXED = ("attention",)  # at the data sheet's rate
-ALL_REDUCES = 2  # of a layer: behind attention, behind the feed-forward
+COLUMNS: tuple[str, ...] = (*OVERHEADS, "communication", *WORK)
+FLOOR = np.array([0.0] * len(OVERHEADS) + [1.0] * (1 + len(WORK)))
+FIXED = ("communication", "attention")  # at the data sheet's rate
 ALIKE = 1 - 1e-9  # cosine from which two columns are one
 LEAST_MODELS = 3  # for one to be left out
 LEAST_ENERGIES = 3  # as many as unknowns
@@ -66,11 +67,9 @@ class StepModel:
         """
         peak = {kind: 1 / (chip.bandwidth if kind.endswith("_reads") else chip.flops) for kind in WORK}
         units = {kind: self.times[kind] * peak[kind] for kind in WORK}
-        overheads = {
-            field: self.times[field] for field in OVERHEADS if field in {f.name for f in dataclasses.fields(Hardware)}
-        }
-        if "all_reduce_seconds" in overheads and "all_reduce_seconds" not in self.free:
-            del overheads["all_reduce_seconds"]  # of one chip: the data sheet's stays
+        overheads = {field: self.times[field] for field in OVERHEADS}
+        if "all_reduce_seconds" not in self.free:  # measured on single chips
+            overheads["all_reduce_seconds"] = chip.all_reduce_seconds
         watts, flop, byte = self.energy or (None, None, None)
         return dataclasses.replace(
             chip,
@@ -168,7 +167,9 @@ def _units(row: Measured, work: Mapping[str, float]) -> list[float]:
         "all_reduce_seconds": ALL_REDUCES * layers * (row.chips > 1),
     }
     peak = {True: chip.bandwidth, False: chip.flops}  # by whether it is reads
-    return [*counts.values(), *(work[kind] / peak[kind.endswith("_reads")] for kind in WORK)]
+    bare = dataclasses.replace(chip, all_reduce_seconds=0.0)
+    moved = communication_seconds(row.config, bare, row.chips, row.batch)  # but for the latency, which is fitted
+    return [*counts.values(), float(moved), *(work[kind] / peak[kind.endswith("_reads")] for kind in WORK)]
 
 
 def work_amounts(row: Measured) -> dict[str, float]:

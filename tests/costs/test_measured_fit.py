@@ -46,7 +46,9 @@ def rows():
 
 def test_a_known_engine_is_found_again(rows):
     model = fit_measured(rows)
-    want = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(("attention", "prefill_linear", "prefill_attention"), 1.0)
+    want = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(
+        ("communication", "attention", "prefill_linear", "prefill_attention"), 1.0
+    )
     want |= {"weight_reads": 1.25, "kv_reads": 1.5, "linear": 2.0}
     want |= {"step_seconds": 4e-4, "layer_seconds": 5e-5, "row_seconds": 1e-6}
     for name, value in want.items():
@@ -116,6 +118,8 @@ def test_chips_that_share_a_step_wait_for_each_other(rows):
         waits = 2 * row.config.num_layers * 10e-6
         shared.append(dataclasses.replace(row, chips=2, seconds=float(alone) + waits))
     model = fit_measured([*rows, *shared])
+    assert model.hardware("mine", H100, "").all_reduce_seconds == pytest.approx(10e-6, rel=1e-3)
+    assert fit_measured(rows).hardware("mine", H100, "").all_reduce_seconds == H100.all_reduce_seconds
     assert model.times["all_reduce_seconds"] == pytest.approx(10e-6, rel=1e-3)
     assert model.times["layer_seconds"] == pytest.approx(5e-5, rel=1e-3)
 
