@@ -3,9 +3,15 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import weight_prices
 from paths import ROOT
+
+from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.hardware import HARDWARE
+from kinetics_jax.costs.step_time import step_seconds
 
 MEMORY = list(weight_prices.MEMORY)
 RECORDED = json.loads(weight_prices.RESULTS.read_text(encoding="utf-8"))
@@ -96,3 +102,18 @@ def test_the_script_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "sub" / "weights.json"
     weight_prices.main(["--json", "--out", str(out)])
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text(encoding="utf-8")) == RECORDED
+
+
+def test_eight_devices_on_the_page_of_speed():
+    """docs/results/speed.md against the recorded prediction, and that against the cost model of today."""
+    recorded = pd.read_csv(ROOT / "docs" / "results" / "step_scaling.csv")
+    fleet = recorded[recorded["panel"] == "devices"].set_index(["runner", "devices"])["predicted ms"]
+    page = " ".join((ROOT / "docs" / "results" / "speed.md").read_text(encoding="utf-8").split())
+    times = {runner: fleet[runner, 1] / fleet[runner, 8] for runner in ("dense", "sparse")}
+    said = f"{times['dense']:.1f} times as quick as one with dense attention, {times['sparse']:.1f} times with sparse."
+    assert said in page
+    now = [
+        1e3 / 8 * step_seconds(ModelConfig.named("8B"), Dense(), HARDWARE["h100"], contexts=[32_768] * 8, chips=chips)
+        for chips in (1, 2, 4, 8)
+    ]
+    np.testing.assert_allclose(fleet["dense"], now, rtol=1e-5)
