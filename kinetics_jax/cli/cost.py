@@ -46,6 +46,7 @@ def cost(
     compute_dtype: str | None = None,
     price: float | None = None,
     joules: bool = False,
+    half_width: float | None = None,
     as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
@@ -66,8 +67,11 @@ def cost(
         compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; default: bfloat16.
         price: Price of a chip-hour, in any currency; needs --hardware.
         joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
+        half_width: Also: how many problems make a 95 % interval of ± this certain (0.02 for two points), and what those
+            cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
         as_json: Print JSON; amounts in units of 1e12.
     """
+    from kinetics_jax.analysis.sample_size import WORST, check_half_width, problems_needed
     from kinetics_jax.costs.batching import room
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
     from kinetics_jax.costs.hardware import HARDWARE, measured_energy
@@ -82,6 +86,8 @@ def cost(
         "give --hardware or --intensity, not both: the hardware has an intensity of its own",
     )
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
+    if half_width is not None:
+        check_half_width(half_width)
     policy, config, rule = parse_policy(attention), config_of(model), batch_of(batch)
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
@@ -161,10 +167,18 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
+    needed = None if half_width is None else problems_needed(WORST, half_width)
+    if needed:
+        asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
     if as_json:
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
     else:
         _print(total, asked, rows)
+    if needed and not as_json:
+        print(
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always solved, the "
+            f"others never,\nso that more samples of each do not help): {needed * float(total.total):,.4g} Tera-eFLOPs."
+        )
 
 
 def _batch_on(chip: Hardware, rule: Batch, fitting: Room, chips: int) -> Any:
