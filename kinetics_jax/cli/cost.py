@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
-    from kinetics_jax.costs.batching import Batch, Room
+    from kinetics_jax.costs.batching import Room
     from kinetics_jax.costs.cost import Cost
     from kinetics_jax.costs.hardware import Hardware
 
@@ -181,7 +181,7 @@ def cost(
         )
 
 
-def _batch_on(chip: Hardware, rule: Batch, fitting: Room, chips: int) -> Any:
+def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, chips: int) -> int | None:
     """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
     what fits was asked for and nothing does.
     """
