@@ -42,12 +42,14 @@ CONTEXT_SCALES = (0.75, 1.25)  # of the contexts assumed, to see what hangs on t
 
 
 class Fit(NamedTuple):
-    """A fit: its name, the rows it is made of, where they are from, and whether it ships as hardware of that name."""
+    """A fit: its name, the rows it is made of, where they are from, whether it ships as hardware of that name, and what
+    that then has to say."""
 
     name: str
     of: Callable[[Measured], bool]
     source: str
     ships: bool = False
+    note: str = ""
 
 
 def _waits_for_its_host(row: Measured) -> bool:
@@ -65,7 +67,13 @@ def _qwen(engine: str, quantisation: str) -> Callable[[Measured], bool]:
 
 FITS = (
     Fit("h100-vllm", _vllm("h100", "bfloat16"), ML_ENERGY, ships=True),
-    Fit("b200-vllm", _vllm("b200", "bfloat16"), ML_ENERGY, ships=True),
+    Fit(
+        "b200-vllm",
+        _vllm("b200", "bfloat16"),
+        ML_ENERGY,
+        ships=True,
+        note="; without single B200s under GPQA, which wait for their host",
+    ),
     Fit("h20-sglang", _qwen("SGLang", "BF16"), QWEN, ships=True),
     Fit("h100-vllm with float8", _vllm("h100", "bfloat16", "float8"), ML_ENERGY),
     Fit("b200-vllm with float8", _vllm("b200", "bfloat16", "float8"), ML_ENERGY),
@@ -162,6 +170,7 @@ def _profile(fit: Fit, fitted: Fitted) -> dict[str, Any]:
     source = (
         f"{fitted.rows[0].engine} on {chip.name}, fitted to {len(fitted.rows)} measurements of {fit.source}; on models "
         f"that were left out {errors['median_error']:.1%} off in the median, {errors['worst_error']:.0%} at worst"
+        f"{fit.note}"
     )
     fields = dataclasses.asdict(fitted.model.hardware(fit.name, chip, source))
     return {"schema": SCHEMA, **_rounded(fields, 5), "record": _rounded(fitted.record)}

@@ -2,12 +2,12 @@
 
 One's own layout has a row a measurement. Columns, in any order:
 
-`model`: a published name, or what else `config_of` takes; `gpu`: hardware by name; `batch`: sequences decoded side by
-side; `context`: tokens that a sequence attends to in a step, on average; and one of `seconds_per_token` (between two
-tokens of one sequence) and `tokens_per_second` (of all sequences together). Optional: `chips` that share every sequence
-(1); `weight_dtype` and `kv_dtype` (bfloat16; see WEIGHT_BYTES and KV_BYTES); one of `watts` and `joules_per_token`, of
-all chips; `prompt_tokens` and `output_tokens`, where the time of a token includes its share of the prompt's prefill;
-`workload` and `engine`, any text.
+`model`: a published name, or what else `config_of` takes; `gpu`: a chip by name, or its .json; `batch`: sequences
+decoded side by side; `context`: tokens that a sequence attends to in a step, on average; and one of `seconds_per_token`
+(between two tokens of one sequence) and `tokens_per_second` (of all sequences together). Optional: `chips` that share
+every sequence (1); `weight_dtype` and `kv_dtype` (bfloat16; see WEIGHT_BYTES and KV_BYTES); one of `watts` and
+`joules_per_token`, of all chips; `prompt_tokens` and `output_tokens`, where the time of a token includes its share of
+the prompt's prefill; `workload` and `engine`, any text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_jax.costs.hardware import hardware
+from kinetics_jax.costs.hardware import HARDWARE, hardware
 from kinetics_jax.errors import UserError, shown, spelled
 from kinetics_jax.files import open_regular
 
@@ -154,12 +154,14 @@ def _own(row: Mapping[str, str], where: str, config_of: Callable[[str], ModelCon
         config, chip = config_of(row["model"]), hardware(row["gpu"])
     except UserError as error:
         raise MeasurementError(f"{where}: {error}") from error
+    if chip.calibrated:
+        raise MeasurementError(f"{where}: gpu {shown(row['gpu'])} is a measured profile; name the chip that it is of")
     if bool(row.get("prompt_tokens")) != bool(row.get("output_tokens")):
         raise MeasurementError(f"{where}: prompt_tokens and output_tokens go together: seconds are then of both")
     return Measured(
         model=row["model"],
         config=config,
-        gpu=chip.name,
+        gpu=chip.name if chip.name in HARDWARE else row["gpu"],  # else the path of its data sheet
         batch=batch,
         context=whole(row, "context", where, 1, MAX_TOKENS),
         seconds=seconds,

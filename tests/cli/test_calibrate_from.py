@@ -51,6 +51,17 @@ def test_json_and_conditions(measurements, tmp_path, capsys):
     assert printed["energy"]["watts"] >= 0
 
 
+def test_a_chip_of_one_s_own(measurements, tmp_path):
+    """Its data sheet is a file; the profile that is fitted keeps its peaks and its memory."""
+    chip, out = tmp_path / "mine.json", tmp_path / "profile.json"
+    chip.write_text(json.dumps({"name": "mine", "flops": 9e14, "bandwidth": 3e12, "memory": 9e10}))
+    measurements.write_text(measurements.read_text().replace("h100", str(chip)))
+    calibrate(measurements=measurements, where=(f"gpu={chip}",), out=out)
+    profile = hardware(out)
+    assert (profile.name, profile.memory, profile.flops) == ("mine-measured", 9e10, 9e14)
+    assert profile.unit_seconds["weight_reads"] >= 1 / 3e12
+
+
 def test_too_few_models_for_an_error(measurements, tmp_path, capsys):
     calibrate(measurements=measurements, where=("gpu=h100", "model=8b"), out=tmp_path / "profile.json")
     assert "no error on unseen models: to leave a model out, measurements of 3" in capsys.readouterr().out

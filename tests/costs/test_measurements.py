@@ -81,6 +81,8 @@ def test_what_is_refused(tmp_path, lines, says):
 def test_names_that_are_not_known(tmp_path):
     with pytest.raises(MeasurementError, match="line 2: no hardware named 'h1000'; did you mean h100"):
         read_measurements(written(tmp_path, HEADER, ROW.replace("H100", "h1000")))
+    with pytest.raises(MeasurementError, match="line 2: gpu h100-vllm is a measured profile; name the chip"):
+        read_measurements(written(tmp_path, HEADER, ROW.replace("H100", "h100-vllm")))
     with pytest.raises(MeasurementError, match="line 2: no published model named '9B'"):
         read_measurements(written(tmp_path, HEADER, ROW.replace("8B", "9B")))
     with pytest.raises(MeasurementError, match="no such file of measurements"):
