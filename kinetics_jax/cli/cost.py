@@ -172,8 +172,9 @@ def cost(
         _print(total, asked, rows)
     if needed and not as_json:
         print(
-            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always solved, the "
-            f"others never,\nso that more samples of each do not help): {needed * float(total.total):,.4g} Tera-eFLOPs."
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always\nsolved, "
+            "the others never, so that more samples of each do not help): "
+            f"{needed * float(total.total):,.4g} Tera-eFLOPs."
         )
 
 
