@@ -188,7 +188,7 @@ def test_chips_wait_for_each_other():
 
 
 def test_batches_are_those_that_can_be_used():
-    assert batch_sizes(24, 316) == [1, 2, 3, 4, 5, 6, 8, 12, 16, 24]  # all at once, and in 2 to 8 equal turns
+    assert batch_sizes(24, 316) == [1, 2, 4, 6, 8, 12, 16, 24]  # all at once, and in 2 to 4 equal turns
     assert batch_sizes(600, 2000)[-3:] == [300, 512, 600]
     assert batch_sizes(1000, 22) == [1, 2, 4, 8, 16, 22]  # all the room there is
     assert batch_sizes(5, 0) == [1]
