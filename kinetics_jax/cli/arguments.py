@@ -11,7 +11,7 @@ import tyro
 from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.cli.checks import require_devices
 from kinetics_jax.cli.terminal import tensor_bar
-from kinetics_jax.costs.batching import MAX_BATCH, Batch
+from kinetics_jax.costs.batching import MAX_BATCH
 from kinetics_jax.costs.widths import TYPE_BYTES
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.settings import Sampling
@@ -136,7 +136,7 @@ def load_model(
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
 
 
-def batch_of(given: str | int) -> Batch:
+def batch_of(given: str | int) -> int | Literal["fit"] | None:
     """What --batch says: `fit`, `none` or a number. Raises UserError for anything else."""
     text = str(given)
     if text == "fit":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
-    from kinetics_jax.costs.batching import Batch, Room
+    from kinetics_jax.costs.batching import Room
     from kinetics_jax.costs.cost import Cost
     from kinetics_jax.costs.hardware import Hardware
 
@@ -69,12 +69,13 @@ def cost(
             cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
         as_json: Print JSON; amounts in units of 1e12.
     """
-    from kinetics_jax.analysis.sample_size import WORST, check_half_width, problems_needed
+    from kinetics_jax.analysis.sample_size import WORST, check_half_width
     from kinetics_jax.costs.batching import room
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
     from kinetics_jax.costs.hardware import HARDWARE
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.links import unknown_link
+    from kinetics_jax.stats.precision import problems_for
 
     require(output != (), "--output needs a number of tokens")
     require_between("--chips", chips, 1, MAX_CHIPS)
@@ -163,7 +164,7 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
-    needed = None if half_width is None else problems_needed(WORST, half_width)
+    needed = None if half_width is None else problems_for(half_width, WORST, 1)
     if needed:
         asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
     if as_json:
@@ -178,7 +179,7 @@ def cost(
         )
 
 
-def _batch_on(chip: Hardware, rule: Batch, fitting: Room, chips: int) -> Any:
+def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, chips: int) -> int | None:
     """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
     what fits was asked for and nothing does.
     """

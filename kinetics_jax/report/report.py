@@ -252,12 +252,12 @@ def _how_to_read(table: pd.DataFrame) -> str:
 
 def _weights(table: pd.DataFrame) -> str:
     """What the costs hold of the weights, and how many sequences share them."""
-    rule, batches = table["batch_rule"].iloc[0], table["batch"]
-    words = weight_words(rule, batches.iloc[0] if rule == "given" else None)
+    rule, batches = table["batch_rule"].iloc[0], list(table["batch"])
+    words = weight_words(rule, batches[0] if rule == "given" else None)
     if rule != "fit":
         return words
-    none = " (0: not one sequence fits, and the row has no cost)" if (batches == 0).any() else ""
-    low, high = batches.min(), batches.max()
+    none = " (0: not one sequence fits, and the row has no cost)" if 0 in batches else ""
+    low, high = min(batches), max(batches)
     return f"{words}, {low:.0f}{'' if low == high else f' … {high:.0f}'} sequences{none}"
 
 

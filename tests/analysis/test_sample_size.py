@@ -2,16 +2,9 @@
 
 import numpy as np
 import pytest
+from kinetics_jax.stats.precision import Spread, problems_for
 
-from kinetics_jax.analysis.sample_size import (
-    WORST,
-    Spread,
-    attempts_needed,
-    check_half_width,
-    half_width_table,
-    problems_needed,
-    spread,
-)
+from kinetics_jax.analysis.sample_size import WORST, attempts_for_these, check_half_width, half_width_table, spread
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.errors import UserError
@@ -27,14 +20,10 @@ def pool(rates, samples, seed=0) -> Pool:
     return Pool("m", Dense(), None, {}, problems)
 
 
-def test_the_worst_case_and_arithmetic():
-    assert problems_needed(WORST, 0.02) == 2401  # (1.96 / 0.02)^2 / 4
-    assert problems_needed(WORST, 0.1, attempts=64) == 97
-    parts = Spread(0.05, 0.2)
-    assert problems_needed(parts, 0.05) == 385
-    assert problems_needed(parts, 0.05, attempts=10) == 108
-    assert attempts_needed(parts, 0.05, 100) == 4
-    assert attempts_needed(WORST, 0.05, 100) is None
+def test_the_worst_case_and_these_problems_alone():
+    assert problems_for(0.02, WORST, 1) == 2404  # (1.96 / 0.02)^2 / 4 = 2401, and Student's few more
+    assert attempts_for_these(0.05, Spread(0.05, 0.2), 100) == 4  # 0.2 / 100 (1.96 / 0.05)^2 = 3.07
+    assert attempts_for_these(0.05, WORST, 100) == 1
 
 
 def test_variances_are_those_of_the_population():
@@ -48,13 +37,13 @@ def test_variances_are_those_of_the_population():
     assert two.within == pytest.approx(np.mean(solved * (1 - solved)), abs=0.01)
     alone = spread(pool(rates, 4), 4)  # two attempts of four samples would share some
     solved = 1 - (1 - rates) ** 4
-    assert alone.within is None
+    assert alone.within == 0
     assert alone.between == pytest.approx(np.mean(solved) * (1 - np.mean(solved)), abs=0.01)
 
 
 def test_a_few_problems_that_went_alike_promise_nothing():
     parts = spread(pool(np.ones(10), 4), 1)
-    assert problems_needed(parts, 0.02) > 500
+    assert problems_for(0.02, parts, 1) > 500
     assert parts.within > 0
 
 
@@ -62,7 +51,7 @@ def test_a_few_problems_that_went_alike_promise_nothing():
 def test_what_is_asked_for_gives_the_half_width():
     parts = spread(pool(np.random.default_rng(4).beta(2, 2, 200), 8), 1)
     for attempts in (1, 8):
-        problems = problems_needed(parts, 0.04, attempts)
+        problems = problems_for(0.04, parts, attempts)
         widths = []
         for seed in range(20):
             rng = np.random.default_rng(seed)

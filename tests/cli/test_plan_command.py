@@ -201,7 +201,7 @@ def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
     assert "± 0.05 over all problems" in capsys.readouterr().out
     with pytest.raises(UserError, match="leave the budget"):
         plan((path,), half_width=0.05, seconds=60)
-    with pytest.raises(UserError, match=r"--half-width must be above 0 and below 0\.5"):
+    with pytest.raises(UserError, match=r"--half-width must be at least 0\.0005 and below 0\.5"):
         plan((path,), half_width=5)
 
 
