@@ -85,6 +85,8 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     alternatives = sorted(rows[kept], key=lambda row: (row != chosen, -accuracy[row], seconds[row]))
     draws = _draws(options, rows, seed)
     best = draws.max(axis=1) if target is None else target
+    choices = _choices(draws, quick, target)
+    shares = np.bincount(choices[choices >= 0], minlength=len(rows)) / max(np.sum(choices >= 0), 1)
     position = {int(row): i for i, row in enumerate(rows)}
     why = {}
     if runner_up is not None:
@@ -108,7 +110,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         run_low=run_low,
         run_high=run_high,
         regret=float(np.mean(np.maximum(best - draws[:, position[chosen]], 0))),
-        probabilities=dict(zip(position, _shares(draws, quick, target), strict=True)),
+        probabilities=dict(zip(position, shares.tolist(), strict=True)),
         alternatives=tuple(map(int, alternatives)),
         why_not=why,
     )
@@ -130,17 +132,12 @@ def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "
     return accuracy_draws(options.solved[rows], source, trials, seed=seed)
 
 
-def _shares(draws: np.ndarray, seconds: np.ndarray, target: float | None) -> list[float]:
-    """How often each row is the right choice, over the draws `[draws, rows]`; of those in which there is one."""
+def _choices(accuracy: np.ndarray, seconds: np.ndarray, target: float | None) -> np.ndarray:
+    """`choose` for every draw of `accuracy [draws, rows]`, all within the budget: rows, -1 where none does."""
     order = np.argsort(seconds, kind="stable")
-    ordered = rounded_accuracy(draws[:, order])
-    if target is None:
-        first = np.argmax(ordered, axis=1)
-    else:
-        reached = ordered >= target
-        first = np.argmax(reached, axis=1)[reached.any(axis=1)]
-    counts = np.bincount(order[first], minlength=len(seconds))
-    return (counts / max(len(first), 1)).tolist()
+    ordered = rounded_accuracy(accuracy[:, order])
+    able = ordered >= (ordered.max(axis=1, keepdims=True) if target is None else rounded_accuracy(target))
+    return np.where(able.any(axis=1), order[np.argmax(able, axis=1)], -1)
 
 
 def _rivals(
@@ -187,15 +184,18 @@ def _optimism(solved: np.ndarray, seconds: np.ndarray, target: float | None, see
     problems = solved.shape[1]
     if problems < 2:
         return 0.0
-    gaps = []
-    for _ in range(HALVINGS):
-        order = rng.permutation(problems)
-        for part in (order[: problems // 2], order[problems // 2 :]):
-            here = solved[:, part].mean(axis=1)
-            row = choose(seconds, here, math.inf, target)
-            if row is not None:
-                gaps.append(here[row] - np.delete(solved[row], part).mean())
-    return max(0.0, float(np.mean(gaps)) / math.sqrt(2)) if gaps else 0.0
+    half = problems // 2
+    order = np.argsort(rng.random((HALVINGS, problems)), axis=1)
+    first = np.zeros((HALVINGS, problems), bool)
+    np.put_along_axis(first, order[:, :half], True, axis=1)
+    parts = np.concatenate([first, ~first]).astype(np.float64)
+    here, sizes = parts @ solved.T, parts.sum(axis=1, keepdims=True)
+    there = ((1 - parts) @ solved.T) / (problems - sizes)
+    here /= sizes
+    rows = _choices(here, seconds, target)
+    kept = np.flatnonzero(rows >= 0)
+    gaps = (here - there)[kept, rows[kept]]
+    return max(0.0, float(np.mean(gaps)) / math.sqrt(2)) if len(gaps) else 0.0
 
 
 def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int) -> tuple[float, float]:

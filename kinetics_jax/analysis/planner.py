@@ -177,10 +177,10 @@ def batch_sizes(samples: int, room: int) -> list[int]:
     """Batches worth a look for so many samples, none larger than the room there is (1 where there is none).
 
     Powers of two, the largest that can be used (all samples at once, or all the room), and those that take the samples
-    in 2 to 8 equal turns.
+    in 2 to 4 equal turns.
     """
     most = max(1, min(samples, room, MAX_SLOTS))
-    turns = (-(-samples // count) for count in range(1, 9))
+    turns = (-(-samples // count) for count in range(1, 5))
     return sorted({*powers_of_two(most), most, *(size for size in turns if size <= most)})
 
 

@@ -1,13 +1,11 @@
-"""How many problems, and samples of each, an accuracy needs to be known to ± x.
+"""How many problems, and samples of each, an accuracy needs to be known to ± x, from a pool's samples.
 
-An attempt is N samples of a problem, right if one of them is. The mean over P problems of m attempts each varies by
-(between + within / m) / P: `between` is the variance of the problems' rates, `within` the mean variance of an attempt
-at a problem's own rate. Further samples of a problem lower the second part alone.
+An attempt is N samples of a problem, right if one of them is; `stats.precision` has what attempts and problems make of
+their variances.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -20,6 +18,7 @@ from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import pass_at_k
 from kinetics_jax.stats.intervals import accuracy_interval
+from kinetics_jax.stats.precision import Spread, problems_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,63 +26,44 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 MOST_ATTEMPTS = 64  # of a problem, in a table
 WORTHWHILE = 0.95  # twice the samples of a problem are worth a row where they make fewer problems do by this factor
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """`between` problems and `within` them, variances of one attempt; `within` is None where the samples cannot tell
-    the two apart, and `between` then holds both.
-    """
-
-    between: float
-    within: float | None
-
-
-WORST = Spread(0.25, None)  # half of the problems always solved, the others never
+WORST = Spread(0.25, 0.0)  # half of the problems always solved, the others never
 
 
 def check_half_width(half_width: float) -> None:
-    """Raises UserError unless 0 < x < 0.5: no accuracy is known worse than to ± 0.5."""
-    if not 0 < half_width < 0.5:
-        raise UserError(f"--half-width must be above 0 and below 0.5, a part of 1, got {half_width}")
+    """Raises UserError unless 0.0005 <= x < 0.5: no accuracy is known worse than to ± 0.5, and none so well."""
+    if not 0.0005 <= half_width < 0.5:
+        raise UserError(f"--half-width must be at least 0.0005 and below 0.5, a part of 1, got {half_width}")
+
+
+def can_split(pool: Pool, trials: int) -> bool:
+    """Whether samples tell what attempts differ by between problems and within them: two attempts share no sample."""
+    return 2 * trials <= fewest_graded(pool)
 
 
 def spread(pool: Pool, trials: int) -> Spread:
-    """The variances of attempts of `trials` samples, from a pool's graded samples.
+    """The variances of attempts of `trials` samples, from a pool's graded samples; all of it `between` problems where
+    the two cannot be told apart (`can_split`).
 
-    Unbiased but for what is added so that a few problems that went alike do not promise that all will: four
-    problems, two solved and two not (Agresti and Coull, American Statistician 52, 1998), and to `within` one solved
-    half of the time.
-    Two attempts of which no sample is shared tell the parts apart: that takes 2 N samples of every problem. Raises
-    EstimateError for more trials than graded samples.
+    Unbiased but for what is added so that a few problems that went alike do not promise that all will: four problems,
+    two solved and two not (Agresti and Coull, American Statistician 52, 1998), and to `within` one that is solved half
+    of the time. Raises EstimateError for more trials than graded samples.
     """
     graded = np.array([problem.graded for problem in pool.problems.values()])
     right = np.array([problem.right for problem in pool.problems.values()])
     once = pass_at_k(graded, right, trials)
-    told_apart = 2 * trials <= fewest_graded(pool)
-    twice = 2 * once - pass_at_k(graded, right, 2 * trials) if told_apart else once  # both of two attempts are right
+    split = can_split(pool, trials)
+    twice = 2 * once - pass_at_k(graded, right, 2 * trials) if split else once  # both of two attempts are right
     rates, both = np.array([*once, 1, 1, 0, 0]), np.array([*twice, 1, 1, 0, 0])
     count = len(rates)
     of_two_problems = (rates.sum() ** 2 - np.sum(rates**2)) / (count * (count - 1))
     between = float(np.clip(both.mean() - of_two_problems, 0, 0.25))
-    if not told_apart:
-        return Spread(between, None)
-    return Spread(between, float((np.sum(once - twice) + 0.25) / (len(once) + 1)))
+    return Spread(between, float((np.sum(once - twice) + 0.25) / (len(once) + 1)) if split else 0.0)
 
 
-def problems_needed(parts: Spread, half_width: float, attempts: int = 1) -> int:
-    """Problems, of the kind, that make a 95 % interval of ± `half_width`, with so many attempts at each."""
-    variance = parts.between + (parts.within or 0.0) / attempts
-    return max(1, math.ceil(variance * (_normal() / half_width) ** 2 - 1e-9))
-
-
-def attempts_needed(parts: Spread, half_width: float, problems: int) -> int | None:
-    """Attempts at each of `problems` problems that make a 95 % interval of ± `half_width` for those problems alone;
-    None where the samples do not tell.
-    """
-    if parts.within is None:
-        return None
-    return max(1, math.ceil(parts.within / problems * (_normal() / half_width) ** 2 - 1e-9))
+def attempts_for_these(half_width: float, parts: Spread, problems: int) -> int:
+    """Attempts at each of `problems` problems whose 95 % interval, for those problems alone, is ± `half_width`."""
+    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return max(1, math.ceil(parts.within / problems * (normal / half_width) ** 2 - 1e-9))
 
 
 def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[int] = (1,)) -> pd.DataFrame:
@@ -105,9 +85,10 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
                 n,
             )
             low, high = accuracy_interval(solved)
-            alone = attempts_needed(parts, half_width, len(pool.problems))
-            for attempts in powers_of_two(MOST_ATTEMPTS if parts.within is not None else 1):
-                problems = problems_needed(parts, half_width, attempts)
+            split = can_split(pool, n)
+            alone = attempts_for_these(half_width, parts, len(pool.problems)) * n if split else math.nan
+            for attempts in powers_of_two(MOST_ATTEMPTS if split else 1):
+                problems = problems_for(half_width, parts, attempts)
                 rows.append(
                     {
                         "model": pool.model,
@@ -118,14 +99,10 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
                         "samples": attempts * n,
                         "problems": problems,
                         "samples_in_all": attempts * n * problems,
-                        "these_problems": math.nan if alone is None else alone * n,
+                        "these_problems": alone,
                     }
                 )
                 if attempts > 1 and problems > WORTHWHILE * rows[-2]["problems"]:
                     rows.pop()
                     break
     return pd.DataFrame(rows)
-
-
-def _normal() -> float:
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)

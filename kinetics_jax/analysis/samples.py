@@ -248,14 +248,15 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), or set accuracy against tokens (--against tokens)"
+                "its config (--config MODEL=config.json), or set accuracy against tokens (kinetics frontier --against "
+                "tokens)"
             )
         for what, missing, cure in (
             (
                 "prompt",
                 [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)],
                 "add a column prompt_tokens, say how long all prompts are (--prompt-tokens N), or set accuracy against "
-                "generated tokens (--against tokens)",
+                "generated tokens (kinetics frontier --against tokens)",
             ),
             (
                 "output",

@@ -71,12 +71,13 @@ def cost(
             cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
         as_json: Print JSON; amounts in units of 1e12.
     """
-    from kinetics_jax.analysis.sample_size import WORST, check_half_width, problems_needed
+    from kinetics_jax.analysis.sample_size import WORST, check_half_width
     from kinetics_jax.costs.batching import room
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
     from kinetics_jax.costs.hardware import HARDWARE, measured_energy
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.links import unknown_link
+    from kinetics_jax.stats.precision import problems_for
 
     require(output != (), "--output needs a number of tokens")
     require_between("--chips", chips, 1, MAX_CHIPS)
@@ -167,7 +168,7 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
-    needed = None if half_width is None else problems_needed(WORST, half_width)
+    needed = None if half_width is None else problems_for(half_width, WORST, 1)
     if needed:
         asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
     if as_json:
@@ -176,8 +177,9 @@ def cost(
         _print(total, asked, rows)
     if needed and not as_json:
         print(
-            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always solved, the "
-            f"others never,\nso that more samples of each do not help): {needed * float(total.total):,.4g} Tera-eFLOPs."
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always\nsolved, "
+            "the others never, so that more samples of each do not help): "
+            f"{needed * float(total.total):,.4g} Tera-eFLOPs."
         )
 
 
