@@ -1,6 +1,7 @@
 """How often nominal 95 % intervals hold the truth, and how wide they are: accuracies, differences and power laws.
 
     python experiments/interval_coverage.py [--epoch samples.csv.gz] [--quick] [--json out.json]
+    python experiments/interval_coverage.py --tables out.json
 
 A repetition draws problems of a known population, and samples of each; a cell is a population, a number P of problems,
 n samples of each and the k of pass@k. Beside the default intervals (`stats.intervals`) stands the bootstrap that they
@@ -11,14 +12,24 @@ nothing is lost. With --epoch real runs are populations too: 45 problems each, w
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from coverage.populations import EASY, NARROW, PAIRS, POPULATIONS, Pairs, Rates, epoch_runs, losing, matched, those
+from interval_cases.populations import (
+    EASY,
+    NARROW,
+    PAIRS,
+    POPULATIONS,
+    Pairs,
+    Rates,
+    epoch_runs,
+    losing,
+    matched,
+    those,
+)
+from interval_cases.tables import BINS, Row, markdown, read, show, write
 from tqdm import tqdm
 
 from kinetics_jax.analysis.power_laws import power_law
@@ -30,11 +41,7 @@ SAMPLES = ((1, 1), (8, 1), (8, 8), (64, 1), (64, 64))  # n, k
 EPOCH_SIZES, EPOCH_SAMPLES = (10, 15, 30, 45), ((8, 1), (8, 8))
 PAIR_SIZES, PAIR_SAMPLES = (10, 15, 30, 100), (8, 32)
 MARGINS = (0.03, 0.05, 0.1)
-BINS = (0.02, 0.05, 0.1, 0.3, 0.7, 0.9, 0.95, 0.98)  # of the true value
 POINTS = (4, 6, 8, 12, 20, 24)
-MANY = 400_000  # problems for a truth
-AIM = 0.93
-Row = dict[str, Any]
 
 
 def measured(interval: Callable[..., Any], truth: float, *values: np.ndarray, draws: int, seed: int) -> Row:
@@ -50,7 +57,7 @@ def accuracy_cells(
     """A row for every population, P, n and k; truths outside 0.02 … 0.98 are left out."""
     for index, (name, rates) in enumerate(populations.items()):
         rng = np.random.default_rng([plan["seed"], index])
-        many = rates(rng, (MANY,))
+        many = rates(rng, (plan["truth"],))
         for n, k in samples:
             truth = float(np.mean(1 - (1 - many) ** k))
             if not BINS[0] <= truth <= BINS[-1]:
@@ -68,7 +75,7 @@ def pair_cells(populations: dict[str, Pairs], sizes: tuple[int, ...], samples: t
     rows = []
     for index, (name, pairs) in enumerate(populations.items()):
         rng = np.random.default_rng([plan["seed"], 1, index])
-        truth = float(np.mean(np.subtract(*pairs(rng, (MANY,)))))
+        truth = float(np.mean(np.subtract(*pairs(rng, (plan["truth"],)))))
         for n in samples:
             for problems in sizes:
                 values = drawn_pair(pairs, problems, n, plan["repetitions"], rng)
@@ -78,17 +85,19 @@ def pair_cells(populations: dict[str, Pairs], sizes: tuple[int, ...], samples: t
     return rows
 
 
-def noninferiority_cells(sizes: tuple[int, ...], plan: Row) -> list[Row]:
+def noninferiority_cells(
+    populations: dict[str, tuple[Rates, Rates | None]], sizes: tuple[int, ...], plan: Row
+) -> list[Row]:
     """The test of non-inferiority: error where the first fails `margin` of the problems outright, power where none.
 
     Where the first's rates are lower elsewhere too, the margin is the whole loss, and the power's loss is what is left.
     """
     rows = []
-    for index, (name, (own, against)) in enumerate(EASY.items()):
+    for index, (name, (own, against)) in enumerate(populations.items()):
         for share in MARGINS:
             rng = np.random.default_rng([plan["seed"], 2, index])
             worse, as_good = losing(share, own, against=against), losing(0, own, against=against)
-            margin = -float(np.mean(np.subtract(*worse(rng, (MANY,)))))
+            margin = -float(np.mean(np.subtract(*worse(rng, (plan["truth"],)))))
             for problems in sizes:
                 row: Row = {"population": name, "fail outright": share, "margin": margin, "P": problems}
                 for column, pairs in (("error", worse), ("power", as_good)):
@@ -143,25 +152,6 @@ def law_cells(plan: Row) -> list[Row]:
     return [row for row in rows if not np.isnan(row["exponent"])]
 
 
-def summary(cells: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Coverage and width by group; the ratio of widths only where the bootstrap covers 93 %."""
-    fair = cells["ratio"].where(cells["bootstrap held"] >= AIM)
-    groups = cells.assign(fair=fair).groupby(by, sort=False, observed=True)
-    return pd.DataFrame(
-        {
-            "cells": groups.size(),
-            "lowest": 100 * groups["held"].min(),
-            "mean": 100 * groups["held"].mean(),
-            "bootstrap lowest": 100 * groups["bootstrap held"].min(),
-            "bootstrap mean": 100 * groups["bootstrap held"].mean(),
-            "width": groups["width"].mean(),
-            "bootstrap width": groups["bootstrap width"].mean(),
-            "ratio mean": groups["fair"].mean(),
-            "ratio highest": groups["fair"].max(),
-        }
-    ).round({"lowest": 1, "mean": 1, "bootstrap lowest": 1, "bootstrap mean": 1})
-
-
 def run(plan: Row, epoch: Path | None, quick: bool) -> dict[str, list[Row]]:
     """Every table's rows."""
     few = slice(0, None, 2) if quick else slice(None)
@@ -170,7 +160,7 @@ def run(plan: Row, epoch: Path | None, quick: bool) -> dict[str, list[Row]]:
     tables: dict[str, list[Row]] = {
         "accuracies": list(tqdm(accuracy_cells(every, sizes, samples, plan), desc="accuracies", unit="cell")),
         "differences": pair_cells(PAIRS, PAIR_SIZES[few], PAIR_SAMPLES, plan),
-        "non-inferiority": noninferiority_cells(PAIR_SIZES[few], plan),
+        "non-inferiority": noninferiority_cells(EASY, PAIR_SIZES[few], plan),
         "power laws": law_cells(plan),
     }
     if epoch is not None:
@@ -183,55 +173,34 @@ def run(plan: Row, epoch: Path | None, quick: bool) -> dict[str, list[Row]]:
     return tables
 
 
-def show(tables: dict[str, list[Row]]) -> None:
-    for name in ("accuracies", "Epoch runs", "differences", "Epoch pairs"):
-        if name in tables:
-            cells = pd.DataFrame(tables[name])
-            if name == "Epoch runs":
-                cells["true value"] = pd.cut(cells["truth"], BINS)
-                shown = summary(cells.sort_values(by=["k", "P", "truth"]), ["k", "P", "true value"])
-            else:
-                shown = summary(cells, ["P"] if name == "Epoch pairs" else ["population"])
-            print(f"\n{name}: percent of intervals that hold the truth, and mean width\n{shown.round(3).to_string()}")
-    for name in ("non-inferiority", "power laws"):
-        print(f"\n{name}\n{pd.DataFrame(tables[name]).round(3).to_string(index=False)}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--epoch", type=Path, help="graded samples of Epoch AI's runs (CSV, CC BY 4.0)")
     parser.add_argument("--quick", action="store_true", help="seconds: fewer cells and repetitions")
-    parser.add_argument("--repetitions", type=int, help="data sets in a cell (2000, quick: 300)")
+    parser.add_argument("--repetitions", type=int, help="data sets in a cell (1000, quick: 300)")
     parser.add_argument("--draws", type=int, help="resamples of an interval (1000, quick: 400)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write every cell here")
+    parser.add_argument("--tables", type=Path, help="only print the tables of this result, in Markdown")
     arguments = parser.parse_args()
+    if arguments.tables is not None:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in markdown(read(arguments.tables)).items()))
+        return
     if arguments.epoch is not None and not arguments.epoch.is_file():
         raise SystemExit(f"{arguments.epoch}: no such file; it is Epoch AI's, CC BY 4.0, not part of this repository")
     plan = {
         "repetitions": arguments.repetitions or (300 if arguments.quick else 1000),
         "draws": arguments.draws or (400 if arguments.quick else 1000),
-        "offset repetitions": 0 if arguments.quick else 100,
+        "offset repetitions": 0 if arguments.quick else 40,
+        "truth": 50_000 if arguments.quick else 400_000,  # problems
         "seed": arguments.seed,
     }
     tables = run(plan, arguments.epoch, arguments.quick)
-    show(tables)
+    print(show(tables))
     error = 100 * np.sqrt(0.95 * 0.05 / plan["repetitions"])
     print(f"\n{plan['repetitions']} repetitions: a coverage of 95 % is known to ± {error:.1f} (one standard error)")
     if arguments.json:
         write(arguments.json, plan, tables)
-
-
-def write(path: Path, plan: Row, tables: dict[str, list[Row]]) -> None:
-    """A row a line, numbers to four decimals."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = []
-    for name, rows in tables.items():
-        short = [{key: round(float(v), 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in short)
-        texts.append(f' "{name}": [\n{lines}\n ]')
-    head = ",\n".join(f' "{key}": {json.dumps(value)}' for key, value in {**plan, "nominal": 0.95}.items())
-    path.write_text("{\n" + head + ",\n" + ",\n".join(texts) + "\n}\n")
 
 
 if __name__ == "__main__":

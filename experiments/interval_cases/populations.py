@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ def epoch_runs(path: Path) -> dict[str, np.ndarray]:
 
     `path`: a CSV with the columns task, run, problem, correct of graded samples, Epoch AI's (epoch.ai, CC BY 4.0).
     """
-    samples = pd.read_csv(path, usecols=["task", "run", "problem", "correct"])
+    samples: Any = pd.read_csv(path, usecols=["task", "run", "problem", "correct"])
     samples = samples[samples["task"] == TASK]
     counts = samples.groupby(["run", "problem"])["correct"].agg(["size", "mean"])
     problems = samples["problem"].nunique()
