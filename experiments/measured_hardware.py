@@ -30,9 +30,11 @@ from kinetics_jax.costs.measured_fit import (
     held_out,
     strata,
     summary,
+    work_amounts,
 )
 from kinetics_jax.costs.measurements import Measured
 from kinetics_jax.costs.public_measurements import CONTEXTS, read_measurements
+from kinetics_jax.costs.step_fit import relative_nnls
 from kinetics_jax.files import write_atomic
 
 ML_ENERGY = "The ML.ENERGY Benchmark (github.com/ml-energy/leaderboard, 2026-02-27)"
@@ -116,6 +118,7 @@ def main() -> None:
         "contexts": _contexts(energy.rows),
         "data_sheet": _data_sheet(rows),
         "fits": {name: fit.record for name, fit in fits.items()},
+        "straight_line": _straight_line(rows),
         "if_contexts_were": _context_sensitivity(rows),
         "floor": _floor(rows, fits),
     }
@@ -214,6 +217,29 @@ def _context_sensitivity(rows: Sequence[Measured]) -> dict[str, Any]:
         ]
         errors = [error for error in held_out(scaled) if error.row.chips == 1 and error.row.workload == "gpqa"]
         result[f"{scale:g} of what is assumed"] = summary(errors)
+    return result
+
+
+def _straight_line(rows: Sequence[Measured]) -> dict[str, Any]:
+    """What an offset and a factor on bytes over bandwidth achieve on one H100: fitted to GPQA's rows but those of the
+    model, or to both workloads'; the errors on each workload.
+    """
+    alone = [row for row in rows if FITS[0].of(row) and row.chips == 1]
+    reads = [sum(v for name, v in work_amounts(row).items() if name.endswith("_reads")) for row in alone]
+    columns = np.stack([np.ones(len(alone)), np.array(reads) / HARDWARE["h100"].bandwidth], axis=1)
+    seconds = np.array([row.seconds for row in alone])
+    gpqa = np.array([row.workload == "gpqa" for row in alone])
+    result = {}
+    for name, seen in (("fitted to GPQA", gpqa), ("fitted to both", np.full(len(alone), True))):
+        errors = np.empty(len(alone))
+        for index, row in enumerate(alone):
+            others = seen & np.array([other.geometry != row.geometry for other in alone])
+            errors[index] = abs(columns[index] @ relative_nnls(columns[others], seconds[others]) / row.seconds - 1)
+        for task, of in (("gpqa", gpqa), ("lm-arena-chat", ~gpqa)):
+            result[f"{name}, {task}"] = {
+                "median_error": float(np.median(errors[of])),
+                "worst_error": float(np.max(errors[of])),
+            }
     return result
 
 

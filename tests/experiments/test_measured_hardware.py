@@ -81,6 +81,11 @@ def test_the_page_quotes_the_record():
         f"{floor['watts_meanwhile_up_to_batch_32']:.0f} W",
         f"{floor['watts_of_steps']:.0f} W",
     ]
+    line = RECORD["straight_line"]
+    alone = line["fitted to GPQA, gpqa"]
+    quoted.append(f"{alone['median_error']:.1%} in the median, {alone['worst_error']:.1%} at worst")
+    for name in ("fitted to GPQA, lm-arena-chat", "fitted to both, gpqa"):
+        quoted.append(f"{line[name]['median_error']:.1%} and {line[name]['worst_error']:.1%} off")
     for scale, errors in RECORD["if_contexts_were"].items():
         assert scale.endswith("of what is assumed")
         quoted.append(f"{errors['median_error']:.1%} and {errors['worst_error']:.1%}")
