@@ -60,7 +60,7 @@ def figure_data(table: pd.DataFrame) -> dict[str, Any]:
     light, dark = style_for(table, dark=False), style_for(table, dark=True)
     short = attention_names(table["attention"]).short
     by_line: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in table.sort_values(by="N").to_dict("records"):
+    for row in table.dropna(subset="cost").sort_values(by="N").to_dict("records"):  # what does not fit has no cost
         by_line.setdefault((row["model"], row["attention"]), []).append(_point(row, short(row["attention"])))
     lines = []
     for model in light.colours:

@@ -77,6 +77,8 @@ def test_the_recorded_tables_and_the_page_are_up_to_date():
     ]
     router = max(RECORDED["routers"], key=lambda each: each["counted_over_read"])
     text = " ".join(page.split())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{driver['without']:.2f} with the weights left out, {driver['fit']:.2f} with the batch that fits" in readme
     for sentence in (
         f"is {sheet['without']:.2f} times as cheap with the weights left out, {driver['fit']:.2f} times with the batch "
         f"that fits ({sheet['fit']:.2f} in 80 decimal GB), and {sheet['full_same']:.2f} times if all "

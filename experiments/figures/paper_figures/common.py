@@ -252,6 +252,7 @@ def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str
     return pooled(read_runs(arguments.runs, arguments.tokenizer)), {
         "convention": arguments.convention,
         "hardware": arguments.hardware,
+        "batch": None,  # as the paper counts: weights cost nothing
     }
 
 
