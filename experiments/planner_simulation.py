@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,24 @@ def calibration(rows: pd.DataFrame, edges: Sequence[float] = (0, 0.3, 0.6, 0.8, 
     binned: Any = rows.groupby(["problems", pd.cut(rows["best_said"], list(edges))], observed=True)
     table: Any = binned.agg(choices=("best", "size"), said=("best_said", "mean"), were=("best", "mean")).reset_index()
     return table.assign(best_said=table["best_said"].astype(str))
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The recorded rows as a table for a page: means over the budgets."""
+    rows: Any = pd.DataFrame(record["rows"])
+    means = rows.groupby(["population", "problems"], sort=False).mean(numeric_only=True).reset_index()
+    lines = [
+        "| problems | | regret (said) | best chosen (said) | reported − truth | expected − truth | interval holds | "
+        "run holds | set holds the best | its size |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['population']} | {row['problems']} | {row['regret']:.3f} ({row['regret_said']:.3f}) | "
+        f"{row['best']:.0%} ({row['best_said']:.0%}) | {row['reported']:+.3f} | {row['expected']:+.3f} | "
+        f"{row['interval']:.0%} | {row['run']:.0%} | {row['set']:.0%} | {row['size']:.1f} of {row['of']:.0f} |"
+        for row in means.to_dict("records")
+    ]
+    return "\n".join(lines)
 
 
 def report(populations: Sequence[str], repetitions: int, path: Path | None, problems: Sequence[int] = PROBLEMS) -> None:

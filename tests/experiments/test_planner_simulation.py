@@ -30,6 +30,14 @@ def test_what_is_said_to_be_sure_is_so():
             assert abs(bin_["said"] - bin_["were"]) < 0.2
 
 
+def test_the_page_has_what_is_recorded():
+    page = (ROOT / "docs/results/speed.md").read_text()
+    assert planner_simulation.markdown(RECORDED) in page
+    asked = 3 * RECORDED["repetitions"] * len(RECORDED["rows"]) // 3
+    assert f"{RECORDED['surely']} of {asked:,} runners-up" in page
+    assert f"{RECORDED['wrong']} of them wrongly" in page
+
+
 @pytest.mark.slow
 def test_a_few_repetitions_anew():
     rows = planner_simulation.simulate(["mixed", "alike"], [10, 30], 6)
