@@ -1,0 +1,2 @@
+def fragments(summary):
+    return {}
