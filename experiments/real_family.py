@@ -35,7 +35,7 @@ from kinetics_jax.files import write_atomic
 from kinetics_jax.report.figure_style import save_figure
 
 RESULTS = Path(__file__).parent / "results" / "real_models.json"
-DIGITS = 6  # significant ones of a number in the JSON
+DIGITS = 5  # significant ones of a number in the JSON
 
 
 def summarize(public: Path) -> dict[str, Any]:

@@ -452,11 +452,11 @@ PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-14B-Instruct": _qwen2(48, 5120, 40, 8, 13_824, **_INSTRUCT),
     "Qwen/Qwen2.5-32B-Instruct": _qwen2(64, 5120, 40, 8, 27_648, **_INSTRUCT),
     "Qwen/Qwen2.5-72B-Instruct": _qwen2(80, 8192, 64, 8, 29_568, **_INSTRUCT),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _DISTILLED_LLAMA,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _qwen2(
         28, 1536, 12, 2, 8960, vocab=151_936, rope_theta=10_000.0, **_DISTILLED
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _qwen2(28, 3584, 28, 4, 18_944, rope_theta=10_000.0, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": _qwen2(48, 5120, 40, 8, 13_824, rms_norm_eps=1e-5, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": _qwen2(64, 5120, 40, 8, 27_648, rms_norm_eps=1e-5, **_DISTILLED),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _DISTILLED_LLAMA,
 }

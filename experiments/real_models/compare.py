@@ -27,7 +27,8 @@ def comparison(stratum: Stratum, chip: str, weights: str) -> dict[str, Any]:
     names = [pool.model for pool in stratum.pools]
     found, unseen = laws.compare_levels(cells, LEVELS), laws.honest_levels(cells, LEVELS)
     known = np.isfinite(found.ratios[0]) & (np.mean(np.isfinite(found.ratios), axis=0) >= SURE)
-    levels = [_level(cells, names, found, i) | _unseen_level(unseen, i) for i in np.flatnonzero(known)]
+    told = _unseen_levels(unseen)
+    levels = [_level(cells, names, found, i) | told[i] for i in np.flatnonzero(known)]
     inside = known & (OVERALL[0] - 1e-9 <= LEVELS) & (OVERALL[1] + 1e-9 >= LEVELS)
     limits, equal_cost = _limits(cells, names)
     return {
@@ -90,16 +91,26 @@ def _level(cells: laws.Cells, names: list[str], found: laws.Levels, i: int) -> d
     }
 
 
-def _unseen_level(unseen: laws.Unseen, i: int) -> dict[str, Any]:
-    """On questions that the choice has not seen; None where too few halves reach the accuracy."""
+def _unseen_levels(unseen: laws.Unseen) -> list[dict[str, Any]]:
+    """For every accuracy, on questions that the choice has not seen; None where too few halves reach it."""
     names = ("unseen", "unseen_low", "unseen_high", "halves_that_differ", "unseen_gain", "gain_low", "gain_high")
-    if unseen.reached[i] < SURE:
-        return dict.fromkeys(names)
-    ratio = with_ends(laws.redrawn_ratios(unseen.paid_by_flops[[i]], unseen.paid_by_eflops[[i]])[:, 0])
-    gain = unseen.right_by_eflops[i] - unseen.right_by_flops[i]
-    low, high = cluster_bootstrap(gain, bounds=(-1, 1))
-    values = (*ratio.values(), float(unseen.differ[i]), float(gain.mean()), float(low), float(high))
-    return dict(zip(names, values, strict=True))
+    use = unseen.reached >= SURE
+    ratios = laws.redrawn_ratios(unseen.paid_by_flops[use], unseen.paid_by_eflops[use])
+    gains = (unseen.right_by_eflops - unseen.right_by_flops)[use]
+    found = np.stack(
+        [
+            ratios[0],
+            *np.quantile(ratios[1:], [0.025, 0.975], axis=0),
+            unseen.differ[use],
+            gains.mean(axis=1),
+            *cluster_bootstrap(gains.T, bounds=(-1, 1)),
+        ],
+        axis=1,
+    )
+    rows: list[dict[str, Any]] = [dict.fromkeys(names) for _ in LEVELS]
+    for i, values in zip(np.flatnonzero(use), found.tolist(), strict=True):
+        rows[i] = dict(zip(names, values, strict=True))
+    return rows
 
 
 def _overall(unseen: laws.Unseen, inside: np.ndarray) -> dict[str, Any]:
@@ -110,14 +121,18 @@ def _overall(unseen: laws.Unseen, inside: np.ndarray) -> dict[str, Any]:
 
 
 def _limits(cells: laws.Cells, names: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Both laws at every cost limit, from the cheapest configuration that solves LEAST to the dearest; and what the
-    eFLOPs law gains on unseen questions, the mean over the limits that all halves afford, beside the largest row.
+    """Both laws at every cost limit, from the cheapest configuration that solves LEAST to the dearest: LIMITS of them
+    evenly in the logarithm, and where the frontier of eFLOPs has a step. And what the eFLOPs law gains on unseen
+    questions, the mean over the even limits that all halves afford, beside the row of the largest gain.
     """
-    means = cells.eflops.mean(axis=1)
-    limits = np.geomspace(means[cells.accuracy.mean(axis=1) >= LEAST].min(), means.max() * (1 + 1e-9), LIMITS)
+    accuracy, _, means = (values[0] for values in cells.means(laws.whole(cells)))
+    least = means[accuracy >= LEAST].min()
+    even = np.geomspace(least, means.max() * (1 + 1e-9), LIMITS)
+    steps = means[laws.staircase(accuracy[None], means[None]).members()[0]]
+    limits = np.unique(np.concatenate([even, steps[steps >= least]]))
     found, unseen = laws.compare_limits(cells, limits), laws.honest_limits(cells, limits)
     scored = ~np.isnan(unseen).any(axis=1)
-    ends = np.full((2, LIMITS), np.nan)
+    ends = np.full((2, len(limits)), np.nan)
     ends[:, scored] = cluster_bootstrap(unseen[scored].T, bounds=(-1, 1))
     rows = []
     for i in np.flatnonzero(np.isfinite(found.gains[0])):
@@ -136,7 +151,8 @@ def _limits(cells: laws.Cells, names: list[str]) -> tuple[list[dict[str, Any]], 
                 "unseen_high": float(ends[1, i]) if scored[i] else None,
             }
         )
-    mean = unseen[scored].mean(axis=0)
+    use = scored & np.isin(limits, even)
+    mean = unseen[use].mean(axis=0)
     low, high = cluster_bootstrap(mean, bounds=(-1, 1))
-    summary = {"limits": int(scored.sum()), "unseen": float(mean.mean()), "low": float(low), "high": float(high)}
+    summary = {"limits": int(use.sum()), "unseen": float(mean.mean()), "low": float(low), "high": float(high)}
     return rows, summary | {"largest": max(rows, key=lambda row: row["gain"])}

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.costs.batching import resident_tokens
 from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference
 from real_models.compare import OVERALL, comparison, curves
 from real_models.data import Stratum, lengths_of, question_of, with_shapes
-from real_models.prices import CAPS, CHIPS, WEIGHTS, batch_of, resident_tokens
+from real_models.prices import CAPS, CHIPS, WEIGHTS, batch_of
 
 # Qwen3 models of about the same size: what the family would cost with their shapes.
 QWEN3 = {"s1.1-3B": "Qwen3-4B", "s1.1-7B": "Qwen3-8B", "s1.1-14B": "Qwen3-14B", "s1.1-32B": "Qwen3-32B"}
@@ -72,7 +73,6 @@ def _model(stratum: Stratum, pool: Pool) -> dict[str, Any]:
     accuracy = by_question(pool)
     low, high = cluster_bootstrap(accuracy, bounds=(0, 1))
     prompts, outputs = lengths_of(pool)
-    resident = resident_tokens(prompts, outputs)
     return {
         "model": pool.model,
         "accuracy": float(accuracy.mean()),
@@ -82,8 +82,10 @@ def _model(stratum: Stratum, pool: Pool) -> dict[str, Any]:
         "median_tokens": float(np.median(outputs)),
         "at_8000": float(np.mean(outputs >= 8000)),
         "tokens_at_8000": float(outputs[outputs >= 8000].sum() / outputs.sum()),
-        "resident_tokens": resident,
-        "batch_that_fits": {name: batch_of("fit", pool.priced(), chip, resident) for name, chip in CHIPS.items()},
+        "resident_tokens": resident_tokens(prompts, outputs),
+        "batch_that_fits": {
+            name: batch_of("fit", pool.priced(), chip, prompts, outputs) for name, chip in CHIPS.items()
+        },
     }
 
 

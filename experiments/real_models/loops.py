@@ -12,7 +12,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from real_models.compare import columns_of
 from real_models.data import count, one_of, read_columns, verdict
-from real_models.prices import CHIPS, batch_of, resident_tokens
+from real_models.prices import CHIPS, batch_of
 
 MODEL = "Qwen3-1.7B"
 CHIP = "h100"
@@ -59,7 +59,7 @@ def amounts(texts: Texts, tokens: np.ndarray) -> dict[str, np.ndarray]:
     config = ModelConfig.named(MODEL)
     spent: dict[str, np.ndarray] = {"tokens": tokens}
     for name, weights in (("eFLOPs, no weights", "none"), ("eFLOPs, batch that fits", "fit")):
-        batch = batch_of(weights, config, CHIPS[CHIP], resident_tokens(texts.prompt, tokens))
+        batch = batch_of(weights, config, CHIPS[CHIP], texts.prompt, tokens)
         cost = generation_cost(
             config, prompt_tokens=texts.prompt, output_tokens=tokens, hardware=CHIPS[CHIP], batch=batch
         )

@@ -14,7 +14,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from real_models.data import DataError, count, one_of, read_columns
 from real_models.laws import redrawn_ratios
-from real_models.prices import CHIPS, batch_of, resident_tokens
+from real_models.prices import CHIPS, batch_of
 
 SMALL, LARGE = "DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1-Distill-Llama-8B"  # by the size of the cache
 TASKS = ("math500", "gpqa_diamond", "gsm8k", "arc_challenge")
@@ -61,7 +61,7 @@ def _task(task: str, tokens: tuple[np.ndarray, np.ndarray], configs: list[ModelC
     spent: dict[str, list[np.ndarray]] = {}
     for config, outputs in zip(configs, tokens, strict=True):
         for name, weights in (("eFLOPs, no weights", "none"), ("eFLOPs, batch that fits", "fit")):
-            batch = batch_of(weights, config, CHIPS[CHIP], resident_tokens(np.full(outputs.shape, PROMPT), outputs))
+            batch = batch_of(weights, config, CHIPS[CHIP], PROMPT, outputs)
             cost = generation_cost(
                 config, prompt_tokens=PROMPT, output_tokens=outputs, hardware=CHIPS[CHIP], batch=batch
             )

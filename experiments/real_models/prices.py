@@ -1,38 +1,50 @@
-"""What texts cost: chips, the batch that shares the weights, and grids of configurations by question."""
+"""What texts cost: chips, the batch that shares the weights, and configurations by question."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from kinetics_jax.analysis.grid import grid
-from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.batching import Batch, resident_tokens
 from kinetics_jax.costs.hardware import Hardware, hardware
 from kinetics_jax.costs.memory import fits
-from real_models.data import Stratum, lengths_of, question_of
+from real_models.data import Stratum, question_of
 from real_models.laws import Cells
 
-# The data sheet's dense peak, bandwidth and memory, as vendors and Qwen's own speed tables for it name them.
+# NVIDIA's H20: dense peak and bandwidth of its data sheet, as resellers print it.
 H20 = Hardware("h20", 148e12, 4.0e12, 96e9, source="NVIDIA H20 data sheet", peaks={"bfloat16": 148e12})
-CHIPS: dict[str, Hardware] = {name: hardware(name) for name in ("h100", "h200", "b200")} | {"h20": H20}
-WEIGHTS = {"none": "no weights", "fit": "the batch that fits", "alone": "batch 1"}
+MEMORY = {"h100": 81_559, "h200": 143_771, "b200": 183_359, "h20": 97_871}  # MiB, as the device reports it
+CHIPS: dict[str, Hardware] = {
+    name: dataclasses.replace(H20 if name == "h20" else hardware(name), memory=memory * 2.0**20)
+    for name, memory in MEMORY.items()
+}
+WEIGHTS: dict[str, Batch] = {"none": None, "fit": "fit", "alone": 1}  # the batch that shares their reads
 CAPS = tuple(round(float(cap)) for cap in np.geomspace(300, 27_400, 40))
 
 
-def resident_tokens(prompts: np.ndarray, outputs: np.ndarray) -> float:
-    """Tokens that a decoding slot holds, the mean over all decode steps: long texts hold a slot longer."""
-    return float(np.sum(outputs * (prompts + outputs / 2)) / np.sum(outputs))
+def batch_of(
+    weights: str,
+    config: ModelConfig,
+    chip: Hardware,
+    prompt: npt.ArrayLike,
+    output: npt.ArrayLike,
+    lost: npt.ArrayLike = 0.0,
+) -> int | None:
+    """The sequences that share every read of the weights: None where those are left out of the cost.
 
-
-def batch_of(weights: str, config: ModelConfig, chip: Hardware, tokens: float) -> int | None:
-    """The sequences that share every read of the weights: None where those are left out of the cost."""
-    if weights == "none":
-        return None
-    if weights == "alone":
-        return 1
-    return fits(config, chip, tokens=max(1, round(tokens))).sequences
+    What fits is counted from the tokens that a sequence holds, the mean over all decode steps, of which `lost` in all
+    were pruned.
+    """
+    if weights != "fit":
+        return 1 if weights == "alone" else None
+    steps = np.sum(np.maximum(np.asarray(output) - 1, 0))
+    return fits(config, chip, tokens=math.ceil(resident_tokens(prompt, output) - np.sum(lost) / steps)).sequences
 
 
 def cells_of(stratum: Stratum, chip: Hardware, weights: str, caps: Sequence[int] = CAPS) -> Cells:
@@ -41,34 +53,17 @@ def cells_of(stratum: Stratum, chip: Hardware, weights: str, caps: Sequence[int]
     A text counts as solved under a cap if it is right and ends within it. Left out are caps up to which not one text
     fits the chip.
     """
-    parts = []
-    for pool in stratum.pools:
-        groups = [[cap] for cap in caps] if weights == "fit" else [list(caps)]  # a batch for every cap, or one for all
-        for group in groups:
-            parts.append(
-                grid([pool], trials=[1], caps=group, hardware=chip, batch=_batch(pool, group[-1], chip, weights))
-            )
-    rows = [row for part in parts for row in part.configurations.to_dict(orient="records")]
-    names = [pool.model for pool in stratum.pools]
-    questions = np.array([question_of(problem) for problem in parts[0].problems])
+    cells = grid(stratum.pools, trials=[1], caps=caps, hardware=chip, batch=WEIGHTS[weights])
+    questions = np.array([question_of(problem) for problem in cells.problems])
     _, index, sizes = np.unique(questions, return_inverse=True, return_counts=True)
-    mean = np.zeros((len(sizes), len(questions)))  # over the texts of a question
-    mean[index, np.arange(len(questions))] = 1 / sizes[index]
-
-    def by_question(values: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(values) @ mean.T
-
-    eflops = by_question([part.cost for part in parts])
-    runs = np.isfinite(eflops).all(axis=1)
+    mean = np.zeros((len(questions), len(sizes)))  # over the texts of a question
+    mean[np.arange(len(questions)), index] = 1 / sizes[index]
+    runs = np.isfinite(cells.cost).all(axis=1)
+    names = [pool.model for pool in stratum.pools]
     return Cells(
-        model=np.array([names.index(row["model"]) for row in rows])[runs],
-        cap=np.array([row["cap"] for row in rows])[runs],
-        accuracy=by_question([part.accuracy for part in parts])[runs],
-        flops=by_question([part.compute for part in parts])[runs],
-        eflops=eflops[runs],
+        model=np.array([names.index(name) for name in cells.configurations["model"]])[runs],
+        cap=cells.configurations["cap"].to_numpy()[runs],
+        accuracy=cells.accuracy[runs] @ mean,
+        flops=cells.compute[runs] @ mean,
+        eflops=cells.cost[runs] @ mean,
     )
-
-
-def _batch(pool: Pool, cap: int, chip: Hardware, weights: str) -> int | None:
-    prompts, outputs = lengths_of(pool)
-    return batch_of(weights, pool.priced(), chip, resident_tokens(prompts, np.minimum(outputs, cap)))

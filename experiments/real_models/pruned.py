@@ -115,13 +115,12 @@ def priced(
 ) -> tuple[np.ndarray, np.ndarray]:
     """FLOPs and eFLOPs (1e12) of every sample, `lost` tokens of its steps not attended to; arrays that broadcast."""
     seen = attended(prompt, tokens)
-    resident = np.sum(seen - lost) / np.sum(np.maximum(tokens - 1, 0))
     cost: Cost = generation_cost(
         config,
         prompt_tokens=prompt,
         output_tokens=tokens,
         hardware=chip,
-        batch=batch_of(weights, config, chip, resident),
+        batch=batch_of(weights, config, chip, prompt, tokens, lost),
     )
     share = np.divide(lost, seen, out=np.zeros_like(seen), where=seen > 0)
     return cost.compute - share * cost.attention, cost.total - share * (cost.attention + cost.kv_reads)
