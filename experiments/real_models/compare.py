@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 from real_models import laws
 from real_models.data import Stratum
 from real_models.prices import CHIPS, cells_of
@@ -47,7 +47,7 @@ def comparison(stratum: Stratum, chip: str, weights: str) -> dict[str, Any]:
 def curves(stratum: Stratum, chip: str, weights: str) -> dict[str, list[Any]]:
     """Every (model, cap): what it solves, with its interval, and what it costs; for the figure."""
     cells = cells_of(stratum, CHIPS[chip], weights)
-    low, high = cluster_bootstrap(cells.accuracy.T, bounds=(0, 1))
+    low, high = accuracy_interval(cells.accuracy.T)
     return {
         "model": [stratum.pools[model].model for model in cells.model],
         "cap": cells.cap.tolist(),
@@ -96,14 +96,14 @@ def _unseen_levels(unseen: laws.Unseen) -> list[dict[str, Any]]:
     names = ("unseen", "unseen_low", "unseen_high", "halves_that_differ", "unseen_gain", "gain_low", "gain_high")
     use = unseen.reached >= SURE
     ratios = laws.redrawn_ratios(unseen.paid_by_flops[use], unseen.paid_by_eflops[use])
-    gains = (unseen.right_by_eflops - unseen.right_by_flops)[use]
+    right = unseen.right_by_eflops[use], unseen.right_by_flops[use]
     found = np.stack(
         [
             ratios[0],
             *np.quantile(ratios[1:], [0.025, 0.975], axis=0),
             unseen.differ[use],
-            gains.mean(axis=1),
-            *cluster_bootstrap(gains.T, bounds=(-1, 1)),
+            (right[0] - right[1]).mean(axis=1),
+            *difference_interval(right[0].T, right[1].T),
         ],
         axis=1,
     )
@@ -130,10 +130,12 @@ def _limits(cells: laws.Cells, names: list[str]) -> tuple[list[dict[str, Any]], 
     even = np.geomspace(least, means.max() * (1 + 1e-9), LIMITS)
     steps = means[laws.staircase(accuracy[None], means[None]).members()[0]]
     limits = np.unique(np.concatenate([even, steps[steps >= least]]))
-    found, unseen = laws.compare_limits(cells, limits), laws.honest_limits(cells, limits)
-    scored = ~np.isnan(unseen).any(axis=1)
+    found = laws.compare_limits(cells, limits)
+    by_flops, by_eflops = laws.honest_limits(cells, limits)
+    unseen = (by_eflops - by_flops).mean(axis=1)
+    scored = np.isfinite(unseen)
     ends = np.full((2, len(limits)), np.nan)
-    ends[:, scored] = cluster_bootstrap(unseen[scored].T, bounds=(-1, 1))
+    ends[:, scored] = difference_interval(by_eflops[scored].T, by_flops[scored].T)
     rows = []
     for i in np.flatnonzero(np.isfinite(found.gains[0])):
         low, high = np.nanquantile(found.gains[1:, i], [0.025, 0.975])
@@ -146,13 +148,12 @@ def _limits(cells: laws.Cells, names: list[str]) -> tuple[list[dict[str, Any]], 
                 "gain": float(found.gains[0, i]),
                 "low": float(low),
                 "high": float(high),
-                "unseen": float(unseen[i].mean()) if scored[i] else None,
+                "unseen": float(unseen[i]) if scored[i] else None,
                 "unseen_low": float(ends[0, i]) if scored[i] else None,
                 "unseen_high": float(ends[1, i]) if scored[i] else None,
             }
         )
     use = scored & np.isin(limits, even)
-    mean = unseen[use].mean(axis=0)
-    low, high = cluster_bootstrap(mean, bounds=(-1, 1))
-    summary = {"limits": int(use.sum()), "unseen": float(mean.mean()), "low": float(low), "high": float(high)}
+    low, high = difference_interval(by_eflops[use].mean(axis=0), by_flops[use].mean(axis=0))
+    summary = {"limits": int(use.sum()), "unseen": float(unseen[use].mean()), "low": float(low), "high": float(high)}
     return rows, summary | {"largest": max(rows, key=lambda row: row["gain"])}

@@ -8,7 +8,7 @@ import numpy as np
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.costs.batching import resident_tokens
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference
+from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 from real_models.compare import OVERALL, comparison, curves
 from real_models.data import Stratum, lengths_of, question_of, with_shapes
 from real_models.prices import CAPS, CHIPS, WEIGHTS, batch_of
@@ -49,12 +49,10 @@ def stratum_summary(stratum: Stratum) -> dict[str, Any]:
     }
 
 
-def by_question(pool: Pool) -> np.ndarray:
-    """Accuracy of every question, the mean over its languages: translations are one cluster."""
-    found: dict[str, list[float]] = {}
-    for problem, samples in pool.problems.items():
-        found.setdefault(question_of(problem), []).append(samples.right / samples.graded)
-    return np.array([np.mean(found[question]) for question in sorted(found)])
+def solved(pool: Pool) -> tuple[np.ndarray, list[str]]:
+    """Whether each text is right, and its question: translations are one cluster."""
+    right = np.array([samples.right / samples.graded for samples in pool.problems.values()])
+    return right, [question_of(problem) for problem in pool.problems]
 
 
 def _shape(pool: Pool) -> dict[str, Any]:
@@ -70,12 +68,12 @@ def _shape(pool: Pool) -> dict[str, Any]:
 
 
 def _model(stratum: Stratum, pool: Pool) -> dict[str, Any]:
-    accuracy = by_question(pool)
-    low, high = cluster_bootstrap(accuracy, bounds=(0, 1))
+    right, questions = solved(pool)
+    low, high = accuracy_interval(right, clusters=questions)
     prompts, outputs = lengths_of(pool)
     return {
         "model": pool.model,
-        "accuracy": float(accuracy.mean()),
+        "accuracy": float(right.mean()),
         "low": float(low),
         "high": float(high),
         "mean_tokens": float(outputs.mean()),
@@ -90,7 +88,8 @@ def _model(stratum: Stratum, pool: Pool) -> dict[str, Any]:
 
 
 def _neighbours(smaller: Pool, larger: Pool) -> dict[str, Any]:
-    found = paired_difference(by_question(larger), by_question(smaller))
+    (right, questions), (other, _) = solved(larger), solved(smaller)
+    found = paired_difference(right, other, clusters=questions)
     return {
         "larger": larger.model,
         "smaller": smaller.model,

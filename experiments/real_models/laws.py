@@ -227,18 +227,19 @@ def compare_limits(cells: Cells, limits: np.ndarray, *, count: int = REDRAWS, se
     return Limits(limits, *first, np.concatenate(gains))
 
 
-def honest_limits(cells: Cells, limits: np.ndarray, *, count: int = HALVINGS, seed: int = 0) -> np.ndarray:
-    """What the eFLOPs law gains at every limit on questions that the choice has not seen, `[limits, questions]`: means
-    over the halvings that scored a question, NaN where one law affords nothing.
+def honest_limits(
+    cells: Cells, limits: np.ndarray, *, count: int = HALVINGS, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy by the FLOPs law and by the eFLOPs law at every limit on questions that the choice has not seen,
+    `[limits, questions]`: means over the halvings that scored a question, NaN where one law affords nothing.
     """
     shape = len(limits), cells.questions
-    total, scored = np.zeros(shape), np.zeros(shape)
+    total, scored = np.zeros((2, *shape)), np.zeros(shape)
     for choose, score in halvings(cells.questions, count, seed):
-        by_flops, by_eflops = (c[0] for c in _within_limits(cells.means(choose[None] / choose.sum()), limits))
-        there, columns = np.flatnonzero((by_flops >= 0) & (by_eflops >= 0)), np.flatnonzero(score)
+        chosen = [rows[0] for rows in _within_limits(cells.means(choose[None] / choose.sum()), limits)]
+        there, columns = np.flatnonzero(np.minimum(*chosen) >= 0), np.flatnonzero(score)
         here = np.ix_(there, columns)
-        total[here] += (
-            cells.accuracy[np.ix_(by_eflops[there], columns)] - cells.accuracy[np.ix_(by_flops[there], columns)]
-        )
+        for law, rows in enumerate(chosen):
+            total[law][here] += cells.accuracy[np.ix_(rows[there], columns)]
         scored[here] += 1
-    return total / np.where(scored > 0, scored, np.nan)
+    return tuple(total / np.where(scored > 0, scored, np.nan))

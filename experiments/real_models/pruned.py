@@ -18,7 +18,8 @@ from kinetics_jax.analysis.samples import Pool, pooled
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import Cost, generation_cost
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 from real_models.data import DataError, count, read_columns, verdict
 from real_models.laws import redrawn_ratios
 from real_models.prices import CHIPS, batch_of
@@ -159,7 +160,7 @@ def _pass(dense: Samples, pruned: Samples, k: int) -> dict[str, Any]:
     found = paired_difference(rates["snapkv"], rates["dense"], margin=MARGIN)
     row: dict[str, Any] = {"k": k}
     for name, rate in rates.items():
-        low, high = cluster_bootstrap(rate, bounds=(0, 1))
+        low, high = accuracy_interval(rate)
         row[name] = {"rate": float(rate.mean()), "low": float(low), "high": float(high)}
     return row | {
         "difference": found.difference,

@@ -24,7 +24,8 @@ from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.costs.memory import fits
 from kinetics_jax.costs.widths import widths
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -321,7 +322,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         raise PlanError(_refusal(options, limit, target))
     runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
     values = options.solved[chosen]
-    low, high = cluster_bootstrap(values, bounds=(0, 1))
+    low, high = accuracy_interval(values)
     optimism = _optimism(options.solved, seconds, limit, target, seed)
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     why = {}

@@ -11,6 +11,7 @@ from kinetics_jax.analysis.defaults import default_trials, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.samples import Pool, RunData, SamplesError, pooled
 from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
         accuracy = rounded_accuracy(np.mean(solved, axis=0))
-        low, high = cluster_bootstrap(solved, bounds=(0, 1))
+        low, high = accuracy_interval(solved)
         tokens_low, tokens_high = cluster_bootstrap(spent)
         rows += [
             {

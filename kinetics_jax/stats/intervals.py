@@ -1,0 +1,235 @@
+"""Intervals of accuracies and of their differences that hold near 0 and 1 too, where redrawing problems shows nothing.
+
+Both are Bayesian bootstraps (Rubin, Ann. Statist. 9, 1981) with one more problem, unlike those seen, at the bound: the
+lower end allows for a problem that fails outright, the upper end for one that is solved. For values of 0 or 1 that is
+Clopper and Pearson's interval (Biometrika 26, 1934), for others Gaffke's (2005). How likely the further problem is to
+be so unlike depends on how many failures were seen that could have shown it: see `_unlike`. The numbers in there were
+chosen by simulation: `experiments/interval_coverage.py` has the coverage and the width that come of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, Num
+
+from kinetics_jax.stats.estimators import ROUNDING, Amount, EstimateError, clustered
+from kinetics_jax.stats.special import student_t_quantile
+
+DIGITS = 12  # decimals of an interval's ends
+COLUMNS = 256  # intervals at a time: bounds the memory
+RARE = 0.05  # a share of problems of another kind for which there is always room
+ROOM = 1.2  # how much of it
+MOST_ROOM = 0.15  # the largest chance of another kind, where many failures were seen
+LEAST_SHAPE = 0.02  # of the weights: below, one problem has all the weight
+
+
+def accuracy_interval(
+    values: Num[npt.ArrayLike, "problems ..."],
+    *,
+    clusters: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> tuple[Amount, Amount]:
+    """Interval of the mean over all problems of the kind, of values in 0 … 1: accuracies, pass@k, votes.
+
+    `values` holds one value per problem, or several (one for every N, say). Returns `(low, high)`, each of the trailing
+    shape, within 0 … 1 and never of zero width. `clusters` names each problem's cluster (any labels): problems of one
+    cluster go together, as translations of one question do, and the mean is still that over problems. Same values and
+    seed, same interval, whatever the order of the problems.
+
+    Raises EstimateError without a problem, for values beyond 0 … 1, for a confidence outside (0, 1), or labels that are
+    not one per problem.
+    """
+    values = _within(values, 0.0, 1.0)
+    means, sizes = clustered(values, clusters)
+    draws = _Draws.of(len(means), confidence, resamples, seed)
+    alike = np.ptp(means, axis=0) <= ROUNDING
+    unlike = [_unlike(np.where(alike, 0, effective_number(side)), draws) for side in (1 - means, means)]
+    low, high = draws.ends(means, sizes, (0.0, 1.0), (unlike[0], unlike[1]))
+    return _ends(low, high, (0.0, 1.0), values.shape[1:])
+
+
+def difference_interval(
+    first: Num[npt.ArrayLike, "problems ..."],
+    second: Num[npt.ArrayLike, "problems ..."],
+    *,
+    clusters: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> tuple[Amount, Amount]:
+    """Interval of the mean difference, first minus second, of two configurations on the same problems.
+
+    Both hold values in 0 … 1 of the same problems in the same order; shapes, `clusters` and errors as of
+    `accuracy_interval`. The ends are within -1 … 1 and never the same. Hardness that both share cancels. The lower end
+    allows for one more problem which the first fails outright, or the second solves outright, whichever loses more; the
+    upper end for the opposite.
+    """
+    first, second = _within(first, 0.0, 1.0), _within(second, 0.0, 1.0)
+    if first.shape != second.shape:
+        raise EstimateError(
+            f"a paired difference needs a value of each problem from both, got shapes {first.shape} and {second.shape}"
+        )
+    (one, sizes), (other, _) = clustered(first, clusters), clustered(second, clusters)
+    draws = _Draws.of(len(one), confidence, resamples, seed)
+    apart, middle = one - other, (one + other) / 2
+    # A difference shows where problems differ, and where neither all fail nor all succeed.
+    shown = np.minimum(effective_number(np.abs(apart)), np.sum(4 * middle * (1 - middle), axis=0))
+    alike = np.ptp(apart, axis=0) <= ROUNDING
+    unlike = _unlike(np.where(alike, 0, (1 + shown) ** 2 - 1), draws)
+    further = -np.where(alike, 1, np.maximum(other, 1 - one)), np.where(alike, 1, np.maximum(one, 1 - other))
+    low, high = draws.ends(apart, sizes, further, (unlike, unlike))
+    return _ends(low, high, (-1.0, 1.0), first.shape[1:])
+
+
+def effective_number(losses: Float[np.ndarray, "problems columns"]) -> Float[np.ndarray, " columns"]:
+    """How many problems of equal loss would vary as these: sum squared over sum of squares; 0 without a loss."""
+    total = losses.sum(axis=0)
+    return np.divide(total**2, (losses**2).sum(axis=0), out=np.zeros_like(total), where=total > ROUNDING)
+
+
+def _unlike(seen: Float[np.ndarray, " columns"], draws: _Draws) -> Float[np.ndarray, " columns"]:
+    """The chance that one more failure is of another kind than those seen: total, where they were partial.
+
+    After c failures it is 1 / (1 + c) (Hoppe, J. Math. Biol. 20, 1984), and not below what keeps room for one
+    problem in twenty of another kind that so many problems do not show.
+    """
+    room = min(MOST_ROOM, ROOM * draws.tail * (1 - RARE) ** -draws.problems)
+    return room + (1 - room) / (1 + seen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """Random weights of problems, and of one more: `weights [draws, problems]` of sum one; `share [draws]`, the weight
+    of the further problem; `chance [draws]` in 0 … 1; `row [draws]`, the problem that it is made of.
+
+    The weights are Dirichlet of a shape below one, so that a mean over them varies as Student's t says of so few
+    problems; the share is Beta(1, problems), as if the further problem were one of them.
+    """
+
+    weights: np.ndarray
+    share: np.ndarray
+    chance: np.ndarray
+    row: np.ndarray
+    tail: float
+
+    @classmethod
+    def of(cls, problems: int, confidence: float, count: int, seed: int) -> _Draws:
+        if not 0 < confidence < 1:
+            raise EstimateError(f"confidence must be between 0 and 1, got {confidence}")
+        rng = np.random.default_rng(seed)
+        tail = (1 - confidence) / 2
+        shape = LEAST_SHAPE
+        if problems > 1:
+            narrower = NormalDist().inv_cdf(tail) / student_t_quantile(tail, problems - 1)
+            shape = max(shape, ((problems - 1) * narrower**2 - 1) / problems)
+        # gamma(shape) = gamma(shape + 1) * uniform ** (1 / shape), in logarithms: small shapes underflow
+        logs = np.log(rng.standard_gamma(shape + 1, (count, problems))) + np.log(rng.random((count, problems))) / shape
+        weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        steps = np.arange(count)
+        share = 1 - rng.permutation((steps + 1) / count) ** (1 / problems)
+        chance = rng.permutation((steps + 0.5) / count)
+        return cls(weights, share, chance, rng.permutation(steps % problems), tail)
+
+    @property
+    def problems(self) -> int:
+        return self.weights.shape[1]
+
+    def ends(
+        self,
+        values: Float[np.ndarray, "problems columns"],
+        sizes: Float[np.ndarray, " problems"] | None,
+        further: tuple[Float[np.ndarray, "problems columns"] | float, ...],
+        unlike: tuple[Float[np.ndarray, " columns"], ...],
+    ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
+        """Both ends of each column's mean; for each a further problem's value and the chance that there is one."""
+        # Sorted, each column by itself: only its own distribution matters, and the order of problems does not.
+        order = np.argsort(values, axis=0, kind="stable")
+        values = np.take_along_axis(values, order, axis=0)
+        others = [np.sort(other, axis=0) if isinstance(other, np.ndarray) else other for other in further]
+        ends: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for start in range(0, values.shape[1], COLUMNS):
+            some = slice(start, start + COLUMNS)
+            if sizes is None:
+                means = values[:, some].T @ self.weights.T  # [columns, draws]
+            else:
+                weighed = sizes[order[:, some]]
+                means = ((weighed * values[:, some]).T @ self.weights.T) / (weighed.T @ self.weights.T)
+            for sign, end, other, chance in zip((1, -1), ends, others, unlike, strict=True):
+                away = (other[:, some].T[:, self.row] if isinstance(other, np.ndarray) else other) - means
+                away *= np.where(self.chance < chance[some, None], self.share, 0.0)
+                away += means
+                away *= sign  # both ends are lower ones, and equally exact: the share at the tail is that of the tail
+                end.append(sign * np.quantile(away, self.tail, axis=1, method="interpolated_inverted_cdf"))
+        return np.concatenate(ends[0]), np.concatenate(ends[1])
+
+
+def _within(values: npt.ArrayLike, least: float, most: float) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim == 0 or len(values) == 0:
+        raise EstimateError("an interval needs at least one problem")
+    if not np.all((values >= least - ROUNDING) & (values <= most + ROUNDING)):
+        raise EstimateError(f"values must be in {least:g} … {most:g}, got {np.min(values):.6g} … {np.max(values):.6g}")
+    return np.clip(values, least, most)
+
+
+def _ends(
+    low: np.ndarray, high: np.ndarray, bounds: tuple[float, float], shape: tuple[int, ...]
+) -> tuple[Amount, Amount]:
+    # Sums of equal numbers differ in their last bits: whoever solves all problems has 1 as the upper end.
+    low, high = (np.clip(np.round(end, DIGITS), *bounds).reshape(shape)[()] for end in (low, high))
+    return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Two configurations compared on the same problems: the first's accuracy minus the second's.
+
+    `difference` with its interval `low` … `high`. `noninferior`: whether the first is shown to be
+    worse by less than `margin` (`low` above -margin); None without a margin.
+    """
+
+    difference: float
+    low: float
+    high: float
+    margin: float | None = None
+
+    @property
+    def noninferior(self) -> bool | None:
+        return None if self.margin is None else bool(self.low > -self.margin)
+
+
+def paired_difference(
+    first: Float[npt.ArrayLike, " problems"],
+    second: Float[npt.ArrayLike, " problems"],
+    *,
+    margin: float | None = None,
+    clusters: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Difference:
+    """The mean difference of two configurations over problems, which both have in the same order.
+
+    Values are accuracies of a problem, in 0 … 1 (its pass@k, say); the interval is `difference_interval`'s. `margin` is
+    the loss that would not matter, positive, in units of the values; an interval of 95 % tests non-inferiority at
+    2.5 %, one-sided. Raises EstimateError for other shapes, a margin that is not positive, and as
+    `difference_interval` does.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise EstimateError(
+            f"a paired difference needs a value of each problem from both, got shapes {first.shape} and {second.shape}"
+        )
+    if margin is not None and not margin > 0:
+        raise EstimateError(f"the margin of non-inferiority must be positive, got {margin}")
+    low, high = difference_interval(
+        first, second, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed
+    )
+    return Difference(float(np.mean(first - second)), float(low), float(high), margin)
