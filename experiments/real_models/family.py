@@ -40,7 +40,7 @@ def stratum_summary(stratum: Stratum) -> dict[str, Any]:
         "languages": list(stratum.languages),
         "questions": stratum.questions,
         "texts": stratum.texts * len(stratum.pools),
-        "models": [_model(stratum, pool) for pool in stratum.pools],
+        "models": [_model(pool) for pool in stratum.pools],
         "neighbours": [
             _neighbours(smaller, larger) for smaller, larger in zip(stratum.pools, stratum.pools[1:], strict=False)
         ],
@@ -67,7 +67,7 @@ def _shape(pool: Pool) -> dict[str, Any]:
     }
 
 
-def _model(stratum: Stratum, pool: Pool) -> dict[str, Any]:
+def _model(pool: Pool) -> dict[str, Any]:
     right, questions = solved(pool)
     low, high = accuracy_interval(right, clusters=questions)
     prompts, outputs = lengths_of(pool)

@@ -10,6 +10,7 @@ import numpy as np
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.stats.intervals import accuracy_interval
 from real_models.compare import columns_of
 from real_models.data import count, one_of, read_columns, verdict
 from real_models.prices import CHIPS, batch_of
@@ -115,10 +116,11 @@ def _cap(texts: Texts, spent: dict[str, np.ndarray], cap: int) -> dict[str, Any]
     """What a cap keeps of the texts that end by themselves, and what it spends of what was spent without."""
     cut = amounts(texts, np.minimum(texts.tokens, cap))
     weights = _redraws(len(texts.tokens), REDRAWS)
-    kept = (weights @ (texts.ended & (texts.tokens <= cap))) / (weights @ texts.ended)
+    kept = (texts.tokens <= cap)[texts.ended].astype(np.float64)
+    low, high = accuracy_interval(kept)
     return {
         "cap": cap,
-        "kept": _with_ends(kept),
+        "kept": {"share": float(kept.mean()), "low": float(low), "high": float(high)},
         "spent": {name: _with_ends((weights @ cut[name]) / (weights @ spent[name])) for name in SHARES},
     }
 
