@@ -10,7 +10,7 @@ import numpy as np
 from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 from real_models import laws
 from real_models.data import Stratum
-from real_models.prices import CHIPS, cells_of
+from real_models.prices import CAPS, CHIPS, cells_of
 
 LEVELS = np.round(np.arange(0.50, 0.96, 0.01), 2)
 OVERALL = (0.50, 0.90)  # the accuracies over which a mean ratio is taken, whatever the ratios are
@@ -19,16 +19,16 @@ LEAST = 0.3  # accuracy from which on a configuration counts where costs are equ
 SURE = 0.975  # of redraws, or of halves, must reach an accuracy for it to be compared
 
 
-def comparison(stratum: Stratum, chip: str, weights: str) -> dict[str, Any]:
+def comparison(stratum: Stratum, chip: str, weights: str, caps: Sequence[int] = CAPS) -> dict[str, Any]:
     """What both laws choose: `levels` at equal accuracy and, on the first chip, `limits` at equal cost, by columns; the
     geometric mean of the ratios over the accuracies OVERALL; the mean gain and the largest at equal cost.
     """
-    cells = cells_of(stratum, CHIPS[chip], weights)
+    cells = cells_of(stratum, CHIPS[chip], weights, caps)
     names = [pool.model for pool in stratum.pools]
     found, unseen = laws.compare_levels(cells, LEVELS), laws.honest_levels(cells, LEVELS)
     known = np.isfinite(found.ratios[0]) & (np.mean(np.isfinite(found.ratios), axis=0) >= SURE)
     told = _unseen_levels(unseen)
-    levels = [_level(cells, names, found, i) | told[i] for i in np.flatnonzero(known)]
+    levels = [_level(cells, names, found, i) | told[i] for i in np.flatnonzero(known).tolist()]
     inside = known & (OVERALL[0] - 1e-9 <= LEVELS) & (OVERALL[1] + 1e-9 >= LEVELS)
     limits, equal_cost = _limits(cells, names)
     return {

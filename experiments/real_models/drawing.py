@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,11 +127,13 @@ def _strips(axes: Axes, labels: list[tuple[str, dict[str, Any], str]], title: st
         last = len(labels) - 3  # the what-if stands apart
         place = -i - (0.6 if i > 0 else 0) - (0.9 if i >= last else 0)
         places.append(place)
-        for row in rows_of(found["levels"]):
-            left = 100 * row["accuracy"] - 0.5
-            axes.barh(place, 1, left=left, height=0.74, color=COLOURS[row[law]], lw=0)
-            if law == "by_eflops" and row["by_eflops"] != row["by_flops"]:
-                axes.plot([left + 0.5], [place], ".", color="white", ms=2.2, mew=0)
+        rows = rows_of(found["levels"])
+        for model, run in itertools.groupby(rows, key=lambda row: row[law]):
+            at = [100 * row["accuracy"] for row in run]
+            axes.barh(place, at[-1] - at[0] + 1, left=at[0] - 0.5, height=0.74, color=COLOURS[model], lw=0)
+        if law == "by_eflops":
+            apart = [100 * row["accuracy"] for row in rows if row["by_eflops"] != row["by_flops"]]
+            axes.plot(apart, [place] * len(apart), ".", color="white", ms=2.2, mew=0)
     axes.set_yticks(places, [label for label, _, _ in labels])
     axes.set_xlim(49.5, 94)
     axes.set_ylim(places[-1] - 0.6, 0.6)

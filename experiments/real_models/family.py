@@ -13,6 +13,7 @@ from real_models.compare import OVERALL, comparison, curves
 from real_models.data import Stratum, lengths_of, question_of, with_shapes
 from real_models.prices import CAPS, CHIPS, WEIGHTS, batch_of
 
+THINKING = 8000  # tokens that the authors allow for thinking
 # Qwen3 models of about the same size: what the family would cost with their shapes.
 QWEN3 = {"s1.1-3B": "Qwen3-4B", "s1.1-7B": "Qwen3-8B", "s1.1-14B": "Qwen3-14B", "s1.1-32B": "Qwen3-32B"}
 
@@ -25,6 +26,13 @@ def family_summary(strata: list[Stratum], left_out: list[str]) -> dict[str, Any]
         "overall_levels": list(OVERALL),
         "shapes": [_shape(pool) for pool in strata[0].pools],
         "strata": {stratum.name: stratum_summary(stratum) for stratum in strata},
+        "short_caps": {
+            stratum.name: {
+                weights: comparison(stratum, "h100", weights, [cap for cap in CAPS if cap < THINKING])["overall"]
+                for weights in ("none", "fit")
+            }
+            for stratum in strata
+        },
         "qwen3_shapes": {
             stratum.name: {
                 weights: comparison(with_shapes(stratum, QWEN3), "h100", weights) for weights in ("none", "fit")
@@ -78,8 +86,8 @@ def _model(pool: Pool) -> dict[str, Any]:
         "high": float(high),
         "mean_tokens": float(outputs.mean()),
         "median_tokens": float(np.median(outputs)),
-        "at_8000": float(np.mean(outputs >= 8000)),
-        "tokens_at_8000": float(outputs[outputs >= 8000].sum() / outputs.sum()),
+        "at_8000": float(np.mean(outputs >= THINKING)),
+        "tokens_at_8000": float(outputs[outputs >= THINKING].sum() / outputs.sum()),
         "resident_tokens": resident_tokens(prompts, outputs),
         "batch_that_fits": {
             name: batch_of("fit", pool.priced(), chip, prompts, outputs) for name, chip in CHIPS.items()

@@ -174,9 +174,15 @@ def honest_levels(cells: Cells, levels: np.ndarray, *, count: int = HALVINGS, se
         scored[here] += 1
         reached[there] += 1
         differ[there] += cells.model[chosen[0][there]] != cells.model[chosen[1][there]]
-    with np.errstate(invalid="ignore"):
-        means = sums / np.where(scored > 0, scored, np.nan)
-        return Unseen(*means, differ / np.where(reached > 0, reached, np.nan), reached / (2 * count))
+    means = sums / np.where(scored > 0, scored, np.nan)
+    return Unseen(
+        paid_by_flops=means[0],
+        paid_by_eflops=means[1],
+        right_by_flops=means[2],
+        right_by_eflops=means[3],
+        differ=differ / np.where(reached > 0, reached, np.nan),
+        reached=reached / (2 * count),
+    )
 
 
 def redrawn_ratios(above: np.ndarray, below: np.ndarray, *, count: int = REDRAWS, seed: int = 0) -> np.ndarray:
@@ -242,4 +248,5 @@ def honest_limits(
         for law, rows in enumerate(chosen):
             total[law][here] += cells.accuracy[np.ix_(rows[there], columns)]
         scored[here] += 1
-    return tuple(total / np.where(scored > 0, scored, np.nan))
+    means = total / np.where(scored > 0, scored, np.nan)
+    return means[0], means[1]

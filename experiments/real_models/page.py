@@ -25,6 +25,7 @@ def fragments(summary: Mapping[str, Any]) -> dict[str, str]:
         "overall": tables.overall(strata),
         "differences": tables.differences(strata),
         "one level": one_level(strata["prefix"]["laws"]["h100"]["fit"]),
+        "without long texts": short_caps(family["short_caps"]),
         "equal cost": equal_cost(strata["prefix"]["laws"]["h100"]),
         "what if": tables.what_if(family),
         "pass": tables.passes(pruned),
@@ -48,7 +49,7 @@ def short(summary: Mapping[str, Any]) -> list[str]:
     largest = family["strata"]["prefix"]["neighbours"][-1]
     once = cost_row(pruned, "h100", "fit", "once", "eFLOPs")["per_sample"]
     math = pair["tasks"][0]
-    stopped = _stopped(loops)
+    stopped, alone = _stopped(loops), family["short_caps"]
     cap = next(row for row in loops["caps"] if row["cap"] == LARGE_CAP)
     return [
         f"**The two laws mostly choose alike.** Of {overall['levels']} accuracies from 50 to 90 %, on an H100 with the "
@@ -62,7 +63,9 @@ def short(summary: Mapping[str, Any]) -> list[str]:
         f"{factor(overall['unseen'])} times (`prefix`) and {factor(wait['fit']['overall']['unseen'])} times (`wait`).",
         f"**It is a near tie that eFLOPs break.** In {whole(1 - at['redraws_that_differ'])} % of the redraws of the "
         f"questions both laws choose alike even there, and the interval of redraws excludes 1 at {sure} of the single "
-        "accuracies.",
+        "accuracies. It hangs on texts that ran into the cap of 8,000 thinking tokens: without them the laws differ at "
+        f"{alone['prefix']['fit']['levels_that_differ']} of {alone['prefix']['fit']['levels']} (`prefix`) and at "
+        f"{alone['wait']['fit']['levels_that_differ']} of {alone['wait']['fit']['levels']} (`wait`).",
         "**The largest model is never chosen, by either law:** 32B solves "
         f"{percent(largest, 'difference')} points more than 14B (`prefix`), and costs more.",
         f"**Pruning the cache (SnapKV)** changes pass@1 by {percent(pruned['pass'][0], 'difference')} points; as its "
@@ -84,6 +87,17 @@ def one_level(found: Mapping[str, Any]) -> str:
         f"{whole(row['halves_that_differ'])} % of the halves that choose; eFLOPs take the larger model in "
         f"{whole(row['redraws_larger'])} % of the redraws."
     )
+
+
+def short_caps(found: Mapping[str, Any]) -> str:
+    parts = [
+        f"`{name}`, {words}: {overall['levels_that_differ']} of {overall['levels']} accuracies, "
+        f"{factor(overall['unseen'])} times on unseen questions"
+        for name, prices in found.items()
+        for weights, words in (("none", "weights left out"), ("fit", "batch that fits"))
+        for overall in [prices[weights]]
+    ]
+    return f"Without caps above 8,000, so that such texts count as wrong, nearly nothing is left ({'; '.join(parts)})."
 
 
 def equal_cost(found: Mapping[str, Any]) -> str:
