@@ -13,6 +13,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import Amount
+from kinetics_jax.stats.special import student_t_quantile
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.allocation import Allocation
@@ -56,18 +57,24 @@ def power_law(
 ) -> PowerLaw:
     """The power law through points (x, y), x > 0.
 
-    Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
-    squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
-    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those take
+    Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. Its intervals are
+    the exact ones of a straight line, with Student's t of two degrees less than there are points, so that they hold for
+    three points and more. With `offset` by least squares in y: for every exponent scale and offset are a linear fit,
+    and the exponent is searched for in -4 … 4; its intervals redraw whole points (`resamples`, `seed`). Both take
+    points for independent, and know nothing of the uncertainty that points of one envelope share: for those take
     `law_along`, or redraw the problems, fit each time and give the laws to `with_intervals`. NaN for fewer than one
-    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or
-    numbers that have no logarithm.
+    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, numbers
+    that have no logarithm, or a confidence outside (0, 1).
     """
+    if not 0 < confidence < 1:
+        raise FitError(f"confidence must be between 0 and 1, got {confidence}")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     law = _fitted(x, y, offset)
     parameters = 3 if offset else 2
     if len(x) <= parameters:
         return law
+    if not offset:
+        return _with_exact_intervals(law, np.log(x), np.log(y), confidence)
     rng = np.random.default_rng(seed)
     laws = []
     while len(laws) < resamples:
@@ -139,6 +146,23 @@ def _fitted(x: np.ndarray, y: np.ndarray, offset: bool) -> PowerLaw:
 def _through_logarithms(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     exponent, level = np.polyfit(np.log(x), np.log(y), 1)
     return PowerLaw(float(np.exp(level)), float(exponent))
+
+
+def _with_exact_intervals(law: PowerLaw, x: np.ndarray, y: np.ndarray, confidence: float) -> PowerLaw:
+    """The law with the intervals of the line's two coefficients, `x` and `y` being logarithms."""
+    freedom = len(x) - 2
+    level = np.log(law.scale)
+    variance = np.sum((y - level - law.exponent * x) ** 2) / freedom
+    spread = np.sum((x - x.mean()) ** 2)
+    reach = student_t_quantile((1 + confidence) / 2, freedom)
+    steep = reach * np.sqrt(variance / spread)
+    high = reach * np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / spread))
+    return dataclasses.replace(
+        law,
+        scale_interval=(float(np.exp(level - high)), float(np.exp(level + high))),
+        exponent_interval=(law.exponent - float(steep), law.exponent + float(steep)),
+        offset_interval=(0.0, 0.0),
+    )
 
 
 def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:

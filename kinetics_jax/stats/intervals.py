@@ -1,10 +1,10 @@
 """Intervals of accuracies and of their differences that hold near 0 and 1 too, where redrawing problems shows nothing.
 
 Both are Bayesian bootstraps (Rubin, Ann. Statist. 9, 1981) with one more problem, unlike those seen, at the bound: the
-lower end allows for a problem that fails outright, the upper end for one that is solved. For values of 0 or 1 that is
-Clopper and Pearson's interval (Biometrika 26, 1934), for others Gaffke's (2005). How likely the further problem is to
-be so unlike depends on how many failures were seen that could have shown it: see `_unlike`. The numbers in there were
-chosen by simulation: `experiments/interval_coverage.py` has the coverage and the width that come of them.
+lower end allows for a problem that fails outright, the upper end for one that is solved. Where that problem is sure to
+be there, the interval is Clopper and Pearson's for values of 0 or 1 (Biometrika 26, 1934), and Gaffke's for others
+(Math. Methods Statist. 14, 2005). It need not be there where enough failures were seen to show what failures are like:
+see `_unlike`, whose numbers were chosen by simulation (experiments/interval_coverage.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from kinetics_jax.stats.special import student_t_quantile
 
 DIGITS = 12  # decimals of an interval's ends
 COLUMNS = 256  # intervals at a time: bounds the memory
-RARE = 0.05  # a share of problems of another kind for which there is always room
-ROOM = 1.2  # how much of it
-MOST_ROOM = 0.15  # the largest chance of another kind, where many failures were seen
+RARE = 0.05  # a share of problems of another kind which stays within the interval, nearly
+ROOM = 0.8  # how nearly: the chance that none is seen and the interval ends before it, in tails
+MOST_ROOM = 0.15  # the largest chance of a further problem where many failures were seen
+GOLDEN = (5**0.5 - 1) / 2
 LEAST_SHAPE = 0.02  # of the weights: below, one problem has all the weight
 
 
@@ -78,10 +79,10 @@ def difference_interval(
     (one, sizes), (other, _) = clustered(first, clusters), clustered(second, clusters)
     draws = _Draws.of(len(one), confidence, resamples, seed)
     apart, middle = one - other, (one + other) / 2
-    # A difference shows where problems differ, and where neither all fail nor all succeed.
-    shown = np.minimum(effective_number(np.abs(apart)), np.sum(4 * middle * (1 - middle), axis=0))
+    # What shows a loss: problems that differ, and those that neither fail nor succeed with all samples. Three say much.
+    shown = np.minimum(effective_number(np.abs(apart)), np.sum((4 * middle * (1 - middle)) ** 2, axis=0))
     alike = np.ptp(apart, axis=0) <= ROUNDING
-    unlike = _unlike(np.where(alike, 0, (1 + shown) ** 2 - 1), draws)
+    unlike = _unlike(np.where(alike, 0, shown**3), draws)
     further = -np.where(alike, 1, np.maximum(other, 1 - one)), np.where(alike, 1, np.maximum(one, 1 - other))
     low, high = draws.ends(apart, sizes, further, (unlike, unlike))
     return _ends(low, high, (-1.0, 1.0), first.shape[1:])
@@ -94,10 +95,10 @@ def effective_number(losses: Float[np.ndarray, "problems columns"]) -> Float[np.
 
 
 def _unlike(seen: Float[np.ndarray, " columns"], draws: _Draws) -> Float[np.ndarray, " columns"]:
-    """The chance that one more failure is of another kind than those seen: total, where they were partial.
+    """The chance that a further problem of another kind has to be allowed for, `seen` failures being known.
 
-    After c failures it is 1 / (1 + c) (Hoppe, J. Math. Biol. 20, 1984), and not below what keeps room for one
-    problem in twenty of another kind that so many problems do not show.
+    1 for none, and then 1 / (1 + seen), as in Hoppe's urn (J. Math. Biol. 20, 1984); never below `room`, with which a
+    share of 5 % of another kind that so many problems do not show is still about reached.
     """
     room = min(MOST_ROOM, ROOM * draws.tail * (1 - RARE) ** -draws.problems)
     return room + (1 - room) / (1 + seen)
@@ -133,9 +134,10 @@ class _Draws:
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         steps = np.arange(count)
-        share = 1 - rng.permutation((steps + 1) / count) ** (1 / problems)
-        chance = rng.permutation((steps + 0.5) / count)
-        return cls(weights, share, chance, rng.permutation(steps % problems), tail)
+        # Evenly spread, and by the golden ratio also among the draws below any chance: less noise than random ones.
+        ranks = np.argsort(np.argsort(steps * GOLDEN % 1))
+        share = 1 - ((ranks + 1) / count) ** (1 / problems)
+        return cls(weights, share, (steps + 0.5) / count, rng.permutation(steps % problems), tail)
 
     @property
     def problems(self) -> int:
