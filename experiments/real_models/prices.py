@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -17,13 +16,7 @@ from kinetics_jax.costs.memory import fits
 from real_models.data import Stratum, question_of
 from real_models.laws import Cells
 
-# NVIDIA's H20: dense peak and bandwidth of its data sheet, as resellers print it.
-H20 = Hardware("h20", 148e12, 4.0e12, 96e9, source="NVIDIA H20 data sheet", peaks={"bfloat16": 148e12})
-MEMORY = {"h100": 81_559, "h200": 143_771, "b200": 183_359, "h20": 97_871}  # MiB, as the device reports it
-CHIPS: dict[str, Hardware] = {
-    name: dataclasses.replace(H20 if name == "h20" else hardware(name), memory=memory * 2.0**20)
-    for name, memory in MEMORY.items()
-}
+CHIPS: dict[str, Hardware] = {name: hardware(name) for name in ("h100", "h200", "b200", "h20")}
 WEIGHTS: dict[str, Batch] = {"none": None, "fit": "fit", "alone": 1}  # the batch that shares their reads
 CAPS = tuple(round(float(cap)) for cap in np.geomspace(300, 27_400, 40))
 

@@ -112,6 +112,12 @@ class Cost:
             return None
         return self.seconds / 3600 * self.hardware.price_per_hour * self.chips
 
+    @property
+    def joules(self) -> Any:
+        """What all chips draw in `seconds` over this work. None without hardware whose energy was measured."""
+        drawn = None if self.hardware is None else self.hardware.joules(self._amounts(self.hardware), self.seconds)
+        return None if drawn is None else self.chips * drawn
+
     def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
         """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
 
@@ -134,13 +140,16 @@ class Cost:
 
     def _seconds(self, chip: Hardware) -> Any:
         """Seconds of one chip's share in the chip's form; the chips are equally busy, copies of KV heads included."""
-        amounts = {
+        waiting = self.communication * (UNIT / self.chips / chip.flops)
+        return chip.seconds(self._amounts(chip)) + waiting + self.overhead_seconds
+
+    def _amounts(self, chip: Hardware) -> dict[str, Any]:
+        """FLOPs and bytes of one chip's share."""
+        return {
             name: part * (UNIT / self.chips / (chip.intensity if name.endswith("_reads") else 1))
             for name, part in self.parts.items()
             if not name.endswith(COMMUNICATION)
         }
-        waiting = self.communication * (UNIT / self.chips / chip.flops)
-        return chip.seconds(amounts) + waiting + self.overhead_seconds
 
     def _sum(self, name: str) -> Any:
         kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
@@ -184,7 +193,7 @@ def generation_cost(
     default h100), not both. `kv_bytes` and `weight_bytes` are bytes per element. `chips` work on every sequence
     together: the amounts are of all of them. Only for `traffic`: `batch`, the sequences that decode side by side and
     share every read of the weights, whole numbers that broadcast too (default: the reads are amortised away; how many
-    fit is `batching.batch_that_fits`); communication between chips; and `shared_prompt`: whole pages of the prompt are
+    fit says `batching.room`); communication between chips; and `shared_prompt`: whole pages of the prompt are
     read once per step for all trials, in layers of dense attention, on one chip. Raises CostError if an argument makes
     no sense or has no meaning in the convention. Equations: see docs/economics.md.
     """
