@@ -309,7 +309,7 @@ def test_the_page_tells_what_was_recorded(recorded):
         assert text in page, name
         page = page.replace(text, "")
     page = re.sub(r"\]\([^)]*\)|`[^`]*`|arXiv [\d.]+|at [0-9a-f]{7}\b", "", page)
-    page = re.sub(r"MATH-500|\b[\w.-]*\d(\.\d+)?B\b|\b[A-Za-z]+\d[\d.]*\b", "", page)  # names
+    page = re.sub(r"MATH-500|GSM8K|\b[\w.-]*\d(\.\d+)?B\b|\b[A-Za-z]+\d[\d.]*\b", "", page)  # names
     facts = "250 8,896 5,000 100 16 0.8 3,200 11,200 6,314 6,344 1,055 8,000 40 300 27,400 50 90 23 500 512 256 2.3 "
     facts += "1,100 1,500 32,768 1 95 125 16-bit 509 60 150 2 148 4"
     assert set(re.findall(r"\d[\d.,]*\d(?:-bit)?|\d", page)) <= set(re.findall(r"\S+", facts))
