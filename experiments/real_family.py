@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from real_models.data import read_family
+from real_models.data import DataError, read_family
 from real_models.drawing import FIGURES
 from real_models.family import family_summary
 from real_models.loops import loops_summary, read_loops
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON, not the page's tables")
     options = parser.parse_args(arguments)
     try:
+        if options.out.exists() and not options.out.is_dir():
+            raise DataError(f"{options.out}: is a file; --out takes a folder, which is made if it is not there")
         summary = summarize(options.public)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def loops_summary(texts: Texts) -> dict[str, Any]:
             }
             for name, members in groups.items()
         ],
-        "caps": [_cap(texts, spent, cap) for cap in CAPS],
+        "caps": _caps(texts, spent),
         "curve": columns_of([_point(texts, spent, cap) for cap in CURVE]),
     }
 
@@ -106,25 +107,27 @@ def _share(amount: np.ndarray, members: np.ndarray) -> dict[str, float]:
 
 
 def _point(texts: Texts, spent: dict[str, np.ndarray], cap: int) -> dict[str, float]:
-    """What `_cap` says, without intervals, for the figure."""
+    """What a cap keeps of the texts that end by themselves, and what it spends of what was spent without."""
     cut = amounts(texts, np.minimum(texts.tokens, cap))
-    kept = np.sum(texts.ended & (texts.tokens <= cap)) / np.sum(texts.ended)
+    kept = np.mean(texts.tokens[texts.ended] <= cap)
     return {"cap": cap, "kept": float(kept)} | {name: float(cut[name].sum() / spent[name].sum()) for name in SHARES}
 
 
-def _cap(texts: Texts, spent: dict[str, np.ndarray], cap: int) -> dict[str, Any]:
-    """What a cap keeps of the texts that end by themselves, and what it spends of what was spent without."""
-    cut = amounts(texts, np.minimum(texts.tokens, cap))
+def _caps(texts: Texts, spent: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The same with intervals, of each of CAPS."""
     weights = _redraws(len(texts.tokens), REDRAWS)
-    kept = (texts.tokens <= cap)[texts.ended].astype(np.float64)
+    kept = (texts.tokens[texts.ended][:, None] <= np.array(CAPS)).astype(np.float64)
     low, high = accuracy_interval(kept)
-    return {
-        "cap": cap,
-        "kept": {"share": float(kept.mean()), "low": float(low), "high": float(high)},
-        "spent": {name: _with_ends((weights @ cut[name]) / (weights @ spent[name])) for name in SHARES},
-    }
+    rows = []
+    for i, cap in enumerate(CAPS):
+        cut = amounts(texts, np.minimum(texts.tokens, cap))
+        shares = {name: _with_ends((weights @ cut[name]) / (weights @ spent[name])) for name in SHARES}
+        share = {"share": float(kept[:, i].mean()), "low": float(low[i]), "high": float(high[i])}
+        rows.append({"cap": cap, "kept": share, "spent": shares})
+    return rows
 
 
+@functools.lru_cache(maxsize=1)  # the same for every share
 def _redraws(problems: int, count: int) -> np.ndarray:
     """All problems alike, then `count` redraws of them: weights `[1 + count, problems]`."""
     even = np.full(problems, 1 / problems)

@@ -125,6 +125,10 @@ def test_a_folder_without_the_files_is_one_line(tmp_path, capsys):
     assert said.count("\n") == 1
     assert "s1_mgsm/samples.csv: no such file" in said
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        real_family.main([str(tmp_path), "--out", str(tmp_path / "file")])
+    assert "is a file; --out takes a folder" in capsys.readouterr().err
 
 
 # Choosing
