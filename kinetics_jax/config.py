@@ -304,16 +304,17 @@ class ModelConfig:
     @classmethod
     def named(cls, name: str) -> ModelConfig:
         """A published size by its hub id (`Qwen/Qwen3-8B`, `deepseek-ai/DeepSeek-R1-Distill-Qwen-7B`) or short name
-        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`). Raises ConfigError for any other.
+        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`, `R1-Distill-Llama-8B`), in any case.
+        Raises ConfigError for any other.
         """
         known = {f"Qwen/Qwen3-{size}": config for size, config in PUBLISHED.items()} | PUBLISHED_OTHERS
-        ids = {alias: full for full in known for alias in (full, full.partition("/")[2])}
-        ids |= {size: f"Qwen/Qwen3-{size}" for size in PUBLISHED}
-        if name not in ids:
-            near = difflib.get_close_matches(name, ids, n=1)
+        ids = {alias.lower(): full for alias, full in published_names().items()}
+        if name.lower() not in ids:
+            near = difflib.get_close_matches(name.lower(), ids, n=1)
             hint = f"; did you mean {ids[near[0]]}?" if near else ""
-            raise ConfigError(f"no published model named {name!r}{hint} (known: {', '.join(known)})")
-        return dataclasses.replace(known[ids[name]], name=ids[name])
+            raise ConfigError(f"no published model named {name!r:.80}{hint} (known: {', '.join(known)})")
+        full = ids[name.lower()]
+        return dataclasses.replace(known[full], name=full)
 
 
 def end_tokens(value: Any, where: str) -> tuple[int, ...]:
@@ -427,6 +428,25 @@ _INSTRUCT: dict[str, Any] = {"max_position_embeddings": 32_768, "eos_token_ids":
 _SMALL: dict[str, Any] = {"vocab": 151_936, "tie_word_embeddings": True}
 _DISTILLED: dict[str, Any] = {"max_position_embeddings": 131_072, "eos_token_ids": (151_643,)}
 
+
+def _distilled_llama(layers: int, hidden: int, heads: int, ffn: int) -> ModelConfig:
+    """Llama 3.1 and 3.3 in shape, with the end token of the distilled models."""
+    return ModelConfig(
+        vocab_size=128_256,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192),
+        rms_norm_eps=1e-5,
+        qk_norm=False,
+        max_position_embeddings=131_072,
+        eos_token_ids=(128_001,),
+    )
+
+
 # Published models of other families by hub id (their config.json; end tokens as in generation_config.json too).
 PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(24, 896, 14, 2, 4864, **_SMALL, **_INSTRUCT),
@@ -442,4 +462,17 @@ PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _qwen2(28, 3584, 28, 4, 18_944, rope_theta=10_000.0, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": _qwen2(48, 5120, 40, 8, 13_824, rms_norm_eps=1e-5, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": _qwen2(64, 5120, 40, 8, 27_648, rms_norm_eps=1e-5, **_DISTILLED),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _distilled_llama(32, 4096, 32, 14_336),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": _distilled_llama(80, 8192, 64, 28_672),
 }
+
+
+def published_names() -> dict[str, str]:
+    """What every published model may be called, and its hub id: the id, the id without its organisation, `8B` for the
+    sizes of Qwen3, and `R1-Distill-Qwen-7B` for the distilled models.
+    """
+    full = [*(f"Qwen/Qwen3-{size}" for size in PUBLISHED), *PUBLISHED_OTHERS]
+    names = {name: hub_id for hub_id in full for name in (hub_id, hub_id.partition("/")[2])}
+    names |= {size: f"Qwen/Qwen3-{size}" for size in PUBLISHED}
+    short = {name.removeprefix("DeepSeek-"): hub_id for name, hub_id in names.items() if name.startswith("DeepSeek-")}
+    return names | short
