@@ -6,8 +6,8 @@
 The ablation of the paper: eFLOPs as the sum of computation and memory (equation 4), and as the larger of the two, as if
 they overlapped in full (a roofline); there sparse attention still gains 52.8 points or 15.71 times (Best-of-N), 69.4
 points or 19.64 times (Long-CoT). As figure 1b, what the best model achieves: (a, b) over N, (c, d) over the cap on
-tokens. Costs are means over the samples, and of two means the larger is taken. Bands and brackets: 95 % from redrawing
-problems. The caption was not available.
+tokens. Gains are stated as in figure 1b. Costs are means over the samples, and of two means the larger is taken. Bands
+and brackets: 95 % from redrawing problems. The caption was not available.
 """
 
 from __future__ import annotations

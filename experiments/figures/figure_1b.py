@@ -6,10 +6,10 @@
 The paper's figure: accuracy over cost on AIME24, sparse (oracle top-k) against dense attention; thin lines are models,
 heavy ones what the best model achieves, a marker where the best model changes. Sparse attention gains up to 65 points
 there at equal cost, counting what cannot be afforded as 0, and reaches an accuracy of dense attention 10.67 times
-cheaper. Here a gain is stated at costs that both sides afford for every problem (--paper-gain: the paper's own beside
-it). Every problem gets the best N (--long-cot: the best cap on tokens) and KV budget within a cost, in every model; all
-sparse kinds of the runs together, unless --sparse KIND names one (token_topk is the paper's oracle, whose search costs
-nothing). Bands and brackets: 95 % intervals from redrawing problems, choices as they are.
+cheaper. Here a gain is stated at costs at which both sides afford a whole sample of every problem (--paper-gain: the
+paper's own beside it). Every problem gets the best N (--long-cot: the best cap on tokens) and KV budget within a cost,
+in every model; all sparse kinds of the runs together, unless --sparse KIND names one (token_topk is the paper's oracle,
+whose search costs nothing). Bands and brackets: 95 % intervals from redrawing problems, choices as they are.
 """
 
 from __future__ import annotations

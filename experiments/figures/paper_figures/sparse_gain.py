@@ -33,7 +33,8 @@ class Side:
     """What one kind of attention achieves, problem by problem, arrays [budgets, problems].
 
     `solved` is the accuracy of the model that the frontier chooses, 0 where a problem affords nothing. `affordable` is
-    that of the best model in which every problem affords a configuration; NaN at budgets where there is no such model.
+    that of the best model in which every problem affords a whole sample (one trial, not cut); NaN at budgets where
+    there is no such model.
     """
 
     solved: np.ndarray
@@ -52,19 +53,34 @@ def sparse_and_dense(splits: Sequence[Split], law: str, sparse: np.ndarray) -> t
         for row in table[table["chosen"]].itertuples():
             i = int(np.searchsorted(budgets, row.budget))
             best[i] = curves[row.group].accuracy[i]
-        sides[kind] = Side(best, _affordable(list(curves.values())))
+        groups = by_model(first, members)
+        enough = np.array([budgets >= whole_sample(splits, law, groups[name]) for name in curves])
+        sides[kind] = Side(best, _affordable(list(curves.values()), enough))
         tables.append(table.rename(columns={"group": "model"}).assign(kind=kind))
     return pd.concat(tables, ignore_index=True).sort_values(by=["kind", "model", "budget"]), sides
 
 
-def _affordable(curves: Sequence[Curve]) -> np.ndarray:
-    """Accuracies of the best curve at every budget, of those whose configurations all problems afford."""
-    means = np.stack(
-        [np.where(np.isnan(curve.values["N"]).any(axis=1), -1.0, curve.accuracy.mean(axis=1)) for curve in curves]
-    )
+def whole_sample(splits: Sequence[Split], law: str, members: np.ndarray) -> float:
+    """From what cost on every problem affords one sample that is not cut, in some configuration of `members` (bool).
+
+    Of a sample of mean length; with one configuration for all problems their mean counts, as it is what must fit.
+    """
+    most = 0.0
+    for split in splits:
+        table = split.select.configurations
+        longest = table.groupby(["model", "attention"])["cap"].transform("max")
+        whole = members & ((table["N"] == 1) & (table["cap"] == longest)).to_numpy()
+        spent = split.select.spent(law)[whole]
+        most = max(most, float(spent.mean(axis=1).min() if split.fixed else spent.min(axis=0).max()))
+    return most
+
+
+def _affordable(curves: Sequence[Curve], enough: np.ndarray) -> np.ndarray:
+    """Accuracies of the best curve at every budget, of those affordable there (`enough`, bool [curves, budgets])."""
+    means = np.where(enough, [curve.accuracy.mean(axis=1) for curve in curves], -1.0)
     best = means.argmax(axis=0)
     accuracy = np.stack([curve.accuracy for curve in curves])[best, np.arange(len(best))]
-    return np.where(means.max(axis=0)[:, None] < 0, np.nan, accuracy)
+    return np.where(enough.any(axis=0)[:, None], accuracy, np.nan)
 
 
 def gain(
@@ -73,7 +89,7 @@ def gain(
     """The largest gain in accuracy at equal cost, and the largest saving at equal accuracy, each with its interval.
 
     `gain`, between `gain_dense` and `gain_sparse` at `gain_budget`, is taken over the budgets [budgets] at which both
-    sides afford a configuration for every problem; absent where there are none. With `unaffordable_as_zero` the paper's
+    sides afford a whole sample of every problem; absent where there are none. With `unaffordable_as_zero` the paper's
     own stands beside it, `paper_gain` and so on: over all budgets, what cannot be afforded counting 0. A `saving` is
     taken between the least budgets that reach an accuracy.
     """
@@ -134,7 +150,7 @@ def arrows(axes: Axes, gains: Mapping[str, float], scale: float) -> None:
             x = scale * gains[f"{name}_budget"]
             axes.annotate("", (x, ends[0]), (x, ends[1]), arrowprops=arrow, zorder=6)
             low, high = (100 * gains[f"{name}_{side}"] for side in ("low", "high"))
-            text = f"+{100 * gains[name]:.0f} points{words}\n[{low:.0f}, {high:.0f}]"
+            text = f"+{100 * gains[name]:.0f} points{words}\n[{low:.0f}, {high:.0f}]\n{ends[0]:.0f} → {ends[1]:.0f} %"
             note(axes, text, (x, sum(ends) / 2), (4, 0), va="center", color=ink)
     if gains.get("saving_low", 0) > 1:
         arrow = {"arrowstyle": "<->", "color": "#222222", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
