@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kinetics_jax.analysis.defaults import max_sample_tokens
 from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.pricing import Pricing, batches
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
-from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def replay(
 
     Every wave is charged for its own samples. What the trials of a problem share (its prefill, and with `shared_prompt`
     the reads of its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads
-    with each. `costs` are convention, hardware, intensity, kv_bytes and weight_bytes of `cost.generation_cost`; waves
-    and shared prompts have a meaning in the `traffic` convention alone. Raises EstimateError for more samples than a
-    problem has, SamplesError if an architecture or a token count is missing.
+    with each. `costs` are those of `pricing.Pricing`; waves and shared prompts have a meaning in the `traffic`
+    convention alone. Raises EstimateError for more samples than a problem has, SamplesError if an architecture or a
+    token count is missing.
     """
-    config = pool.priced()
+    pricing = Pricing(shared_prompt=shared_prompt, **costs)
+    used = batches(pool, pricing, [max_sample_tokens(pool)]).used
+    batch = None if used is None else int(used[0])
     rng = np.random.default_rng(seed)
     solved, spent, drawn = np.empty((3, len(pool.problems)))
     for i, (name, problem) in enumerate(pool.problems.items()):
@@ -79,13 +82,11 @@ def replay(
             )
         right = np.array([bool(problem.grades[j]) for j in graded])
         lengths = np.array([problem.lengths[j] for j in graded])
-        cost = generation_cost(
-            config,
+        cost = pricing.cost(
+            pool,
             prompt_tokens=int(problem.prompt_tokens),
             output_tokens=lengths,
-            attention=pool.attention,
-            shared_prompt=shared_prompt,
-            **costs,
+            batch=None if batch is None else max(batch, 1),
         )
         prefill = sum(np.mean(value) for name, value in cost.shared.items() if name.startswith("prefill"))
         shared = sum(
@@ -101,6 +102,8 @@ def replay(
         spent[i] = np.mean(np.sum(np.where(taken, own[order], 0.0), axis=1) + longest.sum(axis=1)) + prefill
         solved[i] = pass_at_k(len(right), int(right.sum()), _reach(rule))  # exactly, over all orders
         drawn[i] = np.mean(count)
+    if batch == 0:
+        spent[:] = np.nan  # not one sequence fits
     (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
@@ -126,7 +129,8 @@ def replay_table(
 ) -> pd.DataFrame:
     """Sampling until solved beside the same number of samples for every problem: a row per (model, attention, N).
 
-    Columns `model`, `attention`, `N` (most samples of a problem), `undecided` samples of the run; `accuracy`, `low`,
+    Columns `model`, `attention`, `N` (most samples of a problem), `batch_rule` and `batch` (`grid.Grid`), `undecided`
+    samples of the run; `accuracy`, `low`,
     `high`, `cost`, `cost_low`, `cost_high`, `samples` of a `Replay` that stops once a problem is solved and, with
     `probe`, after `probe` samples without success (rows with fewer N have none); `fixed_accuracy` and `fixed_cost` of N
     samples side by side whatever happens; `saved`, the share of that cost. `trials` are the N, as in `grid.grid`.
@@ -143,7 +147,8 @@ def replay_table(
             result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
             cost = float(fixed.cost[i].mean())
             rows.append(
-                {"model": pool.model, "attention": str(pool.attention), "N": int(n), **undecided_counts([pool])}
+                {"model": pool.model, "attention": str(pool.attention), "N": int(n), "batch_rule": fixed.batch_rule}
+                | {"batch": fixed.configurations["batch"].iloc[i], **undecided_counts([pool])}
                 | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),

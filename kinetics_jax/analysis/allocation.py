@@ -72,9 +72,9 @@ def apply_choice(
 
 def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float = 0.95) -> pd.DataFrame:
     """A row per limit: `limit`, `accuracy` (mean over problems) with its interval `low` … `high` from redrawing
-    problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, the cheaper
-    of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it; `undecided`
-    samples behind all of it (and `dropped`, see `samples.pooled`).
+    problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, `batch`,
+    the cheaper of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it;
+    `batch_rule` (`batching.Rule`), and `undecided` samples behind all of it (and `dropped`, see `samples.pooled`).
 
     The interval is that of these choices; it knows nothing of their optimism.
     """
@@ -86,7 +86,8 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
     for i, limit in enumerate(allocation.limits):
         used, counts = np.unique(allocation.choice[i], return_counts=True)
         best = min(zip(-counts, mean_cost[used], used, strict=True))[2] if used.max() >= 0 else -1
-        named: dict[str, Any] = dict.fromkeys(("model", "attention", "N", "cap"))
+        names = [name for name in ("model", "attention", "N", "cap", "batch") if name in cells.configurations]
+        named: dict[str, Any] = dict.fromkeys(names)
         if best >= 0:
             named = {name: cells.configurations[name].to_numpy()[best] for name in named}
         rows.append(
@@ -98,6 +99,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
                 "cost": float(np.mean(allocation.cost[i])),
                 **named,
                 "share": float(np.mean(allocation.choice[i] == best)),
+                "batch_rule": cells.batch_rule,
                 **cells.undecided,
             }
         )
@@ -120,7 +122,7 @@ def honest_allocation(
     A row per limit and `choice`: `per_problem` (`best_per_problem`) and `for_all` (`best_for_all`). Columns `limit`,
     `choice`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing problems, `cost` spent
     there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference;
-    `undecided` samples (and `dropped`).
+    `batch_rule` (`batching.Rule`); `undecided` samples (and `dropped`).
 
     `options` are those of `grid.grid`; N goes up to half of each pool's own samples. `on_progress` is called with
     (halvings done, all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves`
@@ -136,8 +138,10 @@ def honest_allocation(
     unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
     if options.get("trials") is None:
         options["trials"] = trials_of_halves(pools)
+    rule_of_batch = ""
     for split in range(splits):
         one, two = (grid(half, **options) for half in split_in_halves(pools, seed + split))
+        rule_of_batch = one.batch_rule
         for chosen_on, scored_on in ((one, two), (two, one)):
             for name, rule in rules.items():
                 chosen = rule(chosen_on, limits, law=law)
@@ -162,6 +166,7 @@ def honest_allocation(
                 "cost": float(spent[name][i].mean() / (2 * splits)),
                 "seen": float(promised[i]),
                 "optimism": float(promised[i] - accuracy[i].mean()),
+                "batch_rule": rule_of_batch,
                 **undecided_counts(pools),
             }
             for i, limit in enumerate(limits)
@@ -190,9 +195,15 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
 
 
 def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> Float[np.ndarray, " count"]:
-    """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law."""
+    """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law.
+
+    Raises SamplesError where no configuration fits the hardware.
+    """
     spent = cells.spent(law)
-    return np.geomspace(spent.min(), spent.max() * (1 + 1e-9), count)
+    finite = spent[np.isfinite(spent)]
+    if not finite.size:
+        raise SamplesError("no configuration fits the hardware, so there are no cost limits; give more chips or others")
+    return np.geomspace(finite.min(), finite.max() * (1 + 1e-9), count)
 
 
 def _best_within(cost: np.ndarray, accuracy: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
+from kinetics_jax.costs.batching import Batch
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.stats.estimators import cluster_bootstrap
 
@@ -27,7 +28,11 @@ def cost_frontier(
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
+    batch: Batch = "auto",
+    chips: int = 1,
     shared_prompt: bool = False,
+    kv_bytes: float | None = None,
+    weight_bytes: float | None = None,
 ) -> pd.DataFrame:
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
@@ -35,8 +40,12 @@ def cost_frontier(
     `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
     the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.estimators.cluster_bootstrap`);
     `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
-    problem of N trials over the measured lengths (equation 10); `on_frontier`, see `pareto`. `attrs` says how cost was
-    counted: `convention`, `hardware` (None with an intensity), `intensity`.
+    problem of N trials over the measured lengths (equation 10); `batch_rule` and `batch`, how many sequences share the
+    reads of the weights (`grid.Grid`); beside `cost` what it would be with the weights for free
+    (`cost_without_weights`), and at `batch_full`, what fits when every sequence may grow to its cap (`cost_full`);
+    `on_frontier`, see `pareto`. Where not one sequence fits, `batch` is 0, costs are NaN, and the row is on no
+    frontier. `attrs` says how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`,
+    `chips`, `batch_rule`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
@@ -50,6 +59,7 @@ def cost_frontier(
 
     pools = pooled(runs)
     costs: dict[str, Any] = {"convention": convention, "hardware": hardware, "intensity": intensity}
+    costs |= {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes, "batch": batch, "chips": chips}
     cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
     names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
     tables = []
@@ -57,8 +67,8 @@ def cost_frontier(
         of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
         low, high = cluster_bootstrap(of_pool.accuracy.T, bounds=(0, 1))
         table = of_pool.configurations
-        if caps is None:
-            table = table.drop(columns="cap")
+        batches = {name: table[name].to_numpy() for name in ("batch", "batch_full")}
+        table = table.drop(columns=[*batches, *(["cap"] if caps is None else [])])
         tables.append(
             table.assign(
                 **pool.counts,
@@ -66,9 +76,13 @@ def cost_frontier(
                 low=low,
                 high=high,
                 mean_output_tokens=np.mean(of_pool.tokens, axis=1),
-                compute=np.mean(of_pool.compute, axis=1),
-                memory=np.mean(of_pool.memory, axis=1),
-                cost=np.mean(of_pool.cost, axis=1),
+                compute=_mean(of_pool.compute),
+                memory=_mean(of_pool.memory),
+                cost=_mean(of_pool.cost),
+                batch_rule=cells.batch_rule,
+                **batches,
+                cost_without_weights=_mean(of_pool.cost_without_weights),
+                cost_full=_mean(of_pool.cost_full),
             )
         )
     table = pd.concat(tables, ignore_index=True)
@@ -78,8 +92,16 @@ def cost_frontier(
         "convention": convention,
         "hardware": name if intensity is not None or name else "h100",
         "intensity": intensity,
+        "chips": chips,
+        "batch_rule": cells.batch_rule,
     }
     return table
+
+
+def _mean(amounts: Float[np.ndarray, "configurations problems"]) -> Float[np.ndarray, " configurations"]:
+    """Over problems; NaN where an amount is infinite, since not one sequence fits."""
+    means = np.mean(amounts, axis=1)
+    return np.where(np.isfinite(means), means, np.nan)
 
 
 def pareto(cost: Float[npt.ArrayLike, " rows"], accuracy: Float[npt.ArrayLike, " rows"]) -> Bool[np.ndarray, " rows"]:

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import default_trials, max_sample_tokens
+from kinetics_jax.analysis.pricing import Batches, Pricing, batches, weights_at
 from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError, undecided_counts
-from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.costs.batching import Batch, Rule
+from kinetics_jax.costs.cost import COMMUNICATION
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
@@ -25,15 +27,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LAWS = ("eFLOPs", "FLOPs", "max")
+WEIGHT_READS = ("weight_reads", "prefill_weight_reads")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """`configurations` has a row each: `model`, `parameters` (used per token), `attention` (its spelling), `N`, `cap`
-    (most tokens of a sample). The arrays are float64: `accuracy`, pass@N under the cap;
-    `compute` and `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10);
-    `tokens`, mean tokens of one sample under the cap. `problems` are their ids; `undecided` is how many samples the
-    grader did not decide, as `samples.undecided_counts` says it.
+    (most tokens of a sample), and, where `grid` made it, `batch` (sequences that share the reads of the weights; 0
+    where not one fits, NaN where the weights are amortised away) and `batch_full` (how many fit when each may grow to
+    its cap; NaN where that is not known). `batch_rule` says how the batch was found (`batching.Rule`).
+
+    The arrays are float64: `accuracy`, pass@N under the cap; `compute` and `memory`, Tera-eFLOPs of one attempt of N
+    trials, expected over the measured lengths (equation 10), infinite where not one sequence fits; `tokens`, mean
+    tokens of one sample under the cap; `weights`, what of `memory` is reads of the weights, and `weights_full`, what it
+    would be at `batch_full`; `communication`, between several chips (a single 0 where there is none of these three).
+    `problems` are their ids; `undecided` is how many samples the grader did not decide, as `samples.undecided_counts`
+    says it.
     """
 
     configurations: pd.DataFrame
@@ -43,11 +52,25 @@ class Grid:
     memory: Float[np.ndarray, "configurations problems"]
     tokens: Float[np.ndarray, "configurations problems"]
     undecided: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    weights_full: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    communication: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    batch_rule: Rule = "none"
 
     @property
     def cost(self) -> Float[np.ndarray, "configurations problems"]:
-        """Equation (4): compute plus memory, in Tera-eFLOPs."""
-        return self.compute + self.memory
+        """Equation (4): compute plus memory, and communication, in Tera-eFLOPs."""
+        return self.compute + self.memory + self.communication
+
+    @property
+    def cost_without_weights(self) -> Float[np.ndarray, "configurations problems"]:
+        """`cost`, had the weights been read for nothing."""
+        return self.cost - self.weights
+
+    @property
+    def cost_full(self) -> Float[np.ndarray, "configurations problems"]:
+        """`cost`, had only as many sequences shared the weights as fit when each may grow to its cap."""
+        return self.cost_without_weights + self.weights_full
 
     def spent(self, law: str) -> Float[np.ndarray, "configurations problems"]:
         """What a scaling law counts, in Tera-eFLOPs.
@@ -57,7 +80,8 @@ class Grid:
         """
         if law not in LAWS:
             raise SamplesError(f"law {law!r} is not known (known: {', '.join(LAWS)})")
-        return {"eFLOPs": self.cost, "FLOPs": self.compute, "max": np.maximum(self.compute, self.memory)}[law]
+        roofline = np.maximum(self.compute, self.memory) + self.communication
+        return {"eFLOPs": self.cost, "FLOPs": self.compute, "max": roofline}[law]
 
     def __len__(self) -> int:
         return len(self.configurations)
@@ -72,6 +96,15 @@ class Grid:
             self.problems,
             *(array[chosen] for array in (self.accuracy, self.compute, self.memory, self.tokens)),
             undecided=self.undecided,
+            batch_rule=self.batch_rule,
+            **{
+                name: array[chosen] if array.ndim else array
+                for name, array in (
+                    ("weights", self.weights),
+                    ("weights_full", self.weights_full),
+                    ("communication", self.communication),
+                )
+            },
         )
 
 
@@ -83,9 +116,10 @@ def grid(
     convention: str = "traffic",
     hardware: str | Hardware | None = None,
     intensity: float | None = None,
-    kv_bytes: float = 2,
-    weight_bytes: float = 2,
-    batch: int | None = None,
+    kv_bytes: float | None = None,
+    weight_bytes: float | None = None,
+    batch: Batch = "auto",
+    chips: int = 1,
     shared_prompt: bool = False,
 ) -> Grid:
     """All of (pool, N, cap), pools as made by `samples.pooled`; pools slowest, then caps, then N.
@@ -95,10 +129,11 @@ def grid(
     `caps` defaults to no cap but the pool's own limit,
     `defaults.max_sample_tokens`; caps above that are lowered to it. Under a cap a sample has the grade of its cut text
     where the pool has it; else it is right when it is right and ends within the cap. Dropped samples count for lengths
-    and cost alone. Costs are those of `cost.best_of_n_cost`, whose arguments the others are. Warns where cut texts were
-    graded for some pools and not for others, since the grades then follow two rules. Raises SamplesError if an
-    architecture or a token count is missing, EstimateError for more trials than graded samples, CostError and
-    HardwareError for impossible costs.
+    and cost alone. Costs are those of `cost.best_of_n_cost`; the other arguments are those of `pricing.Pricing`, which
+    by default counts the reads of the weights with the batch that fits. Where not one sequence fits, compute and
+    memory are infinite, and a warning names the pool. Warns too where cut texts were graded for some pools and not for
+    others, since the grades then follow two rules. Raises SamplesError if an architecture or a token count is missing,
+    EstimateError for more trials than graded samples, CostError and HardwareError for impossible costs.
     """
     import pandas as pd
 
@@ -106,15 +141,16 @@ def grid(
         raise SamplesError("no runs to compare")
     if caps is not None and (not caps or any(cap < 1 or cap != int(cap) for cap in caps)):
         raise SamplesError(f"caps must be whole numbers of tokens, at least 1, got {list(caps)}")
-    costs: dict[str, Any] = {
-        "convention": convention,
-        "hardware": hardware,
-        "intensity": intensity,
-        "kv_bytes": kv_bytes,
-        "weight_bytes": weight_bytes,
-        "batch": batch,
-        "shared_prompt": shared_prompt,
-    }
+    pricing = Pricing(
+        convention=convention,
+        hardware=hardware,
+        intensity=intensity,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+        batch=batch,
+        chips=chips,
+        shared_prompt=shared_prompt,
+    )
     names = tuple(pools[0].problems)
     _warn_of_two_rules(pools, caps)
     rows: list[dict[str, Any]] = []
@@ -127,8 +163,9 @@ def grid(
         of_pool = np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
         counts = np.array(default_trials(pool) if trials is None else trials(pool) if callable(trials) else trials)
         accuracy = _accuracy(pool, of_pool, counts)
-        compute, memory, tokens = _costs(pool, of_pool, counts, costs)
-        parts.append(tuple(array.reshape(len(names), -1).T for array in (accuracy, compute, memory, tokens)))
+        side_by_side = batches(pool, pricing, of_pool)
+        spent = _costs(pool, of_pool, counts, pricing, side_by_side)
+        parts.append(tuple(array.reshape(len(names), -1).T for array in (accuracy, *spent)))
         rows += [
             {
                 "model": pool.model,
@@ -136,12 +173,15 @@ def grid(
                 "attention": str(pool.attention),
                 "N": int(n),
                 "cap": int(cap),
+                "batch": np.nan if side_by_side.used is None else int(side_by_side.used[i]),
+                "batch_full": np.nan if side_by_side.full is None else int(side_by_side.full[i]),
             }
-            for cap in of_pool
+            for i, cap in enumerate(of_pool)
             for n in counts
         ]
-    arrays = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Grid(pd.DataFrame(rows), names, *arrays, undecided=undecided_counts(pools))
+    accuracy, compute, memory, tokens, *more = (np.concatenate(each) for each in zip(*parts, strict=True))
+    undecided = undecided_counts(pools)
+    return Grid(pd.DataFrame(rows), names, accuracy, compute, memory, tokens, undecided, *more, pricing.rule)
 
 
 def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
@@ -218,9 +258,11 @@ def _padded(rows: Sequence[Sequence[float]], filler: float) -> np.ndarray:
 
 
 def _costs(
-    pool: Pool, caps: np.ndarray, trials: np.ndarray, costs: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute, memory and mean tokens, `[problems, caps, trials]`."""
+    pool: Pool, caps: np.ndarray, trials: np.ndarray, pricing: Pricing, side_by_side: Batches
+) -> tuple[np.ndarray, ...]:
+    """The arrays of a Grid behind its accuracy, `[problems, caps, trials]`: compute, memory, mean tokens, reads of the
+    weights, those at the full batch, communication.
+    """
     problems = list(pool.problems.values())
     sizes = np.array([len(problem.lengths) for problem in problems])
     # Padded with samples of no tokens, which are not counted below.
@@ -228,27 +270,43 @@ def _costs(
     real = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]
     # In `upstream` what trials share depends on how many there are; elsewhere one trial gives both shares.
-    count = trials if costs["convention"] == "upstream" else np.array([1])
-    spent = generation_cost(
-        pool.priced(),
+    count = trials if pricing.convention == "upstream" else np.array([1])
+    used = side_by_side.used
+    spent = pricing.cost(
+        pool,
         prompt_tokens=np.array([problem.prompt_tokens for problem in problems])[:, None, None, None],
         output_tokens=cut,
         trials=count,
-        attention=pool.attention,
-        **costs,
+        batch=None if used is None else np.maximum(used, 1)[:, None],  # where none fits it does not matter
     )
     weights = (
-        _longest_weights(sizes, trials)[:, :, None, :] if costs["shared_prompt"] else real / sizes[:, None, None, None]
+        _longest_weights(sizes, trials)[:, :, None, :] if pricing.shared_prompt else real / sizes[:, None, None, None]
     )
-    totals = []
-    for amount, reads in ((spent.compute, False), (spent.memory, True)):
-        once = sum((value for name, value in spent.shared.items() if name.endswith("_reads") == reads), np.zeros(()))
-        own = (amount - once) / count
-        mean = np.sum(np.where(real, own, 0), axis=1) / sizes[:, None, None]
-        shared = np.sum(np.where(real, once, 0) * weights, axis=1)
-        totals.append(trials * mean + shared)
-    tokens = np.sum(np.where(real, cut, 0), axis=1) / sizes[:, None, None]
-    return totals[0], totals[1], np.broadcast_to(tokens, totals[0].shape)
+
+    def expected(chosen: Callable[[str], bool]) -> np.ndarray:
+        """Of N trials, the parts whose names are `chosen`."""
+        none = np.zeros(())
+        amount = sum((value for name, value in spent.parts.items() if chosen(name)), none)
+        once = sum((value for name, value in spent.shared.items() if chosen(name)), none)
+        mean = np.sum(np.where(real, (amount - once) / count, 0), axis=1) / sizes[:, None, None]
+        total = trials * mean + np.sum(np.where(real, once, 0) * weights, axis=1)
+        return np.broadcast_to(total, (len(problems), len(caps), len(trials)))
+
+    compute = expected(lambda name: not name.endswith(("_reads", COMMUNICATION)))
+    memory = expected(lambda name: name.endswith("_reads"))
+    of_decode, of_prefill = (expected(lambda name, part=part: name == part) for part in WEIGHT_READS)
+    weights_full = np.zeros_like(memory)
+    if used is not None:
+        full = used if side_by_side.full is None else side_by_side.full
+        price = weights_at(pool, np.maximum(full, 1)) / weights_at(pool, np.maximum(used, 1))
+        weights_full = of_decode * price[:, None] + of_prefill
+        compute, memory = (np.where(used[:, None] > 0, amount, np.inf) for amount in (compute, memory))
+    tokens = np.broadcast_to(np.sum(np.where(real, cut, 0), axis=1) / sizes[:, None, None], memory.shape)
+    return compute, memory, tokens, of_decode + of_prefill, weights_full, expected(_communicates)
+
+
+def _communicates(name: str) -> bool:
+    return name.endswith(COMMUNICATION)
 
 
 def _longest_weights(sizes: np.ndarray, trials: np.ndarray) -> np.ndarray:

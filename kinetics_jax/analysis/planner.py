@@ -18,10 +18,11 @@ from kinetics_jax.analysis.defaults import (
     rounded_accuracy,
 )
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
-from kinetics_jax.analysis.workload import Workload, workload, workload_seconds
-from kinetics_jax.config import DTYPE_BYTES
+from kinetics_jax.analysis.workload import Workload, busiest_share, workload, workload_seconds
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.costs.memory import fits
+from kinetics_jax.costs.widths import widths
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, pass_at_k
 
@@ -71,7 +72,7 @@ class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
     are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
-    `samples.pooled`). `solved`: pass@N.
+    `samples.pooled`). `solved`: pass@N. `replicas` copies of the model, of `chips` chips each, share the problems.
     """
 
     table: pd.DataFrame
@@ -80,6 +81,7 @@ class Options:
     chips: int
     problems: int
     warnings: tuple[str, ...]
+    replicas: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,6 +122,7 @@ def list_options(
     hardware: Hardware,
     *,
     chips: int = 1,
+    replicas: int = 1,
     problems: int | None = None,
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
@@ -127,16 +130,19 @@ def list_options(
 ) -> Options:
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
-    `problems` like the pools' are to be solved, by default as many. `trials` defaults to the powers of two up to the
-    fewest graded samples; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and
-    a warning says so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded.
-    `batches` default to the powers of two up to all samples, at most MAX_SLOTS. Raises SamplesError if an architecture
-    or token counts are missing, PlanError for numbers below 1, or if no cap is within what the samples show.
+    `problems` like the pools' are to be solved, by default as many, by `replicas` copies of a model on `chips` chips
+    each (`workload.busiest_share`). `trials` defaults to the powers of two up to the fewest graded samples; beyond
+    those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and a warning says so. `caps`
+    default to the run's max_tokens, its half, and those at which cut texts were graded. `batches` default to the
+    powers of two up to all samples, at most MAX_SLOTS. Raises SamplesError if an architecture or token counts are
+    missing, PlanError for numbers below 1, or if no cap is within what the samples show.
     """
     import pandas as pd
 
-    if chips < 1 or (problems is not None and problems < 1):
-        raise PlanError(f"plan: chips and problems must be at least 1, got {chips} and {problems}")
+    if chips < 1 or replicas < 1 or (problems is not None and problems < 1):
+        raise PlanError(
+            f"plan: chips, replicas and problems must be at least 1, got {chips}, {replicas} and {problems}"
+        )
     for name, values in (("trials", trials), ("caps", caps), ("batches", batches)):
         if values is not None and (not values or min(values) < 1):
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
@@ -167,10 +173,11 @@ def list_options(
             ]
             room = _room(pool, hardware, cap=cap, chips=chips)
             for n, accuracy in zip(counts, pass_at_n(pool, counts, cap).T, strict=True):
-                work = workload(pool, problems=count, trials=n, cap=cap)
-                sizes = sorted(set(batches or powers_of_two(min(count * n, MAX_SLOTS))))
+                work = busiest_share(workload(pool, problems=count, trials=n, cap=cap), replicas)
+                sizes = sorted(set(batches or powers_of_two(min(work.lengths.size, MAX_SLOTS))))
+                paid = chips * replicas
                 rows += [
-                    _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips)
+                    _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips, paid=paid)
                     for batch in sizes
                 ]
                 solved += [accuracy] * len(sizes)
@@ -183,6 +190,7 @@ def list_options(
         chips=chips,
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
+        replicas=replicas,
     )
 
 
@@ -198,27 +206,23 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
             f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
             "(kinetics calibrate measures a device)"
         )
-    if chips > 1:
-        caveats.append(f"{chips} chips share the work; communication between them is not counted")
+    if unknown := unknown_link(hardware, chips):
+        caveats.append(unknown)
     return caveats
-
-
-def _bytes(pool: Pool) -> int:
-    """Bytes of a weight and of a KV element: those of the type in which the pool's runs were made."""
-    return DTYPE_BYTES.get(str(pool.settings.get("dtype")), 2)
 
 
 def _room(pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> int:
     """Sequences of the longest prompt and `cap` tokens that fit beside the weights."""
     prompt = max(problem.prompt_tokens for problem in pool.problems.values())
+    kv, weights = widths(pool.settings)
     return fits(
         pool.priced(),
         hardware,
         tokens=int(prompt + cap),
         chips=chips,
         attention=pool.attention,
-        kv_bytes=_bytes(pool),
-        weight_bytes=_bytes(pool),
+        kv_bytes=kv,
+        weight_bytes=weights,
     ).sequences
 
 
@@ -232,9 +236,11 @@ def _option(
     batch: int,
     room: int,
     chips: int,
+    paid: int,
 ) -> dict[str, Any]:
-    """A row of `Options.table`, for one configuration whose pass@N is `solved`."""
+    """A row of `Options.table`, for one configuration whose pass@N is `solved`; `paid` chips in all cost money."""
     spent = None
+    kv, weights = widths(pool.settings)
     if batch <= room:
         spent = workload_seconds(
             pool.priced(),
@@ -244,8 +250,8 @@ def _option(
             slots=batch,
             cap=cap,
             chips=chips,
-            kv_bytes=_bytes(pool),
-            weight_bytes=_bytes(pool),
+            kv_bytes=kv,
+            weight_bytes=weights,
         )
     price = hardware.price_per_hour
     return {
@@ -258,7 +264,7 @@ def _option(
         "accuracy": float(rounded_accuracy(np.mean(solved))),
         "seconds": spent.total if spent else math.inf,
         "prefill_seconds": spent.prefill if spent else math.nan,
-        "dollars": spent.total / 3600 * chips * price if spent and price else math.nan,
+        "dollars": spent.total / 3600 * paid * price if spent and price else math.nan,
         "fits": room,
         **undecided_counts([pool]),
     }
@@ -307,7 +313,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
 
     Raises PlanError when nothing fits the memory or the budget, or reaches the target, naming the least that does.
     """
-    limit, target = budget.limit(options.hardware, options.chips), budget.target_accuracy
+    limit, target = budget.limit(options.hardware, options.chips * options.replicas), budget.target_accuracy
     seconds = options.table["seconds"].to_numpy(np.float64)
     accuracy = options.table["accuracy"].to_numpy(np.float64)
     chosen = choose(seconds, accuracy, limit, target)

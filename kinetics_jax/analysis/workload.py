@@ -65,6 +65,19 @@ def workload(pool: Pool, *, problems: int | None = None, trials: int = 1, cap: i
     return Workload(np.array([stored[i].prompt_tokens for i in chosen]), lengths)
 
 
+def busiest_share(work: Workload, replicas: int) -> Workload:
+    """What the busiest of `replicas` copies of the model has to do when problems are dealt out to them in turn.
+
+    Copies share nothing, so a workload takes as long as this one's share; each has as many chips and slots as one copy
+    alone. The busiest is the one with the most tokens. Problems are whole: more copies than problems stand idle.
+    """
+    if replicas == 1:
+        return work
+    shares = [slice(first, None, replicas) for first in range(min(replicas, len(work.prompts)))]
+    most = max(shares, key=lambda share: float(np.sum(work.lengths[share])))
+    return Workload(work.prompts[most], work.lengths[most])
+
+
 def simulate_schedule(
     lengths: Num[np.ndarray, " samples"], slots: int, *, chunk: int = EngineSettings.chunk
 ) -> tuple[Int[np.ndarray, " samples"], int]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.cli.checks import require_devices
 from kinetics_jax.cli.terminal import tensor_bar
-from kinetics_jax.errors import UserError
+from kinetics_jax.costs.batching import MAX_BATCH, Batch
+from kinetics_jax.costs.widths import TYPE_BYTES
+from kinetics_jax.errors import UserError, shown
 from kinetics_jax.settings import Sampling
 from kinetics_jax.sharding.axes import mesh_sizes
 
@@ -70,6 +72,12 @@ MeshArg = Annotated[
 ]
 
 
+Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
+
+KvDtypeArg = Annotated[Dtype | None, tyro.conf.arg(help="Type of the KV cache; default: the type of the runs.")]
+WeightDtypeArg = Annotated[Dtype | None, tyro.conf.arg(help="Type of the weights; default: the type of the runs.")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Draw:
     """How tokens are drawn: flags of the commands that sample."""
@@ -126,6 +134,23 @@ def load_model(
     use_compile_cache(compile_cache)
     with tensor_bar(f"load {model}") as on_tensor:
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
+
+
+def batch_of(given: str | int) -> Batch:
+    """What --batch says: `fit`, `none` or a number. Raises UserError for anything else."""
+    text = str(given)
+    if text == "fit":
+        return "fit"
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_BATCH):
+        raise UserError(f"--batch must be fit, none, or a number in 1 … {MAX_BATCH}, got {shown(text)}")
+    return int(text)
+
+
+def bytes_of(dtype: Dtype | None) -> float | None:
+    """Bytes of an element, None where no type was given."""
+    return None if dtype is None else TYPE_BYTES[dtype]
 
 
 def config_of(model: str) -> ModelConfig:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.cli.arguments import AttentionArg, JsonArg, config_of
+from kinetics_jax.cli.arguments import AttentionArg, Dtype, JsonArg, batch_of, config_of
 from kinetics_jax.cli.checks import require, require_between
-from kinetics_jax.config import DTYPE_BYTES
+from kinetics_jax.cli.terminal import say
+from kinetics_jax.costs.batching import too_many
+from kinetics_jax.costs.conventions import CostError
+from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
+    from kinetics_jax.costs.batching import Batch, Room
     from kinetics_jax.costs.cost import Cost
     from kinetics_jax.costs.hardware import Hardware
 
-Dtype = Literal["bfloat16", "float16", "float32", "float8", "int8"]
-BYTES = {**DTYPE_BYTES, "float8": 1, "int8": 1}  # priced, though nothing is stored in the last two
 MAX_CHIPS = 1024
 
 
@@ -36,7 +38,7 @@ def cost(
     convention: str = "traffic",
     hardware: str | None = None,
     intensity: float | None = None,
-    batch: int | None = None,
+    batch: Annotated[str, tyro.conf.arg(metavar="fit|N|none")] = "none",
     chips: int = 1,
     shared_prompt: bool = False,
     kv_dtype: Dtype = "bfloat16",
@@ -54,18 +56,21 @@ def cost(
         convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
         hardware: Chip, or a .json profile; default: h100 prices the reads, and seconds are given for all known chips.
         intensity: FLOP per byte that prices the reads, instead of a chip's.
-        batch: Sequences that decode side by side and share the reads of the weights; default: those are left out.
-        chips: Chips that the model is split over (tensor parallel; communication is not counted).
-        shared_prompt: Trials read the prompt's KV once for all.
+        batch: Sequences that decode side by side and share the reads of the weights: fit (as many as each chip holds on
+            average), a number, or none (the weights cost nothing).
+        chips: Chips that the model is split over (tensor parallel).
+        shared_prompt: Trials read whole pages of the prompt's KV once for all, in dense layers.
         kv_dtype: Type of the KV cache.
         weight_dtype: Type of the weights.
         compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; default: bfloat16.
         price: Price of a chip-hour, in any currency; needs --hardware.
         as_json: Print JSON; amounts in units of 1e12.
     """
+    from kinetics_jax.costs.batching import room
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
     from kinetics_jax.costs.hardware import HARDWARE
     from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.costs.links import unknown_link
 
     require(output != (), "--output needs a number of tokens")
     require_between("--chips", chips, 1, MAX_CHIPS)
@@ -75,14 +80,26 @@ def cost(
         "give --hardware or --intensity, not both: the hardware has an intensity of its own",
     )
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
-    policy, config = parse_policy(attention), config_of(model)
+    policy, config, rule = parse_policy(attention), config_of(model), batch_of(batch)
+    require(
+        rule != "fit" or (intensity is None and convention == "traffic"),
+        "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
+    )
+    widths = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
 
     def chip(named: str) -> Hardware:
         profile = hardware_named(named)
         profile = profile if compute_dtype is None else profile.at(compute_dtype)
         return profile if price is None else dataclasses.replace(profile, price_per_hour=price)
 
-    def priced(**by: Any) -> Cost:
+    def room_on(chip: Hardware) -> Room:
+        shared = prompt if shared_prompt and max(output) > 0 else 0
+        return room(
+            config, chip, prompt_tokens=prompt, output_tokens=output, chips=chips, attention=policy,
+            shared_tokens=shared, **widths,
+        )  # fmt: skip
+
+    def priced(side_by_side: Any, **by: Any) -> Cost:
         lengths = {"output_tokens": output[0]} if len(output) == 1 else {"output_lengths": output}
         compute = generation_cost if len(output) == 1 else best_of_n_cost
         return compute(
@@ -91,31 +108,39 @@ def cost(
             trials=trials,
             attention=policy,
             convention=convention,
-            kv_bytes=BYTES[kv_dtype],
-            weight_bytes=BYTES[weight_dtype],
-            batch=batch,
+            batch=side_by_side,
+            chips=chips,
             shared_prompt=shared_prompt,
+            **widths,
             **lengths,
             **by,
         )
 
     priced_on = chip(hardware or "h100") if intensity is None else None
-    total = priced(hardware=priced_on, intensity=intensity)
+    side_by_side = rule if priced_on is None else _batch_on(priced_on, rule, room_on(priced_on), chips)
+    total = priced(side_by_side, hardware=priced_on, intensity=intensity)
     known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
-    rows = [
-        _chip_row(
-            each,
-            priced(hardware=each).per_chip(config, chips),
-            config,
-            policy,
-            chips=chips,
-            tokens=max(1, prompt + max(output)),
-            shared_tokens=prompt if shared_prompt and max(output) > 0 else 0,
-            kv_bytes=BYTES[kv_dtype],
-            weight_bytes=BYTES[weight_dtype],
+    for each in known:
+        if unknown := unknown_link(each, chips):
+            say(unknown)
+    rows = []
+    for each in known:
+        fitting = room_on(each)
+        shares = fitting.batch if rule == "fit" else rule
+        spent = None if shares == 0 else priced(shares, hardware=each)
+        rows.append(
+            _chip_row(
+                each,
+                spent,
+                config,
+                policy,
+                chips=chips,
+                batch=shares,
+                tokens=max(1, prompt + max(output)),
+                shared_tokens=prompt if shared_prompt and max(output) > 0 else 0,
+                **widths,
+            )
         )
-        for each in known
-    ]
     asked = {
         "model": config.name or model,
         "attention": str(policy),
@@ -123,9 +148,12 @@ def cost(
         "prompt_tokens": prompt,
         "output_tokens": output[0] if len(output) == 1 else list(output),
         "trials": trials,
-        "batch": batch,
+        "batch_rule": "fit" if rule == "fit" else "none" if rule is None else "given",
+        "batch": side_by_side,
+        "chips": chips,
         "shared_prompt": shared_prompt,
         "kv_dtype": kv_dtype,
+        "weight_dtype": weight_dtype,
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
@@ -133,6 +161,23 @@ def cost(
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
     else:
         _print(total, asked, rows)
+
+
+def _batch_on(chip: Hardware, rule: Batch, fitting: Room, chips: int) -> Any:
+    """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
+    what fits was asked for and nothing does.
+    """
+    where = f"{chips} x {chip.name}"
+    if rule == "fit":
+        if not fitting.batch:
+            raise CostError(
+                f"not one sequence fits beside the weights on {where}, so no batch does; give more --chips, other "
+                "--hardware, or --batch none, which takes the weights for free"
+            )
+        return fitting.batch
+    if rule is not None and rule > fitting.batch:
+        say(too_many(rule, fitting, where))
+    return rule
 
 
 def _has_peak(name: str, dtype: str | None) -> bool:
@@ -144,23 +189,31 @@ def _has_peak(name: str, dtype: str | None) -> bool:
 
 
 def _chip_row(
-    chip: Hardware, cost: Cost, config: ModelConfig, policy: AttentionPolicy, *, tokens: int, **options: Any
+    chip: Hardware,
+    cost: Cost | None,
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    *,
+    chips: int,
+    batch: Any,
+    tokens: int,
+    **options: Any,
 ) -> dict:
-    """A row of the hardware table: one chip's seconds and room."""
+    """A row of the hardware table: one chip's seconds and room; no seconds where not one sequence fits."""
     from kinetics_jax.costs.memory import fits, least_chips
 
-    room = fits(config, chip, tokens=tokens, attention=policy, **options)
-    chips = options.pop("chips")
+    full = fits(config, chip, tokens=tokens, attention=policy, chips=chips, **options)
     return {
         "name": chip.name,
         "intensity": chip.intensity,
         "chips": chips,
-        "seconds": float(cost.seconds),
-        "additive_seconds": float(cost.additive_seconds),
-        "price": None if cost.price is None else float(cost.price) * chips,
-        "fits": room.sequences,
-        "weights_gb_per_chip": room.weights / 1e9,
-        "sequence_gb_per_chip": room.sequence / 1e9,
+        "batch": batch,
+        "seconds": None if cost is None else float(cost.seconds),
+        "additive_seconds": None if cost is None else float(cost.additive_seconds),
+        "price": None if cost is None or cost.price is None else float(cost.price),
+        "fits": full.sequences,
+        "weights_gb_per_chip": full.weights / 1e9,
+        "sequence_gb_per_chip": full.sequence / 1e9,
         "least_chips": least_chips(config, chip, tokens=tokens, attention=policy, most=MAX_CHIPS, **options),
     }
 
@@ -180,15 +233,19 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
+    from kinetics_jax.costs.batching import weight_words
     from kinetics_jax.costs.memory import RESERVE
 
     lengths = asked["output_tokens"]
     length = f"{lengths} output tokens" if isinstance(lengths, int) else f"output tokens among {lengths}, expected"
     where = f" ({asked['priced_on']})" if asked["priced_on"] else ""
+    weights = weight_words(asked["batch_rule"], asked["batch"])
+    if asked["batch_rule"] == "fit":
+        weights += f", {asked['batch']} sequences"
     print(
         f"{asked['model']}, {asked['attention']}: {asked['trials']} trials of {length} for a prompt of "
         f"{asked['prompt_tokens']}; {asked['convention']} convention, I = {asked['intensity']:.4g}{where}, "
-        f"{asked['kv_dtype']} KV\n"
+        f"{asked['kv_dtype']} KV, {asked['weight_dtype']} weights; {weights}\n"
     )
     total = float(cost.total)
 
@@ -202,8 +259,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     table = pd.DataFrame(rows).rename(columns={"name": "chip", "intensity": "I", "additive_seconds": "not overlapped"})
     sequence = table.pop("sequence_gb_per_chip").iloc[0]
     weights = table.pop("weights_gb_per_chip").iloc[0]
-    if all(each["price"] is None for each in rows):
-        table = table.drop(columns="price")
+    table = table.drop(columns=[name for name in ("price", "batch") if all(each[name] is None for each in rows)])
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
     print(
         f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"

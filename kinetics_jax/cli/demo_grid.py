@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Bar = Callable[[str], contextlib.AbstractContextManager[Callable[["Progress"], None]]]
 
 PAGE_SIZE = 2  # the built-in task's statements are single tokens in random order: larger pages mix unrelated ones
+SLOTS = 64
 MAX_TOKENS = 72  # the longest solution has 67
 
 
@@ -94,12 +95,12 @@ def run_demo(out: Path, *, quick: bool, seed: int, bar: Bar) -> pd.DataFrame:
                     policy=policy,
                     sampling=sampling,
                     out=out / f"{model}-{slug(policy)}",
-                    settings=EngineSettings(slots=64),
+                    settings=EngineSettings(slots=SLOTS),
                     command=command,
                     on_progress=on_progress,
                 )
             runs.append(run)
-    tables = report_tables(runs, hardware="h100")
+    tables = report_tables(runs, hardware="h100", batch=SLOTS)  # the weights at the slots that were run
     for name, table in vars(tables).items():
         write_atomic(out / f"{name}.csv", table.to_csv(index=False))
     save_figure(frontier_figure(tables.frontier), out / "frontier.png")

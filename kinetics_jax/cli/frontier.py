@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from kinetics_jax.cli.arguments import MAX_SAMPLES, JsonArg, Positional
+from kinetics_jax.cli.arguments import (
+    MAX_SAMPLES,
+    JsonArg,
+    KvDtypeArg,
+    Positional,
+    WeightDtypeArg,
+    batch_of,
+    bytes_of,
+)
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
 from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 FIGURE_KINDS = (".png", ".pdf", ".svg")
 DEFAULT_LIMITS = 24  # cost limits of an allocation
 MAX_CAP = 1 << 31  # tokens
+MAX_CHIPS = 1024
 MAX_SPLITS = 10_000  # halvings; more say nothing that these do not
 Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 
@@ -34,6 +43,10 @@ def frontier(
     bare_questions: bool = False,
     trials: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (),
     caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
+    batch: Annotated[str | None, tyro.conf.arg(metavar="fit|N|none")] = None,
+    chips: int = 1,
+    kv_dtype: KvDtypeArg = None,
+    weight_dtype: WeightDtypeArg = None,
     shared_prompt: bool = False,
     allocate: Allocate = "none",
     law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
@@ -63,7 +76,10 @@ def frontier(
             long chains of thought (with --convention upstream).
         trials: Numbers of samples N; default: powers of two, up to each configuration's own samples.
         caps: Tokens of a sample at most, one or more caps; default: the runs' own.
-        shared_prompt: Trials of a problem read its prompt's KV once for all.
+        batch: Sequences that decode side by side and share the reads of the weights: fit (as many as the hardware holds
+            on average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
+        chips: Chips that work on every sequence together (tensor parallel).
+        shared_prompt: Trials of a problem read whole pages of its prompt's KV once for all, in dense layers.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
         law: What counts as cost when choosing: eFLOPs, FLOPs (arithmetic alone), or the larger of arithmetic and reads.
         honest: Choose on one half of the samples and score on the other (with --allocate).
@@ -99,8 +115,11 @@ def frontier(
         probe is None or 1 <= probe <= MAX_SAMPLES, f"--probe must be at least 1 and at most {MAX_SAMPLES}, got {probe}"
     )
     require(
-        against == "cost" or not (report or caps or shared_prompt or allocate != "none"),
-        "--against tokens has no caps, shared prompts, allocation or report; leave those out",
+        against == "cost"
+        or not (
+            report or caps or shared_prompt or batch or chips != 1 or kv_dtype or weight_dtype or allocate != "none"
+        ),
+        "--against tokens has no caps, batch, chips, types, shared prompts, allocation or report; leave those out",
     )
     if figure or report:
         require_figures()
@@ -115,7 +134,11 @@ def frontier(
         "--report is of run folders as they are: leave out --caps, --shared-prompt, --bare-questions, --model, "
         "--attention, --config, --tokenizer, --prompt-tokens",
     )
+    require_between("--chips", chips, 1, MAX_CHIPS)
     options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
+    options |= {"chips": chips, "kv_bytes": bytes_of(kv_dtype), "weight_bytes": bytes_of(weight_dtype)}
+    if batch is not None:
+        options["batch"] = batch_of(batch)
     if report:
         table = _report(report, runs, options | {"undecided": unsaid.undecided})
     else:
@@ -134,6 +157,8 @@ def frontier(
             table = _allocated(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
+    if against == "cost":
+        say(_weights_line(table, chips=chips, hardware=hardware))
     if csv:
         write_atomic(csv, table.to_csv(index=False))
     if figure:
@@ -142,6 +167,16 @@ def frontier(
 
         save_figure((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
     print_table(table, as_json)
+
+
+def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str:
+    """What the costs of a table hold of the weights, in a line."""
+    from kinetics_jax.costs.batching import weight_words
+
+    rule = table["batch_rule"].iloc[0]
+    batch = table["batch"].iloc[0] if rule == "given" and "batch" in table else None
+    more = {"fit": f" {chips} x {hardware} on average", "none": ", as if endlessly many sequences shared their reads"}
+    return f"costs: {weight_words(rule, batch)}{more.get(rule, '')}"
 
 
 def _check_allocation(allocate: Allocate, **given: Any) -> None:

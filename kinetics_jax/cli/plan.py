@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinetics_jax.cli.arguments import JsonArg, Positional
+from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDtypeArg
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
@@ -30,6 +30,9 @@ def plan(
     *,
     hardware: str = "h100",
     chips: int = 1,
+    replicas: int = 1,
+    kv_dtype: KvDtypeArg = None,
+    weight_dtype: WeightDtypeArg = None,
     seconds: float | None = None,
     dollars: float | None = None,
     target_accuracy: float | None = None,
@@ -47,7 +50,8 @@ def plan(
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them, over the same problems.
         hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
-        chips: Chips that share every sequence (tensor parallel; communication is not counted).
+        chips: Chips that share every sequence (tensor parallel).
+        replicas: Copies of the model, of --chips chips each, that share the problems (data parallel).
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
         target_accuracy: Find the cheapest way to this accuracy.
@@ -66,6 +70,7 @@ def plan(
     require(runs != (), "plan: name at least one run folder")
     unsaid.check()
     require_between("--chips", chips, 1, MAX_CHIPS)
+    require_between("--replicas", replicas, 1, MAX_CHIPS)
     require(
         problems is None or 1 <= problems <= MAX_PROBLEMS, f"--problems must be in 1 … {MAX_PROBLEMS}, got {problems}"
     )
@@ -81,12 +86,17 @@ def plan(
     chip = hardware_named(hardware)
     if price is not None:
         chip = dataclasses.replace(chip, price_per_hour=price)
-    budget.limit(chip, chips)  # refuses an impossible budget before the runs are read
+    budget.limit(chip, chips * replicas)  # refuses an impossible budget before the runs are read
     samples = unsaid.read(runs)
+    types = {name: dtype for name, dtype in (("kv_dtype", kv_dtype), ("weight_dtype", weight_dtype)) if dtype}
     options = planner.list_options(
-        pooled(samples, undecided=unsaid.undecided),
+        [
+            dataclasses.replace(pool, settings={**pool.settings, **types})
+            for pool in pooled(samples, undecided=unsaid.undecided)
+        ],
         chip,
         chips=chips,
+        replicas=replicas,
         problems=problems,
         trials=trials or None,
         caps=caps or None,
@@ -123,6 +133,7 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "hardware": advice.options.hardware.name,
         "calibrated": advice.options.hardware.calibrated,
         "chips": advice.options.chips,
+        "replicas": advice.options.replicas,
         "problems": advice.options.problems,
         "configurations": len(advice.options.table),
         "warnings": list(advice.options.warnings),
@@ -144,8 +155,9 @@ def _print(advice: Advice) -> None:
     table = pd.DataFrame([{"": label} | _columns(advice.row(index)) for label, index in shown.items()])
     print_table(table.dropna(axis=1, how="all"), False)
     options = advice.options
+    copies = f"{options.replicas} replicas of " if options.replicas > 1 else ""
     print(
-        f"\n{options.problems} problems on {options.chips} x {options.hardware.name}; "
+        f"\n{options.problems} problems on {copies}{options.chips} x {options.hardware.name}; "
         f"{len(options.table)} configurations.\n"
         f"Accuracy {advice.accuracy:.3f}, 95 % interval {advice.low:.3f} … {advice.high:.3f} over problems, as if "
         "chosen beforehand.\n"

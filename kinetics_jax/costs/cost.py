@@ -5,7 +5,7 @@ eFLOPs = C_comp + I * C_mem (the paper's equation 3).
 
 `traffic` (default): what an engine really computes and reads, token by token; equal to a sum over the tokens. Left
     out: writes, norms, softmax, sampling, page tables, and what prefill's attention reads. Weight reads count when
-    `batch` is given. Defined in full in traffic.py.
+    `batch` is given, communication on several `chips`. Defined in full in traffic.py and links.py.
 `paper`: equations (1)-(4), (8) and (9) as published, integral in length. In conventions.py.
 `upstream`: the formulas of the paper's published code with its defects, to reproduce published numbers. There too.
 
@@ -28,11 +28,13 @@ from kinetics_jax.costs import conventions
 from kinetics_jax.costs.conventions import Components, CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.links import activation_bytes, communication_seconds
 from kinetics_jax.costs.traffic import traffic
 from kinetics_jax.errors import spelled
 from kinetics_jax.stats.estimators import expected_max
 
 CONVENTIONS = ("traffic", "paper", "upstream")
+COMMUNICATION = "communication"  # what the names of its parts end in
 UNIT = 1e12
 MAX_COUNT = 1 << 31  # of tokens, trials and sequences: beyond any of them
 MAX_INTENSITY = 1e12
@@ -45,8 +47,10 @@ class Cost:
     `parts` names every component and adds up to `total`; the names that end in `_reads` are memory, times I. In
     `traffic` what is attended to falls into `dense_`, `forced_` and `chosen_`; `attention` and `kv_reads` are their
     sums, in every convention. `shared` says, by the same names, what of the parts all trials of a prompt cost once.
-    `hardware` is None when only an intensity was given. `overhead_seconds` is what the decode steps take beside
-    arithmetic and reads; 0 for a data-sheet chip, and without a batch that shares it.
+    Amounts are of all `chips` together, which work on every sequence together; `communication` (in the parts too) is
+    what they could have computed while they wait for each other, 0 on one chip. `hardware` is None when only an
+    intensity was given. `overhead_seconds` is what the decode steps take beside arithmetic and reads; 0 for a
+    data-sheet chip, and without a batch that shares it.
     """
 
     compute: Any
@@ -55,16 +59,25 @@ class Cost:
     shared: Mapping[str, Any]
     hardware: Hardware | None = None
     overhead_seconds: Any = 0.0
+    communication: Any = 0.0
+    chips: int = 1
 
     @property
     def total(self) -> Any:
-        """Equation (4): compute plus memory."""
-        return self.compute + self.memory
+        """Equation (4): compute plus memory, and communication on several chips."""
+        return self.compute + self.memory + self.communication
+
+    @property
+    def weight_reads(self) -> Any:
+        """Reads of the weights, times I: of decode and prefill; 0 where they are amortised away."""
+        return sum(part for name, part in self.parts.items() if name.endswith("weight_reads"))
 
     @property
     def roofline(self) -> Any:
-        """The larger of compute and memory: what is left when arithmetic and reads overlap in full."""
-        return np.maximum(self.compute, self.memory)
+        """The larger of compute and memory: what is left when arithmetic and reads overlap in full; communication
+        overlaps with neither.
+        """
+        return np.maximum(self.compute, self.memory) + self.communication
 
     @property
     def attention(self) -> Any:
@@ -83,22 +96,21 @@ class Cost:
         """
         if self.hardware is None:
             return None
-        return self.hardware.seconds(self._amounts(self.hardware)) + self.overhead_seconds
+        return self._seconds(self.hardware)
 
     @property
     def additive_seconds(self) -> Any:
         """Seconds when nothing overlaps: the paper's "B200-seconds" on `b200-fp8`. None without hardware."""
         if self.hardware is None:
             return None
-        chip = dataclasses.replace(self.hardware, form="sum")
-        return chip.seconds(self._amounts(chip)) + self.overhead_seconds
+        return self._seconds(dataclasses.replace(self.hardware, form="sum"))
 
     @property
     def price(self) -> Any:
-        """`seconds` at the hardware's price per hour, in its currency. None without either."""
+        """`seconds` of all chips at the hardware's price per hour, in its currency. None without either."""
         if self.hardware is None or self.hardware.price_per_hour is None:
             return None
-        return self.seconds / 3600 * self.hardware.price_per_hour
+        return self.seconds / 3600 * self.hardware.price_per_hour * self.chips
 
     def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
         """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
@@ -116,21 +128,22 @@ class Cost:
             shared={name: mean(value) for name, value in self.shared.items()},
             hardware=self.hardware,
             overhead_seconds=mean(np.broadcast_to(self.overhead_seconds, np.shape(self.compute))),
+            communication=mean(np.broadcast_to(self.communication, np.shape(self.compute))),
+            chips=self.chips,
         )
 
-    def _amounts(self, chip: Hardware) -> dict[str, Any]:
-        """FLOPs and bytes of the parts."""
-        return {
-            name: part * (UNIT / (chip.intensity if name.endswith("_reads") else 1))
-            for name, part in self.parts.items()
-        }
+    def _seconds(self, chip: Hardware) -> Any:
+        """Seconds of one chip's share in the chip's form; the chips are equally busy, copies of KV heads included."""
+        waiting = self.communication * (UNIT / self.chips / chip.flops)
+        return chip.seconds(self._amounts(chip)) + waiting + self.overhead_seconds
 
-    def per_chip(self, config: ModelConfig, chips: int) -> Cost:
-        """The busiest chip's share when `chips` work on every sequence together: see `split_over_chips`. `price` is
-        then that of one chip.
-        """
-        parts, shared = (split_over_chips(amounts, config, chips) for amounts in (self.parts, self.shared))
-        return _sums(parts, shared, self.hardware, self.overhead_seconds)
+    def _amounts(self, chip: Hardware) -> dict[str, Any]:
+        """FLOPs and bytes of one chip's share."""
+        return {
+            name: part * (UNIT / self.chips / (chip.intensity if name.endswith("_reads") else 1))
+            for name, part in self.parts.items()
+            if not name.endswith(COMMUNICATION)
+        }
 
     def _sum(self, name: str) -> Any:
         kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
@@ -141,8 +154,8 @@ def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig, chips: int
     """The busiest chip's share of every component when `chips` work on every sequence together (tensor parallel).
 
     Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by no
-    more than the number of KV heads, beyond which chips read copies. Communication is not counted. Raises CostError for
-    less than one chip.
+    more than the number of KV heads, beyond which chips read copies. Communication stands in links.py. Raises CostError
+    for less than one chip.
     """
     if chips < 1:
         raise CostError(f"chips must be at least 1, got {chips}")
@@ -163,18 +176,20 @@ def generation_cost(
     hardware: str | Hardware | None = None,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
-    batch: int | None = None,
+    batch: npt.ArrayLike | None = None,
+    chips: int = 1,
     shared_prompt: bool = False,
 ) -> Cost:
     """Cost of `trials` samples of `output_tokens` each for one prompt of `prompt_tokens`.
 
     The three are whole numbers or arrays that broadcast; so is the result. Over measured lengths take the mean of the
     result, never of the lengths (equation 10). Give `intensity` (FLOP/byte) or `hardware` (a name or Hardware;
-    default h100), not both. `kv_bytes` and `weight_bytes` are bytes per element. Only for `traffic`: `batch`, the
-    sequences that decode side by side and share every read of the weights (default: the reads are amortised away),
-    and `shared_prompt`: what all trials read of the prompt is read once per step (the KV of dense attention and the
-    summaries; chosen pages are each trial's own). Raises CostError if an argument makes no sense or has no meaning
-    in the convention. Equations: see docs/economics.md.
+    default h100), not both. `kv_bytes` and `weight_bytes` are bytes per element. `chips` work on every sequence
+    together: the amounts are of all of them. Only for `traffic`: `batch`, the sequences that decode side by side and
+    share every read of the weights, whole numbers that broadcast too (default: the reads are amortised away; how many
+    fit says `batching.room`); communication between chips; and `shared_prompt`: whole pages of the prompt are
+    read once per step for all trials, in layers of dense attention, on one chip. Raises CostError if an argument makes
+    no sense or has no meaning in the convention. Equations: see docs/economics.md.
     """
     prompt, output, count = (
         _whole(name, value, least)
@@ -185,6 +200,7 @@ def generation_cost(
         )
     )
     intensity, chip = _hardware(intensity, hardware)
+    side_by_side = None if batch is None else _whole("batch", batch, 1)
     components = _components(
         config,
         prompt,
@@ -194,18 +210,21 @@ def generation_cost(
         convention=convention,
         kv_bytes=kv_bytes,
         weight_bytes=weight_bytes,
-        batch=batch,
+        batch=side_by_side,
+        chips=chips,
+        chip=chip,
         shared_prompt=shared_prompt,
     )
-    shape = np.broadcast_shapes(prompt.shape, output.shape, count.shape)
+    sizes = (prompt, output, count) if side_by_side is None else (prompt, output, count, side_by_side)
+    shape = np.broadcast_shapes(*(size.shape for size in sizes))
 
     def whole(amount: Any) -> Any:
         return np.broadcast_to(amount, shape)[()]
 
     amounts = {name: whole(count * own + (0 if once is None else once)) for name, (own, once) in components.items()}
     shared = {name: whole(once) for name, (_, once) in components.items() if once is not None}
-    overhead = whole(count * _overhead(config, output, chip, batch))
-    return _cost(amounts, shared, intensity, chip, overhead)
+    overhead = whole(count * _overhead(config, output, chip, side_by_side))
+    return _cost(amounts, shared, intensity, chip, overhead, chips)
 
 
 def best_of_n_cost(
@@ -221,6 +240,7 @@ def best_of_n_cost(
     kv_bytes: float = 2,
     weight_bytes: float = 2,
     batch: int | None = None,
+    chips: int = 1,
     shared_prompt: bool = False,
 ) -> Cost:
     """Expected cost of `trials` samples of one problem, their lengths drawn from `output_lengths [samples]`.
@@ -240,6 +260,7 @@ def best_of_n_cost(
         )
     intensity, chip = _hardware(intensity, hardware)
     flat = np.atleast_1d(count).ravel()
+    side_by_side = None if batch is None else _whole("batch", batch, 1)
     components = _components(
         config,
         prompt,
@@ -249,7 +270,9 @@ def best_of_n_cost(
         convention=convention,
         kv_bytes=kv_bytes,
         weight_bytes=weight_bytes,
-        batch=batch,
+        batch=side_by_side,
+        chips=chips,
+        chip=chip,
         shared_prompt=shared_prompt,
     )
 
@@ -267,8 +290,8 @@ def best_of_n_cost(
     once = {name: expected(amount) for name, (_, amount) in components.items()}
     amounts = {name: whole(flat * _mean(own) + once[name]) for name, (own, _) in components.items()}
     shared = {name: whole(once[name]) for name, (_, amount) in components.items() if amount is not None}
-    overhead = whole(flat * _mean(_overhead(config, lengths, chip, batch)))
-    return _cost(amounts, shared, intensity, chip, overhead)
+    overhead = whole(flat * _mean(_overhead(config, lengths, chip, side_by_side)))
+    return _cost(amounts, shared, intensity, chip, overhead, chips)
 
 
 def phi(config: ModelConfig, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike, intensity: float) -> Any:
@@ -306,7 +329,7 @@ def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple
     return chip.intensity, chip
 
 
-def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, batch: int | None) -> Any:
+def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, batch: np.ndarray | None) -> Any:
     """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
     if chip is None or batch is None:
         return 0.0
@@ -319,18 +342,16 @@ def _mean(own: Any) -> Any:
 
 
 def _cost(
-    amounts: dict[str, Any], shared: dict[str, Any], intensity: float, chip: Hardware | None, overhead: Any
+    amounts: dict[str, Any], shared: dict[str, Any], intensity: float, chip: Hardware | None, overhead: Any, chips: int
 ) -> Cost:
     def priced(amounts: dict[str, Any]) -> dict[str, Any]:
         return {name: v * ((intensity if name.endswith("_reads") else 1) / UNIT) for name, v in amounts.items()}
 
-    return _sums(priced(amounts), priced(shared), chip, overhead)
-
-
-def _sums(parts: dict[str, Any], shared: dict[str, Any], chip: Hardware | None, overhead: Any) -> Cost:
+    parts = priced(amounts)
     memory = sum(value for name, value in parts.items() if name.endswith("_reads"))
-    compute = sum(value for name, value in parts.items() if not name.endswith("_reads"))
-    return Cost(compute, memory, parts, shared, chip, overhead)
+    communication = sum(value for name, value in parts.items() if name.endswith(COMMUNICATION))
+    compute = sum(value for name, value in parts.items() if not name.endswith(("_reads", COMMUNICATION)))
+    return Cost(compute, memory, parts, priced(shared), chip, overhead, communication, chips)
 
 
 def _components(
@@ -343,23 +364,67 @@ def _components(
     convention: str,
     kv_bytes: float,
     weight_bytes: float,
-    batch: int | None,
+    batch: np.ndarray | None,
+    chips: int,
+    chip: Hardware | None,
     shared_prompt: bool,
 ) -> Components:
+    """FLOPs and bytes of all chips together, each trial's own and what all trials cost once."""
     if convention not in CONVENTIONS:
         raise CostError(f"convention {convention!r} is not known (known: {', '.join(CONVENTIONS)})")
     if not isinstance(policy, AttentionPolicy):
         raise CostError(f"attention must be a policy such as kj.Dense(), got {policy!r:.80}")
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
-    if batch is not None and not 1 <= batch <= MAX_COUNT:
-        raise CostError(f"batch must be at least 1 and at most {MAX_COUNT}, got {spelled(batch)}")
     if convention == "traffic":
-        return traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
+        if shared_prompt and chips > 1:
+            raise CostError("shared_prompt is for one chip: the engine shares no prompts on a mesh")
+        counted = traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
+        together = _together(counted, config, chips)
+        if chip is not None and chips > 1:
+            together |= _communication(config, prompt, output, chip, chips, batch, activation_bytes(weight_bytes))
+        return together
     if batch is not None or shared_prompt:
         raise CostError(f'batch and shared_prompt have no meaning in the {convention} convention; use "traffic"')
     if convention == "paper":
-        return conventions.paper(config, prompt, output, policy, kv_bytes)
+        return _together(conventions.paper(config, prompt, output, policy, kv_bytes), config, chips)
     if kv_bytes != 2:
         raise CostError('the upstream convention fixes two bytes per KV element; use "paper" or "traffic"')
-    return conventions.upstream(config, prompt, output, trials, policy)
+    return _together(conventions.upstream(config, prompt, output, trials, policy), config, chips)
+
+
+def _together(components: Components, config: ModelConfig, chips: int) -> Components:
+    """What all chips do together: each as much as the busiest."""
+    if chips == 1:
+        return components
+    share = {
+        name: chips * part for name, part in split_over_chips(dict.fromkeys(components, 1.0), config, chips).items()
+    }
+    return {
+        name: (share[name] * own, None if once is None else share[name] * once)
+        for name, (own, once) in components.items()
+    }
+
+
+def _communication(
+    config: ModelConfig,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    chip: Hardware,
+    chips: int,
+    batch: np.ndarray | None,
+    number: float,
+) -> Components:
+    """FLOPs that all chips could have done while they wait; a batch shares the latency of a step's all-reduces. Without
+    a batch the latency is amortised away, as the weights are. `number`: bytes of an activation.
+    """
+
+    def lost(tokens: Any) -> Any:
+        return chips * chip.flops * communication_seconds(config, chip, chips, tokens, activation_bytes=number)
+
+    steps = np.maximum(output - 1, 0)
+    each = lost(1.0) - lost(0.0) if batch is None else lost(batch) / batch
+    return {
+        f"prefill_{COMMUNICATION}": (0, lost(prompt) * np.minimum(prompt, 1)),
+        COMMUNICATION: (each * steps, None),
+    }

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from kinetics_jax.costs.links import LINKS
 from kinetics_jax.errors import UserError, shown, spelled
 from kinetics_jax.files import read_json, write_atomic
 
@@ -51,7 +52,9 @@ class Hardware:
 
     `flops`: FLOP/s of dense (not structured-sparse) matrix products, bf16 unless the name says otherwise;
     `bandwidth`: bytes/s of its memory; `memory`: bytes; `price_per_hour`: in any one currency, None when not given;
-    `source`: where the numbers are from; `peaks`: peak operations/s by dtype (DTYPES), by default that of bfloat16.
+    `source`: where the numbers are from; `peaks`: peak operations/s by dtype (DTYPES), by default that of bfloat16;
+    `link_bandwidth`: bytes/s that a chip sends to its peers, None where that is not known, and `all_reduce_seconds`,
+    the latency of an all-reduce among them (`costs.links`).
 
     A calibrated profile holds effective rates, what a decode step takes beside them (`step_seconds`, `layer_seconds`
     for each layer, `row_seconds` for each sequence and layer, `logit_seconds` for each sequence and entry of the
@@ -79,6 +82,8 @@ class Hardware:
     start_seconds: float = 0.0
     unit_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     padded: bool = False
+    link_bandwidth: float | None = None
+    all_reduce_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = [
@@ -100,6 +105,8 @@ class Hardware:
             for field in ("name", "source")
             if not isinstance(getattr(self, field), str)
         ]
+        if self.link_bandwidth is not None and not _number(self.link_bandwidth, positive=True):
+            wrong.append(f"link_bandwidth must be a positive number, got {spelled(self.link_bandwidth)}")
         if not isinstance(self.padded, bool):
             wrong.append(f"padded must be true or false, got {spelled(self.padded)}")
         if not isinstance(self.unit_seconds, Mapping):
@@ -229,6 +236,7 @@ def _profile(path: Path) -> Hardware:
         raise HardwareError(f"{path}: {'; '.join(wrong[:MAX_FAULTS])}{more}")
     numbers = [(name, name, getattr(chip, name)) for name in RANGES]
     numbers += [(f"peaks.{dtype}", "flops", peak) for dtype, peak in chip.peaks.items()]
+    numbers += [("link_bandwidth", "bandwidth", chip.link_bandwidth)] if chip.link_bandwidth is not None else []
     if odd := list(filter(None, (_out_of_range(*number) for number in numbers))):
         raise HardwareError(f"{path}: {'; '.join(odd)}")
     return chip
@@ -256,7 +264,10 @@ def _key(name: str) -> str:
 def _chip(name: str, memory: float, bandwidth: float, source: str, dtype: str = "bfloat16", **tera: float) -> Hardware:
     """A data-sheet chip; peaks in 1e12 operations/s, `flops` that of `dtype`."""
     peaks = {name: round(peak * 1e12) for name, peak in tera.items()}
-    return Hardware(name, float(peaks[dtype]), bandwidth, memory, source=source, peaks=peaks)
+    chip = Hardware(name, float(peaks[dtype]), bandwidth, memory, source=source, peaks=peaks)
+    if (link := LINKS.get(name)) is None:
+        return chip
+    return dataclasses.replace(chip, link_bandwidth=link.bandwidth, all_reduce_seconds=link.all_reduce_seconds)
 
 
 # Peaks without structured sparsity: half of what NVIDIA's data sheets print where a footnote says "with sparsity".

@@ -15,6 +15,7 @@ from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import UNIT, generation_cost, split_over_chips
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.links import activation_bytes, communication_seconds
 from kinetics_jax.costs.traffic import touched_parameters
 from kinetics_jax.padding import prompt_shape
 
@@ -80,8 +81,8 @@ def step_seconds(
 ) -> Any:
     """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`.
 
-    `chips` work on every sequence together (`split_over_chips`): communication is not counted, overheads are those of
-    one chip.
+    `chips` work on every sequence together (`split_over_chips`) and sum what they found after every half of a layer
+    (`links.communication_seconds`); overheads are those of one chip.
     """
     contexts = np.asarray(contexts)
     amounts = step_amounts(
@@ -94,7 +95,10 @@ def step_seconds(
         padded=hardware.padded,
     )
     overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
-    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead
+    waiting = communication_seconds(
+        config, hardware, chips, contexts.shape[-1], activation_bytes=activation_bytes(weight_bytes)
+    )
+    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead + waiting
 
 
 def prefill_amounts(
@@ -130,4 +134,8 @@ def prefill_seconds(
     """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`."""
     amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     overhead = hardware.prompt_seconds + hardware.overhead_seconds(config.num_layers, config.vocab_size, 1)
-    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead
+    chunk, tokens = padded_prompt(prompt_tokens, page_size)
+    waiting = communication_seconds(config, hardware, chips, chunk, activation_bytes=activation_bytes(weight_bytes)) * (
+        tokens / chunk
+    )
+    return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead + waiting

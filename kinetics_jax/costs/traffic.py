@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.counts import Share, triangle
+from kinetics_jax.attention.policies.counts import triangle
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.conventions import Components
 
@@ -19,7 +19,7 @@ def traffic(
     policy: AttentionPolicy,
     kv_bytes: float,
     weight_bytes: float,
-    batch: int | None,
+    batch: np.ndarray | None,
     shared_prompt: bool,
 ) -> Components:
     """What an engine computes and reads, token by token; P counts the matrix parameters a token is multiplied with.
@@ -31,18 +31,17 @@ def traffic(
     trials and the budget (docs/economics.md: where that holds, and why). `prompt [...]` and `output [...]` are float64
     whole numbers that broadcast; amounts are FLOPs, and bytes for names that end in `_reads`.
 
-    With `shared_prompt`, what every trial reads of the prompt (all its KV in a step that attends to everything, all its
-    summaries in a search; what a choosing step attends to, forced or chosen, is each trial's own) is read once for all.
-    A larger budget can then read less: more steps attend to everything, and share.
+    With `shared_prompt`, the K and V of the prompt's whole pages are read once for all trials in the layers that attend
+    to everything, as `attention.shared_prefix` does it; its last tokens, which fill no page, and all that sparse layers
+    and their search read are each trial's own.
     """
     steps = np.maximum(output - 1, 0)
     counts = policy.counts(prompt, steps, config.num_layers)
     tokens = {"dense": counts.dense, "forced": counts.forced, "chosen": counts.chosen}
     elements = 2 * config.num_kv_heads * config.head_dim  # K and V of one token in one layer
     vector = elements / 2
-
-    def reads(amount: float, share: Share) -> tuple[Any, Any]:
-        return (amount * share.own, amount * share.prompt) if shared_prompt else (amount * share.total, None)
+    dense_layers = config.num_layers - len(policy.sparse_layers(config.num_layers))
+    once = dense_layers * np.floor(prompt / policy.page_size) * policy.page_size * steps if shared_prompt else None
 
     parameters, head = config.matmul_parameters, config.vocab_size * config.hidden_size
     has_prompt = np.minimum(prompt, 1)  # logits are wanted after the last prompt token only
@@ -53,9 +52,12 @@ def traffic(
         **{f"{name}_attention": (2 * config.group * elements * share.total, None) for name, share in tokens.items()},
         "search": (2 * vector * counts.vectors.total, None),
         "top_k": (config.num_kv_heads * counts.scores.total, None),
-        **{f"{name}_kv_reads": reads(kv_bytes * elements, share) for name, share in tokens.items()},
-        "search_reads": reads(kv_bytes * vector, counts.vectors),
+        **{f"{name}_kv_reads": (kv_bytes * elements * share.total, None) for name, share in tokens.items()},
+        "search_reads": (kv_bytes * vector * counts.vectors.total, None),
     }
+    if once is not None:
+        read = kv_bytes * elements
+        components["dense_kv_reads"] = read * (counts.dense.total - once), read * once
     if batch is not None:
         prefill = weight_bytes * touched_parameters(config, prompt) * has_prompt
         components["prefill_weight_reads"] = 0, prefill

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.report.attention_names import spoken_kind
 from kinetics_jax.report.figure_style import (
     DARK_COLOURS,
@@ -39,7 +40,7 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
     style = style_for(table, dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
-    spent, label = ("cost", "Cost per problem (Tera-eFLOPs)") if "cost" in table else ("tokens", "Tokens per problem")
+    spent, label = ("cost", _cost_label(table)) if "cost" in table else ("tokens", "Tokens per problem")
     on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=[spent, "accuracy"])
     grey = {"color": style.theme["envelope"], "lw": 4, "alpha": 0.4, "solid_capstyle": "round"}
     axes.plot(on[spent], 100 * on["accuracy"], drawstyle="steps-post", solid_joinstyle="round", zorder=1, **grey)
@@ -47,7 +48,7 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
         axes.plot(rows[spent], 100 * rows["accuracy"], **style.line(model, attention))
         _bars(axes, rows, spent, style.colours[model])
     axes.set_xscale("log")
-    _cost_ticks(axes, min(table[spent]), max(table[spent]))
+    _cost_ticks(axes, table[spent].min(), table[spent].max())
     axes.set(xlabel=label, ylabel="Problems solved, pass@N (%)")
     panel(axes, style)
     legend(figure, style, more=[handle(label="Pareto envelope", **grey)])
@@ -139,12 +140,22 @@ def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float =
     axes.set_xscale("log")
     _cost_ticks(axes, min(table["limit"]), max(table["limit"]))
     axes.set(
-        xlabel=f"Cost allowed per problem (Tera-{'FLOPs' if table.attrs.get('law') == 'FLOPs' else 'eFLOPs'})",
+        xlabel=_cost_label(table, "Cost allowed", "FLOPs" if table.attrs.get("law") == "FLOPs" else "eFLOPs"),
         ylabel="Problems solved (%)",
     )
     panel(axes, style)
     axes.legend(fontsize=SMALL, frameon=False, labelcolor=style.theme["ink"], handlelength=2.2)
     return figure
+
+
+def _cost_label(table: pd.DataFrame, what: str = "Cost", unit: str = "eFLOPs") -> str:
+    """What an axis of costs shows, and in a second line what of the weights it holds; arithmetic alone holds none."""
+    label = f"{what} per problem (Tera-{unit})"
+    if unit == "FLOPs":
+        return label
+    rule = table["batch_rule"].iloc[0]
+    batch = table["batch"].iloc[0] if rule == "given" and "batch" in table else None
+    return f"{label}\n{weight_words(rule, batch)}"
 
 
 def _option_markers(table: pd.DataFrame, style: Style) -> tuple[dict[tuple[str, str], str], list[Any]]:

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import html
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import Undecided, pooled, run_data
+from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import attention_names
@@ -79,13 +81,16 @@ def report_tables(
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
     undecided: Undecided = "unsolved",
+    **costs: Any,
 ) -> Tables:
-    """The tables of run folders as read; options and errors as in `analysis.frontier.cost_frontier`, `undecided` as in
-    `analysis.samples.pooled`.
+    """The tables of run folders as read; options, `costs` among them (batch, chips, bytes of an element), and errors as
+    in `analysis.frontier.cost_frontier`, `undecided` as in `analysis.samples.pooled`.
     """
     pools = pooled(map(run_data, runs), undecided=undecided)
     return Tables(
-        frontier=cost_frontier(pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials),
+        frontier=cost_frontier(
+            pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, **costs
+        ),
         length=length_ablation(pools),
         budget=budget_ablation(pools),
     )
@@ -238,14 +243,26 @@ def _how_to_read(table: pd.DataFrame) -> str:
         "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
         "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "
         "intervals from redrawing problems. Cost counts arithmetic and memory reads per problem, in Tera-eFLOPs "
-        f"(“{convention}” convention, {priced}). The table lists the frontier: rows that no other row matches in "
-        f"accuracy at less cost.{left_out}"
+        f"(“{convention}” convention, {priced}; {_weights(table)}). The table lists the frontier: rows that no other "
+        f"row matches in accuracy at less cost.{left_out}"
     )
+
+
+def _weights(table: pd.DataFrame) -> str:
+    """What the costs hold of the weights, and how many sequences share them."""
+    rule, batches = table["batch_rule"].iloc[0], table["batch"]
+    words = weight_words(rule, batches.iloc[0] if rule == "given" else None)
+    if rule != "fit":
+        return words
+    none = " (0: not one sequence fits, and the row has no cost)" if (batches == 0).any() else ""
+    low, high = batches.min(), batches.max()
+    return f"{words}, {low:.0f}{'' if low == high else f' … {high:.0f}'} sequences{none}"
 
 
 def _frontier_table(table: pd.DataFrame) -> str:
     """The rows on the frontier by cost, and behind a fold all of them with what makes up their cost."""
     heads = ("Model", "Attention", "N", ACCURACY, "Cost")
+    behind = (*heads, "Compute", "Memory", "Without weights", "Batch", TOKENS)
     name = attention_names(table["attention"]).short
 
     def cells(row: Mapping[Any, Any], *more: str) -> tuple[str, ...]:
@@ -254,13 +271,17 @@ def _frontier_table(table: pd.DataFrame) -> str:
     on = [row for row in table.sort_values(by="cost").to_dict("records") if row["on_frontier"]]
     every = [
         (
-            cells(row, _number(row["compute"]), _number(row["memory"]), f"{row['mean_output_tokens']:.1f}"),
+            cells(
+                row,
+                *(_number(row[name]) for name in ("compute", "memory", "cost_without_weights", "batch")),
+                f"{row['mean_output_tokens']:.1f}",
+            ),
             "on" if row["on_frontier"] else "",
         )
         for row in table.to_dict("records")
     ]
     best = _table(heads, [(cells(row), "") for row in on])
-    return f"{best}\n{_fold(f'All {len(every)} rows', _table((*heads, 'Compute', 'Memory', TOKENS), every))}"
+    return f"{best}\n{_fold(f'All {len(every)} rows', _table(behind, every))}"
 
 
 def _accuracy(row: Mapping[Any, Any]) -> str:
@@ -305,6 +326,8 @@ def _budget_table(table: pd.DataFrame) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -25,6 +25,7 @@ from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.costs.memory import fits
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 
@@ -172,7 +173,8 @@ def test_replay_until_solved_by_its_closed_form(wave):
     begins = [np.ones(20) if start == 0 else 1 - pass_at_k(8, right, start) for start in starts]
     expected = sum(chance * min(wave, 8 - start) for chance, start in zip(begins, starts, strict=True))
     np.testing.assert_allclose(got.samples, expected.mean(), rtol=0.02)
-    cost = generation_cost(pools[0].config, prompt_tokens=100, output_tokens=1000, trials=[1, 2])
+    batch = fits(pools[0].config, "h100", tokens=100 + 500).sequences  # 100 + the mean of 1 … 999
+    cost = generation_cost(pools[0].config, prompt_tokens=100, output_tokens=1000, trials=[1, 2], batch=batch)
     one, prefill = np.diff(cost.total).item(), (2 * cost.total[0] - cost.total[1]).item()
     np.testing.assert_allclose(got.cost, prefill + one * got.samples, rtol=1e-9)
     np.testing.assert_allclose(got.accuracy, pass_at_k(8, right, 8).mean())  # an allowance of all samples: coverage
@@ -250,6 +252,13 @@ def test_halvings_are_counted_and_needed():
     assert seen == [(1, 2), (2, 2)]
     with pytest.raises(SamplesError, match="at least one halving"):
         honest_allocation(pools, [1e9], splits=0)
+
+
+def test_a_pool_of_few_samples_limits_no_other_in_an_honest_choice():
+    """A model with 4 samples is halved to N <= 2; another with 16 is chosen up to N = 8, and solves more so."""
+    few, many = coin_run(0, 0.0, model="1.7B", samples=4), coin_run(1, 0.3)
+    table = honest_allocation(pooled([few, many]), [1e9], splits=2).set_index("choice")
+    assert table.loc["for_all", "accuracy"] == pytest.approx(1 - 0.7**8, abs=0.05)
 
 
 def test_honest_under_caps_of_a_table_without_max_tokens():

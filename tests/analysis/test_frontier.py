@@ -33,6 +33,11 @@ COLUMNS = [
     "compute",
     "memory",
     "cost",
+    "batch_rule",
+    "batch",
+    "batch_full",
+    "cost_without_weights",
+    "cost_full",
     "on_frontier",
 ]
 SMALL = ModelConfig.named("0.6B")
@@ -82,8 +87,17 @@ def test_a_table_by_hand():
         np.testing.assert_allclose(table["memory"][i], np.mean(cost.memory))
         np.testing.assert_allclose(table["cost"][i], np.mean(cost.total))
     assert table["on_frontier"].all()
-    assert table.attrs == {"convention": "paper", "hardware": None, "intensity": 300.0}
-    assert cost_frontier([make_run(grades)]).attrs == {"convention": "traffic", "hardware": "h100", "intensity": None}
+    assert table.attrs == {
+        "convention": "paper", "hardware": None, "intensity": 300.0, "chips": 1, "batch_rule": "none",
+    }  # fmt: skip
+    assert table["batch"].isna().all()
+    assert table["cost"].equals(table["cost_without_weights"])
+    counted = cost_frontier([make_run(grades)])
+    assert counted.attrs == {
+        "convention": "traffic", "hardware": "h100", "intensity": None, "chips": 1, "batch_rule": "fit",
+    }  # fmt: skip
+    assert (counted["cost"] > counted["cost_without_weights"]).all()
+    assert (counted["cost_full"] >= counted["cost"]).all()
     assert table.equals(cost_frontier([make_run(grades)], convention="paper", intensity=300.0))
 
 

@@ -74,10 +74,11 @@ def test_costs_are_those_of_best_of_n(convention, shared, attention):
             lengths = np.minimum(problem.lengths, cap)
             cost = best_of_n_cost(
                 pool.config, prompt_tokens=problem.prompt_tokens, output_lengths=lengths, trials=n, attention=attention,
-                **costs,
+                batch=int(cells.configurations["batch"][row]) if convention == "traffic" else None, **costs,
             )  # fmt: skip
             np.testing.assert_allclose(cells.compute[row, column], cost.compute, rtol=1e-12)
             np.testing.assert_allclose(cells.memory[row, column], cost.memory, rtol=1e-12)
+            np.testing.assert_allclose(cells.weights[row, column], cost.weight_reads, rtol=1e-12)
             np.testing.assert_allclose(cells.tokens[row, column], lengths.mean(), rtol=1e-12)
             graded = [(g, n) for g, n in zip(problem.grades, problem.lengths, strict=True) if g is not None]
             right = sum(g and length <= cap for g, length in graded)
@@ -172,7 +173,8 @@ def test_halves_have_the_same_rows_though_one_lacks_the_longest_sample():
     most = max_sample_tokens(pools[0])
     for seed in range(5):
         one, two = (grid(half, trials=[1, 3], caps=[700, most, 2 * most]) for half in split_in_halves(pools, seed))
-        assert one.configurations.equals(two.configurations)
+        keys = ["model", "attention", "N", "cap", "batch_full"]  # the batch is of each half's lengths
+        assert one.configurations[keys].equals(two.configurations[keys])
         assert list(one.configurations["cap"]) == [700, 700, most, most]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -171,7 +172,9 @@ def test_extrapolation_is_warned_of():
     assert "12 were measured" in warned(problems=13)
     assert "N = 16 is more than the 8 samples" in warned(trials=[16])
     assert "nothing is known of a cap of 65" in warned(caps=[64, 65])
-    assert "communication between them is not counted" in warned(chips=2)
+    assert "communication between the 2 is not counted" in warned(chips=2)
+    linked = dataclasses.replace(MEASURED, link_bandwidth=1e9, all_reduce_seconds=1e-5)
+    assert warned(hardware=linked, chips=2) == ""
     with pytest.raises(PlanError, match="no cap of"):
         list_options(POOLS, MEASURED, caps=[65])
     for wrong in ({"problems": 0}, {"trials": [0]}, {"batches": [-1]}, {"chips": 0}):

@@ -1,5 +1,6 @@
 """`kinetics cost`, mostly called in this process; test_cli.py meets the command line in processes of its own."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -62,8 +63,17 @@ def test_seconds_and_room_on_every_chip(capsys):
     assert rows["tpu-v5e"]["least_chips"] == 2
 
 
-def test_chips_share_the_work_and_kv_heads_bound_it(capsys):
-    case = {**QWEN, "hardware": "h100", "price": 2.0, "attention": "dense"}
+def test_chips_share_the_work_and_kv_heads_bound_it(capsys, tmp_path):
+    """On chips whose link is not known, which a line says; on others they wait for each other too."""
+    path = tmp_path / "alone.json"
+    save_hardware(path, dataclasses.replace(HARDWARE["h100"], name="alone", link_bandwidth=None))
+    case = {**QWEN, "price": 2.0, "attention": "dense"}
+    linked = [printed(capsys, **case, hardware="h100", chips=chips)["hardware"][0] for chips in (1, 8)]
+    assert linked[1]["seconds"] > linked[0]["seconds"] / 8
+    assert linked[1]["price"] > linked[0]["price"]
+    case["hardware"] = str(path)
+    cost(**{**case, "as_json": True}, chips=2)
+    assert "alone: nothing is known of the link between its chips" in capsys.readouterr().err
     one, eight, sixteen = (printed(capsys, **case, chips=chips)["hardware"][0] for chips in (1, 8, 16))
     assert eight["seconds"] == pytest.approx(one["seconds"] / 8)
     assert sixteen["seconds"] == pytest.approx(eight["seconds"])  # reads bound it, and there are eight KV heads
@@ -129,7 +139,7 @@ def test_the_table_names_every_part(capsys):
         ({"output": (1, -1)}, "output_lengths must be whole"),
         ({"prompt": -1}, "prompt_tokens must be whole"),
         ({"trials": 0}, "trials must be whole"),
-        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 0}, "--batch must be fit, none, or a number"),
         ({"convention": "paper", "batch": 4}, "no meaning in the paper"),
         ({"convention": "upstream", "kv_dtype": "float8"}, "fixes two bytes"),
         ({"convention": "upstream", "model": "30B-A3B"}, "no parameter count"),

@@ -244,7 +244,7 @@ def test_phi_is_the_ratio_of_the_equations_for_many_trials():
         ({"intensity": 300.0, "hardware": "h100"}, "not both"),
         ({"intensity": 0.0}, "intensity must be positive"),
         ({"kv_bytes": 0}, "must be positive"),
-        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 0}, "batch must be whole numbers, at least 1"),
         ({"batch": 4, "convention": "paper"}, "no meaning in the paper"),
         ({"shared_prompt": True, "convention": "upstream"}, "no meaning in the upstream"),
         ({"convention": "upstream"}, "no parameter count of 't'"),

@@ -16,6 +16,7 @@ from kinetics_jax.attention.policies.random_blocks import RandomBlocks
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
 from kinetics_jax.stats.estimators import EstimateError
 
@@ -60,41 +61,30 @@ policies = st.one_of(
 
 @dataclasses.dataclass
 class Step:
-    """What one step of one layer attends to and scores; `prompt_…`: those of them that all trials have in common."""
+    """What one step of one layer attends to and scores."""
 
     dense: int = 0
     forced: int = 0
     chosen: int = 0
-    prompt_dense: int = 0
-    prompt_forced: int = 0
-    prompt_chosen: int = 0
     scored: int = 0  # pages
-    prompt_scored: int = 0
 
 
-def whole(length, prompt, forced):
+def whole(length, forced):
     """A step of a sparse layer that attends to everything; `forced`: positions that it would attend to in any case."""
-    of_prompt = sum(position < prompt for position in forced)
-    return Step(
-        forced=len(forced),
-        chosen=length - len(forced),
-        prompt_forced=of_prompt,
-        prompt_chosen=prompt - of_prompt,
-    )
+    return Step(forced=len(forced), chosen=length - len(forced))
 
 
-def sparse_step(attention, prompt, length):
+def sparse_step(attention, length):
     if isinstance(attention, BlockPolicy):
         size = attention.page_size
         pages = [range(start, min(start + size, length)) for start in range(0, length, size)]
         kept = {*range(min(attention.sink_pages, len(pages))), *range(len(pages))[-attention.recent_pages :]}
         forced = [position for page in kept for position in pages[page]]
         if len(pages) <= attention.pages:
-            return whole(length, prompt, forced)
+            return whole(length, forced)
         step = Step(forced=len(forced), chosen=(attention.pages - len(kept)) * size)
         if isinstance(attention, BlockTopK):
             step.scored = sum(len(page) == size for page in pages)
-            step.prompt_scored = sum(len(page) == size and page[-1] < prompt for page in pages)
         return step
     if isinstance(attention, LiteSysBlockTopK):
         threshold = 4 + attention.local + attention.pages * attention.page_size
@@ -104,16 +94,15 @@ def sparse_step(attention, prompt, length):
         blocks = [range(start, start + attention.page_size) for start in first]
         forced = set(range(length)) - {position for block in blocks for position in block}
         if length <= threshold:
-            return whole(length, prompt, forced)
+            return whole(length, forced)
         return Step(
             forced=len(forced),
             chosen=attention.pages * attention.page_size,
             scored=len(blocks),
-            prompt_scored=sum(block[-1] < prompt for block in blocks),
         )
     forced = range(length) if isinstance(attention, SlidingWindow) else range(length - 1, length)
     if length <= attention.budget:
-        return whole(length, prompt, forced)
+        return whole(length, forced)
     forced = min(len(forced), attention.budget)
     return Step(forced=forced, chosen=attention.budget - forced)
 
@@ -142,18 +131,19 @@ def token_by_token(config, prompt, output, trials, attention, kv_bytes, weight_b
                 parts["weight_reads"] += weight_bytes * config.matmul_parameters / batch
             for layer in range(config.num_layers):
                 if isinstance(attention, Dense) or layer in attention.dense_layers:
-                    step = Step(dense=length, prompt_dense=prompt)
+                    step = Step(dense=length)
                 else:
-                    step = sparse_step(attention, prompt, length)
+                    step = sparse_step(attention, length)
                 common = int(shared and trial > 0)  # read for the first trial already
+                whole_pages = prompt - prompt % attention.page_size
                 for kind in ("dense", "forced", "chosen"):
-                    attended, of_prompt = getattr(step, kind), getattr(step, f"prompt_{kind}")
+                    attended = getattr(step, kind)
                     parts[f"{kind}_attention"] += config.num_heads * per_head * 2 * attended
-                    read = attended - common * of_prompt
+                    read = attended - common * (whole_pages if kind == "dense" and attended else 0)
                     parts[f"{kind}_kv_reads"] += kv_bytes * config.num_kv_heads * 2 * config.head_dim * read
                 parts["search"] += config.num_kv_heads * per_head * vectors * step.scored
                 parts["top_k"] += config.num_kv_heads * step.scored
-                read = vectors * (step.scored - common * step.prompt_scored)
+                read = vectors * step.scored
                 parts["search_reads"] += kv_bytes * config.num_kv_heads * config.head_dim * read
     return parts
 
@@ -218,8 +208,9 @@ def test_costs_grow_with_lengths_and_trials_and_are_never_negative(prompt, outpu
     assert all(np.all(part >= 0) for part in (*base.parts.values(), *base.shared.values()))
     np.testing.assert_allclose(sum(base.parts.values()), base.total, rtol=1e-12)
     assert base.seconds <= base.additive_seconds <= 2 * base.seconds
-    # By whole pages: one more prompt token can close a page, and a searching step then reads less of its current one.
-    page = attention.page_size if isinstance(attention, BlockPolicy | LiteSysBlockTopK) else 1
+    # By whole pages: one more prompt token can close a page, and a searching step then reads less of its current one,
+    # or all trials read the page once.
+    page = attention.page_size if extra or isinstance(attention, BlockPolicy | LiteSysBlockTopK) else 1
     for other in (
         cost(prompt + page, output, trials),
         cost(prompt, output + 1, trials),
@@ -227,7 +218,7 @@ def test_costs_grow_with_lengths_and_trials_and_are_never_negative(prompt, outpu
     ):
         assert other.compute >= base.compute * (1 - 1e-12)
         assert other.memory >= base.memory * (1 - 1e-12)
-        moves = isinstance(attention, LiteSysBlockTopK) or bool(extra)
+        moves = isinstance(attention, LiteSysBlockTopK)
         for name, part in grown_parts(base, moves).items():
             assert grown_parts(other, moves)[name] >= part * (1 - 1e-12), name
 
@@ -236,7 +227,7 @@ def grown_parts(cost, moves: bool):
     """The parts that grow with every length; where tokens can move between forced and chosen (`moves`), their sum does.
 
     By LiteSys's rule a step that attends to everything chooses nothing: the step that begins to choose has fewer forced
-    tokens than the one before. With a shared prompt one more token can be the sink that all trials read once.
+    tokens than the one before.
     """
     if not moves:
         return cost.parts
@@ -271,8 +262,7 @@ kinds = st.sampled_from([BlockTopK, RandomBlocks, TokenTopK, SlidingWindow, Lite
 def test_a_larger_budget_attends_to_more_and_searches_less(
     kind, prompt, output, trials, pages, size, shared, convention
 ):
-    """With a shared prompt that is so of one trial: of several, a larger budget shares more."""
-    extra = {"shared_prompt": True, "trials": 1} if shared and convention == "traffic" else {"trials": trials}
+    extra = {"shared_prompt": shared and convention == "traffic", "trials": trials}
     case = {"prompt_tokens": prompt, "output_tokens": output, "convention": convention, **extra}
     less, more = (generation_cost(TINY, **case, attention=sized(kind, size, count)) for count in (pages, pages + 1))
     assert more.kv_reads >= less.kv_reads
@@ -284,10 +274,21 @@ def test_a_larger_budget_attends_to_more_and_searches_less(
             assert more.parts[name] >= less.parts[name] * (1 - 1e-12), name
 
 
-def test_a_larger_budget_can_read_less_where_trials_share():
-    case = {"prompt_tokens": 64, "output_tokens": 9, "trials": 8, "shared_prompt": True}
-    narrow, wide = (generation_cost(TINY, **case, attention=BlockTopK(budget=budget)) for budget in (48, 96))
-    assert wide.kv_reads < narrow.kv_reads
+def test_only_dense_layers_and_whole_pages_share_a_prompt():
+    """As the engine: 21 of 23 prompt tokens stand in whole pages of 7, and one of two layers attends to everything."""
+    case = {"prompt_tokens": 23, "output_tokens": 5, "trials": 3, "intensity": 1.0}
+    policy = BlockTopK(pages=4, page_size=7, dense_layers=(0,))
+    config = dataclasses.replace(TINY, num_layers=2)
+    apart, together = (generation_cost(config, **case, attention=policy, shared_prompt=on) for on in (False, True))
+    saved = {name: apart.parts[name] - together.parts[name] for name in apart.parts}
+    token = 2 * config.num_kv_heads * config.head_dim * 2
+    assert saved.pop("dense_kv_reads") * 1e12 == pytest.approx((3 - 1) * 4 * 21 * token)
+    assert not any(saved.values())
+    short = {**case, "prompt_tokens": 6, "attention": policy}
+    alone = generation_cost(config, **short)
+    assert generation_cost(config, **short, shared_prompt=True).total == alone.total  # no page is full
+    with pytest.raises(CostError, match="shared_prompt is for one chip"):
+        generation_cost(config, **short, shared_prompt=True, chips=2)
 
 
 @settings(max_examples=100, deadline=None)
@@ -295,9 +296,7 @@ def test_a_larger_budget_can_read_less_where_trials_share():
 def test_a_budget_that_is_never_reached_costs_what_dense_costs(kind, prompt, output, trials, size, convention):
     attention = sized(kind, size, max(3, -(-(prompt + output) // size)))
     case = {"prompt_tokens": prompt, "output_tokens": output, "trials": trials, "convention": convention}
-    if convention == "traffic":
-        case["shared_prompt"] = size % 2 == 0
-    else:
+    if convention == "paper":
         case["trials"] = 1  # only dense attention shares the prompt there
     sparse, dense = generation_cost(TINY, **case, attention=attention), generation_cost(TINY, **case)
     if convention == "traffic":
