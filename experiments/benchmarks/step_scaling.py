@@ -7,7 +7,7 @@
 measurements of end_to_end.py; a solid line is the profile's step time, a dotted one the bytes of a step at the
 bandwidth measured in the same run. Rings: a step's CPU seconds divided by the cores, which is what a step would take if
 it kept all cores busy; they show how much other work slowed the marks. (c) over devices: a prediction from data sheets,
-in which communication is not counted; none of it is measured. Writes step_scaling.png and .csv.
+two all-reduces a layer included; none of it is measured. Writes step_scaling.png and .csv.
 """
 
 from __future__ import annotations

@@ -66,12 +66,16 @@ def replay(
     Every wave is charged for its own samples. What the trials of a problem share (its prefill, and with `shared_prompt`
     the reads of its prompt, up to the longest trial of each wave) is charged once: prefill with the first wave, reads
     with each. `costs` are those of `pricing.Pricing`; waves and shared prompts have a meaning in the `traffic`
-    convention alone. Raises EstimateError for more samples than a problem has, SamplesError if an architecture or a
-    token count is missing.
+    convention alone. Costs are NaN where not one sequence fits the hardware. Raises EstimateError for more samples than
+    a problem has, SamplesError if an architecture or a token count is missing.
     """
     pricing = Pricing(shared_prompt=shared_prompt, **costs)
     used = batches(pool, pricing, [max_sample_tokens(pool)]).used
-    batch = None if used is None else int(used[0])
+    return _replayed(pool, rule, pricing, None if used is None else int(used[0]), orders=orders, seed=seed)
+
+
+def _replayed(pool: Pool, rule: StopRule, pricing: Pricing, batch: int | None, *, orders: int, seed: int) -> Replay:
+    """`replay` at a batch; 0: not one sequence fits."""
     rng = np.random.default_rng(seed)
     solved, spent, drawn = np.empty((3, len(pool.problems)))
     for i, (name, problem) in enumerate(pool.problems.items()):
@@ -138,17 +142,19 @@ def replay_table(
     """
     import pandas as pd
 
-    rows = []
+    rows, pricing = [], Pricing(shared_prompt=shared_prompt, **costs)
     for pool in pools:
         fixed = grid([pool], trials=trials, shared_prompt=shared_prompt, **costs)
+        batch = fixed.configurations["batch"].iloc[0]
+        used = None if np.isnan(batch) else int(batch)
         for i, n in enumerate(fixed.configurations["N"]):
             early = None if probe is None or probe >= n else probe
             rule = StopRule(most=int(n), wave=min(wave, int(n)), probe=early)
-            result = replay(pool, rule, orders=orders, seed=seed, shared_prompt=shared_prompt, **costs)
-            cost = float(fixed.cost[i].mean())
+            result = _replayed(pool, rule, pricing, used, orders=orders, seed=seed)
+            cost = float(fixed.cost[i].mean()) if used != 0 else np.nan
             rows.append(
                 {"model": pool.model, "attention": str(pool.attention), "N": int(n), "batch_rule": fixed.batch_rule}
-                | {"batch": fixed.configurations["batch"].iloc[i], **undecided_counts([pool])}
+                | {"batch": batch, **undecided_counts([pool])}
                 | dataclasses.asdict(result)
                 | {
                     "fixed_accuracy": float(fixed.accuracy[i].mean()),

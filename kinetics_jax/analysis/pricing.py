@@ -48,8 +48,9 @@ class Pricing:
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
             raise CostError(f"convention {self.convention!r} is not known (known: {', '.join(CONVENTIONS)})")
-        if self.batch is not None and self.batch not in ("fit", "auto") and not isinstance(self.batch, int):
-            raise CostError(f"batch must be fit, none or a whole number, got {spelled(self.batch)}")
+        number = isinstance(self.batch, int) and not isinstance(self.batch, bool) and self.batch >= 1
+        if self.batch is not None and self.batch not in ("fit", "auto") and not number:
+            raise CostError(f'batch must be "fit", None or a whole number from 1 up, got {spelled(self.batch)}')
         if self.batch == "fit" and self.convention != "traffic":
             raise CostError(f'batch has no meaning in the {self.convention} convention; use "traffic"')
         if self.batch == "fit" and self.intensity is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, advise, choose, list_options, pass_at_n
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
+from kinetics_jax.analysis.workload import Workload, busiest_share
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -152,6 +153,35 @@ def test_refusals_name_the_least_that_does():
         Budget(seconds=-1)
     with pytest.raises(PlanError, match="no price per hour"):
         advise(list_options(POOLS[:1], MEASURED), Budget(dollars=1))
+
+
+def test_replicas_share_the_problems():
+    """Each has the room and the seconds of one alone with its problems; all are paid for."""
+    one, four = (list_options(POOLS[:1], CHIP, replicas=n, trials=[2], batches=[8]).table for n in (1, 4))
+    alone = list_options(POOLS[:1], CHIP, problems=3, trials=[2], batches=[8]).table
+    assert (four["fits"] == one["fits"]).all()
+    assert (four["seconds"] < one["seconds"] / 2).all()
+    np.testing.assert_allclose(four["seconds"], alone["seconds"], rtol=0.5)  # other three problems
+    np.testing.assert_allclose(four["dollars"], 4 * four["seconds"] * 1e-3)
+    advice = advise(list_options(POOLS[:1], CHIP, replicas=4, trials=[2], batches=[8]), Budget(dollars=1.0))
+    assert advice.options.replicas == 4
+    work = Workload(np.arange(5), np.array([[1, 1], [9, 9], [2, 2], [3, 3], [4, 4]]))
+    assert busiest_share(work, 1) is work
+    busy = busiest_share(work, 2)  # problems 1 and 3, of 24 tokens, against 0, 2 and 4, of 14
+    np.testing.assert_array_equal(busy.prompts, [1, 3])
+    np.testing.assert_array_equal(busiest_share(work, 9).lengths, [[9, 9]])
+    with pytest.raises(PlanError, match="replicas"):
+        list_options(POOLS, CHIP, replicas=0)
+
+
+def test_chips_wait_for_each_other():
+    """Two are less than twice as quick as one."""
+    linked = dataclasses.replace(CHIP, link_bandwidth=1e8, all_reduce_seconds=1e-5)
+    case = {"trials": [8], "batches": [8]}
+    one, two = (list_options(POOLS[2:], linked, chips=chips, **case).table["seconds"] for chips in (1, 2))
+    assert (two > one / 2).all()
+    silent = list_options(POOLS[2:], CHIP, chips=2, **case)
+    assert (silent.table["seconds"] < two).all()
 
 
 def test_memory_bounds_the_batch():

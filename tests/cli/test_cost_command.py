@@ -10,6 +10,7 @@ import pytest
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.cli.cost import cost
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.batching import room
 from kinetics_jax.costs.hardware import HARDWARE, Hardware, save_hardware
 from kinetics_jax.errors import UserError
 
@@ -107,6 +108,30 @@ def test_models_and_chips_from_files(tmp_path, capsys):
     assert printed(capsys, model=builtin_models()[0], output=(100,))["model"] == builtin_models()[0]
 
 
+def test_the_batch_that_fits_and_one_that_does_not(capsys):
+    case = {"model": "Qwen/Qwen3-8B", "output": (16384,)}
+    answer, none = (printed(capsys, **case, batch=batch) for batch in ("fit", "none"))
+    fit = room(ModelConfig.named("8B"), "h100", prompt_tokens=256, output_tokens=16384)
+    assert (answer["batch_rule"], answer["batch"]) == ("fit", fit.batch)
+    assert (none["batch_rule"], none["batch"]) == ("none", None)
+    parts = answer["parts"]
+    assert answer["total"] - parts["weight_reads"] - parts["prefill_weight_reads"] == pytest.approx(none["total"])
+    assert parts["prefill_weight_reads"] > 0
+    rows = {row["name"]: row for row in answer["hardware"]}
+    assert rows["h200"]["batch"] > rows["h100"]["batch"] == fit.batch > rows["h100"]["fits"] == fit.full
+    assert (rows["tpu-v5e"]["batch"], rows["tpu-v5e"]["seconds"]) == (0, None)
+    cost(**case, batch=fit.batch)
+    assert capsys.readouterr().err == ""
+    cost(**case, as_json=True, batch=512)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"batch 512 does not fit on 1 x h100: {fit.batch} sequences do on average ({fit.full} if each" in said
+    cost(**case, batch="fit")
+    assert f"weights shared by the batch that fits, {fit.batch} sequences" in capsys.readouterr().out
+    cost(**case)
+    assert "weights left out" in capsys.readouterr().out
+
+
 def test_the_table_names_every_part(capsys):
     cost(**QWEN, batch=4, hardware="b200", price=4.0)
     text = capsys.readouterr().out
@@ -140,6 +165,14 @@ def test_the_table_names_every_part(capsys):
         ({"prompt": -1}, "prompt_tokens must be whole"),
         ({"trials": 0}, "trials must be whole"),
         ({"batch": 0}, "--batch must be fit, none, or a number"),
+        ({"batch": "all"}, "--batch must be fit, none, or a number in 1 … 65536, got all"),
+        ({"batch": "fit", "intensity": 3.0}, "--batch fit is what a chip's memory holds"),
+        ({"batch": "fit", "convention": "paper"}, "--batch fit is what a chip's memory holds"),
+        (
+            {"batch": "fit", "hardware": "tpu-v5e", "model": "32B"},
+            "not one sequence fits beside the weights on 1 x tpu",
+        ),
+        ({"shared_prompt": True, "chips": 2}, "shared_prompt is for one chip"),
         ({"convention": "paper", "batch": 4}, "no meaning in the paper"),
         ({"convention": "upstream", "kv_dtype": "float8"}, "fixes two bytes"),
         ({"convention": "upstream", "model": "30B-A3B"}, "no parameter count"),

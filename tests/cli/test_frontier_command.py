@@ -145,6 +145,31 @@ def test_what_the_summary_tells(capsys, tmp_path):
     assert [(row["accuracy"], row["dropped"]) for row in json.loads(capsys.readouterr().out)] == [(1, 1)]
 
 
+def test_the_batch_is_asked_for_and_said(tables, capsys, tmp_path):
+    fit = printed(capsys, tables, trials=(1,), figure=tmp_path / "f.svg")
+    assert "weights shared by the batch that fits" in (tmp_path / "f.svg").read_text()
+    assert set(fit["batch_rule"]) == {"fit"}
+    assert (fit["cost"] > fit["cost_without_weights"]).all()
+    assert (fit["cost_full"] > fit["cost"]).all()
+    for batch, chips, says in (
+        (None, 1, "costs: weights shared by the batch that fits 1 x h200 on average"),
+        ("fit", 4, "costs: weights shared by the batch that fits 4 x h200 on average"),
+        ("8", 1, "costs: weights shared by a batch of 8"),
+        ("none", 1, "costs: weights left out, as if endlessly many sequences shared their reads"),
+    ):
+        frontier((tables,), **BASE, trials=(1,), batch=batch, chips=chips)
+        out, err = capsys.readouterr()
+        assert f"kinetics: {says}\n" in err
+        rows = pd.DataFrame(json.loads(out))
+        pools = pooled(read_all([tables]))
+        given = {"batch": {"none": None, "8": 8}.get(batch, "fit")}
+        expected = grid(pools, trials=[1], hardware="h200", chips=chips, **given)
+        np.testing.assert_allclose(rows["cost"], expected.cost.mean(axis=1))
+    wide = printed(capsys, tables, trials=(1,), batch="8", kv_dtype="float32", weight_dtype="float32")
+    narrow = printed(capsys, tables, trials=(1,), batch="8")
+    np.testing.assert_allclose(wide["memory"], 2 * narrow["memory"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -165,6 +190,13 @@ def test_what_the_summary_tells(capsys, tmp_path):
         ({"allocate": "best-of-n", "honest": True, "splits": 0}, "--splits must be at least 1"),
         ({"trials": (99,)}, "k = "),
         ({"caps": (0,)}, "at least 1"),
+        ({"batch": "all"}, "--batch must be fit, none, or a number in 1 … 65536, got all"),
+        ({"batch": "fit", "convention": "paper"}, "no meaning in the paper convention"),
+        ({"batch": "8", "convention": "upstream"}, "no meaning in the upstream convention"),
+        ({"chips": 0}, "--chips must be at least 1"),
+        ({"chips": 2, "convention": "paper"}, "several chips have a meaning in the traffic convention"),
+        ({"chips": 2, "shared_prompt": True}, "shared_prompt is for one chip"),
+        ({"against": "tokens", "batch": "8"}, "--against tokens has no caps, batch, chips"),
     ],
 )
 def test_mistakes_are_one_line(tables, tmp_path, arguments, says):

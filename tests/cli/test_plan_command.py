@@ -70,6 +70,21 @@ def runs(tmp_path_factory):
     return write_run(folder / "dense", "dense", 0.6, 1), write_run(folder / "sparse", sparse, 0.5, 2)
 
 
+def test_plan_over_replicas_and_types(runs, capsys):
+    plan(runs, seconds=60, replicas=3, as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert (result["chips"], result["replicas"]) == (1, 3)
+    plan(runs, seconds=60, replicas=3)
+    assert "10 problems on 3 replicas of 1 x h100" in capsys.readouterr().out
+    rooms = []
+    for types in ({}, {"kv_dtype": "bfloat16"}, {"kv_dtype": "float8", "weight_dtype": "int8"}):
+        plan(runs, seconds=60, as_json=True, **types)
+        rooms.append(json.loads(capsys.readouterr().out)["chosen"]["fits"])
+    assert rooms[0] < rooms[1] < rooms[2]  # the runs are in float32
+    with pytest.raises(UserError, match="--replicas must be at least 1"):
+        plan(runs, seconds=60, replicas=0)
+
+
 def test_plan_prints_the_advice_as_a_table_and_as_json(runs, capsys):
     plan(runs, seconds=60, chips=1, as_json=True)
     printed = capsys.readouterr()
