@@ -56,9 +56,10 @@ def share_of(config: ModelConfig, world_size: int) -> ModelConfig:
         "num_kv_heads": config.num_kv_heads,
         "intermediate_size": config.intermediate_size,
     }
-    if world_size < 1 or (odd := [name for name, size in sizes.items() if size % world_size]):
-        what = f"{odd[0]} ({sizes[odd[0]]})" if world_size > 0 else "anything"
-        raise UserError(f"--world-size {world_size} does not divide {what} of {config.name}")
+    if world_size < 1:
+        raise UserError(f"--world-size must be at least 1, got {world_size}")
+    if odd := [f"{name} ({size})" for name, size in sizes.items() if size % world_size]:
+        raise UserError(f"--world-size {world_size} does not divide {odd[0]} of {config.name}")
     return dataclasses.replace(config, **{name: size // world_size for name, size in sizes.items()})
 
 
@@ -94,9 +95,10 @@ class Case:
         lengths = jnp.full(self.batch, self.context + 1, jnp.int32)
         positions = jnp.full((self.batch, 1), self.context, jnp.int32)
 
-        def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools) -> tuple[jax.Array, Pools]:
+        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, pools: Pools) -> tuple[jax.Array, Pools]:
             q, k, v = (x[:, 0] for x in (q, k, v))
             k_pages, v_pages, means = kernels.append_kv(*pools, k, v, table, lengths, backend=self.backend)
+            assert means is not None  # as given
             chosen, covered = table, lengths
             if sparse:
                 chosen, covered = kernels.select_pages(
@@ -143,15 +145,15 @@ def measure(case: Case, *, repeats: int) -> dict[str, dict[str, float]]:
     ways = {"dense": case.step(sparse=False), "block_topk": case.step(sparse=True)}
     pools = case.pools()
     for step in ways.values():  # compiles, and runs once
-        out, pools = step(weights, hidden, pools)
-        jax.block_until_ready(out)
+        pools = step(weights, hidden, pools)[1]
+        jax.block_until_ready(pools)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, step in ways.items():
             began = time.perf_counter()
             for _ in range(repeats):
-                out, pools = step(weights, hidden, pools)
-            jax.block_until_ready((out, pools))
+                pools = step(weights, hidden, pools)[1]
+            jax.block_until_ready(pools)
             seconds[name].append((time.perf_counter() - began) / repeats)
     return {name: {"layer_seconds": statistics.median(turns)} for name, turns in seconds.items()}
 

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from paper_figures.common import Table, cost_ticks, model_legend, note, panels, parser, run, runs_of_equal, title, write
 from paper_figures.published import (
     CAPS,
+    KINDS,
     TERA_PER_SECOND,
     curves_of_traces,
     deviations,
@@ -41,7 +42,7 @@ from paper_figures.published import (
 )
 
 from kinetics_jax.analysis.readers import read_all
-from kinetics_jax.analysis.samples import pooled
+from kinetics_jax.analysis.samples import Pool, pooled
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.errors import UserError
 from kinetics_jax.files import write_atomic
@@ -70,11 +71,11 @@ def draw(published: Table, ours: Table | None, numbers: Mapping[str, float], *, 
 def _curves(axes: Axes, curves: Table, style: Style) -> None:
     best = envelopes(curves)
     for kind, (_, mark, dash) in LOOKS.items():
-        mine = curves[curves["attention"] == kind]
+        mine: Table = curves[curves["attention"] == kind]
         for model, rows in mine.groupby("model"):
             x = rows["tera_eflops"] / TERA_PER_SECOND
             axes.plot(x, 100 * rows["accuracy"], color=style.colours[str(model)], ls=dash, lw=0.7, alpha=0.75)
-        top = best[best["attention"] == kind]
+        top: Table = best[best["attention"] == kind]
         x, y = (top["tera_eflops"] / TERA_PER_SECOND).to_numpy(), 100 * top["accuracy"].to_numpy()
         x, y = np.append(x, mine["tera_eflops"].max() / TERA_PER_SECOND), np.append(y, y[-1])
         for model, start, end in runs_of_equal(top["model"]):
@@ -131,11 +132,12 @@ def script(arguments: argparse.Namespace) -> None:
     write(arguments, "published_curves", draw(published, ours, numbers, width=arguments.width), tables)
 
 
-def _tell_of_rule(pools: Sequence[object]) -> None:
-    ungraded = [pool for pool in pools if not set(CAPS[:-1]) <= set(getattr(pool, "caps", ()))]
+def _tell_of_rule(pools: Sequence[Pool]) -> None:
+    drawn = [pool for pool in pools if pool.attention.kind in KINDS.values()]
+    ungraded = [pool for pool in drawn if any(not p.knows(cap) for p in pool.problems.values() for cap in CAPS)]
     if ungraded:
         warnings.warn(
-            f"{len(ungraded)} of {len(pools)} configurations (such as {ungraded[0]}): cut texts were not graded at the "
+            f"{len(ungraded)} of {len(drawn)} configurations (such as {ungraded[0]}): cut texts were not graded at the "
             "published lengths, so an answer counts only where it ends within the cap; grade them (kinetics grade "
             f"TRACES --caps {CAPS[0]} {CAPS[1]} … {CAPS[-1]})",
             stacklevel=2,

@@ -209,9 +209,10 @@ def _without_published(runs: Sequence[RunData], config: Configs | None) -> Confi
     Raises SamplesError naming the fields in which one differs from the published model of its name.
     """
     models = {shape.name if (shape := published_config(run.model)) else run.model for run in runs}
-    given = config or {}
     if isinstance(config, ModelConfig):
-        given = {name: config for name in models if len(models) == 1}
+        given: Mapping[str, ModelConfig] = {name: config for name in models if len(models) == 1}
+    else:
+        given = config or {}
     published = {name: shape for name in given if (shape := published_config(name)) and shape.name in models}
     for name, shape in published.items():
         apart = [field for field in SHAPE if getattr(given[name], field) != getattr(shape, field)]

@@ -51,10 +51,11 @@ def read_curves(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}, line {line}: a cost above 0 and an accuracy from 0 to 1 are needed")
     for model in table["model"].unique():
         ModelConfig.named(str(model))
-    return table[COLUMNS]
+    known: Table = table[COLUMNS]
+    return known
 
 
-def envelopes(curves: Table) -> pd.DataFrame:
+def envelopes(curves: Table) -> Table:
     """The best of all models at every cost: `COLUMNS`, a row for every cost at which it grows, of the model there."""
     parts = []
     for kind in KINDS:
@@ -107,7 +108,7 @@ def switches(curves: Table) -> pd.DataFrame:
     """Where the model of an envelope changes: `attention`, `model`, `b200_seconds`, `accuracy`, a row per change."""
     best = envelopes(curves)
     changed = (best["model"] != best["model"].shift()) | (best["attention"] != best["attention"].shift())
-    rows = best[changed]
+    rows: Table = best[changed]
     return rows.assign(b200_seconds=rows["tera_eflops"] / TERA_PER_SECOND)[
         ["attention", "model", "b200_seconds", "accuracy"]
     ].reset_index(drop=True)

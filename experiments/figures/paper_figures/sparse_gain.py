@@ -54,7 +54,7 @@ def sparse_and_dense(splits: Sequence[Split], law: str, sparse: np.ndarray) -> t
             i = int(np.searchsorted(budgets, row.budget))
             best[i] = curves[row.group].accuracy[i]
         groups = by_model(first, members)
-        enough = np.array([budgets >= whole_sample(splits, law, groups[name]) for name in curves])
+        enough = np.stack([budgets >= whole_sample(splits, law, groups[name]) for name in curves])
         sides[kind] = Side(best, _affordable(list(curves.values()), enough))
         tables.append(table.rename(columns={"group": "model"}).assign(kind=kind))
     return pd.concat(tables, ignore_index=True).sort_values(by=["kind", "model", "budget"]), sides
@@ -77,10 +77,10 @@ def whole_sample(splits: Sequence[Split], law: str, members: np.ndarray) -> floa
 
 def _affordable(curves: Sequence[Curve], enough: np.ndarray) -> np.ndarray:
     """Accuracies of the best curve at every budget, of those affordable there (`enough`, bool [curves, budgets])."""
-    means = np.where(enough, [curve.accuracy.mean(axis=1) for curve in curves], -1.0)
-    best = means.argmax(axis=0)
-    accuracy = np.stack([curve.accuracy for curve in curves])[best, np.arange(len(best))]
-    return np.where(enough.any(axis=0)[:, None], accuracy, np.nan)
+    accuracy = np.stack([curve.accuracy for curve in curves])  # [curves, budgets, problems]
+    best = np.argmax(np.where(enough, accuracy.mean(axis=2), -1.0), axis=0)
+    some = np.any(enough, axis=0)
+    return np.where(some[:, None], accuracy[best, np.arange(len(best))], np.nan)
 
 
 def gain(
@@ -99,10 +99,11 @@ def gain(
     weights = np.vstack([np.full(problems, 1 / problems), draws])
     both = np.flatnonzero(~np.isnan(sides["sparse"].affordable + sides["dense"].affordable).any(axis=1))
     gains: dict[str, float] = {}
+    sparse, dense = (sides[kind] for kind in KINDS)
     if len(both):
-        gains |= _largest("gain", weights, *(sides[kind].affordable[both] for kind in KINDS), budgets[both])
+        gains |= _largest("gain", weights, sparse.affordable[both], dense.affordable[both], budgets[both])
     if unaffordable_as_zero:
-        gains |= _largest("paper_gain", weights, *(sides[kind].solved for kind in KINDS), budgets)
+        gains |= _largest("paper_gain", weights, sparse.solved, dense.solved, budgets)
     means = {kind: weights @ sides[kind].solved.T for kind in KINDS}
     levels = np.arange(0.1, 1, 0.01)
     least = {
@@ -117,8 +118,9 @@ def gain(
         drawn = ratios[1:, level]
         drawn = drawn[~np.isnan(drawn)]  # infinite if dense attention never reaches the accuracy
         low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-        gains |= {"saving": ratios[0, level], "saving_low": low, "saving_high": high}
-        gains |= {"saving_accuracy": levels[level], "saving_budget": least["sparse"][0, level]}
+        found = {"saving": ratios[0, level], "saving_low": low, "saving_high": high}
+        found |= {"saving_accuracy": levels[level], "saving_budget": least["sparse"][0, level]}
+        gains |= {name: float(value) for name, value in found.items()}
     return gains
 
 
