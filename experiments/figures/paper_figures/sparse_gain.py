@@ -153,8 +153,11 @@ def arrows(axes: Axes, gains: Mapping[str, float], scale: float) -> None:
             axes.annotate("", (x, ends[0]), (x, ends[1]), arrowprops=arrow, zorder=6)
             low, high = (100 * gains[f"{name}_{side}"] for side in ("low", "high"))
             text = f"+{100 * gains[name]:.0f} points{words}\n[{low:.0f}, {high:.0f}]\n{ends[0]:.0f} → {ends[1]:.0f} %"
-            below = min(ends[0], 100 * gains.get("saving_accuracy", 1))  # the saving's words stand under its arrow
-            note(axes, text, (x, below), (-6, -15), va="top", ha="right", color=ink)
+            if name == "gain":
+                below = min(ends[0], 100 * gains.get("saving_accuracy", 1))  # the saving's words stand under its arrow
+                note(axes, text, (x, below), (-6, -15), va="top", ha="right", color=ink)
+            else:
+                note(axes, text, (x, ends[0]), (5, 4), va="bottom", color=ink)
     if gains.get("saving_low", 0) > 1:
         arrow = {"arrowstyle": "<->", "color": "#222222", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
         y, start = 100 * gains["saving_accuracy"], scale * gains["saving_budget"]
