@@ -39,6 +39,7 @@ SOURCE = "Epoch AI (epoch.ai), CC BY 4.0"
 NOTICE = f"{SOURCE} (https://creativecommons.org/licenses/by/4.0/); aggregated by experiments/epoch_frontier.py"
 PROBLEMS = 45
 PROMPT_TOKENS = 200
+HARDWARE, CHIPS = "h100", 8  # the fewest that hold their weights in two bytes are 4 and 8
 REFERENCE = "Qwen2.5-32B-Instruct"  # whose pass@k the data's own description quotes
 CURVES = (REFERENCE, "phi-4", "gpt-4o-2024-11-20", "gemini-1.5-pro-002", "gemini-2.0-flash-001")
 HIDDEN = "Google"  # whose counts leave reasoning out
@@ -147,7 +148,7 @@ def pass_table(pools: list[Pool]) -> pd.DataFrame:
 
 
 def costs(runs: list[RunData]) -> pd.DataFrame:
-    """Accuracy against eFLOPs of the runs whose model's shape is public."""
+    """Accuracy against eFLOPs of the runs whose model's shape is public, the weights at the batch that fits."""
     known = [
         dataclasses.replace(
             run,
@@ -158,7 +159,7 @@ def costs(runs: list[RunData]) -> pd.DataFrame:
         for run in runs
         if run.model in SHAPES
     ]
-    return cost_frontier(known, hardware="h100")
+    return cost_frontier(known, hardware=HARDWARE, chips=CHIPS)
 
 
 def draw_tokens(table: pd.DataFrame, path: Path) -> None:
@@ -306,7 +307,8 @@ def evaluate(data: Path, out: Path) -> None:
         "pass_at_k": {REFERENCE: reference.drop(columns="model").to_dict(orient="records")},
         "token_frontier": on.drop(columns=["parameters", "on_frontier"]).to_dict(orient="records"),
         "cost": {
-            "hardware": "h100",
+            "hardware": HARDWARE,
+            "chips": CHIPS,
             "convention": "traffic",
             "prompt_tokens": PROMPT_TOKENS,
             "shapes": {name: source for name, (_, _, source) in SHAPES.items()},
@@ -318,7 +320,8 @@ def evaluate(data: Path, out: Path) -> None:
     (out / "epoch_summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(reference.round(3).to_string(index=False))
     print(on[["model", "N", "accuracy", "low", "high", "tokens"]].round(3).to_string(index=False))
-    print(cost[["model", "N", "accuracy", "low", "high", "compute", "memory", "cost"]].round(3).to_string(index=False))
+    shown = ["model", "N", "accuracy", "low", "high", "compute", "memory", "cost", "batch", "cost_without_weights"]
+    print(cost[shown].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Rooms that use less than the lines below them: all that they import of the package.
 STANDALONE: dict[str, set[str]] = {
     "attention.policies": {"errors", "settings"},
-    "costs": {"attention.policies", "config", "errors", "files", "padding", "stats"},
+    "costs": {"attention.policies", "config", "config_fields", "errors", "files", "padding", "stats"},
     "stats": {"errors"},
     "tasks": {"assets", "errors", "files", "hub"},
 }

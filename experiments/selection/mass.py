@@ -18,6 +18,7 @@ from selection.forward import Prefix, kept_tokens, masked_attention, page_mask, 
 
 # Bounds, not policies: the tokens, and the pages beside the forced ones, that weigh most, averaged over a KV group.
 TOKENS_BY_MASS, PAGES_BY_MASS = "tokens_by_mass", "pages_by_mass"
+FORCED = "forced_pages"  # what every policy of pages keeps, whatever it chooses: a sink page and the current one
 
 
 @jax.jit
@@ -55,6 +56,14 @@ def page_bound(weights: jax.Array, lengths: jax.Array, *, kv_heads: int, policy:
     return jnp.mean(jnp.sum(jnp.where(page_mask(selected, size, length, heads), weights, 0), axis=-1))
 
 
+@functools.partial(jax.jit, static_argnames=("page_size",))
+def forced_mass(weights: jax.Array, lengths: jax.Array, *, page_size: int) -> jax.Array:
+    """What the first page and the current one hold, `weights [time, heads, length]`."""
+    page = jnp.arange(weights.shape[-1]) // page_size
+    kept = (page == 0) | (page == ((lengths - 1) // page_size)[:, None])
+    return jnp.mean(jnp.sum(jnp.where(kept[:, None], weights, 0), axis=-1))
+
+
 def attention_mass(
     model,
     prefix: Prefix,
@@ -70,7 +79,7 @@ def attention_mass(
 
     `tokens [1, time]` continue a prefix densely; every `every`-th of them is a query that counts. What `dense_layers`
     says is ignored: every layer reports what it would keep. Bounds are named like policies, `tokens_by_mass:budget=64`;
-    that of pages has `page_size` and a sink and a recent page forced. `draws` as in `go_on`.
+    that of pages has `page_size` and a sink and a recent page forced, which FORCED holds alone. `draws` as in `go_on`.
     """
     shares: dict[str, list[float]] = {}
 
@@ -90,6 +99,7 @@ def attention_mass(
             held[f"{PAGES_BY_MASS}:budget={budget}"] = page_bound(
                 weights, lengths, kv_heads=keys.shape[1], policy=pages
             )
+        held[f"{FORCED}:budget={2 * page_size}"] = forced_mass(weights, lengths, page_size=page_size)
         for name, mass in held.items():
             shares.setdefault(name, []).append(float(mass))
         return masked_attention(Dense(), q, k, v, before, None), state

@@ -101,7 +101,14 @@ def text_unit(
         likelihoods, _ = log_likelihoods(model, hidden[0], targets)
         nll, seconds = float(-likelihoods.mean()), time.process_time() - began
         records.add(
-            "text", unit, name, source=window.source, start=window.start, nll=nll, cpu_seconds=round(seconds, 2)
+            "text",
+            unit,
+            name,
+            source=window.source,
+            start=window.start,
+            repeated=round(window.repeated, 4),
+            nll=nll,
+            cpu_seconds=round(seconds, 2),
         )
 
     if not (records.has("mass", unit, "all") and records.has("text", unit, "dense")):

@@ -15,10 +15,10 @@ from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.files import write_atomic
 from kinetics_jax.report.attention_names import spoken_kind
-from selection.mass import PAGES_BY_MASS, TOKENS_BY_MASS
+from selection.mass import FORCED, PAGES_BY_MASS, TOKENS_BY_MASS
 
 RESAMPLES = 10_000
-BOUNDS = {TOKENS_BY_MASS: "best tokens (bound)", PAGES_BY_MASS: "best pages (bound)"}
+BOUNDS = {TOKENS_BY_MASS: "best tokens (bound)", PAGES_BY_MASS: "best pages (bound)", FORCED: "always kept"}
 
 
 def rule_and_budget(name: str) -> tuple[str, int]:
@@ -80,6 +80,18 @@ def perplexity_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return _rounded(rows)
 
 
+def window_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Every window: where it stands, how much of it can be copied, and its perplexity under dense attention."""
+    dense = [record for record in records if record["policy"] == "dense" and "repeated" in record]
+    return _rounded(
+        [
+            {name: record[name] for name in ("unit", "source", "start", "repeated")}
+            | {"perplexity": float(np.exp(record["nll"]))}
+            for record in dense
+        ]
+    )
+
+
 def needle_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Numbers found, by rule, budget, length and depth, with Wilson's 95 % interval, and their mean log-likelihood.
 
@@ -120,7 +132,7 @@ def agreement_table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def tables(records: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """Every table by its name."""
     parts = {part: [record for record in records if record["part"] == part] for part in MAKERS}
-    return {name: make(parts[part]) for part, (name, make) in MAKERS.items()}
+    return {name: make(parts[part]) for part, (name, make) in MAKERS.items()} | {"windows": window_table(parts["text"])}
 
 
 MAKERS = {
@@ -151,7 +163,22 @@ def markdown(by_name: dict[str, Any]) -> dict[str, str]:
         parts["The masked forward beside decoding"] = lines_of(heads, rows)
     if len(table := by_name["mass"]):
         whole = table[table["layer"] == -1]
+        forced = whole[whole["rule"] == BOUNDS[FORCED]]
+        whole = whole[whole["rule"] != BOUNDS[FORCED]]
         parts["Attention mass kept, %"] = by_budget(whole, lambda row: f"{100 * row['mass']:.1f}")
+        if len(forced):
+            always = float(forced["mass"].iloc[0])
+            pages = whole[whole["rule"].str.startswith(("block top-k", "random blocks", "best pages"))]
+            title = f"Attention mass of the chosen pages, %, beside {100 * always:.1f} of those always kept"
+            parts[title] = by_budget(pages, lambda row: f"{100 * (row['mass'] - always):.1f}")
+    if len(table := by_name["windows"]):
+        rows = [
+            [row["source"], f"{row['start']:,}", f"{row['repeated']:.0%}", f"{row['perplexity']:.2f}"]
+            for row in table.to_dict("records")
+        ]
+        parts["The windows: dense perplexity of each"] = lines_of(
+            ["source", "from token", "repeated", "perplexity"], rows
+        )
     if len(table := by_name["perplexity"]):
         for source, part in table.groupby("source"):
             sparse, dense = part[part["budget"] > 0], part[part["budget"] == 0].iloc[0]

@@ -1,13 +1,15 @@
-"""Texts that every Python with SciPy has, windows of them, and needles hidden in them.
+"""Texts that every machine has on which this runs, windows of them, and needles hidden in them.
 
-Nothing is downloaded: the Python language reference that `help()` shows (PSF licence), and the docstrings of SciPy
-(BSD licence). Their words depend on the installed versions, which the results record.
+Nothing is downloaded: the Python language reference that `help()` shows and the source of some of its library (PSF
+licence), the docstrings of SciPy and of SymPy (BSD licences), and the pages with which the packages that are needed
+describe themselves. Their words depend on the installed versions, which the results record by a hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import platform
 from typing import NamedTuple
@@ -19,20 +21,49 @@ from kinetics_jax.language_model import LanguageModel
 
 # Not scipy.signal: one of its docstrings prints a set, in another order each time.
 SCIPY_MODULES = ("interpolate", "linalg", "optimize", "stats")
+LIBRARY_MODULES = (
+    "argparse",
+    "csv",
+    "difflib",
+    "fractions",
+    "heapq",
+    "imaplib",
+    "mailbox",
+    "statistics",
+    "tarfile",
+    "zipfile",
+)
+PACKAGES = (
+    "flax",
+    "huggingface_hub",
+    "jax",
+    "jaxtyping",
+    "numpy",
+    "pandas",
+    "scipy",
+    "tokenizers",
+    "tqdm",
+    "transformers",
+    "tyro",
+)
 NAMES = ("Amsterdam", "Berlin", "Cairo", "Dublin", "Helsinki", "London", "Madrid", "Moscow", "Paris", "Rome", "Tokyo")
 DIGITS = 5
 GOLDEN = (5**0.5 - 1) / 2
+RUN = 8  # tokens that count as repeated when they follow each other in the prefix too
+MOST_REPEATED = 0.25
+MOST_PLACES = 200
 
 
 class Window(NamedTuple):
     """Token ids: `prefix` is prefilled densely; of `scored`, after it, all but the last are inputs, all but the first
-    targets.
+    targets. `repeated` is the share of them that stands in the prefix too, as `repeated` says.
     """
 
     source: str
     start: int
     prefix: list[int]
     scored: list[int]
+    repeated: float
 
 
 class Haystack(NamedTuple):
@@ -59,7 +90,31 @@ def scipy_docstrings() -> str:
     return "\n\n".join(filter(None, texts))
 
 
-SOURCES = {"python": python_reference, "scipy": scipy_docstrings}
+def sympy_docstrings() -> str:
+    module = importlib.import_module("sympy")
+    members = (getattr(module, name) for name in sorted(module.__all__))
+    texts = [
+        inspect.getdoc(member) or "" for member in members if inspect.isclass(member) or inspect.isfunction(member)
+    ]
+    return "\n\n".join(dict.fromkeys(filter(None, texts)))  # aliases and inherited docstrings once
+
+
+def library_code() -> str:
+    return "\n\n".join(inspect.getsource(importlib.import_module(name)) for name in LIBRARY_MODULES)
+
+
+def package_pages() -> str:
+    pages = (importlib.metadata.metadata(name).json.get("description") for name in PACKAGES)
+    return "\n\n".join(str(page) for page in pages if page)
+
+
+SOURCES = {
+    "python": python_reference,
+    "scipy": scipy_docstrings,
+    "code": library_code,
+    "pages": package_pages,
+    "sympy": sympy_docstrings,
+}
 
 
 def _piece(lm: LanguageModel, text: str) -> list[int]:
@@ -85,19 +140,39 @@ def describe_sources(tokens: dict[str, list[int]]) -> dict[str, dict[str, object
     }
 
 
-def window(tokens: dict[str, list[int]], index: int, prefix: int, scored: int) -> Window:
-    """The window `index`, from each source in turn, spread by the golden ratio: more windows do not move earlier ones.
+def repeated(ids: list[int], cut: int) -> float:
+    """The share of the runs of RUN tokens behind `cut` that stand in the text before it too: 1 for a copy."""
+    runs = [tuple(ids[i : i + RUN]) for i in range(len(ids) - RUN + 1)]
+    before, behind = set(runs[: cut - RUN + 1]), runs[cut:]
+    return sum(run in before for run in behind) / len(behind)
 
-    Raises UserError if the text is shorter than a window.
+
+def window(tokens: dict[str, list[int]], index: int, prefix: int, scored: int) -> Window:
+    """The window `index`, from each source in turn.
+
+    Places are spread by the golden ratio, so that more windows do not move earlier ones. Passed over are places within
+    half a prefix of an earlier window, and near-verbatim ones: those where more than MOST_REPEATED of the text to
+    predict stands in the prefix, so that it can be copied. Raises UserError if a text has no such place left.
     """
     source = list(tokens)[index % len(tokens)]
     ids = tokens[source]
     room = len(ids) - prefix - scored - 1
     if room < 0:
         raise UserError(f"text {source!r} has {len(ids)} tokens; a window takes {prefix + scored + 1}")
-    start = int(room * ((0.5 + index // len(tokens) * GOLDEN) % 1))
-    cut = start + prefix
-    return Window(source, start, ids[start:cut], ids[cut : cut + scored + 1])
+    taken: list[tuple[int, float]] = []
+    for place in range(MOST_PLACES):
+        start = int(room * ((0.5 + place * GOLDEN) % 1))
+        if any(abs(start - other) < prefix // 2 for other, _ in taken):
+            continue
+        share = repeated(ids[start : start + prefix + scored + 1], prefix)
+        if share > MOST_REPEATED:
+            continue
+        taken.append((start, share))
+        if len(taken) > index // len(tokens):
+            cut = start + prefix
+            return Window(source, start, ids[start:cut], ids[cut : cut + scored + 1], share)
+    asked = index // len(tokens) + 1
+    raise UserError(f"text {source!r} has {len(taken)} windows that do not repeat themselves, {asked} are asked for")
 
 
 def haystack(lm: LanguageModel, tokens: dict[str, list[int]], index: int, length: int, needles: int) -> Haystack:

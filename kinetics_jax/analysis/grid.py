@@ -179,9 +179,22 @@ def grid(
             for i, cap in enumerate(of_pool)
             for n in counts
         ]
-    accuracy, compute, memory, tokens, *more = (np.concatenate(each) for each in zip(*parts, strict=True))
-    undecided = undecided_counts(pools)
-    return Grid(pd.DataFrame(rows), names, accuracy, compute, memory, tokens, undecided, *more, pricing.rule)
+    accuracy, compute, memory, tokens, weights, weights_full, communication = (
+        np.concatenate(each) for each in zip(*parts, strict=True)
+    )
+    return Grid(
+        pd.DataFrame(rows),
+        names,
+        accuracy,
+        compute,
+        memory,
+        tokens,
+        undecided_counts(pools),
+        weights,
+        weights_full,
+        communication,
+        pricing.rule,
+    )
 
 
 def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:

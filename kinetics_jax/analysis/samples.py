@@ -108,6 +108,7 @@ def run_data(run: Run) -> RunData:
     settings = {
         **run.header.get("sampling", {}),
         "dtype": run.header.get("dtype"),
+        **{name: run.header[name] for name in ("kv_dtype", "weight_dtype") if run.header.get(name)},
         "weights": run.header.get("weights"),
     }
     wanted = run.header.get("n", 0) * len(run.problems)

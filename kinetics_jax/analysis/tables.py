@@ -40,7 +40,8 @@ COLUMNS = {
     "answer": ("answer",),
     "finish_reason": ("finish_reason",),
 }
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_window", "dtype")
+SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_window")
+SETTINGS += ("dtype", "kv_dtype", "weight_dtype")
 REQUIRED = ("problem", "sample", "tokens", "correct")
 VERDICTS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": None}
 ENDINGS = (".csv", ".jsonl", ".parquet")

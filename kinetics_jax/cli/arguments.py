@@ -11,7 +11,7 @@ import tyro
 from kinetics_jax.checkpoints.resolve import resolve
 from kinetics_jax.cli.checks import require_devices
 from kinetics_jax.cli.terminal import tensor_bar
-from kinetics_jax.costs.batching import MAX_BATCH, Batch
+from kinetics_jax.costs.batching import MAX_BATCH
 from kinetics_jax.costs.widths import TYPE_BYTES
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.settings import Sampling
@@ -19,6 +19,7 @@ from kinetics_jax.sharding.axes import mesh_sizes
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
+    from kinetics_jax.costs.architectures.architecture import Architecture
     from kinetics_jax.language_model import LanguageModel
 
 MAX_SAMPLES = 10**6  # of a problem
@@ -136,7 +137,7 @@ def load_model(
         return load(model, dtype=dtype, backend=backend, mesh=mesh, on_tensor=on_tensor)
 
 
-def batch_of(given: str | int) -> Batch:
+def batch_of(given: str | int) -> int | Literal["fit"] | None:
     """What --batch says: `fit`, `none` or a number. Raises UserError for anything else."""
     text = str(given)
     if text == "fit":
@@ -151,6 +152,24 @@ def batch_of(given: str | int) -> Batch:
 def bytes_of(dtype: Dtype | None) -> float | None:
     """Bytes of an element, None where no type was given."""
     return None if dtype is None else TYPE_BYTES[dtype]
+
+
+def priced_model(model: str) -> ModelConfig | Architecture:
+    """What `config_of` reads, or an architecture that is priced and not run, by its published name or config.json."""
+    from kinetics_jax.costs.architectures.published import PUBLISHED, architecture_named
+    from kinetics_jax.costs.architectures.readers import READERS, read_architecture
+    from kinetics_jax.files import read_json
+
+    path = Path(model)
+    if not path.exists():
+        known = {name for full in PUBLISHED for name in (full, full.partition("/")[2])}
+        return architecture_named(model) if model in known else config_of(model)
+    file = path / "config.json" if path.is_dir() else path
+    kind = read_json(file, error=UserError).get("model_type") if file.exists() else None
+    if not isinstance(kind, str) or kind not in READERS:
+        return config_of(model)
+    whole = file.resolve()
+    return read_architecture(file, name=(whole.parent if whole.name == "config.json" else whole.with_suffix("")).name)
 
 
 def config_of(model: str) -> ModelConfig:

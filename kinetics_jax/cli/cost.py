@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.cli.arguments import AttentionArg, Dtype, JsonArg, batch_of, config_of
+from kinetics_jax.cli.arguments import AttentionArg, Dtype, JsonArg, batch_of, priced_model
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.terminal import say
 from kinetics_jax.costs.batching import too_many
@@ -19,7 +19,8 @@ from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
-    from kinetics_jax.costs.batching import Batch, Room
+    from kinetics_jax.costs.architectures.architecture import Architecture
+    from kinetics_jax.costs.batching import Room
     from kinetics_jax.costs.cost import Cost
     from kinetics_jax.costs.hardware import Hardware
 
@@ -80,7 +81,7 @@ def cost(
         "give --hardware or --intensity, not both: the hardware has an intensity of its own",
     )
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
-    policy, config, rule = parse_policy(attention), config_of(model), batch_of(batch)
+    policy, config, rule = parse_policy(attention), priced_model(model), batch_of(batch)
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
         "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
@@ -163,7 +164,7 @@ def cost(
         _print(total, asked, rows)
 
 
-def _batch_on(chip: Hardware, rule: Batch, fitting: Room, chips: int) -> Any:
+def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, chips: int) -> int | None:
     """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
     what fits was asked for and nothing does.
     """
@@ -191,7 +192,7 @@ def _has_peak(name: str, dtype: str | None) -> bool:
 def _chip_row(
     chip: Hardware,
     cost: Cost | None,
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     policy: AttentionPolicy,
     *,
     chips: int,

@@ -25,6 +25,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs import conventions
+from kinetics_jax.costs.architectures.architecture import Architecture
 from kinetics_jax.costs.conventions import Components, CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
@@ -45,8 +46,9 @@ class Cost:
     """Cost in Tera-eFLOPs: float64 scalars, or arrays of one shape.
 
     `parts` names every component and adds up to `total`; the names that end in `_reads` are memory, times I. In
-    `traffic` what is attended to falls into `dense_`, `forced_` and `chosen_`; `attention` and `kv_reads` are their
-    sums, in every convention. `shared` says, by the same names, what of the parts all trials of a prompt cost once.
+    `traffic` what is attended to falls into `dense_`, `forced_` and `chosen_`, and `window_` where an architecture has
+    windows; `attention` and `kv_reads` are their sums, in every convention. `shared` says, by the same names, what of
+    the parts all trials of a prompt cost once.
     Amounts are of all `chips` together, which work on every sequence together; `communication` (in the parts too) is
     what they could have computed while they wait for each other, 0 on one chip. `hardware` is None when only an
     intensity was given. `overhead_seconds` is what the decode steps take beside arithmetic and reads; 0 for a
@@ -146,11 +148,11 @@ class Cost:
         }
 
     def _sum(self, name: str) -> Any:
-        kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}")
+        kinds = (name, f"dense_{name}", f"forced_{name}", f"chosen_{name}", f"window_{name}")
         return sum(self.parts[kind] for kind in kinds if kind in self.parts)
 
 
-def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig, chips: int) -> dict[str, Any]:
+def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig | Architecture, chips: int) -> dict[str, Any]:
     """The busiest chip's share of every component when `chips` work on every sequence together (tensor parallel).
 
     Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by no
@@ -159,13 +161,17 @@ def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig, chips: int
     """
     if chips < 1:
         raise CostError(f"chips must be at least 1, got {chips}")
-    heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
-    cache = ("kv_reads", "search_reads")
-    return {name: amount * (heads if name.endswith(cache) else 1 / chips) for name, amount in amounts.items()}
+    cache = ("kv_reads", "search_reads", "state_reads")
+    if isinstance(config, Architecture):
+        shares = {name: config.largest_share(name, chips) for name in amounts if name.endswith(cache)}
+    else:
+        heads = -(-config.num_kv_heads // chips) / config.num_kv_heads
+        shares = {name: heads for name in amounts if name.endswith(cache)}
+    return {name: amount * shares.get(name, 1 / chips) for name, amount in amounts.items()}
 
 
 def generation_cost(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     *,
     prompt_tokens: npt.ArrayLike,
     output_tokens: npt.ArrayLike,
@@ -228,7 +234,7 @@ def generation_cost(
 
 
 def best_of_n_cost(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     *,
     prompt_tokens: int,
     output_lengths: npt.ArrayLike,
@@ -329,7 +335,9 @@ def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple
     return chip.intensity, chip
 
 
-def _overhead(config: ModelConfig, output: np.ndarray, chip: Hardware | None, batch: np.ndarray | None) -> Any:
+def _overhead(
+    config: ModelConfig | Architecture, output: np.ndarray, chip: Hardware | None, batch: np.ndarray | None
+) -> Any:
     """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
     if chip is None or batch is None:
         return 0.0
@@ -355,7 +363,7 @@ def _cost(
 
 
 def _components(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     prompt: np.ndarray,
     output: np.ndarray,
     trials: np.ndarray,
@@ -384,6 +392,8 @@ def _components(
         if chip is not None and chips > 1:
             together |= _communication(config, prompt, output, chip, chips, batch, activation_bytes(weight_bytes))
         return together
+    if isinstance(config, Architecture):
+        raise CostError(f"the {convention} convention knows full attention alone; price {config.name} by traffic")
     if batch is not None or shared_prompt:
         raise CostError(f'batch and shared_prompt have no meaning in the {convention} convention; use "traffic"')
     if convention == "paper":
@@ -393,7 +403,7 @@ def _components(
     return _together(conventions.upstream(config, prompt, output, trials, policy), config, chips)
 
 
-def _together(components: Components, config: ModelConfig, chips: int) -> Components:
+def _together(components: Components, config: ModelConfig | Architecture, chips: int) -> Components:
     """What all chips do together: each as much as the busiest."""
     if chips == 1:
         return components
@@ -407,7 +417,7 @@ def _together(components: Components, config: ModelConfig, chips: int) -> Compon
 
 
 def _communication(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     prompt: np.ndarray,
     output: np.ndarray,
     chip: Hardware,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import Architecture
 
 if TYPE_CHECKING:
     from kinetics_jax.costs.hardware import Hardware
@@ -63,7 +64,7 @@ LINKS: dict[str, Link] = {
 
 
 def communication_seconds(
-    config: ModelConfig, hardware: Hardware, chips: int, tokens: Any, *, activation_bytes: float = 2
+    config: ModelConfig | Architecture, hardware: Hardware, chips: int, tokens: Any, *, activation_bytes: float = 2
 ) -> Any:
     """Seconds that `chips` chips spend on the all-reduces of one pass of `tokens` tokens through all layers, `[...]`.
 

@@ -8,6 +8,8 @@ import math
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.memory import sequence_bytes, shared_bytes
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
@@ -47,7 +49,7 @@ def kv_bytes_per_token(config: ModelConfig, attention: AttentionPolicy = DENSE, 
 
 
 def fits(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     hardware: str | Hardware,
     *,
     tokens: int,
@@ -63,9 +65,9 @@ def fits(
     Tensor parallel: weights are split evenly, KV heads go to the chips whole. With more chips than KV heads, every head
     is kept by several chips, its K and V projections too, so further chips make room for weights but hold no more
     sequences of it; with a number of chips that does not divide the heads, the fullest chip decides. Sequences occupy
-    whole pages; the whole pages of `shared_tokens` prompt tokens are kept once for all of them. `reserve` is the
-    fraction of a chip's memory left to activations and the runtime. Raises CostError if an argument makes no
-    sense, HardwareError for an unknown chip.
+    whole pages; the whole pages of `shared_tokens` prompt tokens are kept once for all of them. Of an `Architecture`
+    all parameters are split evenly. `reserve` is the fraction of a chip's memory left to activations and the runtime.
+    Raises CostError if an argument makes no sense, HardwareError for an unknown chip.
     """
     chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware)
     if chips < 1 or tokens < 1 or not 0 <= shared_tokens < tokens:
@@ -78,6 +80,11 @@ def fits(
             f"kv_bytes and weight_bytes must be positive and reserve in [0, 1), got {kv_bytes}, {weight_bytes}, "
             f"{reserve}"
         )
+    if isinstance(config, Architecture):
+        kept = {"policy": attention, "kv_bytes": kv_bytes, "chips": chips}
+        shared = shared_bytes(config, shared_tokens, **kept)
+        sequence = float(sequence_bytes(config, tokens, **kept)) - shared
+        return _capacity(chip, weight_bytes * config.total_parameters / chips, sequence, shared, chips, reserve)
     heads = -(-config.num_kv_heads // chips)  # KV heads of the fullest chip
     projections = 2 * config.num_layers * config.hidden_size * config.head_dim  # of one KV head
     split = total_parameters(config) - projections * config.num_kv_heads
@@ -87,13 +94,19 @@ def fits(
     page = kv_bytes * heads / config.num_kv_heads * _page_elements(config, attention)
     shared = shared_tokens // size
     sequence = page * (-(-tokens // size) - shared)
+    return _capacity(chip, weights, sequence, page * shared, chips, reserve)
+
+
+def _capacity(chip: Hardware, weights: float, sequence: float, shared: float, chips: int, reserve: float) -> Capacity:
     free = chip.memory * (1 - reserve) - weights
-    room = free - page * shared
+    room = free - shared
     sequences = 0 if room < sequence else int(room // sequence)
-    return Capacity(sequences, weights, sequence, page * shared, free, chips)
+    return Capacity(sequences, weights, sequence, shared, free, chips)
 
 
-def least_chips(config: ModelConfig, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options) -> int:
+def least_chips(
+    config: ModelConfig | Architecture, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options
+) -> int:
     """The smallest power of two of chips, up to `most`, that holds one sequence of `tokens`; 0 if none does.
 
     `options` as in `fits`.

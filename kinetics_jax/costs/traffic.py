@@ -9,11 +9,13 @@ import numpy as np
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.counts import triangle
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.traffic import architecture_traffic
 from kinetics_jax.costs.conventions import Components
 
 
 def traffic(
-    config: ModelConfig,
+    config: ModelConfig | Architecture,
     prompt: np.ndarray,
     output: np.ndarray,
     policy: AttentionPolicy,
@@ -35,6 +37,8 @@ def traffic(
     to everything, as `attention.shared_prefix` does it; its last tokens, which fill no page, and all that sparse layers
     and their search read are each trial's own.
     """
+    if isinstance(config, Architecture):
+        return architecture_traffic(config, prompt, output, policy, kv_bytes, weight_bytes, batch, shared_prompt)
     steps = np.maximum(output - 1, 0)
     counts = policy.counts(prompt, steps, config.num_layers)
     tokens = {"dense": counts.dense, "forced": counts.forced, "chosen": counts.chosen}

@@ -48,7 +48,8 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
         axes.plot(rows[spent], 100 * rows["accuracy"], **style.line(model, attention))
         _bars(axes, rows, spent, style.colours[model])
     axes.set_xscale("log")
-    _cost_ticks(axes, table[spent].min(), table[spent].max())
+    known = table[spent].dropna()  # what does not fit has no cost
+    _cost_ticks(axes, min(known, default=1.0), max(known, default=1.0))
     axes.set(xlabel=label, ylabel="Problems solved, pass@N (%)")
     panel(axes, style)
     legend(figure, style, more=[handle(label="Pareto envelope", **grey)])

@@ -18,6 +18,7 @@ from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.files import write_atomic
+from kinetics_jax.report import interactive
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.runs.folder import Run
@@ -100,8 +101,9 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
     """Writes one HTML file: what was run, the frontier, pass@N, the ablations, a few samples in full, and the command.
 
     `tables` as made by `report_tables` of the same `runs`. Of the samples a right and a wrong one of dense and of
-    sparse attention are shown. The page needs no network and no script, follows the reader's light or dark theme, and
-    holds neither dates nor timings. It is renamed into place when whole. Raises FileError if it cannot be written.
+    sparse attention are shown. The page needs no network, follows the reader's light or dark theme, and holds neither
+    dates nor timings. One section, the frontier to explore, has scripts, which are inside the page; all else needs
+    none. It is renamed into place when whole. Raises FileError if it cannot be written.
     """
     sparse = bool(tables.budget["budget"].notna().any())
     sections = {
@@ -110,6 +112,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
             f"{_picture(frontier_figure, tables.frontier, alt='Accuracy against cost')}\n"
             f"<p>{_text(_how_to_read(tables.frontier))}</p>\n{_frontier_table(tables.frontier)}"
         ),
+        "Explore the frontier": interactive.interactive_frontier(tables.frontier),
         "Accuracy against samples": (
             f"{_picture(pass_at_k_figure, tables.frontier, alt='Accuracy against samples')}\n"
             "<p>Pass@N, estimated without bias from all samples of a problem; bands are 95 % intervals from redrawing "
@@ -143,7 +146,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_text(title)}</title>
-<style>{CSS}</style>
+<style>{CSS}{interactive.CSS}</style>
 </head>
 <body>
 <h1>{_text(title)}</h1>
@@ -250,12 +253,12 @@ def _how_to_read(table: pd.DataFrame) -> str:
 
 def _weights(table: pd.DataFrame) -> str:
     """What the costs hold of the weights, and how many sequences share them."""
-    rule, batches = table["batch_rule"].iloc[0], table["batch"]
-    words = weight_words(rule, batches.iloc[0] if rule == "given" else None)
+    rule, batches = table["batch_rule"].iloc[0], list(table["batch"])
+    words = weight_words(rule, batches[0] if rule == "given" else None)
     if rule != "fit":
         return words
-    none = " (0: not one sequence fits, and the row has no cost)" if (batches == 0).any() else ""
-    low, high = batches.min(), batches.max()
+    none = " (0: not one sequence fits, and the row has no cost)" if 0 in batches else ""
+    low, high = min(batches), max(batches)
     return f"{words}, {low:.0f}{'' if low == high else f' … {high:.0f}'} sequences{none}"
 
 

@@ -89,7 +89,7 @@ HEADER: dict[str, Kind] = {
     "model": NAME,
     "config": OBJECT,
     **dict.fromkeys(("weights", "digest", "prompt_ids"), TEXT.or_null()),
-    "dtype": TEXT.or_null(),
+    **dict.fromkeys(("dtype", "kv_dtype", "weight_dtype"), TEXT.or_null()),
     "policy": NAME,
     "sampling": OBJECT,
     "task": TEXT.or_null(),

@@ -175,6 +175,20 @@ def test_the_batch_is_asked_for_and_said(tables, capsys, tmp_path):
     np.testing.assert_allclose(wide["memory"], 2 * narrow["memory"])
 
 
+def test_the_types_of_cache_and_weights_may_stand_in_a_table(tables, capsys, tmp_path):
+    source = pd.read_csv(next(tables.glob("4B-dense*.csv")))
+    costs = []
+    for types in ({}, {"dtype": "float32"}, {"dtype": "float32", "kv_dtype": "float8", "weight_dtype": "int8"}):
+        source.assign(**types).to_csv(tmp_path / "t.csv", index=False)
+        costs.append(printed(capsys, tmp_path / "t.csv", trials=(1,), batch="8")["memory"].iloc[0])
+    np.testing.assert_allclose(np.array(costs) / costs[0], [1, 2, 0.5])
+    source.assign(dtype="float7").to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UserError, match=r"the run's dtype 'float7' is not one of .*; give --kv-dtype"):
+        printed(capsys, tmp_path / "t.csv")
+    asked = printed(capsys, tmp_path / "t.csv", trials=(1,), batch="8", kv_dtype="bfloat16", weight_dtype="bfloat16")
+    assert asked["memory"].iloc[0] == pytest.approx(costs[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -121,6 +121,11 @@ def test_mass(model, prefix, draws):
         assert (mass <= layers[f"tokens_by_mass:budget={policy.budget}"] + 1e-5).all()
         if isinstance(policy, kj.BlockTopK | kj.RandomBlocks):
             assert (mass <= layers[f"pages_by_mass:budget={policy.budget}"] + 1e-5).all()
+    always = layers[f"forced_pages:budget={2 * SIZE}"]
+    for policy in compared:
+        if isinstance(policy, kj.BlockTopK | kj.RandomBlocks):
+            assert (always <= layers[str(policy)] + 1e-5).all()
+    assert (always > 0).all()
     for bound in ("tokens", "pages"):
         growing = np.array([layers[f"{bound}_by_mass:budget={budget}"] for budget in BUDGETS])
         assert (np.diff(growing, axis=0) > 0).all()
@@ -220,6 +225,19 @@ def test_windows_stay_where_they_are_when_more_are_asked_for():
     assert all(window.scored[0] == window.prefix[-1] + 1 and len(window.scored) == 21 for window in found)
     with pytest.raises(UserError, match="takes 5021"):
         texts.window(tokens, 0, 5000, 20)
+
+
+def test_near_verbatim_places_are_passed_over():
+    rng = np.random.default_rng(0)
+    fresh = rng.integers(0, 9000, 400).tolist()
+    assert texts.repeated(fresh, 300) == 0
+    assert texts.repeated([*fresh[:300], *fresh[:100]], 300) == 1
+    half = texts.repeated([*fresh[:300], *fresh[:50], *fresh[350:400]], 300)
+    assert half == pytest.approx(43 / 93)  # runs of 8 within the copied 50
+    copied = {"a": [*fresh, *fresh, *rng.integers(0, 9000, 3000).tolist()]}
+    assert all(texts.window(copied, index, 300, 20).repeated <= texts.MOST_REPEATED for index in range(6))
+    with pytest.raises(UserError, match="0 windows that do not repeat themselves, 1 are asked for"):
+        texts.window({"a": fresh[:40] * 100}, 0, 300, 20)
 
 
 def test_the_random_draws_are_those_of_a_sample(lm):
