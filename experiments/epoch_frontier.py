@@ -33,7 +33,8 @@ from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.config import PUBLISHED, ModelConfig
 from kinetics_jax.report.figure_style import LIGHT, LIGHT_COLOURS, SMALL, handle, save_figure
 from kinetics_jax.stats.bayes import bayesian_interval
-from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 SOURCE = "Epoch AI (epoch.ai), CC BY 4.0"
 NOTICE = f"{SOURCE} (https://creativecommons.org/licenses/by/4.0/); aggregated by experiments/epoch_frontier.py"
@@ -129,7 +130,7 @@ def pass_table(pools: list[Pool]) -> pd.DataFrame:
         right = np.array([problem.right for problem in pool.problems.values()])
         counts = np.array([2**i for i in range(int(graded.min()).bit_length())])
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])
-        low, high = cluster_bootstrap(solved)
+        low, high = accuracy_interval(solved)
         bayes_low, bayes_high = bayesian_interval(graded, right, k=counts)
         rows += [
             {

@@ -9,6 +9,10 @@ timed: the median of `--turns` runs of the engine, and after every run the parts
 device may be faster or slower by now than its profile. The result is a table, and JSON, of predicted beside measured.
 The same command continues an interrupted run. With `--clock cpu`, profile, predictions and runs are in CPU seconds,
 which other work on the machine disturbs less; give it a --work of its own.
+
+    python experiments/planner_check.py --simulate 100 --json experiments/results/planner_simulation.json
+
+asks the planner on simulated samples instead, whose truth is known (planner_simulation.py says what is printed).
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import planner_simulation
 from tqdm import tqdm
 
-from kinetics_jax.analysis.planner import Budget, Options, advise, list_options
+from kinetics_jax.analysis.advice import advise
+from kinetics_jax.analysis.planner import Budget, Options, list_options
 from kinetics_jax.analysis.samples import pooled, run_data
 from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.assets import builtin_models
@@ -218,8 +224,12 @@ def main() -> None:
         help="cpu: CPU seconds of all threads, for a busy machine (%(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer problems, to try this script")
+    parser.add_argument("--simulate", type=int, metavar="REPETITIONS", help="advice on simulated samples instead")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
+    if arguments.simulate:
+        planner_simulation.report(list(planner_simulation.ABILITY), arguments.simulate, arguments.json)
+        return
 
     problems = load_problems(TASK)
     half = len(problems) // 2

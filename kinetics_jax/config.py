@@ -427,6 +427,26 @@ _INSTRUCT: dict[str, Any] = {"max_position_embeddings": 32_768, "eos_token_ids":
 _SMALL: dict[str, Any] = {"vocab": 151_936, "tie_word_embeddings": True}
 _DISTILLED: dict[str, Any] = {"max_position_embeddings": 131_072, "eos_token_ids": (151_643,)}
 
+
+def _llama3(
+    layers: int, hidden: int, heads: int, ffn: int, *, eos: tuple[int, ...] = (128_001, 128_008, 128_009)
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=128_256,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        rope_theta=500_000.0,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=131_072,
+        eos_token_ids=eos,
+        qk_norm=False,
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192),
+    )
+
+
 # Published models of other families by hub id (their config.json; end tokens as in generation_config.json too).
 PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen2(24, 896, 14, 2, 4864, **_SMALL, **_INSTRUCT),
@@ -436,10 +456,16 @@ PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-14B-Instruct": _qwen2(48, 5120, 40, 8, 13_824, **_INSTRUCT),
     "Qwen/Qwen2.5-32B-Instruct": _qwen2(64, 5120, 40, 8, 27_648, **_INSTRUCT),
     "Qwen/Qwen2.5-72B-Instruct": _qwen2(80, 8192, 64, 8, 29_568, **_INSTRUCT),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _llama3(32, 4096, 32, 14_336, eos=(128_001,)),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _qwen2(
         28, 1536, 12, 2, 8960, vocab=151_936, rope_theta=10_000.0, **_DISTILLED
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _qwen2(28, 3584, 28, 4, 18_944, rope_theta=10_000.0, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": _qwen2(48, 5120, 40, 8, 13_824, rms_norm_eps=1e-5, **_DISTILLED),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": _qwen2(64, 5120, 40, 8, 27_648, rms_norm_eps=1e-5, **_DISTILLED),
+    # Table 3 of The Llama 3 Herd of Models, arXiv 2407.21783.
+    "meta-llama/Llama-3.1-8B-Instruct": _llama3(32, 4096, 32, 14_336),
+    "meta-llama/Llama-3.1-70B-Instruct": _llama3(80, 8192, 64, 28_672),
+    "meta-llama/Llama-3.1-405B-Instruct": _llama3(126, 16_384, 128, 53_248),
+    "meta-llama/Llama-3.3-70B-Instruct": _llama3(80, 8192, 64, 28_672),
 }

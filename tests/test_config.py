@@ -28,7 +28,7 @@ def test_published_sizes_match_their_config_json(name):
 @pytest.mark.parametrize(
     ("name", "billions", "kv_bytes"),
     [("0.6B", 0.596, 114_688), ("1.7B", 1.721, 114_688), ("8B", 8.191, 147_456), ("14B", 14.768, 163_840),
-     ("32B", 32.762, 262_144), ("30B-A3B", 3.353, 98_304)],
+     ("32B", 32.762, 262_144), ("30B-A3B", 3.353, 98_304), ("DeepSeek-R1-Distill-Llama-8B", 8.030, 131_072)],
 )  # fmt: skip
 def test_parameter_counts_and_kv_bytes(name, billions, kv_bytes):
     config = ModelConfig.named(name)

@@ -13,7 +13,7 @@ from kinetics_jax.analysis.defaults import default_caps, max_sample_tokens
 from kinetics_jax.analysis.samples import Pool, ProblemSamples, RunData, pooled
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ def length_ablation(runs: Iterable[RunData] | Iterable[Pool], *, caps: Sequence[
         grid = np.array(sorted({min(cap, max_sample_tokens(pool)) for cap in caps}))
         right = np.stack([_right_within(problem, grid, cut) for problem in pool.problems.values()])
         charged = np.stack([np.mean(problem.tokens_under(grid), axis=0) for problem in pool.problems.values()])
-        low, high = cluster_bootstrap(right, bounds=(0, 1))
+        low, high = accuracy_interval(right)
         rows += [
             {
                 **_named(pool),
@@ -98,9 +98,9 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
     dense = {pool.model: (pool, r) for pool, r in zip(pools, right, strict=True) if pool.attention.kind == "dense"}
     rows = []
     for pool, mine in zip(pools, right, strict=True):
-        low, high = cluster_bootstrap(mine, bounds=(0, 1))
+        low, high = accuracy_interval(mine)
         sparse = pool.attention.kind != "dense"
-        apart = np.full_like(mine, np.nan)
+        apart, apart_low, apart_high = np.nan, np.nan, np.nan
         if sparse and pool.model in dense:
             other, theirs = dense[pool.model]
             if differ := pool.settings_apart(other):
@@ -108,8 +108,9 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
                     f"{pool}: not compared with dense attention, which was run with other {differ}", stacklevel=2
                 )
             else:
-                apart = mine - theirs  # pools hold the same problems in the same order, so that differences pair
-        apart_low, apart_high = cluster_bootstrap(apart, bounds=(-1, 1))
+                # pools hold the same problems in the same order, so that differences pair
+                apart = np.mean(mine - theirs)
+                apart_low, apart_high = difference_interval(mine, theirs)
         rows.append(
             {
                 **_named(pool),
@@ -120,7 +121,7 @@ def budget_ablation(runs: Iterable[RunData] | Iterable[Pool]) -> pd.DataFrame:
                 "accuracy": float(np.mean(mine)),
                 "low": float(low),
                 "high": float(high),
-                "difference": float(np.mean(apart)),
+                "difference": float(apart),
                 "difference_low": float(apart_low),
                 "difference_high": float(apart_high),
                 "mean_output_tokens": float(np.mean([np.mean(problem.lengths) for problem in pool.problems.values()])),

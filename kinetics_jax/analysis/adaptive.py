@@ -17,6 +17,7 @@ from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.pricing import Pricing, batches
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ def _replayed(pool: Pool, rule: StopRule, pricing: Pricing, batch: int | None, *
         drawn[i] = np.mean(count)
     if batch == 0:
         spent[:] = np.nan  # not one sequence fits
-    (low, high), (cost_low, cost_high) = cluster_bootstrap(solved, bounds=(0, 1)), cluster_bootstrap(spent)
+    (low, high), (cost_low, cost_high) = accuracy_interval(solved), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(solved.mean()),
         low=float(low),

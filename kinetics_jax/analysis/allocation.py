@@ -20,7 +20,7 @@ from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two, rounded
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
-from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
     """
     import pandas as pd
 
-    low, high = cluster_bootstrap(allocation.accuracy.T, confidence=confidence, bounds=(0, 1))
+    low, high = accuracy_interval(allocation.accuracy.T, confidence=confidence)
     mean_cost = cells.cost.mean(axis=1)
     rows = []
     for i, limit in enumerate(allocation.limits):
@@ -153,7 +153,7 @@ def honest_allocation(
     rows = []
     for name in rules:
         accuracy = unseen[name] / (2 * splits)
-        low, high = cluster_bootstrap(accuracy.T, bounds=(0, 1))
+        low, high = accuracy_interval(accuracy.T)
         promised = seen[name].mean(axis=1) / (2 * splits)
         rows += [
             {

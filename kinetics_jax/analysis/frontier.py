@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float
 
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.grid import grid
+from kinetics_jax.analysis.picked import with_picks
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.batching import Batch
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,8 @@ def cost_frontier(
 
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
     `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
-    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.estimators.cluster_bootstrap`);
+    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.intervals.accuracy_interval`);
+    `majority` and what else can pick an answer, each with its interval, see `picked.with_picks`;
     `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
     problem of N trials over the measured lengths (equation 10); `batch_rule` and `batch`, how many sequences share the
     reads of the weights (`grid.Grid`); beside `cost` what it would be with the weights for free
@@ -65,7 +67,7 @@ def cost_frontier(
     tables = []
     for pool in pools:
         of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
-        low, high = cluster_bootstrap(of_pool.accuracy.T, bounds=(0, 1))
+        low, high = accuracy_interval(of_pool.accuracy.T)
         table = of_pool.configurations
         batches = {name: table[name].to_numpy() for name in ("batch", "batch_full")}
         table = table.drop(columns=[*batches, *(["cap"] if caps is None else [])])
@@ -95,7 +97,7 @@ def cost_frontier(
         "chips": chips,
         "batch_rule": cells.batch_rule,
     }
-    return table
+    return with_picks(table, pools)
 
 
 def _mean(amounts: Float[np.ndarray, "configurations problems"]) -> Float[np.ndarray, " configurations"]:

@@ -229,6 +229,7 @@ def _subset(problem: ProblemSamples, chosen: np.ndarray) -> ProblemSamples:
         correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
         answers=[problem.answers[i] for i in chosen] if problem.answers else [],
         undecided=[problem.undecided[i] for i in chosen] if problem.undecided else [],
+        scores=[problem.scores[i] for i in chosen] if problem.scores else [],
     )
 
 

@@ -1,4 +1,4 @@
-"""What to run on a budget: the best of all configurations that stored samples cover, and how sure that is."""
+"""What can be run: every configuration that stored samples cover, with its accuracy, seconds and money; and budgets."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import (
-    default_trials,
     fewest_graded,
     max_sample_tokens,
     powers_of_two,
     rounded_accuracy,
 )
+from kinetics_jax.analysis.first_answer import first_answer_seconds
+from kinetics_jax.analysis.picked import cannot_pick, picked_accuracy
+from kinetics_jax.analysis.pricing import Pricing
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, busiest_share, workload, workload_seconds
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.costs.memory import fits
-from kinetics_jax.costs.widths import widths
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import cluster_bootstrap, paired_difference, pass_at_k
+from kinetics_jax.stats.estimators import pass_at_k
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_SLOTS = 512
-HALVINGS = 200
+MAX_SLOTS = 8192  # of a default batch
 MAX_SIMULATED = 200_000  # samples of a configuration
 
 
@@ -40,18 +40,19 @@ class PlanError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), or the cheapest way to
-    a `target_accuracy` in (0, 1]. Raises PlanError without any of them, or for impossible ones.
+    """What a workload may take: `seconds`, `dollars` (in the currency of the hardware's price), `joules`, or the
+    cheapest way to a `target_accuracy` in (0, 1]. Raises PlanError without any of them, or for impossible ones.
     """
 
     seconds: float | None = None
     dollars: float | None = None
     target_accuracy: float | None = None
+    joules: float | None = None
 
     def __post_init__(self) -> None:
-        if self.seconds is None and self.dollars is None and self.target_accuracy is None:
-            raise PlanError("plan: give a budget, --seconds or --dollars, or --target-accuracy")
-        for name, value in (("seconds", self.seconds), ("dollars", self.dollars)):
+        if self.seconds is self.dollars is self.target_accuracy is self.joules is None:
+            raise PlanError("plan: give a budget, --seconds, --dollars or --joules, or --target-accuracy")
+        for name, value in (("seconds", self.seconds), ("dollars", self.dollars), ("joules", self.joules)):
             if value is not None and not 0 < value < math.inf:
                 raise PlanError(f"plan: --{name} must be a positive number, got {value}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
@@ -70,9 +71,12 @@ class Budget:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
-    N, cap, batch, accuracy, seconds, prefill_seconds, dollars, fits` (sequences beside the weights, of which `batch`
-    are needed; `seconds` is infinite where it is more), `undecided` samples of the runs (and `dropped`, see
-    `samples.pooled`). `solved`: pass@N. `replicas` copies of the model, of `chips` chips each, share the problems.
+    N, cap, batch, accuracy, seconds, prefill_seconds, first_answer` (seconds, see `first_answer_seconds`), `dollars,
+    joules` (NaN where the energy was not measured), `fits` (sequences that memory holds on average, `batching.Room`;
+    `seconds` is infinite where `batch` is more),
+    `fits_full` (if each may grow to its cap), `undecided` samples of the runs (and `dropped`, see `samples.pooled`).
+    `solved`: pass@N, or the accuracy of what the rule `pick` (of `picked.RULES`) picks among N answers. `replicas`
+    copies of the model, of `chips` chips each, share the problems.
     """
 
     table: pd.DataFrame
@@ -82,39 +86,7 @@ class Options:
     problems: int
     warnings: tuple[str, ...]
     replicas: int = 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Advice:
-    """What to run: row numbers of `options.table`. `accuracy` has a 95 % interval `low … high` over problems, as if the
-    row had been chosen beforehand; `expected_accuracy` takes off what choosing the best of many on the same problems
-    flatters it by (`optimism`: the choice made on one half of the problems, scored on the other, over many halvings).
-    `run_low … run_high`: where the score of one run over `options.problems` fresh problems falls, 95 times in 100,
-    that optimism taken off its lower end. `why_not`: of the runner-up, and of what is more accurate beyond the budget.
-    """
-
-    options: Options
-    chosen: int
-    runner_up: int | None
-    beyond: int | None
-    accuracy: float
-    low: float
-    high: float
-    optimism: float
-    run_low: float
-    run_high: float
-    why_not: dict[int, str]
-
-    @property
-    def expected_accuracy(self) -> float:
-        return float(np.clip(self.accuracy - self.optimism, 0, 1))
-
-    def row(self, index: int) -> dict[str, Any]:
-        """A row of the table, in plain numbers."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.options.table.iloc[index].items()
-        }
+    pick: str = "any"
 
 
 def list_options(
@@ -127,15 +99,18 @@ def list_options(
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
     batches: Sequence[int] | None = None,
+    pick: str = "any",
 ) -> Options:
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
     `problems` like the pools' are to be solved, by default as many, by `replicas` copies of a model on `chips` chips
-    each (`workload.busiest_share`). `trials` defaults to the powers of two up to the fewest graded samples; beyond
-    those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and a warning says so. `caps`
-    default to the run's max_tokens, its half, and those at which cut texts were graded. `batches` default to the
-    powers of two up to all samples, at most MAX_SLOTS. Raises SamplesError if an architecture or token counts are
-    missing, PlanError for numbers below 1, or if no cap is within what the samples show.
+    each (`workload.busiest_share`). `trials` defaults to the powers of two up to the fewest graded samples and all of
+    these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and a warning says
+    so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded. `batches` default to
+    `batch_sizes`. `pick`: "any" counts pass@N, a rule of `picked.RULES` what it picks among the N answers; a cap at
+    which it cannot is left out. Raises SamplesError if an architecture or token counts are missing, PlanError for
+    numbers below 1, or if no cap is within what the samples show, EstimateError where a rule would have to pick among
+    more than the graded samples.
     """
     import pandas as pd
 
@@ -165,22 +140,25 @@ def list_options(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
                 )
                 continue
-            counts = sorted(set(trials or default_trials(pool)))
+            if pick != "any" and (why := cannot_pick(pool, pick, cap)):
+                warnings.append(f"{pool}, cap {cap}: left out, no {pick.replace('_', ' ')}: {why}")
+                continue
+            counts = sorted(set(trials or (*powers_of_two(graded), graded)))
             warnings += [
                 f"{pool}: N = {n} is more than the {graded} samples of a problem: extrapolated"
                 for n in counts
                 if n > graded
             ]
-            room = _room(pool, hardware, cap=cap, chips=chips)
-            for n, accuracy in zip(counts, pass_at_n(pool, counts, cap).T, strict=True):
+            held = _Held.of(pool, hardware, cap=cap, chips=chips)
+            solved_within = pass_at_n(pool, counts, cap) if pick == "any" else picked_accuracy(pool, pick, counts, cap)
+            for n, accuracy in zip(counts, solved_within.T, strict=True):
                 work = busiest_share(workload(pool, problems=count, trials=n, cap=cap), replicas)
-                sizes = sorted(set(batches or powers_of_two(min(work.lengths.size, MAX_SLOTS))))
-                paid = chips * replicas
-                rows += [
-                    _option(pool, hardware, work, accuracy, cap=cap, batch=batch, room=room, chips=chips, paid=paid)
-                    for batch in sizes
-                ]
+                sizes = sorted(set(batches or batch_sizes(work.lengths.size, held.average)))
+                options = {"cap": cap, "held": held, "chips": chips, "paid": chips * replicas}
+                rows += [_option(pool, hardware, work, accuracy, batch=batch, **options) for batch in sizes]
                 solved += [accuracy] * len(sizes)
+    if not rows and pick != "any":
+        raise PlanError(f"plan: --pick {pick}: {warnings[-1]}")
     if not rows:
         raise PlanError(f"plan: no cap of {list(caps or ())} is within what the samples show")
     return Options(
@@ -191,7 +169,19 @@ def list_options(
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
         replicas=replicas,
+        pick=pick,
     )
+
+
+def batch_sizes(samples: int, room: int) -> list[int]:
+    """Batches worth a look for so many samples, none larger than the room there is (1 where there is none).
+
+    Powers of two, the largest that can be used (all samples at once, or all the room), and those that take the samples
+    in 2 to 4 equal turns.
+    """
+    most = max(1, min(samples, room, MAX_SLOTS))
+    turns = (-(-samples // count) for count in range(1, 5))
+    return sorted({*powers_of_two(most), most, *(size for size in turns if size <= most)})
 
 
 def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> list[str]:
@@ -211,19 +201,24 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
     return caveats
 
 
-def _room(pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> int:
-    """Sequences of the longest prompt and `cap` tokens that fit beside the weights."""
-    prompt = max(problem.prompt_tokens for problem in pool.problems.values())
-    kv, weights = widths(pool.settings)
-    return fits(
-        pool.priced(),
-        hardware,
-        tokens=int(prompt + cap),
-        chips=chips,
-        attention=pool.attention,
-        kv_bytes=kv,
-        weight_bytes=weights,
-    ).sequences
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What memory holds beside the weights: sequences on `average` and if each may grow to its cap (`full`), tokens."""
+
+    average: int
+    full: int
+    tokens: float
+
+    @classmethod
+    def of(cls, pool: Pool, hardware: Hardware, *, cap: int, chips: int) -> _Held:
+        pricing = Pricing(hardware=hardware, batch="fit", chips=chips)
+        config = pool.priced()
+        kv, weights = pricing.widths(pool)
+        longest = int(max(problem.prompt_tokens for problem in pool.problems.values()) + cap)
+        sizes = {"chips": chips, "attention": pool.attention, "kv_bytes": kv, "weight_bytes": weights}
+        whole = fits(config, hardware, tokens=longest, **sizes)
+        room = pricing.room(pool, cap)
+        return cls(room.batch if room else 0, room.full if room else 0, longest * whole.free / whole.sequence)
 
 
 def _option(
@@ -234,25 +229,25 @@ def _option(
     *,
     cap: int,
     batch: int,
-    room: int,
+    held: _Held,
     chips: int,
     paid: int,
 ) -> dict[str, Any]:
     """A row of `Options.table`, for one configuration whose pass@N is `solved`; `paid` chips in all cost money."""
-    spent = None
-    kv, weights = widths(pool.settings)
-    if batch <= room:
-        spent = workload_seconds(
-            pool.priced(),
-            pool.attention,
-            hardware,
-            work,
-            slots=batch,
-            cap=cap,
-            chips=chips,
-            kv_bytes=kv,
-            weight_bytes=weights,
-        )
+    spent, first = None, math.inf
+    if batch <= held.average:
+        kv, weights = Pricing().widths(pool)
+        configuration = pool.priced(), pool.attention, hardware
+        priced: dict[str, Any] = {
+            "slots": batch,
+            "cap": cap,
+            "chips": chips,
+            "kv_bytes": kv,
+            "weight_bytes": weights,
+            "held_tokens": held.tokens,
+        }
+        spent = workload_seconds(*configuration, work, **priced)
+        first = first_answer_seconds(*configuration, work, **priced)
     price = hardware.price_per_hour
     return {
         "model": pool.model,
@@ -264,10 +259,24 @@ def _option(
         "accuracy": float(rounded_accuracy(np.mean(solved))),
         "seconds": spent.total if spent else math.inf,
         "prefill_seconds": spent.prefill if spent else math.nan,
+        "first_answer": first,
         "dollars": spent.total / 3600 * paid * price if spent and price else math.nan,
-        "fits": room,
+        "joules": math.nan if spent is None or spent.joules is None else spent.joules * paid / chips,
+        "fits": held.average,
+        "fits_full": held.full,
         **undecided_counts([pool]),
     }
+
+
+def within_joules(options: Options, most: float) -> Options:
+    """The configurations that draw at most so many joules. Raises PlanError for none, with the least that any draws."""
+    drawn = options.table["joules"].to_numpy(np.float64)
+    able = np.flatnonzero(drawn <= most)  # not NaN: what does not fit draws nothing
+    if not len(able):
+        least = "nothing fits at all" if np.all(np.isnan(drawn)) else f"the least is {np.nanmin(drawn):.4g} J"
+        raise PlanError(f"plan: no configuration draws {most:.4g} J or less for {options.problems} problems; {least}")
+    table = options.table.iloc[able].reset_index(drop=True)
+    return dataclasses.replace(options, table=table, solved=options.solved[able])
 
 
 def pass_at_n(pool: Pool, trials: Sequence[int], cap: int) -> Float[np.ndarray, "problems trials"]:
@@ -306,128 +315,3 @@ def choose(
         return None
     first, second = (-accuracy, seconds) if target is None else (seconds, -accuracy)
     return int(rows[np.lexsort((second[rows], first[rows]))[0]])
-
-
-def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
-    """The best configuration on a budget, how sure its accuracy is, and what it was preferred to.
-
-    Raises PlanError when nothing fits the memory or the budget, or reaches the target, naming the least that does.
-    """
-    limit, target = budget.limit(options.hardware, options.chips * options.replicas), budget.target_accuracy
-    seconds = options.table["seconds"].to_numpy(np.float64)
-    accuracy = options.table["accuracy"].to_numpy(np.float64)
-    chosen = choose(seconds, accuracy, limit, target)
-    if chosen is None:
-        raise PlanError(_refusal(options, limit, target))
-    runner_up, beyond = _rivals(options, chosen, seconds, accuracy, limit, target)
-    values = options.solved[chosen]
-    low, high = cluster_bootstrap(values, bounds=(0, 1))
-    optimism = _optimism(options.solved, seconds, limit, target, seed)
-    run_low, run_high = _run_interval(values, options.problems, optimism, seed)
-    why = {}
-    for rival in (runner_up, beyond):
-        if rival is not None:
-            why[rival] = _why_not(options, chosen, rival, limit)
-    return Advice(
-        options=options,
-        chosen=chosen,
-        runner_up=runner_up,
-        beyond=beyond,
-        accuracy=float(accuracy[chosen]),
-        low=float(low),
-        high=float(high),
-        optimism=optimism,
-        run_low=run_low,
-        run_high=run_high,
-        why_not=why,
-    )
-
-
-def _rivals(
-    options: Options, chosen: int, seconds: np.ndarray, accuracy: np.ndarray, limit: float, target: float | None
-) -> tuple[int | None, int | None]:
-    """The best row that is no mere other batch of the chosen one, and the quickest more accurate one out of reach."""
-    names = ["model", "attention", "N", "cap"]
-    same = (options.table[names] == options.table.iloc[chosen][names]).all(axis=1).to_numpy()
-    runner_up = choose(np.where(same, np.inf, seconds), accuracy, limit, target)
-    better = (accuracy > accuracy[chosen]) & (seconds > limit)
-    rows = np.flatnonzero(better)
-    if target is not None or not len(rows):
-        return runner_up, None
-    order = np.lexsort((options.table["batch"].to_numpy()[rows], -accuracy[rows], seconds[rows]))
-    return runner_up, int(rows[order[0]])
-
-
-def _why_not(options: Options, chosen: int, rival: int, limit: float) -> str:
-    best, other = options.table.iloc[chosen], options.table.iloc[rival]
-    if other["fits"] < other["batch"]:
-        return f"does not fit: room for {other['fits']} sequences, {other['batch']} are needed"
-    if other["seconds"] > limit:
-        return f"takes {other['seconds']:.4g} s, more than the budget of {limit:.4g} s"
-    paired = paired_difference(options.solved[chosen], options.solved[rival])
-    gain = float(rounded_accuracy(paired.difference))
-    slower = float(other["seconds"] - best["seconds"])
-    if not gain:
-        return f"as accurate, {slower:.4g} s slower" if slower > 0 else "as accurate and as quick"
-    if gain > 0:
-        sure = "" if paired.low > 0 else "; not surely so"
-        return f"{gain:.3f} less accurate ({paired.low:.3f} … {paired.high:.3f} over problems{sure})"
-    return f"{-gain:.3f} more accurate, but {slower:.4g} s slower"
-
-
-def _optimism(solved: np.ndarray, seconds: np.ndarray, limit: float, target: float | None, seed: int) -> float:
-    """How much better the chosen row looks where it was chosen than elsewhere: mean over halvings of the problems."""
-    rng = np.random.default_rng(seed)
-    problems = solved.shape[1]
-    if problems < 2:
-        return 0.0
-    gaps = []
-    for _ in range(HALVINGS):
-        order = rng.permutation(problems)
-        for part in (order[: problems // 2], order[problems // 2 :]):
-            here = solved[:, part].mean(axis=1)
-            row = choose(seconds, here, limit, target)
-            if row is not None:
-                gaps.append(here[row] - np.delete(solved[row], part).mean())
-    return max(0.0, float(np.mean(gaps))) if gaps else 0.0
-
-
-def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int) -> tuple[float, float]:
-    """95 % of the scores of one run over fresh problems, lower by the optimism where it is lower.
-
-    The accuracy over all problems of the kind is drawn by a Bayesian bootstrap (Rubin 1981) of the measured ones and of
-    one more that counts half as solved and half as failed, Jeffreys' prior, so that ten problems all solved do not
-    promise an eleventh; the run's own problems are then solved or not at that rate.
-    """
-    rng = np.random.default_rng(seed)
-    weights = rng.dirichlet([*np.ones(len(values)), 0.5, 0.5], size=4000)
-    rate = np.clip(weights @ np.array([*values, 0.0, 1.0]), 0, 1)
-    scores = rng.binomial(problems, rate) / problems
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(max(low - optimism, 0.0)), float(high)
-
-
-def _refusal(options: Options, limit: float, target: float | None) -> str:
-    rows = options.table.to_dict(orient="records")
-    able = [row for row in rows if math.isfinite(row["seconds"])]
-    if not able:
-        least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
-        return (
-            f"plan: nothing fits into the memory of {options.chips} x {options.hardware.name}; the smallest, "
-            f"{least['model']} with {least['cap']} tokens, has room for {least['fits']} sequences; give more --chips"
-        )
-    best = max(able, key=lambda row: (row["accuracy"], -row["seconds"]))
-    goal = 0.0 if target is None else float(rounded_accuracy(target))
-    if best["accuracy"] < goal:
-        return f"plan: nothing reaches an accuracy of {target}; the best is {_name(best)} with {best['accuracy']:.3f}"
-    least = min((row for row in able if row["accuracy"] >= goal), key=lambda row: row["seconds"])
-    price = f" ({least['dollars']:.3g} in money)" if not math.isnan(least["dollars"]) else ""
-    reach = f" that reaches {target}" if target is not None else ""
-    return (
-        f"plan: nothing{reach} fits into {limit:.4g} seconds; the cheapest, {_name(least)}, takes "
-        f"{least['seconds']:.4g} s{price} for {options.problems} problems"
-    )
-
-
-def _name(row: dict[Any, Any]) -> str:
-    return f"{row['model']} {row['attention']} N={row['N']} cap={row['cap']} batch={row['batch']}"

@@ -13,12 +13,14 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import Amount
+from kinetics_jax.stats.special import student_t_quantile
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.allocation import Allocation
     from kinetics_jax.analysis.grid import Grid
 
 MAX_EXPONENT = 4.0  # exponents are searched for in -MAX_EXPONENT … MAX_EXPONENT
+FEW_POINTS = 8  # fewer show too little when they are redrawn
 MAX_TOKENS = 1 << 24  # beyond any context
 
 
@@ -56,25 +58,33 @@ def power_law(
 ) -> PowerLaw:
     """The power law through points (x, y), x > 0.
 
-    Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. With it by least
-    squares in y: for every exponent scale and offset are a linear fit, and the exponent is searched for in -4 … 4. The
-    intervals redraw whole points, and know nothing of the uncertainty that points of one envelope share: for those take
+    Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. Its intervals are
+    the exact ones of a straight line, with Student's t of two degrees less than there are points, so that they hold for
+    three points and more. With `offset` by least squares in y: for every exponent scale and offset are a linear fit,
+    and the exponent is searched for in -4 … 4; its intervals redraw whole points (`resamples`, `seed`), and for fewer
+    than eight, of which redrawing shows too little, reach as far as Fisher's F allows the fit to be worse. Both take
+    points for independent, and know nothing of the uncertainty that points of one envelope share: for those take
     `law_along`, or redraw the problems, fit each time and give the laws to `with_intervals`. NaN for fewer than one
-    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, or
-    numbers that have no logarithm.
+    point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, numbers
+    that have no logarithm, or a confidence outside (0, 1).
     """
+    if not 0 < confidence < 1:
+        raise FitError(f"confidence must be between 0 and 1, got {confidence}")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     law = _fitted(x, y, offset)
     parameters = 3 if offset else 2
     if len(x) <= parameters:
         return law
+    if not offset:
+        return _with_exact_intervals(law, np.log(x), np.log(y), confidence)
     rng = np.random.default_rng(seed)
     laws = []
     while len(laws) < resamples:
         drawn = rng.integers(len(x), size=len(x))
         if len(np.unique(x[drawn])) >= parameters:
             laws.append(_fitted(x[drawn], y[drawn], offset))
-    return with_intervals(law, laws, confidence=confidence)
+    law = with_intervals(law, laws, confidence=confidence)
+    return law if len(x) >= FEW_POINTS else _widened(law, _profiled(x, y, confidence))
 
 
 def law_along(
@@ -141,6 +151,23 @@ def _through_logarithms(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     return PowerLaw(float(np.exp(level)), float(exponent))
 
 
+def _with_exact_intervals(law: PowerLaw, x: np.ndarray, y: np.ndarray, confidence: float) -> PowerLaw:
+    """The law with the intervals of the line's two coefficients, `x` and `y` being logarithms."""
+    freedom = len(x) - 2
+    level = np.log(law.scale)
+    variance = np.sum((y - level - law.exponent * x) ** 2) / freedom
+    spread = np.sum((x - x.mean()) ** 2)
+    reach = student_t_quantile((1 + confidence) / 2, freedom)
+    steep = reach * np.sqrt(variance / spread)
+    high = reach * np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / spread))
+    return dataclasses.replace(
+        law,
+        scale_interval=(float(np.exp(level - high)), float(np.exp(level + high))),
+        exponent_interval=(law.exponent - float(steep), law.exponent + float(steep)),
+        offset_interval=(0.0, 0.0),
+    )
+
+
 def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Variable projection: a grid over the exponent, refined around its best point until nothing is left to gain."""
     base = np.exp(np.mean(np.log(x)))  # powers of numbers around one neither overflow nor vanish
@@ -159,6 +186,43 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
         step = exponents[1] - exponents[0]
         low, high = exponent - step, exponent + step
     return PowerLaw(float(slope / base**exponent), float(exponent), float(level))
+
+
+def _profiled(x: np.ndarray, y: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
+    """What each coefficient can be, the others as fits best, while squares are at most 1 + t² / (n - 3) of the least.
+
+    For every exponent of a grid scale and offset are those of a line, and what is left of the squares says how far each
+    can be off (Bates and Watts, Nonlinear Regression Analysis, 1988, section 6.1).
+    """
+    freedom = len(x) - 3
+    base = np.exp(np.mean(np.log(x)))
+    exponents = np.linspace(-MAX_EXPONENT, MAX_EXPONENT, 1602)  # 0, a constant, is not among them
+    powers = (x / base) ** exponents[:, None]
+    middle = powers.mean(axis=1)
+    centred = powers - middle[:, None]
+    size = np.sum(centred**2, axis=1)
+    slopes = centred @ (y - y.mean()) / size
+    misses = np.sum((y - y.mean() - slopes[:, None] * centred) ** 2, axis=1)
+    most = misses.min() * (1 + student_t_quantile((1 + confidence) / 2, freedom) ** 2 / freedom)
+    able = misses <= most
+    room = np.sqrt(most - misses[able])
+    scale, steep = base ** -exponents[able], room / np.sqrt(size[able])
+    level = y.mean() - slopes[able] * middle[able]
+    high = room * np.sqrt(1 / len(x) + middle[able] ** 2 / size[able])
+    return {
+        "scale": (float(np.min((slopes[able] - steep) * scale)), float(np.max((slopes[able] + steep) * scale))),
+        "exponent": (float(exponents[able].min()), float(exponents[able].max())),
+        "offset": (float(np.min(level - high)), float(np.max(level + high))),
+    }
+
+
+def _widened(law: PowerLaw, ends: dict[str, tuple[float, float]]) -> PowerLaw:
+    """The law with intervals that hold these, too."""
+    wider = {}
+    for name, (low, high) in ends.items():
+        own_low, own_high = getattr(law, f"{name}_interval")
+        wider[f"{name}_interval"] = min(low, own_low), max(high, own_high)
+    return dataclasses.replace(law, **wider)
 
 
 def iso_cost(

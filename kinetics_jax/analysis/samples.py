@@ -36,7 +36,8 @@ class RunData:
     `problem`: ids. `sample`: what tells a problem's samples apart, its index or (seed, index). `prompt_tokens`,
     `output_tokens`: counts, None or NaN where they were not recorded. `correct`: True, False, or None where the sample
     is undecided: its grader gave up, or its logits were not finite. `answers`, parallel too: what each sample said,
-    None for nothing, for votes; empty where that is not known. `ended`, parallel too: how each sample ended (its
+    None for nothing, for votes; empty where that is not known. `scores`, parallel too: what a verifier gave each
+    sample, None for nothing; empty where there was none. `ended`, parallel too: how each sample ended (its
     `finish_reason`); empty where that is not known. `settings`: what runs must agree in to be pooled. `task`: its name,
     for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
@@ -60,6 +61,7 @@ class RunData:
     correct_within: Sequence[Sequence[bool | None]] = ()
     answers: Sequence[str | None] = ()
     ended: Sequence[str | None] = ()
+    scores: Sequence[float | None] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -68,7 +70,9 @@ class RunData:
         }
         if self.caps:
             counts["correct_within"] = len(self.correct_within)
-        counts |= {field: len(getattr(self, field)) for field in ("answers", "ended") if len(getattr(self, field))}
+        counts |= {
+            field: len(getattr(self, field)) for field in ("answers", "ended", "scores") if len(getattr(self, field))
+        }
         if len(set(counts.values())) > 1:
             raise SamplesError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
         caps = list(self.caps)
@@ -146,7 +150,8 @@ class ProblemSamples:
     `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
     output tokens, NaN where they were not recorded; `grades`, None where the sample counts in no accuracy; where cut
     texts were graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are
-    known, `answers`, None for a sample that gives none; `undecided`, which ones the grader did not decide.
+    known, `answers`, None for a sample that gives none; where there are any, `scores`, NaN for a sample without one;
+    `undecided`, which ones the grader did not decide.
     """
 
     prompt_tokens: float
@@ -156,6 +161,7 @@ class ProblemSamples:
     correct_within: list[tuple[bool | None, ...]] = dataclasses.field(default_factory=list)
     answers: list[str | None] = dataclasses.field(default_factory=list)
     undecided: list[bool] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def graded(self) -> int:
@@ -243,14 +249,15 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), or set accuracy against tokens (--against tokens)"
+                "its config (--config MODEL=config.json), or set accuracy against tokens (kinetics frontier --against "
+                "tokens)"
             )
         for what, missing, cure in (
             (
                 "prompt",
                 [name for name, problem in self.problems.items() if np.isnan(problem.prompt_tokens)],
                 "add a column prompt_tokens, say how long all prompts are (--prompt-tokens N), or set accuracy against "
-                "generated tokens (--against tokens)",
+                "generated tokens (kinetics frontier --against tokens)",
             ),
             (
                 "output",
@@ -409,6 +416,7 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
     pool = Pool(run.model, run.attention, run.config, run.settings, {}, undecided)
     without = False if undecided == "unsolved" else None  # what an undecided sample counts as
     caps, said = _common_caps(runs), all(len(run.answers) for run in runs)
+    scored = any(len(run.scores) for run in runs)
     problems, seen = pool.problems, set[tuple[str, Hashable]]()
     for run in runs:
         if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
@@ -439,6 +447,9 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
             entry.undecided.append(correct is None)
             if said:
                 entry.answers.append(run.answers[i])
+            if scored:
+                score = run.scores[i] if len(run.scores) else None
+                entry.scores.append(math.nan if score is None else float(score))
             if caps:
                 entry.correct_within.append(tuple(_grade(run.correct_within[i][column], without) for column in columns))
     if not problems:

@@ -1,8 +1,9 @@
 """Plain tables of samples (CSV, JSONL, Parquet): a row per sample, a RunData for every configuration of the rows.
 
 Columns: `problem, sample, tokens, correct`, optionally `prompt_tokens`, `model`, `attention`, `run`, `seed`, `answer`,
-`finish_reason`, and settings (`temperature`, `max_tokens`, `dtype`, …); others are not read. A count that is left empty
-is missing, never zero. Rows that leave empty what others say are read as a configuration of their own.
+`finish_reason`, `score` (a verifier's), and settings (`temperature`, `max_tokens`, `dtype`, …); others are not read. A
+count that is left empty is missing, never zero. Rows that leave empty what others say are read as a configuration of
+their own.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ COLUMNS = {
     "seed": ("seed",),
     "answer": ("answer",),
     "finish_reason": ("finish_reason",),
+    "score": ("score",),
 }
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_window")
 SETTINGS += ("dtype", "kv_dtype", "weight_dtype")
@@ -246,6 +248,7 @@ def _run(
         correct=[row.get("correct") for row in rows],
         answers=column("answer"),
         ended=column("finish_reason"),
+        scores=column("score"),
         settings=dict(_settings(rows[0])),
     )
 
@@ -282,7 +285,7 @@ def _value(column: str, value: Any) -> Any:
         "max_tokens": _count,
         "correct": _verdict,
         "attention": _policy,
-        **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "repetition_window"), _setting),
+        **dict.fromkeys(("score", "temperature", "top_p", "top_k", "min_p", "repetition_window"), _setting),
     }
     return readers.get(column, str)(str(value).strip())
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from kinetics_jax.analysis.defaults import default_trials, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
+from kinetics_jax.analysis.picked import with_picks
 from kinetics_jax.analysis.samples import Pool, RunData, SamplesError, pooled
 from kinetics_jax.stats.estimators import cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +23,9 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
 
     Columns: `model`, its `parameters` (NaN where not known), `attention`, `N`; `problems`, `samples`, `undecided`;
     `accuracy`, the mean over problems of pass@N, with the 95 % interval `low` … `high` from redrawing problems;
-    `tokens`, generated for N samples of a problem, mean over problems, with `tokens_low` … `tokens_high` from the same
-    redrawing; `on_frontier`, see `frontier.pareto`. Tokens of unlike models are unlike in cost: nothing here says which
-    model is cheaper to run.
+    `majority` and the like, see `picked.with_picks`; `tokens`, generated for N samples of a problem, mean over
+    problems, with `tokens_low` … `tokens_high` from the same redrawing; `on_frontier`, see `frontier.pareto`. Tokens of
+    unlike models are unlike in cost: nothing here says which model is cheaper to run.
 
     `trials` defaults to the powers of two up to the fewest graded samples of the problems of each run. Raises
     SamplesError as `samples.pooled` does, and for missing token counts, EstimateError for more trials than graded
@@ -31,8 +33,8 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
     """
     import pandas as pd
 
-    rows = []
-    for pool in pooled(runs):
+    rows, pools = [], pooled(runs)
+    for pool in pools:
         problems = pool.problems.values()
         if uncounted := [name for name, problem in pool.problems.items() if np.isnan(problem.longest)]:
             raise SamplesError(
@@ -45,7 +47,7 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
         accuracy = rounded_accuracy(np.mean(solved, axis=0))
-        low, high = cluster_bootstrap(solved, bounds=(0, 1))
+        low, high = accuracy_interval(solved)
         tokens_low, tokens_high = cluster_bootstrap(spent)
         rows += [
             {
@@ -65,4 +67,4 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         ]
     table = pd.DataFrame(rows)
     table["on_frontier"] = pareto(table["tokens"].to_numpy(), table["accuracy"].to_numpy())
-    return table
+    return with_picks(table, pools)

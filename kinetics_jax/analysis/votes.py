@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from itertools import combinations
@@ -38,14 +39,13 @@ def majority_vote(
     ks = _sizes(k, len(labels))
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     silent = int(np.sum(labels < 0))
-    won = []
-    for size in ks.ravel():
-        if right < 0:
-            won.append(0.0)
-        elif len(labels) <= EXACT_SAMPLES:
-            won.append(_majority(int(sizes[right]), np.delete(sizes, right), silent, int(size)))
-        else:
-            won.append(_drawn(labels, right, np.ones(len(labels)), int(size), draws, seed))
+    counts = [int(size) for size in ks.ravel()]
+    if right < 0:
+        won = [0.0] * len(counts)
+    elif len(labels) <= EXACT_SAMPLES:
+        won = _majority(int(sizes[right]), np.delete(sizes, right), silent, counts)
+    else:
+        won = [_drawn(labels, right, np.ones(len(labels)), size, draws, seed) for size in counts]
     return np.array(won).reshape(ks.shape)[()]
 
 
@@ -97,6 +97,28 @@ def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
     return np.array(won)
 
 
+def best_by_score(scores: Float[npt.ArrayLike, " samples"], correct: Sequence[bool], k: npt.ArrayLike) -> Amount:
+    """Probability that of k samples of a problem the one with the highest score is right: what a verifier achieves.
+
+    Exact, over k drawn without replacement; ties are broken at random in the expectation. k is a whole number or an
+    array, and the result has its shape. Raises EstimateError unless 1 <= k <= n, and for scores that are not finite.
+    """
+    values, right = np.asarray(scores, np.float64), np.asarray(correct, np.float64)
+    if values.shape != right.shape or not len(values) or not np.all(np.isfinite(values)):
+        raise EstimateError("the best of k by score needs a finite score and a grade for each sample")
+    ks = _sizes(k, len(values))
+    level = np.unique(values, return_inverse=True)[1]
+    share = np.bincount(level, weights=right) / np.bincount(level)  # of the samples at a score, how many are right
+    reached = np.concatenate([[0], np.cumsum(np.bincount(level))])  # samples below each score, and all
+    won = []
+    for size in ks.ravel():
+        drawn = np.arange(int(size))
+        # P(all draws are among the lowest i samples)
+        below = np.prod(np.clip(reached[:, None] - drawn, 0, None) / (len(values) - drawn), axis=1)
+        won.append(float(np.sum(share * np.diff(below))))
+    return np.array(won).reshape(ks.shape)[()]
+
+
 def _labels(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.ndarray, int]:
     """Whole numbers for answers, -1 for none, and the number of the right one, -1 where no sample has it."""
     if len(answers) != len(correct) or not len(answers):
@@ -132,6 +154,7 @@ def _one_spelling(answers: Sequence[Hashable]) -> dict[Hashable, Hashable]:
     return first
 
 
+@functools.lru_cache(maxsize=4096)  # the same wrong answers come again under every attention
 def _spelling(answer: str) -> str:
     """An answer as the grader compares it, or as it stands where its braces do not match."""
     try:
@@ -147,33 +170,40 @@ def _sizes(k: npt.ArrayLike, samples: int) -> np.ndarray:
     return ks
 
 
-def _majority(right: int, others: np.ndarray, silent: int, k: int) -> float:
-    """The exact expectation: `right` samples say the right thing, `others [answers]` something else each.
+def _majority(right: int, others: np.ndarray, silent: int, ks: Sequence[int]) -> list[float]:
+    """The exact expectation for each of `ks`: `right` samples say the right thing, `others [answers]` something else.
 
     For every number x of right votes: the ways in which no other answer gets more than x of the remaining k - x, each
     that ties weighed by u. A tie of t others is won with probability 1 / (t + 1), the integral of u^t over 0 … 1, which
-    a Gauss-Legendre rule of enough nodes gives exactly.
+    a Gauss-Legendre rule of enough nodes gives exactly. Answers given by fewer than x samples cannot get in the way.
     """
-    total = math.comb(right + int(others.sum()) + silent, k)
-    won = 0.0
-    for votes in range(1, min(right, k) + 1):
-        rest = k - votes
+    samples = right + int(others.sum()) + silent
+    won = [0.0] * len(ks)
+    for votes in range(1, min(right, max(ks)) + 1):
+        rest = max(ks) - votes
         rivals = others[others >= votes]
-        nodes, weights = np.polynomial.legendre.leggauss(min(len(rivals), rest // votes) // 2 + 1)
-        ties = (nodes + 1) / 2
-        ways = np.zeros((len(ties), rest + 1))
-        ways[:, : silent + 1] = [math.comb(silent, y) for y in range(min(silent, rest) + 1)]
-        for size in others:
-            own = np.array([math.comb(int(size), y) for y in range(min(int(size), votes, rest) + 1)], np.float64)
-            factor = np.tile(own, (len(ties), 1))
-            if len(own) > votes:
-                factor[:, votes] *= ties
+        free = silent + int(others[others < votes].sum())
+        ties, weights = _rule(min(len(rivals), rest // votes) // 2 + 1)
+        ways = np.tile([float(math.comb(free, y)) for y in range(rest + 1)], (len(ties), 1))
+        for size in rivals:
+            factor = np.tile([float(math.comb(int(size), y)) for y in range(votes + 1)], (len(ties), 1))
+            factor[:, votes] *= ties
             longer = np.zeros_like(ways)
-            for y in range(factor.shape[1]):
+            for y in range(min(votes, rest) + 1):
                 longer[:, y:] += factor[:, y, None] * ways[:, : rest + 1 - y]
             ways = longer
-        won += math.comb(right, votes) * float(weights @ ways[:, rest]) / 2 / total
+        mean = weights @ ways
+        for i, k in enumerate(ks):
+            if k >= votes:
+                won[i] += math.comb(right, votes) * float(mean[k - votes]) / math.comb(samples, k)
     return won
+
+
+@functools.lru_cache(maxsize=256)
+def _rule(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the Gauss-Legendre rule over 0 … 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2, weights / 2
 
 
 def _drawn(labels: np.ndarray, right: int, weights: np.ndarray, k: int, draws: int, seed: int) -> float:

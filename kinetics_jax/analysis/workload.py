@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -12,7 +13,7 @@ from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.costs.step_time import prefill_seconds, step_seconds
+from kinetics_jax.costs.step_time import prefill_joules, prefill_seconds, step_joules, step_seconds
 from kinetics_jax.settings import EngineSettings, patience
 
 MOMENTS = 48  # steps of a workload at which contexts are sampled
@@ -28,11 +29,14 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Seconds of a workload: of prefill and the starts of samples, of decode, and how many decode steps those are."""
+    """Seconds of a workload: of prefill and the starts of samples, of decode, and how many decode steps those are; and
+    the `joules` of all chips over them, None where the hardware's energy was not measured.
+    """
 
     prefill: float
     decode: float
     steps: int
+    joules: float | None = None
 
     @property
     def total(self) -> float:
@@ -142,10 +146,13 @@ def workload_seconds(
     chips: int = 1,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
+    held_tokens: float = np.inf,
 ) -> Seconds:
     """Seconds of all samples of a workload, decoded in `slots` slots; `cap` is the most tokens a sample may get.
 
-    The contexts of the batch are those of MOMENTS steps; compilation and loading are left out.
+    The contexts of the batch are those of MOMENTS steps; compilation and loading are left out. Where they are more than
+    the `held_tokens` that memory has room for, the engine sets samples aside until others have ended: as many times
+    more steps are charged (what it takes to set them aside and back is not).
     """
     page_size = policy.page_size
     prefill = prefill_seconds(
@@ -153,16 +160,27 @@ def workload_seconds(
     )
     contexts, steps, starts = simulate_decode(work, slots)
     starting = float(np.sum(prefill)) + hardware.start_seconds * (starts - len(work.prompts))
-    if not steps:
-        return Seconds(starting, 0.0, 0)
-    each = step_seconds(
+    joules = prefill_joules(
         config,
-        policy,
         hardware,
-        contexts=contexts,
-        width=np.max(work.prompts) + cap,
+        prefill,
+        prompt_tokens=work.prompts,
+        page_size=page_size,
         chips=chips,
-        kv_bytes=kv_bytes,
         weight_bytes=weight_bytes,
     )
-    return Seconds(starting, float(np.mean(each)) * steps, steps)
+    drawn = None if joules is None else float(np.sum(joules))
+    if not steps:
+        return Seconds(starting, 0.0, 0, drawn)
+    step: dict[str, Any] = {
+        "contexts": contexts,
+        "width": np.max(work.prompts) + cap,
+        "chips": chips,
+        "kv_bytes": kv_bytes,
+        "weight_bytes": weight_bytes,
+    }
+    each = step_seconds(config, policy, hardware, **step)
+    in_turns = np.maximum(contexts.sum(axis=1) / held_tokens, 1.0)
+    if drawn is not None:
+        drawn += float(np.mean(step_joules(config, policy, hardware, each, **step) * in_turns)) * steps
+    return Seconds(starting, float(np.mean(each * in_turns)) * steps, steps, drawn)

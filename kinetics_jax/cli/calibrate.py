@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
+
+import tyro
 
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 def calibrate(
     *,
+    measurements: Annotated[Path | None, tyro.conf.arg(name="from", metavar="CSV")] = None,
+    where: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN=VALUE …")] = (),
     model: tuple[str, ...] = (),
     attention: tuple[str, ...] = (),
     out: Path = Path("hardware.json"),
@@ -28,7 +32,13 @@ def calibrate(
 ) -> None:
     """Measures this device with the engine's own steps; writes a profile that every --hardware takes.
 
+    With --from, nothing is measured here: the profile is fitted to a file of measurements of any engine (its columns:
+    see the documentation of measured hardware), and its error on models that were left out is printed.
+
     Args:
+        measurements: A file of measurements, in one's own columns, ML.ENERGY's or Qwen's.
+        where: Of those, take the rows with this model, gpu, chips, batch, weights, workload or engine; several of one
+            column are alternatives.
         model: Measure at these models' shapes (published or built-in names, HF directories) with random weights;
             default: three small shapes. The closer to what you run, the more accurate the seconds.
         attention: Policies to measure beside dense attention; default: block top-k.
@@ -44,6 +54,16 @@ def calibrate(
         price_per_hour is None or 0 < price_per_hour <= MAX_PRICE,
         f"--price-per-hour must be above 0 and at most {MAX_PRICE:g}, got {price_per_hour}",
     )
+    if measurements is not None:
+        require(
+            not (model or attention or quick or backend),
+            "--from fits what others measured; leave out --model, --attention, --quick and --backend",
+        )
+        from kinetics_jax.cli.measured import profile_from
+
+        profile_from(measurements, where=where, out=out, name=name, price_per_hour=price_per_hour, as_json=as_json)
+        return
+    require(not where, "--where goes with --from")
     shapes = {name: config_of(name) for name in model}
     policies = [policy for policy in map(parse_policy, attention) if policy != Dense()]
     from kinetics_kernels.backends import backend_error

@@ -46,6 +46,8 @@ def cost(
     weight_dtype: Dtype = "bfloat16",
     compute_dtype: str | None = None,
     price: float | None = None,
+    joules: bool = False,
+    half_width: float | None = None,
     as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
@@ -65,13 +67,18 @@ def cost(
         weight_dtype: Type of the weights.
         compute_dtype: Price arithmetic at the chip's peak for this type, such as float8; default: bfloat16.
         price: Price of a chip-hour, in any currency; needs --hardware.
+        joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
+        half_width: Also: how many problems make a 95 % interval of ± this certain (0.02 for two points), and what those
+            cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
         as_json: Print JSON; amounts in units of 1e12.
     """
+    from kinetics_jax.analysis.sample_size import WORST, check_half_width
     from kinetics_jax.costs.batching import room
     from kinetics_jax.costs.cost import best_of_n_cost, generation_cost
-    from kinetics_jax.costs.hardware import HARDWARE
+    from kinetics_jax.costs.hardware import HARDWARE, measured_energy
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.links import unknown_link
+    from kinetics_jax.stats.precision import problems_for
 
     require(output != (), "--output needs a number of tokens")
     require_between("--chips", chips, 1, MAX_CHIPS)
@@ -81,6 +88,8 @@ def cost(
         "give --hardware or --intensity, not both: the hardware has an intensity of its own",
     )
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
+    if half_width is not None:
+        check_half_width(half_width)
     policy, config, rule = parse_policy(attention), priced_model(model), batch_of(batch)
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
@@ -117,10 +126,12 @@ def cost(
             **by,
         )
 
+    with_energy = measured_energy(chip(hardware) if hardware else None) if joules else []
     priced_on = chip(hardware or "h100") if intensity is None else None
     side_by_side = rule if priced_on is None else _batch_on(priced_on, rule, room_on(priced_on), chips)
     total = priced(side_by_side, hardware=priced_on, intensity=intensity)
-    known = [chip(hardware)] if hardware else [chip(name) for name in HARDWARE if _has_peak(name, compute_dtype)]
+    names = [each.name for each in with_energy] if joules else HARDWARE
+    known = [chip(hardware)] if hardware else [chip(name) for name in names if _has_peak(name, compute_dtype)]
     for each in known:
         if unknown := unknown_link(each, chips):
             say(unknown)
@@ -158,10 +169,19 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
+    needed = None if half_width is None else problems_for(half_width, WORST, 1)
+    if needed:
+        asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
     if as_json:
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
     else:
         _print(total, asked, rows)
+    if needed and not as_json:
+        print(
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always\nsolved, "
+            "the others never, so that more samples of each do not help): "
+            f"{needed * float(total.total):,.4g} Tera-eFLOPs."
+        )
 
 
 def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, chips: int) -> int | None:
@@ -182,11 +202,11 @@ def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, 
 
 
 def _has_peak(name: str, dtype: str | None) -> bool:
-    from kinetics_jax.costs.hardware import HARDWARE, HardwareError
+    from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware
 
     if dtype is not None and not any(dtype in chip.peaks for chip in HARDWARE.values()):
         raise HardwareError(f"no chip has a peak for {dtype!r}")
-    return dtype is None or dtype in HARDWARE[name].peaks
+    return dtype is None or dtype in hardware(name).peaks
 
 
 def _chip_row(
@@ -212,6 +232,7 @@ def _chip_row(
         "seconds": None if cost is None else float(cost.seconds),
         "additive_seconds": None if cost is None else float(cost.additive_seconds),
         "price": None if cost is None or cost.price is None else float(cost.price),
+        "joules": None if cost is None or cost.joules is None else float(cost.joules),
         "fits": full.sequences,
         "weights_gb_per_chip": full.weights / 1e9,
         "sequence_gb_per_chip": full.sequence / 1e9,
@@ -260,7 +281,8 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     table = pd.DataFrame(rows).rename(columns={"name": "chip", "intensity": "I", "additive_seconds": "not overlapped"})
     sequence = table.pop("sequence_gb_per_chip").iloc[0]
     weights = table.pop("weights_gb_per_chip").iloc[0]
-    table = table.drop(columns=[name for name in ("price", "batch") if all(each[name] is None for each in rows)])
+    empty = [name for name in ("price", "joules", "batch") if all(each[name] is None for each in rows)]
+    table = table.drop(columns=empty)
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
     print(
         f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from kinetics_jax.cli.arguments import CompileCacheArg, JsonArg
 from kinetics_jax.cli.checks import require, require_between, require_devices, require_figures
 from kinetics_jax.cli.demo_grid import run_demo
-from kinetics_jax.cli.terminal import print_table, sample_bar
+from kinetics_jax.cli.terminal import print_table, sample_bar, say
 
 
 def demo(
@@ -35,5 +35,7 @@ def demo(
     require_devices()
     use_compile_cache(compile_cache)
     table = run_demo(out, quick=quick, seed=seed, bar=sample_bar)
+    for line in table.attrs.get("picks", ()):
+        say(line)
     print_table(table, as_json)
     print(f"report: {out / 'report.html'}", file=sys.stderr if as_json else sys.stdout)

@@ -47,6 +47,7 @@ def frontier(
     kv_dtype: KvDtypeArg = None,
     weight_dtype: WeightDtypeArg = None,
     shared_prompt: bool = False,
+    joules: bool = False,
     allocate: Allocate = "none",
     law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
     honest: bool = False,
@@ -77,6 +78,8 @@ def frontier(
             on average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
         chips: Chips that work on every sequence together (tensor parallel).
         shared_prompt: Trials of a problem read whole pages of its prompt's KV once for all, in dense layers.
+        joules: What the N samples of a problem draw, on average; needs hardware whose energy was measured, such as
+            h100-vllm.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
         law: What counts as cost when choosing: eFLOPs, FLOPs (arithmetic alone), or the larger of arithmetic and reads.
         honest: Choose on one half of the samples and score on the other (with --allocate).
@@ -89,9 +92,14 @@ def frontier(
         report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
+    from kinetics_jax.analysis.energy import frontier_joules
     from kinetics_jax.analysis.frontier import cost_frontier
+    from kinetics_jax.analysis.picked import PASS_AT_N
+    from kinetics_jax.analysis.pricing import Pricing
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.analysis.token_frontier import token_frontier
+    from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.costs.hardware import measured_energy
     from kinetics_jax.files import write_atomic
 
     require(runs != (), "frontier: name at least one run folder")
@@ -114,6 +122,13 @@ def frontier(
         ),
         "--against tokens has no caps, batch, chips, types, shared prompts, allocation or report; leave those out",
     )
+    require(
+        not joules or (against == "cost" and allocate == "none" and convention == "traffic" and not report),
+        "--joules stands beside the costs of the traffic convention; leave out --against, --allocate, --convention and "
+        "--report",
+    )
+    if joules:
+        measured_energy(hardware_named(hardware))  # refuses hardware without
     if figure or report:
         require_figures()
     _check_allocation(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
@@ -144,6 +159,10 @@ def frontier(
             table = token_frontier(data, trials=trials or None)
         elif allocate == "none":
             table = cost_frontier(data, **options)
+            if joules:
+                of_row = ("hardware", "chips", "kv_bytes", "weight_bytes", "shared_prompt")
+                drawn = frontier_joules(data, table, Pricing(**{name: options[name] for name in of_row}))
+                table.insert(list(table.columns).index("cost") + 1, "joules", drawn)
         elif allocate == "adaptive":
             table = _adaptive(data, wave=wave, probe=probe, options=options)
         else:
@@ -159,6 +178,8 @@ def frontier(
         from kinetics_jax.report.figures import allocation_figure, frontier_figure
 
         save_figure((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
+    for line in table.attrs.get("picks", [PASS_AT_N] if allocate in ("best-of-n", "adaptive") else ()):
+        say(line)
     print_table(table, as_json)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDtypeArg
 from kinetics_jax.cli.checks import require, require_between
@@ -15,9 +15,12 @@ from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
 from kinetics_jax.cli.terminal import say
 
 if TYPE_CHECKING:
-    from kinetics_jax.analysis.planner import Advice
+    from kinetics_jax.analysis.advice import Advice
+    from kinetics_jax.analysis.samples import Pool, RunData, Undecided
 
-COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "dollars")
+COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
+COLUMNS += ("joules",)
+MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
@@ -35,7 +38,10 @@ def plan(
     weight_dtype: WeightDtypeArg = None,
     seconds: float | None = None,
     dollars: float | None = None,
+    joules: float | None = None,
     target_accuracy: float | None = None,
+    half_width: float | None = None,
+    pick: Literal["any", "majority", "best-score", "weighted-vote"] = "any",
     problems: int | None = None,
     trials: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
@@ -45,7 +51,9 @@ def plan(
     seed: int = 0,
     as_json: JsonArg = False,
 ) -> None:
-    """The best model, N, length, attention and batch on a budget, from stored runs.
+    """The best model, N, length, attention and batch on a budget, from stored samples.
+
+    Or, with --half-width, how many problems and samples an accuracy needs to be known so well.
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them, over the same problems.
@@ -54,18 +62,24 @@ def plan(
         replicas: Copies of the model, of --chips chips each, that share the problems (data parallel).
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
+        joules: Budget in joules that the chips draw; needs hardware whose energy was measured, such as h100-vllm.
         target_accuracy: Find the cheapest way to this accuracy.
+        half_width: Instead: how many problems and samples for a 95 % interval of ± this (0.02 for two points).
+        pick: How one of N answers is taken: any right one, by someone who knows it (pass@N); the majority's; by a
+            verifier's scores, the highest or summed over equal answers.
         problems: How many problems are to be solved; default: as many as the runs have.
-        trials: Numbers of samples N to choose from; default: powers of two.
+        trials: Numbers of samples N to choose from; default: powers of two and all samples.
         caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
-        batches: Batches to choose from, sequences decoded side by side; default: powers of two.
+        batches: Sequences decoded side by side, to choose from; default: what fits, powers of two, equal turns.
         price: Price of a chip-hour, in any currency.
         seed: Seed of the bootstrap and the halvings.
         as_json: Print JSON.
     """
     from kinetics_jax.analysis import planner
+    from kinetics_jax.analysis.advice import advise
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
+    from kinetics_jax.costs.hardware import measured_energy
 
     require(runs != (), "plan: name at least one run folder")
     unsaid.check()
@@ -82,18 +96,28 @@ def plan(
         for value in values:
             require_between(flag, value, 1, most)
     require_between("--seed", seed, 0, 2**63 - 1)
-    budget = planner.Budget(seconds, dollars, target_accuracy)
+    if half_width is not None:
+        require(
+            not (seconds or dollars or joules or target_accuracy or problems or caps or batches),
+            "--half-width asks how many problems and samples; leave the budget, --problems, --caps and --batches out",
+        )
+        _half_width(unsaid.read(runs), half_width, trials or (1,), unsaid.undecided, as_json)
+        return
+    budget = planner.Budget(seconds, dollars, target_accuracy, joules)
     chip = hardware_named(hardware)
+    if joules is not None:
+        measured_energy(chip)  # refuses hardware without
     if price is not None:
         chip = dataclasses.replace(chip, price_per_hour=price)
     budget.limit(chip, chips * replicas)  # refuses an impossible budget before the runs are read
     samples = unsaid.read(runs)
     types = {name: dtype for name, dtype in (("kv_dtype", kv_dtype), ("weight_dtype", weight_dtype)) if dtype}
+    pools = [
+        dataclasses.replace(pool, settings={**pool.settings, **types})
+        for pool in pooled(samples, undecided=unsaid.undecided)
+    ]
     options = planner.list_options(
-        [
-            dataclasses.replace(pool, settings={**pool.settings, **types})
-            for pool in pooled(samples, undecided=unsaid.undecided)
-        ],
+        pools,
         chip,
         chips=chips,
         replicas=replicas,
@@ -101,18 +125,43 @@ def plan(
         trials=trials or None,
         caps=caps or None,
         batches=batches or None,
+        pick=pick.replace("-", "_"),
     )
-    advice = planner.advise(options, budget, seed=seed)
+    if joules is not None:
+        options = planner.within_joules(options, joules)
+    advice = advise(options, budget, seed=seed)
     for line in (*ending_lines(samples), *options.warnings):
         say(line)
     if as_json:
-        print(json.dumps(as_record(advice), indent=1, allow_nan=False))
+        print(json.dumps({**as_record(advice), "picked": chosen_picks(advice, pools)}, indent=1, allow_nan=False))
     else:
         _print(advice)
+        _print_picks(advice, pools)
+
+
+def _half_width(
+    samples: list[RunData], half_width: float, trials: tuple[int, ...], undecided: Undecided, as_json: bool
+) -> None:
+    from kinetics_jax.analysis.picked import PASS_AT_N
+    from kinetics_jax.analysis.sample_size import half_width_table
+    from kinetics_jax.analysis.samples import pooled
+    from kinetics_jax.cli.terminal import print_table
+
+    table = half_width_table(pooled(samples, undecided=undecided), half_width, trials)
+    print_table(table, as_json)
+    if not as_json:
+        print(
+            f"\nProblems, with so many samples of each, for a 95 % interval of ± {half_width:g} over all problems of "
+            "the kind.\nhalf_width_now: what the samples at hand give. these_problems: samples of each of the problems "
+            "at hand,\nfor an interval over these alone."
+        )
+        if any(table["N"] > 1):
+            print(PASS_AT_N)
 
 
 def as_record(advice: Advice) -> dict[str, Any]:
     """The advice for JSON; null for infinite and missing numbers."""
+    from kinetics_jax.analysis.certainty import LEVEL
 
     def row(index: int | None) -> dict[str, Any] | None:
         if index is None:
@@ -128,6 +177,12 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "optimism": advice.optimism,
         "expected_accuracy": advice.expected_accuracy,
         "run_interval": [advice.run_low, advice.run_high],
+        "regret": advice.regret,
+        "probability_best": advice.probabilities[advice.chosen],
+        "alternatives": [
+            {**(row(index) or {}), "probability_best": advice.probabilities[index]} for index in advice.alternatives
+        ],
+        "alternatives_level": LEVEL,
         "runner_up": row(advice.runner_up),
         "beyond": row(advice.beyond),
         "hardware": advice.options.hardware.name,
@@ -136,8 +191,42 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "replicas": advice.options.replicas,
         "problems": advice.options.problems,
         "configurations": len(advice.options.table),
+        "pick": advice.options.pick,
         "warnings": list(advice.options.warnings),
     }
+
+
+def chosen_picks(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]:
+    """What every rule that can pick among the N samples of the chosen configuration achieves, with its interval."""
+    from kinetics_jax.analysis.defaults import fewest_graded
+    from kinetics_jax.analysis.picked import RULES, cannot_pick, picked_accuracy
+    from kinetics_jax.stats.intervals import accuracy_interval
+
+    row = advice.row(advice.chosen)
+    pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
+    picks = {}
+    for rule in RULES:
+        if row["N"] <= fewest_graded(pool) and cannot_pick(pool, rule, row["cap"]) is None:
+            solved = picked_accuracy(pool, rule, [row["N"]], row["cap"])[:, 0]
+            low, high = accuracy_interval(solved)
+            picks[rule] = {"accuracy": float(solved.mean()), "interval": [float(low), float(high)]}
+    return picks
+
+
+def _print_picks(advice: Advice, pools: list[Pool]) -> None:
+    from kinetics_jax.analysis.picked import PASS_AT_N, RULES
+
+    row = advice.row(advice.chosen)
+    if row["N"] == 1:
+        return
+    if advice.options.pick == "any":
+        print(PASS_AT_N)
+    picks = chosen_picks(advice, pools)
+    for rule, picked in picks.items():
+        low, high = picked["interval"]
+        print(f"{rule.replace('_', ' ')} ({RULES[rule]}): {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
+    if not picks:
+        print("What a majority would pick is not known: the samples' answers are not on record.")
 
 
 def _finite(value: Any) -> Any:
@@ -159,15 +248,41 @@ def _print(advice: Advice) -> None:
     print(
         f"\n{options.problems} problems on {copies}{options.chips} x {options.hardware.name}; "
         f"{len(options.table)} configurations.\n"
-        f"Accuracy {advice.accuracy:.3f}, 95 % interval {advice.low:.3f} … {advice.high:.3f} over problems, as if "
-        "chosen beforehand.\n"
-        f"Chosen among many on the same problems it looks {advice.optimism:.3f} too good: expect "
-        f"{advice.expected_accuracy:.3f};\n"
-        f"the score of one run falls into {advice.run_low:.3f} … {advice.run_high:.3f} (95 %)."
+        f"Accuracy {advice.accuracy:.3f} as measured; chosen among many on the same problems it looks "
+        f"{advice.optimism:.3f} too good:\nexpect {advice.expected_accuracy:.3f}, 95 % interval {advice.low:.3f} … "
+        f"{advice.high:.3f} over problems; the score of one run falls\ninto {advice.run_low:.3f} … "
+        f"{advice.run_high:.3f} (95 %). first_answer: seconds until all N samples of a first problem have ended."
     )
+    _print_certainty(advice)
     for label, index in shown.items():
         if index in advice.why_not:
             print(f"{label}: {advice.why_not[index]}")
+
+
+def _print_certainty(advice: Advice) -> None:
+    """How sure the choice is, and the configurations that may be as right."""
+    from kinetics_jax.analysis.certainty import LEVEL
+
+    target = advice.target_accuracy
+    right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
+    loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
+    print(
+        f"It is {right} with probability {advice.probabilities[advice.chosen]:.2f}; {loss}: {advice.regret:.3f} of "
+        "accuracy."
+    )
+    others = advice.alternatives[1:]
+    print(
+        f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "
+        f"one ({LEVEL:.0%}){':' if others else '.'}"
+    )
+    for index in others[:MOST_ALTERNATIVES]:
+        row = advice.row(index)
+        print(
+            f"  {row['model']} {row['attention']} N={row['N']} cap={row['cap']}: accuracy {row['accuracy']:.3f}, "
+            f"{row['seconds']:.4g} s, probability {advice.probabilities[index]:.2f}"
+        )
+    if len(others) > MOST_ALTERNATIVES:
+        print(f"  and {len(others) - MOST_ALTERNATIVES} more (--json)")
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

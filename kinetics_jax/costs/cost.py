@@ -114,6 +114,12 @@ class Cost:
             return None
         return self.seconds / 3600 * self.hardware.price_per_hour * self.chips
 
+    @property
+    def joules(self) -> Any:
+        """What all chips draw in `seconds` over this work. None without hardware whose energy was measured."""
+        drawn = None if self.hardware is None else self.hardware.joules(self._amounts(self.hardware), self.seconds)
+        return None if drawn is None else self.chips * drawn
+
     def mean(self, axis: int | tuple[int, ...] | None = None) -> Cost:
         """Expected cost over measured lengths (equation 10): the mean over one axis, several or all.
 

@@ -1,4 +1,6 @@
-"""Peak arithmetic, memory bandwidth and memory of accelerators: data sheets by name, and profiles from files."""
+"""Peak arithmetic, memory bandwidth and memory of accelerators: data sheets and measured profiles by name, and
+profiles from files.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,11 @@ RANGES = {
 MAX_NUMBER = 1e300  # sums and products of a few stay finite floats
 MAX_SECONDS = 1e6  # of an overhead; beyond it nothing is a step
 MAX_PRICE = 1e9  # of a chip-hour
+MAX_WATTS = 1e6  # of a chip
+MAX_UNIT_JOULES = 1.0  # of a FLOP or a byte
+ENERGY = ("watts", "joules_per_flop", "joules_per_byte")
+SCHEMA = 2  # of profiles: 2 has the fields of ENERGY; 1 had no number
+MEASURED_FILE = Path(__file__).with_name("measured.json")
 MAX_FAULTS = 12  # that one message names
 
 
@@ -62,8 +69,10 @@ class Hardware:
     and its `form`: arithmetic and reads overlap in full ("max", the roofline) or not at all ("sum"). `unit_seconds`:
     seconds of one FLOP or byte, by kind (KINDS); other kinds follow from `flops` and `bandwidth`. `padded`:
     attention takes every sequence of a step to be as long as the longest, and a search takes all pages that a sequence
-    may get, as the reference path of the kernels does. Data-sheet chips have no overhead. Raises HardwareError, in one
-    line, if a number is impossible.
+    may get, as the reference path of the kernels does. Data-sheet chips have no overhead.
+
+    Energy: a chip draws `watts` for as long as it is at it, `joules_per_flop` and `joules_per_byte` more; None, all
+    three, where that was not measured. Raises HardwareError, in one line, if a number is impossible.
     """
 
     name: str
@@ -82,6 +91,9 @@ class Hardware:
     start_seconds: float = 0.0
     unit_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     padded: bool = False
+    watts: float | None = None
+    joules_per_flop: float | None = None
+    joules_per_byte: float | None = None
     link_bandwidth: float | None = None
     all_reduce_seconds: float = 0.0
 
@@ -105,6 +117,13 @@ class Hardware:
             for field in ("name", "source")
             if not isinstance(getattr(self, field), str)
         ]
+        wrong += [
+            f"{field} must be a number, at least 0, got {spelled(getattr(self, field))} (at most {most:g})"
+            for field, most in zip(ENERGY, (MAX_WATTS, MAX_UNIT_JOULES, MAX_UNIT_JOULES), strict=True)
+            if not (getattr(self, field) is None or _number(getattr(self, field), most=most))
+        ]
+        if len(absent := [field for field in ENERGY if getattr(self, field) is None]) in (1, 2):
+            wrong.append(f"energy takes {', '.join(ENERGY)} together; {' and '.join(absent)} is missing")
         if self.link_bandwidth is not None and not _number(self.link_bandwidth, positive=True):
             wrong.append(f"link_bandwidth must be a positive number, got {spelled(self.link_bandwidth)}")
         if not isinstance(self.padded, bool):
@@ -167,6 +186,14 @@ class Hardware:
         rows = batch * (layers * self.row_seconds + vocab * self.logit_seconds)
         return self.step_seconds + layers * self.layer_seconds + rows
 
+    def joules(self, amounts: Mapping[str, Any], seconds: Any) -> Any:
+        """What one chip draws in `seconds` over which it does the `amounts`, as in `seconds`; None if not measured."""
+        if self.watts is None or self.joules_per_flop is None or self.joules_per_byte is None:
+            return None
+        each = {False: self.joules_per_flop, True: self.joules_per_byte}  # by whether it is reads
+        work = sum(amount * each[name.endswith("_reads")] for name, amount in amounts.items())
+        return self.watts * seconds + work
+
     def at(self, dtype: str) -> Hardware:
         """The chip when its matrix products are of that dtype: `flops` is that peak, the name says so.
 
@@ -181,7 +208,7 @@ class Hardware:
 
 
 def hardware(spec: str | Path) -> Hardware:
-    """The chip of that name in HARDWARE, or the one that a JSON profile describes.
+    """The chip of that name in HARDWARE or MEASURED, or the one that a JSON profile describes.
 
     In names, case, spaces, hyphens and underscores do not matter (`H100`, `TPU v5e`). Text that ends in .json or holds
     a slash is the path of a profile: an object with the fields of Hardware (`name`, `flops`, `bandwidth` and `memory`
@@ -195,9 +222,23 @@ def hardware(spec: str | Path) -> Hardware:
     if key not in _BY_KEY:
         near = difflib.get_close_matches(key, _BY_KEY, n=1)
         hint = f"; did you mean {_BY_KEY[near[0]].name}?" if near else ""
-        known = ", ".join(HARDWARE)
+        known = ", ".join((*HARDWARE, *MEASURED))
         raise HardwareError(f"no hardware named {text!r}{hint} (known: {known}; or give the path of a .json profile)")
     return _BY_KEY[key]
+
+
+def measured_energy(chip: Hardware | None = None) -> list[Hardware]:
+    """The chip, or all known ones by default, whose energy was measured; raises HardwareError if the chip's was not."""
+    known = [each for each in (*HARDWARE.values(), *MEASURED.values()) if each.watts is not None]
+    if chip is None:
+        return known
+    if chip.watts is None:
+        names = ", ".join(each.name for each in known)
+        raise HardwareError(
+            f"hardware {chip.name!r}: its energy was not measured, so that there are no joules (it was of {names}; or "
+            "give watts, joules_per_flop and joules_per_byte in a .json profile)"
+        )
+    return [chip]
 
 
 def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, Any] | None = None) -> None:
@@ -205,7 +246,7 @@ def save_hardware(path: str | Path, hardware: Hardware, *, record: Mapping[str, 
 
     `record` (anything JSON can hold) is stored beside the fields and ignored by readers: how the numbers were measured.
     """
-    fields = dataclasses.asdict(hardware) | ({} if record is None else {"record": dict(record)})
+    fields = {"schema": SCHEMA, **dataclasses.asdict(hardware)} | ({} if record is None else {"record": dict(record)})
     write_atomic(Path(path), json.dumps(fields, indent=1) + "\n")
 
 
@@ -216,7 +257,17 @@ def _profile(path: Path) -> Hardware:
         raise HardwareError(f"{path}: no such hardware profile (a chip by name is one of {', '.join(HARDWARE)})") from (
             error
         )
+    return _from_fields(fields, path)
+
+
+def _from_fields(fields: dict[str, Any], path: Path) -> Hardware:
+    """The chip that an object of a JSON file describes; raises HardwareError with every bad field."""
     fields.pop("record", None)
+    schema = fields.pop("schema", 1)
+    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA:
+        raise HardwareError(
+            f"{path}: schema {spelled(schema)} is not one that this version reads (1 to {SCHEMA}); upgrade kinetics_jax"
+        )
     known = {field.name: field.default for field in dataclasses.fields(Hardware)}
     needed = ("name", "flops", "bandwidth", "memory")
     wrong = [f"{name} is missing" for name in needed if name not in fields]
@@ -270,36 +321,148 @@ def _chip(name: str, memory: float, bandwidth: float, source: str, dtype: str = 
     return dataclasses.replace(chip, link_bandwidth=link.bandwidth, all_reduce_seconds=link.all_reduce_seconds)
 
 
+def _mib(count: int) -> int:
+    """Bytes of the MiB in which nvidia-smi reports memory."""
+    return count * 2**20
+
+
 # Peaks without structured sparsity: half of what NVIDIA's data sheets print where a footnote says "with sparsity".
-# Bytes as the source has them: decimal for GPUs, binary where Google's pages say GiB.
+# Memory of GPUs is what the driver reports where that is public, which is more than the decimal number of the data
+# sheet: an "80 GB" H100 has 81,559 MiB, 85.5e9 bytes. Binary where Google's pages say GiB.
 _HOPPER: dict[str, Any] = {"bfloat16": 989.5, "float8": 1979, "int8": 1979, "tf32": 494.5, "float32": 67}
 _BLACKWELL: dict[str, Any] = {"bfloat16": 2250, "float8": 4500, "int8": 4500, "tf32": 1100, "float32": 75}
-_B200 = "NVIDIA HGX B200 (arithmetic) and DGX B200 (memory) data sheets, one of eight GPUs"
+_CDNA3: dict[str, Any] = {"bfloat16": 1307.4, "float8": 2614.9, "int8": 2614.9, "tf32": 653.7, "float32": 163.4}
+_NVML = "memory as nvidia-smi reports it"
+_ROCM = "memory as rocm-smi reports it"
+_B200 = f"NVIDIA HGX B200 (arithmetic) and DGX B200 (bandwidth) data sheets, one of eight GPUs; {_NVML}"
 _TPU = "Google Cloud documentation, "
 HARDWARE: dict[str, Hardware] = {
     chip.name: chip
     for chip in (
         _chip(
-            "a100", 80e9, 2.039e12, "NVIDIA A100 80GB SXM data sheet", bfloat16=312, int8=624, tf32=156, float32=19.5
+            "a100",
+            _mib(81_920),
+            2.039e12,
+            f"NVIDIA A100 80GB SXM data sheet; {_NVML}",
+            bfloat16=312,
+            int8=624,
+            tf32=156,
+            float32=19.5,
         ),
-        _chip("h100", 80e9, 3.35e12, "NVIDIA H100 SXM data sheet", **_HOPPER),
-        _chip("h200", 141e9, 4.8e12, "NVIDIA H200 SXM data sheet", **_HOPPER),
-        _chip("b200", 180e9, 8e12, _B200, **_BLACKWELL),
+        _chip("h100", _mib(81_559), 3.35e12, f"NVIDIA H100 SXM data sheet; {_NVML}", **_HOPPER),
+        _chip(
+            "h100-pcie",
+            _mib(81_559),
+            2e12,
+            f"NVIDIA H100 PCIe data sheet; {_NVML}",
+            bfloat16=756,
+            float8=1513,
+            int8=1513,
+            tf32=378,
+            float32=51,
+        ),
+        _chip(
+            "h100-nvl",
+            _mib(95_830),
+            3.9e12,
+            f"NVIDIA H100 NVL data sheet, one card; {_NVML}",
+            bfloat16=835.5,
+            float8=1670.5,
+            int8=1670.5,
+            tf32=417.5,
+            float32=60,
+        ),
+        _chip("h200", _mib(143_771), 4.8e12, f"NVIDIA H200 SXM data sheet; {_NVML}", **_HOPPER),
+        _chip(
+            "h20",
+            _mib(97_871),
+            4e12,
+            f"NVIDIA H20 data sheet, as resellers print it; {_NVML}",
+            bfloat16=148,
+            float8=296,
+            int8=296,
+            tf32=74,
+            float32=44,
+        ),
+        _chip("b200", _mib(183_359), 8e12, _B200, **_BLACKWELL),
         # The paper's I = 562.5: fp8 arithmetic, which it charges on two-byte KV all the same.
-        _chip("b200-fp8", 180e9, 8e12, f"{_B200}; fp8 arithmetic, as the paper has it", "float8", **_BLACKWELL),
+        _chip("b200-fp8", _mib(183_359), 8e12, f"{_B200}; fp8 arithmetic, as the paper has it", "float8", **_BLACKWELL),
         _chip(
-            "l40s", 48e9, 864e9, "NVIDIA L40S data sheet", bfloat16=362.05, float8=733, int8=733, tf32=183, float32=91.6
+            "gb200",
+            _mib(189_471),
+            8e12,
+            f"NVIDIA GB200 NVL72 data sheet, one of a superchip's two GPUs; {_NVML}",
+            bfloat16=2500,
+            float8=5000,
+            int8=5000,
+            tf32=1250,
+            float32=80,
         ),
         _chip(
-            "mi300x",
-            192e9,
-            5.3e12,
-            "AMD Instinct MI300X data sheet",
-            bfloat16=1307.4,
-            float8=2614.9,
-            int8=2614.9,
-            tf32=653.7,
-            float32=163.4,
+            "b300",
+            _mib(275_040),
+            8e12,
+            f"NVIDIA HGX B300 data sheet, one of eight GPUs; {_NVML}",
+            bfloat16=2250,
+            float8=4500,
+            tf32=1125,
+            float32=75,
+        ),
+        _chip(
+            "l40s",
+            _mib(46_068),
+            864e9,
+            f"NVIDIA L40S data sheet; {_NVML}",
+            bfloat16=362.05,
+            float8=733,
+            int8=733,
+            tf32=183,
+            float32=91.6,
+        ),
+        _chip(
+            "a10",
+            _mib(23_028),
+            600e9,
+            f"NVIDIA A10 data sheet; {_NVML}",
+            bfloat16=125,
+            int8=250,
+            tf32=62.5,
+            float32=31.2,
+        ),
+        # Of the two peaks that GeForce white papers give for 16 and 8 bits, the one with float32 accumulation.
+        _chip(
+            "rtx-4090",
+            _mib(24_564),
+            1.008e12,
+            f"NVIDIA Ada GPU architecture white paper; {_NVML}",
+            bfloat16=165.2,
+            float8=330.3,
+            int8=660.6,
+            tf32=82.6,
+            float32=82.6,
+        ),
+        _chip(
+            "rtx-5090",
+            _mib(32_607),
+            1.792e12,
+            f"NVIDIA RTX Blackwell GPU architecture white paper; {_NVML}",
+            bfloat16=209.5,
+            float8=419,
+            int8=838,
+            tf32=104.8,
+            float32=104.8,
+        ),
+        _chip("mi300x", 206_141_652_992, 5.3e12, f"AMD Instinct MI300X data sheet; {_ROCM}", **_CDNA3),
+        _chip("mi325x", 256e9, 6e12, "AMD Instinct MI325X data sheet, memory too", **_CDNA3),
+        _chip(
+            "mi355x",
+            309_220_868_096,
+            8e12,
+            f"AMD Instinct MI355X data sheet; {_ROCM}",
+            bfloat16=2516.6,
+            float8=5033.2,
+            int8=5033.2,
+            float32=157.3,
         ),
         _chip("tpu-v4", 32 * 2**30, 1.228e12, f"{_TPU}TPU v4", bfloat16=275, int8=275),
         _chip("tpu-v5e", 16e9, 819e9, f"{_TPU}TPU v5e; int8 from its TPU v6e page", bfloat16=197, int8=393),
@@ -308,4 +471,9 @@ HARDWARE: dict[str, Hardware] = {
         _chip("tpu-v7x", 192 * 2**30, 7.38e12, f"{_TPU}TPU7x (Ironwood)", bfloat16=2307, float8=4614),
     )
 }
-_BY_KEY = {_key(name): chip for name, chip in HARDWARE.items()}
+# Engines on chips, fitted to public measurements by experiments/measured_hardware.py: what they are and how far off.
+MEASURED: dict[str, Hardware] = {
+    fields["name"]: _from_fields(fields, MEASURED_FILE)
+    for fields in read_json(MEASURED_FILE, error=HardwareError)["profiles"]
+}
+_BY_KEY = {_key(name): chip for name, chip in (HARDWARE | MEASURED).items()}

@@ -137,7 +137,7 @@ def _fit_steps(device: Hardware, steps: Sequence[Step], kv_bytes: float, weight_
     seconds = np.array([step.seconds for step in steps])
     reads = np.array([kind.endswith("_reads") for kind in kinds])
     if device.form == "sum":
-        coefficients = _relative_nnls(np.concatenate([overheads, work], axis=1), seconds)
+        coefficients = relative_nnls(np.concatenate([overheads, work], axis=1), seconds)
     else:
         coefficients = _max_form(overheads, work, reads, seconds)
     units = dict(zip(kinds, coefficients[len(OVERHEADS) :].tolist(), strict=True))
@@ -153,13 +153,13 @@ def _max_form(overheads: np.ndarray, work: np.ndarray, reads: np.ndarray, second
     steps by FLOPs per byte.
     """
     sides = np.stack([work * ~reads, work * reads])  # [side, steps, kinds]
-    both = _relative_nnls(np.concatenate([overheads, work], axis=1), seconds)[overheads.shape[1] :]
+    both = relative_nnls(np.concatenate([overheads, work], axis=1), seconds)[overheads.shape[1] :]
     intensity = np.argsort(np.argsort(sides[0].sum(1) / sides[1].sum(1))) / len(seconds)
     best, least = np.zeros(overheads.shape[1] + work.shape[1]), np.inf
     for side in (np.argmax(sides @ both, axis=0), *((intensity < ridge / 8).astype(int) for ridge in range(9))):
         for _ in range(20):
             active = sides[side, np.arange(len(seconds))]
-            coefficients = _relative_nnls(np.concatenate([overheads, active], axis=1), seconds)
+            coefficients = relative_nnls(np.concatenate([overheads, active], axis=1), seconds)
             fixed, units = coefficients[: overheads.shape[1]], coefficients[overheads.shape[1] :]
             both_sides = sides @ units
             error = float(np.sum(np.square((overheads @ fixed + both_sides.max(0)) / seconds - 1)))
@@ -172,7 +172,7 @@ def _max_form(overheads: np.ndarray, work: np.ndarray, reads: np.ndarray, second
     return best
 
 
-def _relative_nnls(columns: np.ndarray, seconds: np.ndarray, target: np.ndarray | None = None) -> np.ndarray:
+def relative_nnls(columns: np.ndarray, seconds: np.ndarray, target: np.ndarray | None = None) -> np.ndarray:
     """Coefficients >= 0 that minimise Σ ((columns @ x - target) / seconds)²; `target` is `seconds` by default."""
     from scipy.optimize import nnls
 
@@ -199,6 +199,6 @@ def _fit_prefills(hardware: Hardware, prefills: Sequence[Prefill], weight_bytes:
         left.append(max(prefill.seconds - known, 1e-3 * prefill.seconds))
     seconds = np.array([prefill.seconds for prefill in prefills])
     # Weighted by the whole time, of which only a part is left to explain.
-    coefficients = _relative_nnls(np.array(columns), seconds, np.array(left))
+    coefficients = relative_nnls(np.array(columns), seconds, np.array(left))
     units = {**hardware.unit_seconds, **dict(zip(kinds, coefficients[:2].tolist(), strict=True))}
     return dataclasses.replace(hardware, unit_seconds=units, prompt_seconds=float(coefficients[2]))

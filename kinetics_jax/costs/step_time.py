@@ -101,6 +101,34 @@ def step_seconds(
     return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead + waiting
 
 
+def step_joules(
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    hardware: Hardware,
+    seconds: Any,
+    *,
+    contexts: npt.ArrayLike,
+    width: npt.ArrayLike | None = None,
+    chips: int = 1,
+    kv_bytes: float = 2,
+    weight_bytes: float = 2,
+) -> Any:
+    """Joules of one decode step over all chips, `[...]`, which takes `seconds [...]`; other arguments as in
+    `step_seconds`. None where the hardware's energy was not measured.
+    """
+    amounts = step_amounts(
+        config,
+        policy,
+        contexts=contexts,
+        width=width,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+        padded=hardware.padded,
+    )
+    drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
+    return None if drawn is None else chips * drawn
+
+
 def prefill_amounts(
     config: ModelConfig, *, prompt_tokens: npt.ArrayLike, page_size: int, weight_bytes: float = 2
 ) -> dict[str, Any]:
@@ -139,3 +167,19 @@ def prefill_seconds(
         tokens / chunk
     )
     return hardware.seconds(split_over_chips(amounts, config, chips)) + overhead + waiting
+
+
+def prefill_joules(
+    config: ModelConfig,
+    hardware: Hardware,
+    seconds: Any,
+    *,
+    prompt_tokens: npt.ArrayLike,
+    page_size: int,
+    chips: int = 1,
+    weight_bytes: float = 2,
+) -> Any:
+    """Joules of a prefill over all chips, `[...]`, as in `step_joules` and `prefill_seconds`."""
+    amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
+    drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
+    return None if drawn is None else chips * drawn

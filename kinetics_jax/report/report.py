@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.picked import RULES
 from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
@@ -116,7 +117,8 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
         "Accuracy against samples": (
             f"{_picture(pass_at_k_figure, tables.frontier, alt='Accuracy against samples')}\n"
             "<p>Pass@N, estimated without bias from all samples of a problem; bands are 95 % intervals from redrawing "
-            f"problems.</p>\n{_coverage_table(tables.frontier)}"
+            f"problems. {_text(' '.join(tables.frontier.attrs.get('picks', ())))}</p>\n"
+            f"{_coverage_table(tables.frontier)}{_picks_tables(tables.frontier)}"
         ),
         "Shorter answers": (
             f"{_picture(length_figure, tables.length, alt='Accuracy against a cap on generated tokens')}\n"
@@ -297,15 +299,33 @@ def _interval(low: float, high: float, sign: str = "") -> str:
 
 
 def _coverage_table(table: pd.DataFrame) -> str:
-    """Pass@N with its interval: a row per model and attention, a column per N."""
+    """Pass@N with its interval."""
+    return _fold("Pass@N with 95 % intervals", _by_trials(table, "accuracy", "low", "high", "pass@"))
+
+
+def _picks_tables(table: pd.DataFrame) -> str:
+    """What every rule picks of N answers that can, with its interval."""
+    return "".join(
+        _fold(
+            f"{rule.replace('_', ' ').capitalize()} of N: {what}, with 95 % intervals",
+            _by_trials(table, rule, f"{rule}_low", f"{rule}_high", "N = "),
+        )
+        for rule, what in RULES.items()
+        if rule in table
+    )
+
+
+def _by_trials(table: pd.DataFrame, accuracy: str, low: str, high: str, head: str) -> str:
+    """A row per model and attention, a column per N."""
     trials = sorted(set(table["N"]))
     name = attention_names(table["attention"]).short
     rows: dict[tuple[str, str], dict[int, str]] = collections.defaultdict(dict)
     for row in table.to_dict("records"):
-        rows[row["model"], name(row["attention"])][row["N"]] = _accuracy(row)
-    heads = ("Model", "Attention", *(f"pass@{n}, %" for n in trials))
-    body = [((*key, *(cells.get(n, "–") for n in trials)), "") for key, cells in rows.items()]
-    return _fold("Pass@N with 95 % intervals", _table(heads, body))
+        if not math.isnan(row[accuracy]):
+            cell = f"{100 * row[accuracy]:.1f} {_interval(row[low], row[high])}"
+            rows[row["model"], name(row["attention"])][row["N"]] = cell
+    heads = ("Model", "Attention", *(f"{head}{n}, %" for n in trials))
+    return _table(heads, [((*key, *(cells.get(n, "–") for n in trials)), "") for key, cells in rows.items()])
 
 
 def _length_table(table: pd.DataFrame) -> str:

@@ -1,1 +1,1 @@
-"""Estimators and intervals: pass@k, expected maxima, bootstraps."""
+"""Estimators and intervals: pass@k, expected maxima, accuracies and their differences, bootstraps."""

@@ -30,7 +30,7 @@ def bayesian_interval(
     A flat prior for every problem by itself, instead, would draw hard and easy problems alike towards one half: with
     few samples a problem its intervals miss the mean.
 
-    `target`: "population" for the mean pass@k over all problems of the kind (what `cluster_bootstrap` is for),
+    `target`: "population" for the mean pass@k over all problems of the kind (what `accuracy_interval` is for),
     "problems" for the mean over just these ones, whose only chance is that of the samples. `k` is a whole number or an
     array, of fresh samples (more than n can be asked for); returns (low, high), each of k's shape. Same inputs and
     seed, same interval. Raises EstimateError unless 0 <= c <= n, k >= 1 and 0 < confidence < 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +15,6 @@ from kinetics_jax.stats.special import stirling_remainder, student_t_quantile
 
 MAX_FACTORS = 64  # pass@k is a product of at most this many factors, else Stirling's series
 ROUNDING = 1e-12  # values that differ by less are equal
-DIGITS = 12  # decimals of an interval's ends
 MIN_STIRLING = 16  # the smallest argument of Stirling's series here
 
 Amount = Any  # a float64 for numbers, an array of them, of the broadcast shape, for arrays
@@ -97,32 +95,30 @@ def expected_max(values: Num[npt.ArrayLike, " n"], k: int) -> float:
 def cluster_bootstrap(
     values_by_problem: Num[npt.ArrayLike, "problems ..."],
     *,
+    clusters: npt.ArrayLike | None = None,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
     method: str = "expanded",
-    bounds: tuple[float, float] | None = None,
 ) -> tuple[Amount, Amount]:
     """Bootstrap interval of the mean over problems: whole problems are redrawn, never single samples.
 
-    `values_by_problem` holds one value per problem, or several (one for every N, say). Returns `(low,
-    high)`, each of the trailing shape. The interval is for the mean over all problems of the kind, not for these ones
-    alone. Same values and seed, same interval, whatever the order of the problems.
+    For amounts without bounds: tokens, costs, seconds. Accuracies and their differences have `accuracy_interval` and
+    `difference_interval` (stats/intervals.py): where nearly all problems succeed, or nearly all fail, redrawing shows
+    nothing of the rest, and this interval is too narrow (experiments/interval_coverage.py).
 
-    `bounds` are the least and the most that a value can be: (0, 1) for accuracies. Where all P problems are alike (one
-    problem always is), redrawing them shows nothing of others. The interval is then that of problems of which a share
-    q = 1 - ((1 - confidence) / 2)^(1/P) is unlike these, at either bound: so many can be missed by P draws (Clopper and
-    Pearson, Biometrika 26, 1934; for values of 0 or 1 it is their interval). Without bounds it has no width then, and
-    is NaN for one problem.
+    `values_by_problem` holds one value per problem, or several (one for every N, say). Returns `(low, high)`, each of
+    the trailing shape; NaN for one problem. The interval is for the mean over all problems of the kind, not for these
+    ones alone. Same values and seed, same interval, whatever the order of the problems. `clusters` names each problem's
+    cluster (any labels): whole clusters are redrawn then, and the mean is still that over problems.
 
     `method`: "expanded" takes the percentiles whose normal quantile is sqrt(P / (P-1)) times Student's t quantile of
-    P-1 degrees, for P problems (Hesterberg 2015, arXiv 1411.5279, section 3.3); "percentile" takes the nominal ones,
-    which is too narrow for few problems: by a sixth for ten, by a twentieth for thirty. Both stay within the values'
-    range. Neither can make up for what few problems do not show: where nearly all problems fail and a rare one
-    succeeds, both are too narrow (experiments/interval_coverage.py), and `bayesian_interval` is better.
+    P-1 degrees, for P problems or clusters (Hesterberg 2015, arXiv 1411.5279, section 3.3); "percentile" takes the
+    nominal ones, which is too narrow for few problems: by a sixth for ten, by a twentieth for thirty. Both stay within
+    the values' range.
 
-    Raises EstimateError without a problem, for a confidence outside (0, 1), another method, or values beyond the
-    bounds.
+    Raises EstimateError without a problem, for a confidence outside (0, 1), another method, or labels that are not one
+    per problem.
     """
     values = np.asarray(values_by_problem, np.float64)
     if values.ndim == 0 or len(values) == 0:
@@ -131,87 +127,47 @@ def cluster_bootstrap(
         raise EstimateError(f"confidence must be between 0 and 1, got {confidence}")
     if method not in ("expanded", "percentile"):
         raise EstimateError(f"bootstrap method {method!r} is not known (known: expanded, percentile)")
-    problems = len(values)
-    if bounds is not None:
-        if np.any((values < bounds[0] - ROUNDING) | (values > bounds[1] + ROUNDING)):
-            raise EstimateError(f"values must be in {bounds[0]} … {bounds[1]}, got {_range(values)}")
-        values = np.clip(values, *bounds)
-    if bounds is not None and problems == 1:
-        return _unseen(values, bounds, confidence)
+    means, sizes = clustered(values, clusters)
+    problems = len(means)
     if problems == 1:
         nothing = np.full(values.shape[1:], np.nan)[()]
         return nothing, nothing
-    values = np.sort(values, axis=0)  # each column by itself: only its own distribution matters to its interval
+    # Each column in an order of its own: only its own distribution matters to its interval.
+    order = np.argsort(means, axis=0, kind="stable")
+    means = np.take_along_axis(means, order, axis=0)
+    weights = np.ones_like(means) if sizes is None else sizes[order]
     rng = np.random.default_rng(seed)
     # How often each problem is drawn is all that a mean needs; a batch of draws at a time bounds the memory.
-    means = []
+    redrawn = []
     for start in range(0, resamples, 256):
         draws = rng.integers(problems, size=(min(256, resamples - start), problems))
         counts = np.stack([np.bincount(draw, minlength=problems) for draw in draws])
-        means.append(np.tensordot(counts / problems, values, axes=1))
+        redrawn.append(counts @ (weights * means) / (problems if sizes is None else counts @ weights))
     tail = (1 - confidence) / 2
     if method == "expanded":
         reach = math.sqrt(problems / (problems - 1)) * student_t_quantile(tail, problems - 1)
         tail = NormalDist().cdf(reach)
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    if bounds is not None:
-        alike = values[-1] - values[0] <= ROUNDING
-        least, most = _unseen(values, bounds, confidence)
-        # Sums of equal numbers differ in their last bits: whoever solves all problems has 1 as the upper end.
-        low, high = (np.where(alike, wide, np.round(own, DIGITS)) for wide, own in ((least, low), (most, high)))
-    return low[()], high[()]
+    low, high = np.quantile(np.concatenate(redrawn), [tail, 1 - tail], axis=0)
+    return low.reshape(values.shape[1:])[()], high.reshape(values.shape[1:])[()]
 
 
-def _unseen(values: np.ndarray, bounds: tuple[float, float], confidence: float) -> tuple[Amount, Amount]:
-    """The interval of problems that are all alike `[problems, ...]`, but for a share that so many would not show."""
-    share = 1 - ((1 - confidence) / 2) ** (1 / len(values))
-    low, high = (np.round((1 - share) * values[0] + share * bound, DIGITS) for bound in bounds)
-    return low[()], high[()]
+def clustered(
+    values: Float[np.ndarray, "problems ..."], clusters: npt.ArrayLike | None
+) -> tuple[Float[np.ndarray, "clusters columns"], Float[np.ndarray, " clusters"] | None]:
+    """Means over each cluster's problems, in columns, and the clusters' sizes (None: all alike).
 
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Two configurations compared on the same problems: the first's accuracy minus the second's.
-
-    `difference` with its interval `low` … `high`. `noninferior`: whether the first is shown to be
-    worse by less than `margin` (`low` above -margin); None without a margin.
+    Without `clusters` every problem is one. Raises EstimateError unless there is one label per problem.
     """
-
-    difference: float
-    low: float
-    high: float
-    margin: float | None = None
-
-    @property
-    def noninferior(self) -> bool | None:
-        return None if self.margin is None else bool(self.low > -self.margin)
-
-
-def paired_difference(
-    first: Float[npt.ArrayLike, " problems"],
-    second: Float[npt.ArrayLike, " problems"],
-    *,
-    margin: float | None = None,
-    confidence: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
-) -> Difference:
-    """The mean difference of two configurations over problems, which both have in the same order.
-
-    Values are accuracies of a problem, in 0 … 1 (its pass@k, say). Problems are redrawn for both at once
-    (`cluster_bootstrap`), so that hardness that they share cancels. `margin` is the loss that would not matter,
-    positive, in units of the values; an interval of 95 % tests non-inferiority at 2.5 %, one-sided. Raises
-    EstimateError for other shapes, a margin that is not positive, and as `cluster_bootstrap` does.
-    """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if first.ndim != 1 or first.shape != second.shape:
-        raise EstimateError(
-            f"a paired difference needs a value of each problem from both, got shapes {first.shape} and {second.shape}"
-        )
-    if margin is not None and not margin > 0:
-        raise EstimateError(f"the margin of non-inferiority must be positive, got {margin}")
-    low, high = cluster_bootstrap(first - second, confidence=confidence, resamples=resamples, seed=seed, bounds=(-1, 1))
-    return Difference(float(np.mean(first - second)), float(low), float(high), margin)
+    columns = values.reshape(len(values), -1)
+    if clusters is None:
+        return columns, None
+    labels = np.asarray(clusters)
+    if labels.shape != (len(values),):
+        raise EstimateError(f"clusters need one label per problem: {len(values)} problems, labels {labels.shape}")
+    _, member, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(sizes), columns.shape[1]))
+    np.add.at(sums, member, columns)
+    return sums / sizes[:, None], sizes.astype(np.float64) if np.ptp(sizes) else None
 
 
 def _range(values: np.ndarray) -> str:

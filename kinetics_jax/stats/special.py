@@ -39,9 +39,11 @@ def student_t_quantile(probability: float, freedom: int) -> float:
     """
     if not 0 < probability < 1 or freedom < 1:
         raise ValueError(f"student_t_quantile: needs 0 < p < 1 and at least 1 degree, got {probability}, {freedom}")
-    if freedom > 10_000:  # the normal distribution and its first two corrections
+    if freedom > 1000:  # the normal distribution and its first three corrections (Abramowitz and Stegun 26.7.5)
         z = NormalDist().inv_cdf(probability)
-        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return z + first / freedom + second / freedom**2 + third / freedom**3
     low, high = 0.0, math.pi / 2  # the angle whose tangent is |t| / sqrt(freedom)
     within = abs(2 * probability - 1)
     for _ in range(60):

@@ -16,7 +16,8 @@ from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.runs.folder import Run
-from kinetics_jax.stats.estimators import EstimateError, cluster_bootstrap, pass_at_k
+from kinetics_jax.stats.estimators import EstimateError, pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 
 COLUMNS = [
     "model",
@@ -74,7 +75,7 @@ def test_a_table_by_hand():
     np.testing.assert_allclose(table["mean_output_tokens"], 650)
     for i, n in enumerate((1, 2, 4)):
         solved = pass_at_k(4, [1, 3, 0], n)
-        np.testing.assert_allclose((table["low"][i], table["high"][i]), cluster_bootstrap(solved))
+        np.testing.assert_allclose((table["low"][i], table["high"][i]), accuracy_interval(solved))
         cost = generation_cost(
             SMALL,
             prompt_tokens=np.repeat([50, 51, 52], 4),
@@ -87,12 +88,14 @@ def test_a_table_by_hand():
         np.testing.assert_allclose(table["memory"][i], np.mean(cost.memory))
         np.testing.assert_allclose(table["cost"][i], np.mean(cost.total))
     assert table["on_frontier"].all()
+    assert len(table.attrs.pop("picks")) == 2
     assert table.attrs == {
         "convention": "paper", "hardware": None, "intensity": 300.0, "chips": 1, "batch_rule": "none",
     }  # fmt: skip
     assert table["batch"].isna().all()
     assert table["cost"].equals(table["cost_without_weights"])
     counted = cost_frontier([make_run(grades)])
+    assert counted.attrs.pop("picks")
     assert counted.attrs == {
         "convention": "traffic", "hardware": "h100", "intensity": None, "chips": 1, "batch_rule": "fit",
     }  # fmt: skip

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.planner import Budget, Options, PlanError, advise, choose, list_options, pass_at_n
+from kinetics_jax.analysis.advice import advise
+from kinetics_jax.analysis.first_answer import first_answer_seconds
+from kinetics_jax.analysis.planner import Budget, Options, PlanError, batch_sizes, choose, list_options, pass_at_n
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
-from kinetics_jax.analysis.workload import Workload, busiest_share
+from kinetics_jax.analysis.workload import Workload, busiest_share, workload_seconds
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
@@ -113,6 +115,7 @@ def test_advice_is_on_the_frontier_of_all_options(seed, quantile):
     seconds[0] = 1.0
     solved = rng.integers(0, 5, size=(24, 6)) / 4
     table = FOUND.table.iloc[:24].assign(seconds=seconds, accuracy=solved.mean(axis=1).round(12), fits=1, batch=1)
+    table["cap"] = range(24)  # every row is a configuration of its own
     options = Options(table.reset_index(drop=True), solved, CHIP, 1, 6, ())
     limit = float(np.quantile(seconds[np.isfinite(seconds)], quantile))
     advice = advise(options, Budget(seconds=limit))
@@ -182,6 +185,71 @@ def test_chips_wait_for_each_other():
     assert (two > one / 2).all()
     silent = list_options(POOLS[2:], CHIP, chips=2, **case)
     assert (silent.table["seconds"] < two).all()
+
+
+def test_batches_are_those_that_can_be_used():
+    assert batch_sizes(24, 316) == [1, 2, 4, 6, 8, 12, 16, 24]  # all at once, and in 2 to 4 equal turns
+    assert batch_sizes(600, 2000)[-3:] == [300, 512, 600]
+    assert batch_sizes(1000, 22) == [1, 2, 4, 8, 16, 22]  # all the room there is
+    assert batch_sizes(5, 0) == [1]
+    plan = advise(list_options(POOLS[:1], CHIP, problems=3, trials=[8]), Budget(seconds=1e9))
+    assert plan.row(plan.chosen)["batch"] == 24
+
+
+def test_all_samples_are_a_number_of_trials():
+    six = pool(SMALL, 0.5)
+    for problem in six.problems.values():
+        problem.grades[6:], problem.lengths[6:] = [], []
+    assert set(list_options([six], CHIP).table["N"]) == {1, 2, 4, 6}
+
+
+def test_memory_holds_more_on_average_and_charges_the_turns():
+    """Between what fits at every length and what fits on average samples are set aside: the steps take longer."""
+    tight = Hardware("tight", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters)
+    ample = dataclasses.replace(tight, memory=1e12)
+    few, many = (list_options(POOLS[2:], chip, trials=[8], caps=[64]).table for chip in (tight, ample))
+    assert (few["fits"] > few["fits_full"]).all()
+    assert few["batch"].max() == few["fits"].iloc[0]
+    seconds = many.set_index("batch")["seconds"]
+    for row in few.to_dict("records"):
+        if row["batch"] <= 0.5 * row["fits_full"]:
+            assert row["seconds"] == pytest.approx(seconds[row["batch"]])
+    most = few.loc[few["batch"].idxmax()]
+    again = list_options(POOLS[2:], ample, trials=[8], caps=[64], batches=[int(most["batch"])]).table
+    assert most["seconds"] > again["seconds"].iloc[0]
+
+
+def test_the_first_answer_comes_when_the_first_problem_ends():
+    work = Workload(np.array([20.0, 20.0, 20.0]), np.array([[30, 10], [40, 5], [12, 9]]))
+    arguments = SMALL, Dense(), CHIP
+    alone = workload_seconds(*arguments, Workload(work.prompts[:1], work.lengths[:1]), slots=2, cap=64).total
+    assert first_answer_seconds(*arguments, work, slots=2, cap=64) == pytest.approx(alone)  # 30 is the median longest
+    one_slot = workload_seconds(*arguments, Workload(work.prompts[:1], work.lengths[:1]), slots=1, cap=64).total
+    assert first_answer_seconds(*arguments, work, slots=1, cap=64) == pytest.approx(one_slot)
+    together = Workload(work.prompts, np.minimum(work.lengths, 30))  # all prompts first, then 29 steps of the batch
+    beside = first_answer_seconds(*arguments, work, slots=6, cap=64)
+    assert beside == pytest.approx(workload_seconds(*arguments, together, slots=6, cap=64).total)
+    assert beside > alone
+    assert (FOUND.table["first_answer"] <= FOUND.table["seconds"] + 1e-12).all()
+
+
+def test_advice_says_how_sure_it_is():
+    limit = float(np.quantile(FOUND.table["seconds"], 0.5))
+    advice = advise(FOUND, Budget(seconds=limit))
+    assert sum(advice.probabilities.values()) == pytest.approx(1)
+    assert advice.alternatives[0] == advice.chosen
+    assert set(advice.alternatives) <= set(advice.probabilities)
+    names = FOUND.table.iloc[list(advice.probabilities)][["model", "attention", "N", "cap"]]
+    assert not names.duplicated().any()  # a batch more is no configuration more
+    assert 0 <= advice.regret < 0.3
+    assert advice.low <= advice.expected_accuracy <= advice.high
+    # of one pool more samples are never worse, whatever the problems
+    alone = advise(list_options(POOLS[2:], CHIP, caps=[64]), Budget(seconds=1e9))
+    assert alone.probabilities[alone.chosen] == 1
+    assert alone.regret == 0
+    reached = advise(FOUND, Budget(target_accuracy=0.6))
+    assert reached.regret > 0
+    assert advise(FOUND, Budget(target_accuracy=0.01)).regret < 1e-3
 
 
 def test_memory_bounds_the_batch():

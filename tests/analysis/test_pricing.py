@@ -128,9 +128,10 @@ def test_bytes_are_those_of_the_run_for_frontier_and_plan():
     asked = cost_frontier([run("8B", dtype="float32")], batch=4, kv_bytes=2, weight_bytes=2)
     assert asked["memory"].equals(narrow["memory"])
     room_of = {
-        dtype: list_options(pooled([run("8B", dtype=dtype)]), HARDWARE["h100"], trials=[1], batches=[1]).table["fits"]
+        dtype: list_options(pooled([run("8B", dtype=dtype)]), HARDWARE["h100"], trials=[1], batches=[1]).table
         for dtype in ("float32", "bfloat16")
     }
+    room_of = {dtype: table["fits_full"] for dtype, table in room_of.items()}
     assert (room_of["float32"] < room_of["bfloat16"]).all()
     for dtype, table in (("float32", wide), ("bfloat16", narrow)):
         assert room_of[dtype].max() == room_of[dtype].iloc[0]  # caps of 8192 and 16384

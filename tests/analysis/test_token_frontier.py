@@ -9,6 +9,7 @@ from kinetics_jax.analysis.samples import RunData, SamplesError
 from kinetics_jax.analysis.token_frontier import token_frontier
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval
 
 RUN = RunData(
     model="closed",
@@ -29,7 +30,7 @@ def test_tokens_of_n_samples_by_hand():
     np.testing.assert_allclose(table["accuracy"], [0.25, 0.5, 0.25, 0.5])
     np.testing.assert_allclose(table["tokens"], [1100, 2200, 2150, 4300])
     np.testing.assert_allclose(table[["tokens_low", "tokens_high"]].iloc[1], cluster_bootstrap([400.0, 4000.0]))
-    np.testing.assert_allclose(table[["low", "high"]].iloc[0], cluster_bootstrap([0.5, 0.0]))
+    np.testing.assert_allclose(table[["low", "high"]].iloc[0], accuracy_interval([0.5, 0.0]))
     assert table["parameters"].isna().all()
     assert list(table["on_frontier"]) == [True, True, False, False]
     assert list(token_frontier([RUN], trials=[2])["N"]) == [2]

@@ -132,6 +132,12 @@ def test_the_batch_that_fits_and_one_that_does_not(capsys):
     assert "weights left out" in capsys.readouterr().out
 
 
+def test_problems_for_a_half_width_at_worst(capsys):
+    result = printed(capsys, model="0.6B", output=(100,), half_width=0.02)
+    assert result["problems_needed"] == 2404
+    assert result["cost_of_problems"] == pytest.approx(2404 * result["total"])
+
+
 def test_the_table_names_every_part(capsys):
     cost(**QWEN, batch=4, hardware="b200", price=4.0)
     text = capsys.readouterr().out

@@ -6,15 +6,18 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 from kinetics_jax.analysis.planner import PlanError
+from kinetics_jax.analysis.samples import SamplesError
 from kinetics_jax.analysis.workload import Workload, simulate_decode
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
 from kinetics_jax.cli.plan import plan
+from kinetics_jax.cli.sources import Unsaid
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware, save_hardware
 from kinetics_jax.devices.calibration import Measurements, Point, calibrate, choose_measurements, interleaved
@@ -120,6 +123,86 @@ def test_plan_takes_a_profile_and_a_price(runs, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)["chosen"]
     assert (result["N"], result["cap"], result["batch"]) == (2, 16, 4)
     assert result["dollars"] == pytest.approx(result["seconds"] / 3600 * 2)
+
+
+def write_table(path, *, prompts=True, answers=True):
+    """Samples of two models without a published name, as a .csv, .jsonl or .parquet."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"model": model, "problem": f"p{i}", "sample": j, "tokens": int(rng.integers(20, 90))}
+        | {"correct": bool(right := rng.random() < rate)}
+        | ({"prompt_tokens": 30} if prompts else {})
+        | ({"answer": "1" if right else str(rng.integers(2, 4))} if answers else {})
+        for model, rate in (("mine-1b", 0.1), ("mine-2b", 0.6))
+        for i in range(10)
+        for j in range(4)
+    ]
+    table = pd.DataFrame(rows)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """--config of both models of `write_table`."""
+    folder = tmp_path_factory.mktemp("configs")
+    given = []
+    for name, layers in (("mine-1b", 2), ("mine-2b", 3)):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(tiny_config(num_hidden_layers=layers)))
+        given.append(f"{name}={path}")
+    return tuple(given)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_plan_reads_tables(ending, configs, tmp_path, capsys):
+    path = write_table(tmp_path / f"samples{ending}")
+    plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs), as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["chosen"]["model"] == "mine-2b"
+    assert 0 < result["chosen"]["first_answer"] <= result["chosen"]["seconds"]
+    assert result["alternatives"][0]["probability_best"] == result["probability_best"]
+    assert result["regret"] >= 0
+    assert result["picked"]["majority"]["accuracy"] < result["accuracy"]
+    plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs), pick="majority")
+    text = capsys.readouterr().out
+    assert "majority (the most frequent answer): 0." in text
+    assert "pass@N" not in text
+
+
+def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
+    path = write_table(tmp_path / "samples.csv", prompts=False, answers=False)
+    with pytest.raises(SamplesError, match=r"architecture is not known, .* \(--config MODEL=config\.json\)"):
+        plan((path,), seconds=60)
+    with pytest.raises(SamplesError, match=r"prompt token counts are missing .* \(--prompt-tokens N\)"):
+        plan((path,), seconds=60, unsaid=Unsaid(config=configs))
+    with pytest.raises(PlanError, match=r"--pick majority: .* what the samples answered is not known"):
+        plan((path,), seconds=60, unsaid=Unsaid(config=configs, prompt_tokens=30), pick="majority")
+    plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs, prompt_tokens=30))
+    text = capsys.readouterr().out
+    assert "It is the most accurate within the budget with probability" in text
+    assert "The data cannot tell" in text
+    assert "pass@N: it needs someone who knows which answer is right" in text
+    assert "What a majority would pick is not known" in text
+
+
+def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
+    path = write_table(tmp_path / "samples.csv", prompts=False)  # neither architecture nor prompts are needed
+    plan((path,), half_width=0.05, trials=(1, 2), as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["N"] for row in rows} == {1, 2}
+    assert all(row["samples_in_all"] == row["samples"] * row["problems"] for row in rows)
+    plan((path,), half_width=0.05)
+    assert "± 0.05 over all problems" in capsys.readouterr().out
+    with pytest.raises(UserError, match="leave the budget"):
+        plan((path,), half_width=0.05, seconds=60)
+    with pytest.raises(UserError, match=r"--half-width must be at least 0\.0005 and below 0\.5"):
+        plan((path,), half_width=5)
 
 
 def test_plan_refuses_in_one_line(runs):

@@ -5,25 +5,95 @@ import json
 
 import pytest
 
-from kinetics_jax.costs.hardware import DTYPES, HARDWARE, Hardware, HardwareError, hardware, save_hardware
+from kinetics_jax.costs.hardware import (
+    DTYPES,
+    HARDWARE,
+    MEASURED,
+    SCHEMA,
+    Hardware,
+    HardwareError,
+    hardware,
+    measured_energy,
+    save_hardware,
+)
 
 
 def test_data_sheets():
-    chips = ("a100", "h100", "h200", "b200", "b200-fp8", "l40s", "mi300x")
-    assert tuple(HARDWARE) == (*chips, "tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-v7x")
+    nvidia = ("a100", "h100", "h100-pcie", "h100-nvl", "h200", "h20", "b200", "b200-fp8", "gb200", "b300")
+    nvidia += ("l40s", "a10", "rtx-4090", "rtx-5090")
+    tpus = ("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-v7x")
+    assert tuple(HARDWARE) == (*nvidia, "mi300x", "mi325x", "mi355x", *tpus)
     for name, chip in HARDWARE.items():
         assert chip.name == name
         assert chip.source
         assert chip.price_per_hour is None
         assert set(chip.peaks) <= set(DTYPES)
         assert chip.flops == chip.peaks["float8" if name == "b200-fp8" else "bfloat16"]
-    intensity = {name: round(hardware(name).intensity, 1) for name in ("h100", "h200", "b200", "b200-fp8")}
-    assert intensity == {"h100": 295.4, "h200": 206.1, "b200": 281.2, "b200-fp8": 562.5}
+    intensity = {name: round(hardware(name).intensity, 1) for name in ("h100", "h200", "b200", "b200-fp8", "h20")}
+    assert intensity == {"h100": 295.4, "h200": 206.1, "b200": 281.2, "b200-fp8": 562.5, "h20": 37.0}
     with pytest.raises(HardwareError, match=r"no peak for 'float8' \(its data sheet has bfloat16, int8"):
         hardware("a100").at("float8")
     assert hardware("b200").at("float8").intensity == hardware("b200-fp8").intensity
     assert hardware("h100").at("bfloat16") is hardware("h100")
     assert hardware("h100").at("float8").name == "h100 float8"
+
+
+def test_memory_is_what_the_device_reports():
+    """nvidia-smi's MiB and rocm-smi's bytes, from public listings of both; decimal gigabytes are 6 to 7 % less."""
+    mib = {"a100": 81_920, "h100": 81_559, "h100-pcie": 81_559, "h100-nvl": 95_830, "h200": 143_771, "h20": 97_871}
+    mib |= {"b200": 183_359, "b200-fp8": 183_359, "gb200": 189_471, "b300": 275_040, "l40s": 46_068, "a10": 23_028}
+    mib |= {"rtx-4090": 24_564, "rtx-5090": 32_607}
+    for name, count in mib.items():
+        assert hardware(name).memory == count * 2**20
+        assert "memory as nvidia-smi reports it" in hardware(name).source
+    assert round(hardware("h100").memory / 1e9, 1) == 85.5
+    assert round(hardware("h200").memory / 1e9, 1) == 150.8
+    assert hardware("mi300x").memory == 206_141_652_992
+    assert hardware("mi325x").memory == 256e9  # no listing was found: its data sheet, which says so
+    assert "data sheet, memory too" in hardware("mi325x").source
+
+
+def test_measured_profiles_are_hardware_by_name():
+    assert set(MEASURED) == {"h100-vllm", "b200-vllm", "h20-sglang"}
+    for name, profile in MEASURED.items():
+        chip = hardware(name.partition("-")[0])
+        assert hardware(name.upper()) is profile
+        assert profile.calibrated
+        assert (profile.memory, profile.intensity, profile.peaks) == (chip.memory, chip.intensity, chip.peaks)
+        assert "fitted to" in profile.source
+        assert "left out" in profile.source
+        assert profile.layer_seconds > 0
+        work = {"weight_reads": 1e10, "dense_kv_reads": 1e10, "linear": 1e12, "prefill_linear": 1e12}
+        assert profile.seconds(work) >= dataclasses.replace(chip, form="sum").seconds(work) * (1 - 1e-4)
+    assert [chip.name for chip in measured_energy()] == ["h100-vllm", "b200-vllm"]
+
+
+def test_energy_of_a_chip():
+    chip = dataclasses.replace(hardware("h100"), watts=300.0, joules_per_flop=2e-12, joules_per_byte=5e-11)
+    assert chip.joules({"linear": 1e12, "kv_reads": 1e11, "chosen_kv_reads": 1e11}, 0.5) == pytest.approx(150 + 2 + 10)
+    assert hardware("h100").joules({"linear": 1e12}, 0.5) is None
+    assert measured_energy(chip) == [chip]
+    with pytest.raises(HardwareError, match=r"'h100': its energy was not measured.*h100-vllm, b200-vllm"):
+        measured_energy(hardware("h100"))
+    with pytest.raises(HardwareError, match=r"energy takes watts, .* together; joules_per_flop and .* is missing"):
+        dataclasses.replace(hardware("h100"), watts=300.0)
+    with pytest.raises(HardwareError, match=r"watts must be a number, at least 0, got -1 \(at most 1e\+06\)"):
+        dataclasses.replace(chip, watts=-1)
+
+
+def test_profiles_of_the_schemas(tmp_path):
+    path = tmp_path / "mine.json"
+    old = {"name": "old", "flops": 4e12, "bandwidth": 1e11, "memory": 8e9, "step_seconds": 1e-3}
+    path.write_text(json.dumps(old))  # as the first schema had it, without a number
+    assert hardware(path) == Hardware("old", 4e12, 1e11, 8e9, step_seconds=1e-3)
+    measured = dataclasses.replace(hardware(path), watts=90.0, joules_per_flop=0.0, joules_per_byte=1e-10)
+    save_hardware(path, measured)
+    assert json.loads(path.read_text())["schema"] == SCHEMA == 2
+    assert hardware(path) == measured
+    for wrong in (3, 0, "2", True):
+        path.write_text(json.dumps(old | {"schema": wrong}))
+        with pytest.raises(HardwareError, match=r"schema .* is not one that this version reads \(1 to 2\)"):
+            hardware(path)
 
 
 @pytest.mark.parametrize("spelling", ["TPU v5e", " tpu_v5e ", "tpuv5e", "TPU-V5E"])
@@ -110,7 +180,7 @@ def test_a_profile_in_another_unit_is_refused(tmp_path, change, says):
 
 def test_unknown_names_and_impossible_chips():
     with pytest.raises(HardwareError, match="did you mean h200"):
-        hardware("h20")
+        hardware("h2000")
     with pytest.raises(HardwareError, match=r"no hardware named 'abacus' \(known: a100"):
         hardware("abacus")
     with pytest.raises(HardwareError, match="bandwidth must be a positive number, got 0"):

@@ -1,7 +1,7 @@
 """Estimators against exact combinatorics."""
 
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
@@ -15,7 +15,6 @@ from kinetics_jax.stats.estimators import (
     average,
     cluster_bootstrap,
     expected_max,
-    paired_difference,
     pass_at_k,
 )
 
@@ -124,22 +123,21 @@ def test_bootstrap_of_one_problem_says_nothing():
         cluster_bootstrap([0.5, 1], method="bca")
 
 
-def test_an_interval_of_bounded_values_always_has_a_width():
-    """10 of 10 and 0 of 30 as in tables of Clopper and Pearson's interval; ends are never beyond the bounds."""
-    low, high = cluster_bootstrap(np.ones(10), bounds=(0, 1))
-    np.testing.assert_allclose((low, high), (0.6915, 1), atol=5e-5)
-    assert high == 1
-    np.testing.assert_allclose(cluster_bootstrap(np.zeros(30), bounds=(0, 1)), (0, 0.1157), atol=5e-5)
-    np.testing.assert_allclose(cluster_bootstrap([0.5], bounds=(0, 1)), (0.0125, 0.9875))
-    np.testing.assert_allclose(cluster_bootstrap([0.25] * 4, bounds=(-1, 1), confidence=0.9)[0], -0.4089, atol=5e-5)
-    mixed = np.stack([np.full(7, 1 / 3), np.arange(7) / 6], axis=1)
-    low, high = cluster_bootstrap(mixed, bounds=(0, 1))
-    np.testing.assert_array_equal((low[1], high[1]), np.round(cluster_bootstrap(mixed[:, 1]), 12))
-    assert low[0] < 1 / 3 < high[0]
-    low, high = cluster_bootstrap(np.repeat([1.0, 1 - 1e-15, 0.1 * 3 / 0.3], 5), bounds=(0, 1))
-    assert 0.7 < low < high == 1
-    with pytest.raises(EstimateError, match=r"in 0 … 1, got 0.5 … 1.5"):
-        cluster_bootstrap([0.5, 1.5], bounds=(0, 1))
+def test_a_bootstrap_of_clusters_redraws_them_whole():
+    rng = np.random.default_rng(6)
+    values, copies = rng.random(15) * 1000, np.repeat(np.arange(15), 3)
+    np.testing.assert_allclose(
+        cluster_bootstrap(values[copies], clusters=copies), cluster_bootstrap(values), rtol=1e-12
+    )  # copies are no news
+    low, high = cluster_bootstrap([0.0, 0, 0, 0, 9], clusters=list("aaaab"))
+    assert (low, high) == (0, 9)
+    sizes = cluster_bootstrap(np.arange(6.0), clusters=[0, 0, 0, 0, 1, 2], resamples=20_000, method="percentile")
+    means, size = np.array([1.5, 4, 5]), np.array([4, 1, 1])
+    triples = [list(triple) for triple in product(range(3), repeat=3)]
+    every = [np.sum((means * size)[triple]) / np.sum(size[triple]) for triple in triples]
+    np.testing.assert_allclose(sizes, np.quantile(every, [0.025, 0.975], method="inverted_cdf"))
+    with pytest.raises(EstimateError, match=r"one label per problem: 2 problems, labels \(3,\)"):
+        cluster_bootstrap([1.0, 2.0], clusters=[1, 2, 3])
 
 
 def test_bootstrap_knows_values_and_not_their_order():
@@ -217,26 +215,3 @@ def test_without_samples_the_bayesian_interval_is_the_prior():
     ):
         with pytest.raises(EstimateError, match=message):
             bayesian_interval(n, c, **more)
-
-
-def test_a_paired_difference_sees_what_problems_share():
-    rng = np.random.default_rng(7)
-    hardness = rng.random(40)
-    loss = rng.choice([0.01, 0.03], 40)
-    worse = paired_difference(hardness - loss, hardness, margin=0.05)
-    np.testing.assert_allclose((worse.difference, worse.low, worse.high), -loss.mean(), atol=0.004)
-    assert worse.noninferior
-    assert not paired_difference(hardness - loss - 0.04, hardness, margin=0.05).noninferior
-    same = paired_difference(hardness, hardness, margin=0.05)  # 40 problems can miss 9 % that are unlike them
-    np.testing.assert_allclose((same.difference, same.low, same.high), (0, -0.0881, 0.0881), atol=5e-5)
-    assert not same.noninferior
-    other = paired_difference(rng.permutation(hardness), hardness, margin=0.05)  # nothing shared: nothing shown
-    np.testing.assert_allclose(other.difference, 0, atol=1e-12)
-    assert other.low < -0.05
-    assert other.noninferior is False
-    assert paired_difference([1, 0], [0, 0]).noninferior is None
-    assert paired_difference([1], [0], margin=0.1).noninferior is False  # one problem shows nothing
-    with pytest.raises(EstimateError, match=r"shapes \(2,\) and \(3,\)"):
-        paired_difference([1, 0], [0, 0, 0])
-    with pytest.raises(EstimateError, match="margin"):
-        paired_difference([1, 0], [0, 0], margin=0)

@@ -19,7 +19,7 @@ from kinetics_jax.analysis.defaults import default_caps
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.registry import parse_policy
-from kinetics_jax.stats.estimators import cluster_bootstrap
+from kinetics_jax.stats.intervals import accuracy_interval
 
 BUDGETS = 96  # along a cost axis
 HALVINGS = 4  # of the samples; each half chooses once and scores once
@@ -150,7 +150,7 @@ def frontier_table(
     curves = {name: curve(splits, law, budgets, members, columns) for name, members in groups.items()}
     tables = []
     for name, one_curve in curves.items():
-        low, high = cluster_bootstrap(one_curve.accuracy.T, resamples=2000)
+        low, high = accuracy_interval(one_curve.accuracy.T)
         afforded = {key: _mean_of_known(values) for key, values in one_curve.values.items()}
         means = {key: getattr(one_curve, key).mean(axis=1) for key in ("accuracy", "flops", "eflops", "tokens")}
         tables.append(

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kinetics_jax.errors import UserError
+from kinetics_jax.stats.intervals import difference_interval
 from paper_figures.common import Table, note
 from paper_figures.frontiers import Split, budgets_of, by_model, frontier_table, is_dense, kinds
 
@@ -58,7 +59,7 @@ def gain(table: pd.DataFrame, solved: Mapping[str, np.ndarray], *, seed: int = 0
     means = {kind: np.vstack([np.full(problems, 1 / problems), draws]) @ solved[kind].T for kind in KINDS}
     apart = means["sparse"] - means["dense"]
     at = int(np.argmax(apart[0]))
-    low, high = np.quantile(apart[1:, at], [0.025, 0.975])
+    low, high = difference_interval(solved["sparse"][at], solved["dense"][at])
     gains = {"gain": apart[0, at], "gain_low": low, "gain_high": high, "gain_budget": budgets[at]}
     levels = np.arange(0.1, 1, 0.01)
     least = {
