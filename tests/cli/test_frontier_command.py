@@ -150,6 +150,7 @@ def test_what_the_summary_tells(capsys, tmp_path):
     assert [(row["accuracy"], row["dropped"]) for row in json.loads(capsys.readouterr().out)] == [(1, 1)]
 
 
+@pytest.mark.slow
 def test_the_batch_is_asked_for_and_said(tables, capsys, tmp_path):
     fit = printed(capsys, tables, trials=(1,), figure=tmp_path / "f.svg")
     assert "weights shared by the batch that fits" in (tmp_path / "f.svg").read_text()
