@@ -32,8 +32,8 @@ def masked_logits(
 ) -> np.ndarray:
     """Logits `[time, vocab]` of a forward without cache or tiles, dense in the prompt and sparse behind it.
 
-    `key` is the sample's: a position draws its random pages with that of the token it is about to give. Texts are padded
-    to whole SHAPES behind their end, which no earlier position sees: every operation is compiled once for each shape.
+    `key` is the sample's: a position draws its random pages with that of the token it is about to give. Texts are
+    padded to whole SHAPES behind their end, which no earlier position sees: operations are compiled once for each.
     """
     end = len(tokens)
     tokens = [*tokens, *[0] * (-end % SHAPES)]
