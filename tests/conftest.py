@@ -48,12 +48,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 MAPS = pathlib.Path("/proc/self/maps")
-MANY_MAPS = 30_000
+MANY_MAPS = 8_000  # with about 1 GB of programs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    """Every compiled CPU program holds memory maps; Linux allows 65,530 of them, which the whole suite would exceed."""
+    """Every compiled CPU program holds memory and maps; Linux allows 65,530 maps, which the whole suite would exceed.
+
+    Programs are kept from module to module until there are many: most are single operations, which all tests share.
+    """
     yield
     if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
