@@ -52,13 +52,16 @@ MANY_MAPS = 8_000  # with about 1 GB of programs
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_programs():
+def _forget_compiled_programs(request):
     """Every compiled CPU program holds memory and maps; Linux allows 65,530 maps, which the whole suite would exceed.
 
-    Programs are kept from module to module until there are many: most are single operations, which all tests share.
+    Programs are kept from module to module until there are many: most are single operations, which all tests share. Not
+    those of a module that replaces parts of the package, which a trace may hold.
     """
     yield
-    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+    tests = [item for item in request.session.items if item.path == request.path]
+    replaced = any("monkeypatch" in getattr(test, "fixturenames", ()) for test in tests)
+    if replaced or not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
         gc.collect()
 
