@@ -21,7 +21,9 @@ from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.settings import EngineSettings, RequestError
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
-POLICIES = [kj.Dense(), SPARSE, kj.BlockTopK(pages=4, page_size=4)]
+MIXED = kj.BlockTopK(pages=4, page_size=4)  # its first layers dense
+POLICIES = [kj.Dense(), SPARSE, MIXED]
+ALIKE = [kj.Dense(), SPARSE, pytest.param(MIXED, marks=pytest.mark.exhaustive)]  # random blocks here are mixed, too
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=40, seed=3)
 
 
@@ -73,7 +75,7 @@ def test_group_sizes_and_batch_shapes_agree(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", ALIKE, ids=str)
 def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     prompts = tiny_prompts(12, first=3)
     requests = [Request(f"p{index}", prompt, range(3)) for index, prompt in enumerate(prompts)]
@@ -90,7 +92,7 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [*POLICIES, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
+@pytest.mark.parametrize("policy", [*ALIKE, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
 def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     """Samples preempted and continued, prompts prefilled twice, pages elsewhere: the same bits."""
     requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(6, first=9))]
