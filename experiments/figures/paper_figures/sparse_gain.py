@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.intervals import difference_interval
 from paper_figures.common import Table, note
 from paper_figures.frontiers import Curve, Split, budgets_of, by_model, frontier_table, is_dense, kinds
 
@@ -102,9 +101,9 @@ def gain(
     gains: dict[str, float] = {}
     sparse, dense = (sides[kind] for kind in KINDS)
     if len(both):
-        gains |= _largest("gain", sparse.affordable[both], dense.affordable[both], budgets[both])
+        gains |= _largest("gain", weights, sparse.affordable[both], dense.affordable[both], budgets[both])
     if unaffordable_as_zero:
-        gains |= _largest("paper_gain", sparse.solved, dense.solved, budgets)
+        gains |= _largest("paper_gain", weights, sparse.solved, dense.solved, budgets)
     means = {kind: weights @ sides[kind].solved.T for kind in KINDS}
     levels = np.arange(0.1, 1, 0.01)
     least = {
@@ -125,13 +124,15 @@ def gain(
     return gains
 
 
-def _largest(name: str, sparse: np.ndarray, dense: np.ndarray, budgets: np.ndarray) -> dict[str, float]:
-    """The largest difference of two sides [budgets, problems], with its interval over problems."""
-    apart = (sparse - dense).mean(axis=1)
-    at = int(np.argmax(apart))
-    low, high = difference_interval(sparse[at], dense[at])
+def _largest(
+    name: str, weights: np.ndarray, sparse: np.ndarray, dense: np.ndarray, budgets: np.ndarray
+) -> dict[str, float]:
+    """The largest difference of two sides [budgets, problems], its interval over `weights [1 + redraws, problems]`."""
+    apart = weights @ (sparse - dense).T
+    at = int(np.argmax(apart[0]))
+    low, high = np.quantile(apart[1:, at], [0.025, 0.975])
     return {
-        name: float(apart[at]),
+        name: float(apart[0, at]),
         f"{name}_low": float(low),
         f"{name}_high": float(high),
         f"{name}_budget": float(budgets[at]),
