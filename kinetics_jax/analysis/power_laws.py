@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinetics_jax.analysis.grid import Grid
 
 MAX_EXPONENT = 4.0  # exponents are searched for in -MAX_EXPONENT … MAX_EXPONENT
+FEW_POINTS = 8  # fewer show too little when they are redrawn
 MAX_TOKENS = 1 << 24  # beyond any context
 
 
@@ -60,7 +61,8 @@ def power_law(
     Without `offset` by least squares in the logarithms of x and y > 0: relative errors count alike. Its intervals are
     the exact ones of a straight line, with Student's t of two degrees less than there are points, so that they hold for
     three points and more. With `offset` by least squares in y: for every exponent scale and offset are a linear fit,
-    and the exponent is searched for in -4 … 4; its intervals redraw whole points (`resamples`, `seed`). Both take
+    and the exponent is searched for in -4 … 4; its intervals redraw whole points (`resamples`, `seed`), and for fewer
+    than eight, of which redrawing shows too little, reach as far as Fisher's F allows the fit to be worse. Both take
     points for independent, and know nothing of the uncertainty that points of one envelope share: for those take
     `law_along`, or redraw the problems, fit each time and give the laws to `with_intervals`. NaN for fewer than one
     point more than there are parameters. Raises FitError for fewer points than that without one, other shapes, numbers
@@ -81,7 +83,8 @@ def power_law(
         drawn = rng.integers(len(x), size=len(x))
         if len(np.unique(x[drawn])) >= parameters:
             laws.append(_fitted(x[drawn], y[drawn], offset))
-    return with_intervals(law, laws, confidence=confidence)
+    law = with_intervals(law, laws, confidence=confidence)
+    return law if len(x) >= FEW_POINTS else _widened(law, _profiled(x, y, confidence))
 
 
 def law_along(
@@ -183,6 +186,43 @@ def _with_offset(x: np.ndarray, y: np.ndarray) -> PowerLaw:
         step = exponents[1] - exponents[0]
         low, high = exponent - step, exponent + step
     return PowerLaw(float(slope / base**exponent), float(exponent), float(level))
+
+
+def _profiled(x: np.ndarray, y: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
+    """What each coefficient can be, the others as fits best, while squares are at most 1 + t² / (n - 3) of the least.
+
+    For every exponent of a grid scale and offset are those of a line, and what is left of the squares says how far each
+    can be off (Bates and Watts, Nonlinear Regression Analysis, 1988, section 6.1).
+    """
+    freedom = len(x) - 3
+    base = np.exp(np.mean(np.log(x)))
+    exponents = np.linspace(-MAX_EXPONENT, MAX_EXPONENT, 1602)  # 0, a constant, is not among them
+    powers = (x / base) ** exponents[:, None]
+    middle = powers.mean(axis=1)
+    centred = powers - middle[:, None]
+    size = np.sum(centred**2, axis=1)
+    slopes = centred @ (y - y.mean()) / size
+    misses = np.sum((y - y.mean() - slopes[:, None] * centred) ** 2, axis=1)
+    most = misses.min() * (1 + student_t_quantile((1 + confidence) / 2, freedom) ** 2 / freedom)
+    able = misses <= most
+    room = np.sqrt(most - misses[able])
+    scale, steep = base ** -exponents[able], room / np.sqrt(size[able])
+    level = y.mean() - slopes[able] * middle[able]
+    high = room * np.sqrt(1 / len(x) + middle[able] ** 2 / size[able])
+    return {
+        "scale": (float(np.min((slopes[able] - steep) * scale)), float(np.max((slopes[able] + steep) * scale))),
+        "exponent": (float(exponents[able].min()), float(exponents[able].max())),
+        "offset": (float(np.min(level - high)), float(np.max(level + high))),
+    }
+
+
+def _widened(law: PowerLaw, ends: dict[str, tuple[float, float]]) -> PowerLaw:
+    """The law with intervals that hold these, too."""
+    wider = {}
+    for name, (low, high) in ends.items():
+        own_low, own_high = getattr(law, f"{name}_interval")
+        wider[f"{name}_interval"] = min(low, own_low), max(high, own_high)
+    return dataclasses.replace(law, **wider)
 
 
 def iso_cost(

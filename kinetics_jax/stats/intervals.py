@@ -20,7 +20,8 @@ from kinetics_jax.stats.estimators import ROUNDING, Amount, EstimateError, clust
 from kinetics_jax.stats.special import student_t_quantile
 
 DIGITS = 12  # decimals of an interval's ends
-COLUMNS = 256  # intervals at a time: bounds the memory
+COLUMNS = 256  # intervals at a time, and
+WEIGHTS = 1 << 22  # weights at a time: bound the memory
 RARE = 0.05  # a share of problems of another kind which stays within the interval, nearly
 ROOM = 0.8  # how nearly: the chance that none is seen and the interval ends before it, in tails
 MOST_ROOM = 0.15  # the largest chance of a further problem where many failures were seen
@@ -48,10 +49,11 @@ def accuracy_interval(
     """
     values = _within(values, 0.0, 1.0)
     means, sizes = clustered(values, clusters)
-    draws = _Draws.of(len(means), confidence, resamples, seed)
+    tail = _tail(confidence)
     alike = np.ptp(means, axis=0) <= ROUNDING
-    unlike = [_unlike(np.where(alike, 0, effective_number(side)), draws) for side in (1 - means, means)]
-    low, high = draws.ends(means, sizes, (0.0, 1.0), (unlike[0], unlike[1]))
+    seen = [np.where(alike, 0, effective_number(side)) for side in (1 - means, means)]
+    unlike = tuple(_unlike(each, len(means), tail) for each in seen)
+    low, high = _interval(means, sizes, (0.0, 1.0), unlike, tail=tail, resamples=resamples, seed=seed)
     return _ends(low, high, (0.0, 1.0), values.shape[1:])
 
 
@@ -77,14 +79,14 @@ def difference_interval(
             f"a paired difference needs a value of each problem from both, got shapes {first.shape} and {second.shape}"
         )
     (one, sizes), (other, _) = clustered(first, clusters), clustered(second, clusters)
-    draws = _Draws.of(len(one), confidence, resamples, seed)
+    tail = _tail(confidence)
     apart, middle = one - other, (one + other) / 2
     # What shows a loss: problems that differ, and those that neither fail nor succeed with all samples. Three say much.
     shown = np.minimum(effective_number(np.abs(apart)), np.sum((4 * middle * (1 - middle)) ** 2, axis=0))
     alike = np.ptp(apart, axis=0) <= ROUNDING
-    unlike = _unlike(np.where(alike, 0, shown**3), draws)
+    unlike = _unlike(np.where(alike, 0, shown**3), len(one), tail)
     further = -np.where(alike, 1, np.maximum(other, 1 - one)), np.where(alike, 1, np.maximum(one, 1 - other))
-    low, high = draws.ends(apart, sizes, further, (unlike, unlike))
+    low, high = _interval(apart, sizes, further, (unlike, unlike), tail=tail, resamples=resamples, seed=seed)
     return _ends(low, high, (-1.0, 1.0), first.shape[1:])
 
 
@@ -94,82 +96,90 @@ def effective_number(losses: Float[np.ndarray, "problems columns"]) -> Float[np.
     return np.divide(total**2, (losses**2).sum(axis=0), out=np.zeros_like(total), where=total > ROUNDING)
 
 
-def _unlike(seen: Float[np.ndarray, " columns"], draws: _Draws) -> Float[np.ndarray, " columns"]:
+def _unlike(seen: Float[np.ndarray, " columns"], problems: int, tail: float) -> Float[np.ndarray, " columns"]:
     """The chance that a further problem of another kind has to be allowed for, `seen` failures being known.
 
     1 for none, and then 1 / (1 + seen), as in Hoppe's urn (J. Math. Biol. 20, 1984); never below `room`, with which a
     share of 5 % of another kind that so many problems do not show is still about reached.
     """
-    room = min(MOST_ROOM, ROOM * draws.tail * (1 - RARE) ** -draws.problems)
+    room = min(MOST_ROOM, ROOM * tail * (1 - RARE) ** -problems)
     return room + (1 - room) / (1 + seen)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Draws:
-    """Random weights of problems, and of one more: `weights [draws, problems]` of sum one; `share [draws]`, the weight
-    of the further problem; `chance [draws]` in 0 … 1; `row [draws]`, the problem that it is made of.
+def _tail(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise EstimateError(f"confidence must be between 0 and 1, got {confidence}")
+    return (1 - confidence) / 2
+
+
+def _interval(
+    values: Float[np.ndarray, "problems columns"],
+    sizes: Float[np.ndarray, " problems"] | None,
+    further: tuple[Float[np.ndarray, "problems columns"] | float, ...],
+    unlike: tuple[Float[np.ndarray, " columns"], ...],
+    *,
+    tail: float,
+    resamples: int,
+    seed: int,
+) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
+    """Both ends of each column's mean; for each end a further problem's value and the chance that there is one.
+
+    The further problem weighs Beta(1, problems), as if it were one of them; what it is like is drawn from the rows.
+    """
+    problems = len(values)
+    # Sorted, each column by itself: only its own distribution matters, and the order of problems does not.
+    order = np.argsort(values, axis=0, kind="stable")
+    values = np.take_along_axis(values, order, axis=0)
+    others = [np.sort(other, axis=0) if isinstance(other, np.ndarray) else other for other in further]
+    rng = np.random.default_rng(seed)
+    redrawn = _redrawn(values, None if sizes is None else sizes[order], tail, resamples, rng)
+    steps = np.arange(resamples)
+    # Evenly spread, and by the golden ratio also among the draws below any chance: less noise than random ones.
+    ranks = np.argsort(np.argsort(steps * GOLDEN % 1))
+    weight = 1 - ((ranks + 1) / resamples) ** (1 / problems)
+    level, row = (steps + 0.5) / resamples, rng.permutation(steps % problems)
+    ends: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for start in range(0, values.shape[1], COLUMNS):
+        some = slice(start, start + COLUMNS)
+        means = redrawn[some]
+        for sign, end, other, chance in zip((1, -1), ends, others, unlike, strict=True):
+            away = (other[:, some].T[:, row] if isinstance(other, np.ndarray) else other) - means
+            away *= np.where(level < chance[some, None], weight, 0.0)
+            away += means
+            away *= sign  # both ends are lower ones, and equally exact: the share at the tail is that of the tail
+            end.append(sign * np.quantile(away, tail, axis=1, method="interpolated_inverted_cdf"))
+    return np.concatenate(ends[0]), np.concatenate(ends[1])
+
+
+def _redrawn(
+    values: Float[np.ndarray, "problems columns"],
+    sizes: Float[np.ndarray, "problems columns"] | None,
+    tail: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "columns resamples"]:
+    """Means over randomly weighed problems.
 
     The weights are Dirichlet of a shape below one, so that a mean over them varies as Student's t says of so few
-    problems; the share is Beta(1, problems), as if the further problem were one of them.
+    problems.
     """
-
-    weights: np.ndarray
-    share: np.ndarray
-    chance: np.ndarray
-    row: np.ndarray
-    tail: float
-
-    @classmethod
-    def of(cls, problems: int, confidence: float, count: int, seed: int) -> _Draws:
-        if not 0 < confidence < 1:
-            raise EstimateError(f"confidence must be between 0 and 1, got {confidence}")
-        rng = np.random.default_rng(seed)
-        tail = (1 - confidence) / 2
-        shape = LEAST_SHAPE
-        if problems > 1:
-            narrower = NormalDist().inv_cdf(tail) / student_t_quantile(tail, problems - 1)
-            shape = max(shape, ((problems - 1) * narrower**2 - 1) / problems)
+    problems = len(values)
+    shape = LEAST_SHAPE
+    if problems > 1:
+        narrower = NormalDist().inv_cdf(tail) / student_t_quantile(tail, problems - 1)
+        shape = max(shape, ((problems - 1) * narrower**2 - 1) / problems)
+    means = np.empty((values.shape[1], resamples))
+    for start in range(0, resamples, at_once := max(1, WEIGHTS // problems)):
+        many = min(at_once, resamples - start), problems
         # gamma(shape) = gamma(shape + 1) * uniform ** (1 / shape), in logarithms: small shapes underflow
-        logs = np.log(rng.standard_gamma(shape + 1, (count, problems))) + np.log(rng.random((count, problems))) / shape
+        logs = np.log(rng.standard_gamma(shape + 1, many)) + np.log(rng.random(many)) / shape
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-        steps = np.arange(count)
-        # Evenly spread, and by the golden ratio also among the draws below any chance: less noise than random ones.
-        ranks = np.argsort(np.argsort(steps * GOLDEN % 1))
-        share = 1 - ((ranks + 1) / count) ** (1 / problems)
-        return cls(weights, share, (steps + 0.5) / count, rng.permutation(steps % problems), tail)
-
-    @property
-    def problems(self) -> int:
-        return self.weights.shape[1]
-
-    def ends(
-        self,
-        values: Float[np.ndarray, "problems columns"],
-        sizes: Float[np.ndarray, " problems"] | None,
-        further: tuple[Float[np.ndarray, "problems columns"] | float, ...],
-        unlike: tuple[Float[np.ndarray, " columns"], ...],
-    ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-        """Both ends of each column's mean; for each a further problem's value and the chance that there is one."""
-        # Sorted, each column by itself: only its own distribution matters, and the order of problems does not.
-        order = np.argsort(values, axis=0, kind="stable")
-        values = np.take_along_axis(values, order, axis=0)
-        others = [np.sort(other, axis=0) if isinstance(other, np.ndarray) else other for other in further]
-        ends: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for start in range(0, values.shape[1], COLUMNS):
-            some = slice(start, start + COLUMNS)
-            if sizes is None:
-                means = values[:, some].T @ self.weights.T  # [columns, draws]
-            else:
-                weighed = sizes[order[:, some]]
-                means = ((weighed * values[:, some]).T @ self.weights.T) / (weighed.T @ self.weights.T)
-            for sign, end, other, chance in zip((1, -1), ends, others, unlike, strict=True):
-                away = (other[:, some].T[:, self.row] if isinstance(other, np.ndarray) else other) - means
-                away *= np.where(self.chance < chance[some, None], self.share, 0.0)
-                away += means
-                away *= sign  # both ends are lower ones, and equally exact: the share at the tail is that of the tail
-                end.append(sign * np.quantile(away, self.tail, axis=1, method="interpolated_inverted_cdf"))
-        return np.concatenate(ends[0]), np.concatenate(ends[1])
+        if sizes is None:
+            means[:, start : start + at_once] = values.T @ weights.T
+        else:
+            means[:, start : start + at_once] = ((sizes * values).T @ weights.T) / (sizes.T @ weights.T)
+    return means
 
 
 def _within(values: npt.ArrayLike, least: float, most: float) -> np.ndarray:

@@ -53,6 +53,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say(points):
         assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
 
 
+@pytest.mark.parametrize("points", [4, 5, 7])
+def test_few_points_leave_room_for_an_offset(points):
+    """Redrawn, four points hold the truth in seven of ten cases; least squares' own intervals hold what they say."""
+    rng = np.random.default_rng(points)
+    costs = np.geomspace(60, 20_000, points)
+    held = []
+    for _ in range(200):
+        y = 3 * costs**0.7 + 100 + 50 * rng.standard_normal(points)
+        law = power_law(costs, y, offset=True, resamples=2)
+        ends = (law.scale_interval, 3), (law.exponent_interval, 0.7), (law.offset_interval, 100)
+        held.append([low <= truth <= high for (low, high), truth in ends])
+    assert np.all(np.mean(held, axis=0) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200))  # three standard errors
+    assert law.exponent_interval[0] <= law.exponent <= law.exponent_interval[1]
+
+
 def test_a_law_with_an_offset_is_the_least_squares_one():
     rng = np.random.default_rng(1)
     y = 80 * COSTS**0.25 - 212 + 4 * rng.standard_normal(len(COSTS))
