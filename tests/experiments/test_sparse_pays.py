@@ -39,3 +39,12 @@ def test_where_a_ratio_begins_to_hold():
     assert sparse_pays.first(ratios, 1.1) == 8
     assert sparse_pays.first(ratios, 2.5) is None
     assert sparse_pays.first(ratios, 0.5) == 1
+
+
+def test_the_page_says_from_where_half_a_step_is_saved():
+    page = " ".join((ROOT / "docs/architectures.md").read_text().split())
+    from_k = {row["architecture"].rpartition("/")[2]: (row["pays_from"][2.0] or 0) / 1024 for row in ROWS}
+    assert (
+        f"half of a step is saved from {from_k['Qwen3-8B']:.0f}K on, for Qwen3-Next from "
+        f"{from_k['Qwen3-Next-80B-A3B-Thinking']:.0f}K on, for DeepSeek V3 from {from_k['DeepSeek-V3']:.0f}K on"
+    ) in page
