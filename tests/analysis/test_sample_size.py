@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from kinetics_jax.stats.precision import Spread, problems_for
 
 from kinetics_jax.analysis.sample_size import WORST, attempts_for_these, check_half_width, half_width_table, spread
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.intervals import accuracy_interval
+from kinetics_jax.stats.precision import Spread, problems_for
 
 
 def pool(rates, samples, seed=0) -> Pool:
