@@ -16,6 +16,10 @@ test-fast:
 test:
     pytest
 
+# what repeats at length what quicker tests cover: any program where those try a few, the quick demo whole
+test-exhaustive:
+    pytest --exhaustive -m exhaustive
+
 # the tests that hold in every mode of jax, in each
 modes:
     JAX_ENABLE_X64=1 JAX_DEBUG_NANS=1 pytest tests/test_modes.py
@@ -26,7 +30,7 @@ docs:
     zensical build --strict
 
 # everything that a pull request is judged by
-ci: check test modes docs
+ci: check test test-exhaustive modes docs
 
 # mend style
 format:

@@ -304,16 +304,17 @@ class ModelConfig:
     @classmethod
     def named(cls, name: str) -> ModelConfig:
         """A published size by its hub id (`Qwen/Qwen3-8B`, `deepseek-ai/DeepSeek-R1-Distill-Qwen-7B`) or short name
-        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`). Raises ConfigError for any other.
+        (`Qwen3-8B`, `8B`, `Qwen2.5-7B-Instruct`, `DeepSeek-R1-Distill-Qwen-7B`, `R1-Distill-Llama-8B`), in any case.
+        Raises ConfigError for any other.
         """
         known = {f"Qwen/Qwen3-{size}": config for size, config in PUBLISHED.items()} | PUBLISHED_OTHERS
-        ids = {alias: full for full in known for alias in (full, full.partition("/")[2])}
-        ids |= {size: f"Qwen/Qwen3-{size}" for size in PUBLISHED}
-        if name not in ids:
-            near = difflib.get_close_matches(name, ids, n=1)
+        ids = {alias.lower(): full for alias, full in published_names().items()}
+        if name.lower() not in ids:
+            near = difflib.get_close_matches(name.lower(), ids, n=1)
             hint = f"; did you mean {ids[near[0]]}?" if near else ""
-            raise ConfigError(f"no published model named {name!r}{hint} (known: {', '.join(known)})")
-        return dataclasses.replace(known[ids[name]], name=ids[name])
+            raise ConfigError(f"no published model named {name!r:.80}{hint} (known: {', '.join(known)})")
+        full = ids[name.lower()]
+        return dataclasses.replace(known[full], name=full)
 
 
 def end_tokens(value: Any, where: str) -> tuple[int, ...]:
@@ -456,7 +457,6 @@ PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "Qwen/Qwen2.5-14B-Instruct": _qwen2(48, 5120, 40, 8, 13_824, **_INSTRUCT),
     "Qwen/Qwen2.5-32B-Instruct": _qwen2(64, 5120, 40, 8, 27_648, **_INSTRUCT),
     "Qwen/Qwen2.5-72B-Instruct": _qwen2(80, 8192, 64, 8, 29_568, **_INSTRUCT),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _llama3(32, 4096, 32, 14_336, eos=(128_001,)),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _qwen2(
         28, 1536, 12, 2, 8960, vocab=151_936, rope_theta=10_000.0, **_DISTILLED
     ),
@@ -468,4 +468,17 @@ PUBLISHED_OTHERS: dict[str, ModelConfig] = {
     "meta-llama/Llama-3.1-70B-Instruct": _llama3(80, 8192, 64, 28_672),
     "meta-llama/Llama-3.1-405B-Instruct": _llama3(126, 16_384, 128, 53_248),
     "meta-llama/Llama-3.3-70B-Instruct": _llama3(80, 8192, 64, 28_672),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _llama3(32, 4096, 32, 14_336, eos=(128_001,)),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": _llama3(80, 8192, 64, 28_672, eos=(128_001,)),
 }
+
+
+def published_names() -> dict[str, str]:
+    """What every published model may be called, and its hub id: the id, the id without its organisation, `8B` for the
+    sizes of Qwen3, and `R1-Distill-Qwen-7B` for the distilled models.
+    """
+    full = [*(f"Qwen/Qwen3-{size}" for size in PUBLISHED), *PUBLISHED_OTHERS]
+    names = {name: hub_id for hub_id in full for name in (hub_id, hub_id.partition("/")[2])}
+    names |= {size: f"Qwen/Qwen3-{size}" for size in PUBLISHED}
+    short = {name.removeprefix("DeepSeek-"): hub_id for name, hub_id in names.items() if name.startswith("DeepSeek-")}
+    return names | short

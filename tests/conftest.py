@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 
 import jax  # reads the variables below when it is imported: they are for commands, not for this process
 import pytest
@@ -11,11 +12,14 @@ from jaxtyping import install_import_hook
 # those that call back into jax).
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
-# The suite is bound by compiling, which this halves. The programs compute the same, rounded in another order at most.
+# The suite is bound by compiling, which takes a third of the time so. The programs compute the same, rounded in another
+# order at most.
 QUICKLY_COMPILED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
+if jax.__version_info__ < (0, 11):  # later XLA has one way to compile a fusion, and refuses to start with the flag
+    QUICKLY_COMPILED += " --xla_cpu_use_fusion_emitters=false"
 
 # Before any module of the package is imported; the traced functions are checked once per compilation.
 ATTENTION = [f"attention.{name}" for name in ("causal", "decode", "decode_step", "heads", "shared_prefix")]
@@ -26,7 +30,8 @@ install_import_hook(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--optimised", action="store_true", help="compile as users do, which takes twice as long")
+    parser.addoption("--optimised", action="store_true", help="compile as users do, which takes thrice as long")
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked `exhaustive` too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,12 +40,30 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--exhaustive"):
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(pytest.mark.skip(reason="in the exhaustive lane: pytest --exhaustive"))
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+MANY_MAPS = 8_000  # with about 1 GB of programs
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_programs():
-    """Every compiled CPU program holds memory maps; Linux allows 65,530 of them, which the whole suite would exceed."""
+def _forget_compiled_programs(request):
+    """Every compiled CPU program holds memory and maps; Linux allows 65,530 maps, which the whole suite would exceed.
+
+    Programs are kept from module to module until there are many: most are single operations, which all tests share. Not
+    those of a module that replaces parts of the package, which a trace may hold.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    tests = [item for item in request.session.items if item.path == request.path]
+    replaced = any("monkeypatch" in getattr(test, "fixturenames", ()) for test in tests)
+    if replaced or not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

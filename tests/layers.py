@@ -30,7 +30,7 @@ STANDALONE: dict[str, set[str]] = {
 
 # Modules of other rooms that a room may import, where it may not import the whole room.
 DOORS: dict[tuple[str, str], set[str]] = {
-    ("analysis", "runs"): {f"kinetics_jax.runs.{name}" for name in ("folder", "cut_grades", "records")},
+    ("analysis", "runs"): {f"kinetics_jax.runs.{name}" for name in ("folder", "cut_grades", "records", "truncation")},
     ("report", "runs"): {"kinetics_jax.runs.folder"},
 }
 

@@ -47,7 +47,9 @@ def test_matmul_parameters():
      ("Qwen2.5-3B-Instruct", 3_085_938_688, 36_864), ("Qwen2.5-7B-Instruct", 7_615_616_512, 57_344),
      ("DeepSeek-R1-Distill-Qwen-1.5B", 1_777_088_000, 28_672), ("DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, 57_344),
      ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14_770_033_664, 196_608),
-     ("DeepSeek-R1-Distill-Qwen-32B", 32_763_876_352, 262_144), ("Qwen2.5-72B-Instruct", 72_706_203_648, 327_680)],
+     ("DeepSeek-R1-Distill-Qwen-32B", 32_763_876_352, 262_144), ("Qwen2.5-72B-Instruct", 72_706_203_648, 327_680),
+     ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 8_030_261_248, 131_072),
+     ("R1-Distill-Llama-70B", 70_553_706_496, 327_680)],
 )  # fmt: skip
 def test_parameter_counts_of_other_families(name, parameters, kv_bytes):
     """As their model cards count them, biases included."""
@@ -237,6 +239,14 @@ def test_files_that_are_no_config(tmp_path):
         ModelConfig.from_hf(tmp_path)
     with pytest.raises(ConfigError, match=r"did you mean Qwen/Qwen3-1\.7B"):
         ModelConfig.named("Qwen/Qwen3-1.8B")
+    with pytest.raises(ConfigError, match="did you mean deepseek-ai/DeepSeek-R1-Distill-Llama-8B"):
+        ModelConfig.named("DeepSeek-R1-Distil-Llama-8B")
+
+
+def test_a_published_name_in_any_case_and_without_its_organisation():
+    full = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    for name in (full, full.lower(), full.partition("/")[2], "r1-distill-qwen-1.5b"):
+        assert ModelConfig.named(name).name == full
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *PUBLISHED_OTHERS])

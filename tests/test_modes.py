@@ -77,12 +77,18 @@ def test_decode_ops_keep_their_dtypes():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 8), (2, 6, 4, 8), (2, 6, 4, 8)))
     table, lengths = np.array([[0, 1, 2], [3, 4, 5]]), np.array([10, 7])
-    k, v, summaries = kernels.append_kv(k, v, k.mean(axis=2), q[:, :2], q[:, 2:], table, lengths)
-    out, lse = kernels.block_topk_decode(q, k, v, summaries, table, lengths, pages=3)
-    logits = kernels.token_logits(q, k, table, lengths)
-    mask = kernels.token_topk_mask(logits, lengths, num_kv_heads=2, tokens=100)
-    masked, masked_lse = kernels.masked_decode(logits, mask, v, table, lengths)
-    merged, merged_lse = kernels.merge_partials(jnp.stack([out, out]), jnp.stack([lse, lse]))
+
+    @jax.jit  # types are decided while it is traced
+    def everything(q, k, v):
+        k, v, summaries = kernels.append_kv(k, v, k.mean(axis=2), q[:, :2], q[:, 2:], table, lengths)
+        out, lse = kernels.block_topk_decode(q, k, v, summaries, table, lengths, pages=3)
+        logits = kernels.token_logits(q, k, table, lengths)
+        mask = kernels.token_topk_mask(logits, lengths, num_kv_heads=2, tokens=100)
+        masked, masked_lse = kernels.masked_decode(logits, mask, v, table, lengths)
+        merged, merged_lse = kernels.merge_partials(jnp.stack([out, out]), jnp.stack([lse, lse]))
+        return k, v, summaries, out, lse, logits, masked, masked_lse, merged, merged_lse
+
+    k, v, summaries, out, lse, logits, masked, masked_lse, merged, merged_lse = everything(q, k, v)
     for array in (k, v, summaries, out, lse, logits, masked, masked_lse, merged, merged_lse):
         assert array.dtype == jnp.float32
     np.testing.assert_allclose(out, masked, rtol=1e-5, atol=1e-6)
@@ -103,13 +109,14 @@ def test_gradients_of_the_forward_under_jit(kind, time, request):
         return -jnp.mean(jax.nn.log_softmax(logits)[0, jnp.arange(time - 1), tokens[0, 1:]])
 
     gradient = jax.jit(jax.grad(loss))(model.weights)
-    keys = iter(jax.random.split(jax.random.key(0), 1000))
-    direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape, x.dtype) * x, model.weights)
-    inner = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b), gradient, direction)))
-    forward = jax.jvp(loss, (model.weights,), (direction,))[1]
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(np.asarray, model.weights)
+    direction = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype) * x, weights)
+    inner = sum(jax.tree.leaves(jax.tree.map(lambda a, b: np.vdot(a, b), gradient, direction)))
+    forward = jax.jvp(loss, (weights,), (direction,))[1]
     np.testing.assert_allclose(inner, forward, rtol=1e-3)
-    step = 1e-4  # small: a mixture's router jumps from one expert to another
-    moved = [jax.tree.map(lambda x, d, s=sign: x + s * step * d, model.weights, direction) for sign in (1, -1)]
+    step = np.float32(1e-4)  # small: a mixture's router jumps from one expert to another
+    moved = [jax.tree.map(lambda x, d, s=sign: x + s * step * d, weights, direction) for sign in (1, -1)]
     np.testing.assert_allclose(inner, (loss(moved[0]) - loss(moved[1])) / (2 * step), rtol=0.05, atol=1e-3)
 
 

@@ -6,8 +6,8 @@
 The ablation of the paper: eFLOPs as the sum of computation and memory (equation 4), and as the larger of the two, as if
 they overlapped in full (a roofline); there sparse attention still gains 52.8 points or 15.71 times (Best-of-N), 69.4
 points or 19.64 times (Long-CoT). As figure 1b, what the best model achieves: (a, b) over N, (c, d) over the cap on
-tokens. Costs are means over the samples, and of two means the larger is taken. Bands and brackets: 95 % from redrawing
-problems. The caption was not available.
+tokens. Gains are stated as in figure 1b. Costs are means over the samples, and of two means the larger is taken. Bands
+and brackets: 95 % from redrawing problems. The caption was not available.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from paper_figures.common import Table, cost_ticks, panels, pools_and_costs, run, title, trace_parser, unit, write
 from paper_figures.frontiers import Choice, best_of_n, long_cot
-from paper_figures.sparse_gain import KINDS, arrows, gain, sparse_and_dense, sparse_members
+from paper_figures.sparse_gain import KINDS, arrows, gain, gain_flag, sparse_and_dense, sparse_members
 
 from kinetics_jax.report.figure_style import LIGHT_COLOURS, SMALL, plain, style_for
 
@@ -46,7 +47,7 @@ def draw(table: Table, gains: Table, *, width: float) -> Figure:
         axes.set(xlabel=f"Cost per problem ({prefix}eFLOPs)", ylabel=ylabel)
         cost_ticks(axes)
         gain_here = gains[(gains["strategy"] == strategy) & (gains["law"] == law)].iloc[0].to_dict()
-        arrows(axes, rows, gain_here, scale)
+        arrows(axes, gain_here, scale)
         plain(axes, style)
         title(axes, f"({letter}) {strategy}, {LAWS[law]}")
     all_axes[0].legend(fontsize=SMALL, frameon=False, loc="lower right", handlelength=3)
@@ -59,9 +60,10 @@ def script(arguments: argparse.Namespace) -> None:
     for strategy, make in STRATEGIES.items():
         splits = make(pools, Choice(arguments.in_sample, arguments.fixed), costs)
         for law in LAWS:
-            table, solved = sparse_and_dense(splits, law, sparse_members(splits, arguments.sparse))
+            table, sides = sparse_and_dense(splits, law, sparse_members(splits, arguments.sparse))
             tables.append(table.assign(strategy=strategy))
-            gains.append({"strategy": strategy, "law": law, **gain(table, solved)})
+            gains_here = gain(np.unique(table["budget"]), sides, unaffordable_as_zero=arguments.paper_gain)
+            gains.append({"strategy": strategy, "law": law, **gains_here})
     table, all_gains = pd.concat(tables, ignore_index=True), pd.DataFrame(gains)
     write(arguments, "figure_14", draw(table, all_gains, width=arguments.width), {"frontier": table, "gain": all_gains})
 
@@ -69,6 +71,7 @@ def script(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     made = trace_parser(__doc__)
     made.add_argument("--sparse", metavar="KIND", help="block_topk, token_topk, … (default: all that are not dense)")
+    gain_flag(made)
     run(script, made, argv)
 
 

@@ -4,9 +4,8 @@
     python experiments/figures/figure_7.py RUN... --in-sample --convention upstream --hardware b200-fp8
 
 Within a cost every problem gets the best cap on tokens and KV budget of one model; shown are means over the problems,
-against what is paid. The statement: as cost grows, generate more rather than attend to more. The fits of the paper for
-8B, x in Tera-eFLOPs: tokens 91.68 x^0.80, budget 81.77 x^0.25 - 212 (AIME24), 213.58 x^0.74 and 140.92 x^0.17 - 212
-(AIME25), 22.08 x^0.92 and 161.83 x^0.19 - 212 (LiveCodeBench). Here: power laws (--offset: and a constant), over the
+against what is paid. The paper's statement: as cost grows, generate more rather than attend to more. Its published fits
+are those of Best-of-N (figure 6); none of Long-CoT was available. Here: power laws (--offset: and a constant), over the
 costs that every problem affords and at which accuracy still grows (full dots), exponents with 95 % intervals from
 redrawing problems. The paper's caption was not available.
 """

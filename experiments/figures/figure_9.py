@@ -128,7 +128,7 @@ def script(arguments: argparse.Namespace) -> None:
     tables = {"cost": cost_table(model, chip=arguments.hardware, **how)}
     accuracy: Table = None
     if arguments.runs:
-        accuracy = accuracy_table(budget_ablation(read_runs(arguments.runs, arguments.tokenizer)))
+        accuracy = accuracy_table(budget_ablation(read_runs(arguments)))
         if accuracy["model"].nunique() > 1 or not (accuracy["kind"] == "block_topk").any():
             raise UserError("figure 9 wants runs of one model, block top-k among them")
         tables["accuracy"] = accuracy

@@ -53,6 +53,7 @@ POPULATIONS: dict[str, Rates] = {
     "5 % solved outright, the rest Beta(2, 8)": except_for(0.05, 1, beta(2, 8)),
     "narrow, Beta(20, 20)": beta(20, 20),
     "narrow and easy, Beta(12, 2)": beta(12, 2),
+    "10 % fail outright, the rest 0.9": except_for(0.1, 0, always(0.9)),
 }
 # Problems about equally hard: redrawing is enough, and a problem of another kind is what a sceptic adds.
 ALIKE = ("easy, Beta(8, 2)", "narrow, Beta(20, 20)", "narrow and easy, Beta(12, 2)")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from kinetics_jax.analysis.certainty import LEVEL, accuracy_draws, compare, may_be_quickest
+from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose
 from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
@@ -92,8 +92,6 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     if runner_up is not None:
         rival = position[runner_up]
         sure = "surely so" if compared.surely_less(rival, position[chosen]) else "not surely so"
-        if sure == "not surely so" and not compared.may_be_best[rival]:
-            sure += f", but surely not the best ({LEVEL:.0%})"
         why[runner_up] = _why_not(options, chosen, runner_up, sure)
     if beyond is not None:
         why[beyond] = _why_beyond(options, beyond, limit)

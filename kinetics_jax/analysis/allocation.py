@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
-from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two, rounded_accuracy
+from kinetics_jax.analysis.defaults import rounded_accuracy, trials_of_halves
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
@@ -124,8 +124,9 @@ def honest_allocation(
     there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference;
     `batch_rule` (`batching.Rule`); `undecided` samples (and `dropped`).
 
-    `options` are those of `grid.grid`; N goes up to half of the samples. `on_progress` is called with (halvings done,
-    all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves` do.
+    `options` are those of `grid.grid`; N goes up to half of each pool's own samples. `on_progress` is called with
+    (halvings done, all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves`
+    do.
     """
     import pandas as pd
 
@@ -136,7 +137,7 @@ def honest_allocation(
     shape = len(limits), len(pools[0].problems)
     unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
     if options.get("trials") is None:
-        options["trials"] = powers_of_two(min(map(fewest_graded, pools)) // 2)
+        options["trials"] = trials_of_halves(pools)
     rule_of_batch = ""
     for split in range(splits):
         one, two = (grid(half, **options) for half in split_in_halves(pools, seed + split))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,12 @@ def fewest_graded(pool: Pool) -> int:
 def default_trials(pool: Pool) -> list[int]:
     """Powers of two up to the fewest graded samples of a problem."""
     return powers_of_two(fewest_graded(pool))
+
+
+def trials_of_halves(pools: Sequence[Pool]) -> Callable[[Pool], list[int]]:
+    """Of every pool, powers of two up to half of its fewest graded samples, for both of its halves alike."""
+    counts = {(pool.model, str(pool.attention)): powers_of_two(fewest_graded(pool) // 2) for pool in pools}
+    return lambda half: counts[half.model, str(half.attention)]
 
 
 def max_sample_tokens(pool: Pool) -> int:

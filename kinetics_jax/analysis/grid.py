@@ -111,7 +111,7 @@ class Grid:
 def grid(
     pools: Sequence[Pool],
     *,
-    trials: Sequence[int] | None = None,
+    trials: Sequence[int] | Callable[[Pool], Sequence[int]] | None = None,
     caps: Sequence[int] | None = None,
     convention: str = "traffic",
     hardware: str | Hardware | None = None,
@@ -124,7 +124,9 @@ def grid(
 ) -> Grid:
     """All of (pool, N, cap), pools as made by `samples.pooled`; pools slowest, then caps, then N.
 
-    `trials` defaults, pool by pool, to `defaults.default_trials`. `caps` defaults to no cap but the pool's own limit,
+    `trials` are the numbers of samples N of every pool, or of each by a function; by default as many as a pool's own
+    samples allow, `defaults.default_trials`: a pool of few samples limits no other.
+    `caps` defaults to no cap but the pool's own limit,
     `defaults.max_sample_tokens`; caps above that are lowered to it. Under a cap a sample has the grade of its cut text
     where the pool has it; else it is right when it is right and ends within the cap. Dropped samples count for lengths
     and cost alone. Costs are those of `cost.best_of_n_cost`; the other arguments are those of `pricing.Pricing`, which
@@ -159,7 +161,7 @@ def grid(
         config = pool.priced()
         most = max_sample_tokens(pool)
         of_pool = np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
-        counts = np.array(default_trials(pool) if trials is None else trials)
+        counts = np.array(default_trials(pool) if trials is None else trials(pool) if callable(trials) else trials)
         accuracy = _accuracy(pool, of_pool, counts)
         side_by_side = batches(pool, pricing, of_pool)
         spent = _costs(pool, of_pool, counts, pricing, side_by_side)

@@ -3,25 +3,28 @@
 Line 1 says what the run was: `attn_local`, `attn_topk`, `attn_block_topk`, `attn_block_size`. Every other line is a
 sample: `query`; `choices` or `choice`, the known answer (a text, or a list of one); `prediction`, the model's text or a
 list of one; `score`, 0 or 100. Nothing says which of a question's samples it is, what the model was called, or how many
-tokens it generated: questions are told apart by their text, samples by their place in the file, the model by the file's
-name where that has one, and tokens are counted anew.
+tokens it generated: questions are told apart by their text, samples by their place in the file, the model and the task
+by the file's name where that has them (aime24_qwen3-1-7b_local0.jsonl), and tokens are counted anew, unless the grades
+of its cut texts stand beside it (trace_cuts.py), which record them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile
+from kinetics_jax.analysis.trace_cuts import read_cut_texts
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
-from kinetics_jax.config import PUBLISHED
+from kinetics_jax.config import PUBLISHED, published_names
 from kinetics_jax.errors import shown, spelled
 from kinetics_jax.runs.records import MAX_TOKENS, NAME, TEXT, misfits, whole
 from kinetics_jax.tokenizer import read_tokenizer
@@ -45,20 +48,38 @@ def is_paper_trace(first: Sequence[Mapping[str, Any]]) -> bool:
     return any({"query", "prediction", "score"} <= record.keys() for record in first)
 
 
-def read_paper_trace(
-    path: Path,
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    model: str | None = None,
-    attention: AttentionPolicy | None = None,
-    tokenizer: Any = None,
-) -> RunData:
-    """A file's samples; `rows` are its records, each with its place ("line 7"). For the rest see `readers.read_all`.
-
-    `output_tokens` are those of the prediction, without an end token that it does not spell; `prompt_tokens` those of
-    the question and the 80 that the paper's code puts around it. Both are None without a tokenizer. Raises SamplesError
-    naming file and line.
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A file's first line, and of its samples, in order, one entry each: where it stands ("line 7"), the question, the
+    known answer, the text, and the grade.
     """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    places: Sequence[str]
+    questions: Sequence[str]
+    answers: Sequence[str]
+    texts: Sequence[str]
+    correct: Sequence[bool | None]
+
+    @property
+    def model(self) -> str | None:
+        """As the first line or the file's name says it."""
+        return self.metadata.get("model") or _named(self.path)[1]
+
+    @property
+    def attention(self) -> AttentionPolicy | None:
+        """As the first line says it; None for nothing. Raises SamplesError for one that has no counterpart here."""
+        return _policy(self.path, self.metadata)
+
+    @property
+    def task(self) -> str:
+        """As the first line or the file's name says it; empty for nothing."""
+        return str(self.metadata.get("task") or _named(self.path)[0])
+
+
+def parse_trace(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Trace:
+    """A file's records, each with its place ("line 7"). Raises SamplesError naming file and line."""
     metadata: Mapping[str, Any] = {}
     if "query" not in rows[0][1]:
         (_, metadata), *rows = rows
@@ -66,35 +87,60 @@ def read_paper_trace(
         raise SamplesError(f"{path}: holds no samples")
     if fault := misfits(metadata, METADATA, all_needed=False):
         raise SamplesError(f"{path}, line 1: {fault}")
-    policy = reconcile(path, "attention", _policy(path, metadata), attention)
+    places = [where for where, _ in rows]
+    questions, answers, texts, correct = zip(*(_sample(path, where, fields) for where, fields in rows), strict=True)
+    known: dict[str, tuple[str, str]] = {}
+    for where, question, answer in zip(places, questions, answers, strict=True):
+        if known.setdefault(question_id(question), (question, answer)) != (question, answer):
+            raise SamplesError(f"{path}, {where}: the same question has another known answer further up")
+    return Trace(path, metadata, places, questions, answers, texts, correct)
+
+
+def read_paper_trace(
+    path: Path,
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    model: str | None = None,
+    attention: AttentionPolicy | None = None,
+    tokenizer: Any = None,
+    bare_questions: bool = False,
+) -> RunData:
+    """A file's samples; `rows` are its records, each with its place ("line 7"). For the rest see `readers.read_all`.
+
+    `output_tokens` are those of the prediction, without an end token that it does not spell; `prompt_tokens` those of
+    the question and, unless `bare_questions`, the 80 that the paper's code puts around it. Without a tokenizer both are
+    those recorded with the grades of cut texts, or None. Raises SamplesError naming file and line.
+    """
+    trace = parse_trace(path, rows)
+    policy = reconcile(path, "attention", trace.attention, attention)
     if policy is None:
         raise SamplesError(f"{path}: does not say its attention (its first line has no attn_local …); name it")
-    name = reconcile(path, "model", metadata.get("model") or _model(path), model)
+    name = reconcile(path, "model", trace.model, model)
     if name is None:
         raise SamplesError(f"{path}: neither its first line nor its name says which model it is of; name the model")
-    questions, answers, texts, correct = zip(*(_sample(path, where, fields) for where, fields in rows), strict=True)
-    asked: dict[str, tuple[str, str]] = {}
-    for (where, _), question, answer in zip(rows, questions, answers, strict=True):
-        if asked.setdefault(_id(question), (question, answer)) != (question, answer):
-            raise SamplesError(f"{path}, {where}: the same question has another known answer further up")
-    lengths = prompts = [None] * len(texts)
+    counts = None
     if tokenizer is not None:
-        count = _counter(tokenizer)
-        lengths = count(texts)
-        distinct = list(dict.fromkeys(questions))
+        count = token_counter(tokenizer)
+        distinct = list(dict.fromkeys(trace.questions))
         by_question = dict(zip(distinct, count(distinct), strict=True))
-        prompts = [by_question[question] + PROMPT_AROUND_QUESTION for question in questions]
+        counts = count(trace.texts), [by_question[question] for question in trace.questions]
+    grades = read_cut_texts(trace, counts)
+    lengths, of_questions = counts or (grades.counts if grades else None) or ([None] * len(trace.texts),) * 2
+    around = 0 if bare_questions else PROMPT_AROUND_QUESTION
+    ids = [question_id(question) for question in trace.questions]
     return RunData(
         model=name,
         attention=policy,
         config=None,
-        problem=[_id(question) for question in questions],
-        sample=[(str(path.resolve()), i) for i in range(len(texts))],
-        prompt_tokens=prompts,
+        problem=ids,
+        sample=[(str(path.resolve()), i) for i in range(len(ids))],
+        prompt_tokens=[None if tokens is None else tokens + around for tokens in of_questions],
         output_tokens=lengths,
-        correct=list(correct),
-        task=str(metadata.get("task") or ""),
-        asked=asked,
+        correct=list(trace.correct),
+        task=trace.task,
+        asked=dict(zip(ids, zip(trace.questions, trace.answers, strict=True), strict=True)),
+        caps=grades.caps if grades else (),
+        correct_within=grades.within(trace.correct) if grades else (),
     )
 
 
@@ -152,14 +198,23 @@ def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
     return SlidingWindow(budget=SINK_TOKENS + local, sink_tokens=SINK_TOKENS)
 
 
-def _model(path: Path) -> str | None:
-    """A published model that the file's name spells as the paper's files do: aime24_qwen3-1-7b_local0.jsonl."""
-    named = {size.lower().replace(".", "-"): f"Qwen/Qwen3-{size}" for size in PUBLISHED}
-    spelled = re.search(r"qwen3[-_]([0-9a-z.-]+?)(?=_|$)", path.stem.lower())
-    return named.get(spelled[1].replace(".", "-")) if spelled else None
+def _named(path: Path) -> tuple[str, str | None]:
+    """The task and the published model that a file's name spells as the paper's do: aime24_qwen3-1-7b_local0.jsonl.
+
+    None for the model where it spells none; an empty task where nothing stands before the model but its organisation.
+    """
+    stem = path.stem.lower().replace(".", "-")
+    names = {name: model for name, model in published_names().items() if "/" not in name and name not in PUBLISHED}
+    for name in sorted(names, key=len, reverse=True):
+        spelled = re.sub("[-.]", "[-_]", name.lower())
+        if found := re.fullmatch(rf"(?:(?P<parts>.*?)(?:_|--)|(?P<part>[a-z]+[0-9]*)-)?{spelled}(?:_.*)?", stem):
+            before = re.split("_|--", found["parts"] or found["part"] or "")
+            organisation = names[name].partition("/")[0].lower()
+            return next((part for part in before if part != organisation), ""), names[name]
+    return "", None
 
 
-def _id(question: str) -> str:
+def question_id(question: str) -> str:
     """A question's id: its text where that is short, else its beginning and a hash of the whole."""
     text = " ".join(question.split())
     if len(text) <= MAX_ID:
@@ -167,7 +222,7 @@ def _id(question: str) -> str:
     return f"{text[:MAX_ID]}… {hashlib.blake2b(question.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
 
 
-def _counter(tokenizer: Any) -> Any:
+def token_counter(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
     """A function from texts to token counts; nothing is added before or after a text."""
     if isinstance(tokenizer, str | Path):
         tokenizer = read_tokenizer(tokenizer)

@@ -121,8 +121,13 @@ def _names(path: Path, header: Sequence[str], line: int | None = None) -> list[s
 
 
 def is_results(rows: Sequence[Row]) -> bool:
-    """Whether a table is one that this package wrote: accuracies with their intervals, not samples."""
-    return bool(rows) and {"accuracy", "low", "high"} <= rows[0][1].keys() and "correct" not in rows[0][1]
+    """Whether a table holds no samples but accuracies: with the intervals of this package, or with the coverage and
+    cost that the paper's code writes beside its traces.
+    """
+    names = rows[0][1].keys() if rows else set()
+    return "correct" not in names and any(
+        known <= names for known in ({"accuracy", "low", "high"}, {"coverage", "total_cost"})
+    )
 
 
 def read_table(path: Path, rows: Sequence[Row], model: str | None, attention: AttentionPolicy | None) -> list[RunData]:

@@ -40,6 +40,7 @@ def frontier(
     against: Literal["cost", "tokens"] = "cost",
     hardware: str = "h100",
     convention: str = "traffic",
+    bare_questions: bool = False,
     trials: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (),
     caps: Annotated[tuple[int, ...], tyro.conf.arg(metavar="TOKENS …")] = (),
     batch: Annotated[str | None, tyro.conf.arg(metavar="fit|N|none")] = None,
@@ -72,7 +73,9 @@ def frontier(
         against: What accuracy is set against: cost, or generated tokens, which needs no architecture and no prompts.
         hardware: Chip, or a .json profile, whose FLOP/byte ratio prices memory traffic.
         convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
-        trials: Numbers of samples N; default: powers of two.
+        bare_questions: Prompts of the paper's traces without the 80 tokens around a question, as its code prices
+            long chains of thought (with --convention upstream).
+        trials: Numbers of samples N; default: powers of two, up to each configuration's own samples.
         caps: Tokens of a sample at most, one or more caps; default: the runs' own.
         batch: Sequences that decode side by side and share the reads of the weights: fit (as many as the hardware holds
             on average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
@@ -107,6 +110,10 @@ def frontier(
     require_ending(report, "the report", ".html")
     require_outputs(csv, figure, report)
     unsaid.check()
+    require(
+        not bare_questions or convention == "upstream",
+        "--bare-questions is what the published code does: it goes with --convention upstream",
+    )
     for flag, values, most in (("--trials", trials, MAX_SAMPLES), ("--caps", caps, MAX_CAP)):
         for value in values:
             require_between(flag, value, 1, most)
@@ -138,9 +145,9 @@ def frontier(
     )
     require(not figure or allocate != "adaptive", "--allocate adaptive draws no figure; take --csv or --json")
     require(
-        not report or not (caps or shared_prompt or unsaid.given),
-        "--report is of run folders as they are: leave out --caps, --shared-prompt, --model, --attention, --config, "
-        "--tokenizer, --prompt-tokens",
+        not report or not (caps or shared_prompt or bare_questions or unsaid.given),
+        "--report is of run folders as they are: leave out --caps, --shared-prompt, --bare-questions, --model, "
+        "--attention, --config, --tokenizer, --prompt-tokens",
     )
     require_between("--chips", chips, 1, MAX_CHIPS)
     options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
@@ -150,7 +157,7 @@ def frontier(
     if report:
         table = _report(report, runs, options | {"undecided": unsaid.undecided})
     else:
-        samples = unsaid.read(runs)
+        samples = unsaid.read(runs, bare_questions=bare_questions)
         data = pooled(samples, undecided=unsaid.undecided)
         for line in ending_lines(samples):
             say(line)

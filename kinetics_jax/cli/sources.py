@@ -51,7 +51,7 @@ class Unsaid:
         """Whether any flag says what a run folder says itself."""
         return bool(self.model or self.attention or self.config or self.tokenizer or self.prompt_tokens)
 
-    def read(self, paths: tuple[Path, ...]) -> list[RunData]:
+    def read(self, paths: tuple[Path, ...], *, bare_questions: bool = False) -> list[RunData]:
         """The samples of all sources; see `readers.read_all`."""
         from kinetics_jax.analysis.readers import read_all
 
@@ -62,6 +62,7 @@ class Unsaid:
             config=self._configs(),
             tokenizer=self.tokenizer,
             prompt_tokens=self.prompt_tokens,
+            bare_questions=bare_questions,
         )
 
     def _configs(self) -> ModelConfig | dict[str, ModelConfig] | None:

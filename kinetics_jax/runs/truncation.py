@@ -78,11 +78,7 @@ def grade_cuts(
     stay undecided, with a warning, under `skip_unreadable`.
     """
     run = read_run(path)
-    wanted = sorted({int(cap) for cap in caps})
-    if not wanted or not all(map(CAP.holds, wanted)) or any(cap != int(cap) for cap in caps):
-        raise TraceError(f"{path}: caps must be whole numbers of tokens in 1 … {MAX_TOKENS}, got {spelled(list(caps))}")
-    if workers is not None and not 1 <= workers <= MAX_WORKERS:
-        raise TraceError(f"workers must be in 1 … {MAX_WORKERS}, got {workers}")
+    wanted = wanted_caps(path, caps, workers)
     task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
@@ -91,19 +87,27 @@ def grade_cuts(
         task, {name: problem["answer"] for name, problem in run.problems.items()}, skip=skip_unreadable
     )
     file = run_tokenizer(run, tokenizer)
-    maker = {"schema": SCHEMA, "grader": grader_fingerprint(task), "tokenizer": _file_digest(file)}
-    with _locked(run.path / NAME) as target:
+    maker = {"schema": SCHEMA, "grader": grader_fingerprint(task), "tokenizer": file_digest(file)}
+    with locked(run.path / NAME) as target:
         done = _begin(run, target, maker, wanted)
         cuts = list(_missing(run, wanted, done, left_out))
         on_progress(0, len(cuts))
-        processes = workers or (1 if task == BUILTIN else os.cpu_count() or 1)
-        graded = _in_processes if processes > 1 and len(cuts) > 1 else _here
-        for count, lines in enumerate(graded(cuts, task, file, min(processes, len(cuts))), start=1):
+        for count, lines in enumerate(grade_each(_graded, cuts, task, file, workers), start=1):
             require_same(target, run.path / NAME)
-            _append(target, lines)
+            append_records(target, lines)
             on_progress(count, len(cuts))
         require_same(target, run.path / NAME)
     return run
+
+
+def wanted_caps(path: str | Path, caps: Sequence[int], workers: int | None) -> list[int]:
+    """Caps in ascending order. Raises TraceError for caps, or a number of processes, that cannot be."""
+    wanted = sorted({int(cap) for cap in caps})
+    if not wanted or not all(map(CAP.holds, wanted)) or any(cap != int(cap) for cap in caps):
+        raise TraceError(f"{path}: caps must be whole numbers of tokens in 1 … {MAX_TOKENS}, got {spelled(list(caps))}")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise TraceError(f"workers must be in 1 … {MAX_WORKERS}, got {workers}")
+    return wanted
 
 
 def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
@@ -111,9 +115,16 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
 
     Raises CheckpointError if it cannot be found.
     """
+    return model_tokenizer(run.path, str(run.header.get("model")), given)
+
+
+def model_tokenizer(path: Path, model: str, given: str | Path | None = None) -> Path:
+    """The tokenizer.json given, or that of a model, built-in or from the hub; `path` is whose texts it made.
+
+    Raises CheckpointError if it cannot be found.
+    """
     if given is not None:
         return tokenizer_file(given)
-    model = str(run.header.get("model"))
     if model in builtin_models():
         return ASSETS / model / TOKENIZER
     if model.count("/") == 1:
@@ -121,7 +132,7 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
             return download_file(model, TOKENIZER)
         except HubError as error:
             raise CheckpointError(f"{error}; or name its tokenizer (--tokenizer)") from error
-    raise CheckpointError(f"{run.path}: no tokenizer is known for model {model!r}; name it (--tokenizer)")
+    raise CheckpointError(f"{path}: no tokenizer is known for model {model!r}; name it (--tokenizer)")
 
 
 def grader_fingerprint(task: str) -> str:
@@ -132,15 +143,19 @@ def grader_fingerprint(task: str) -> str:
     return code if task == BUILTIN else f"{code} math-verify {importlib.metadata.version('math-verify')}"
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     return hashlib.blake2b(read_regular(path, at_most=TOKENIZER_BYTES), digest_size=8).hexdigest()
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
+def locked(path: Path) -> Iterator[IO[bytes]]:
     """The file of grades, open for reading and appending, and held for this process alone."""
     require_regular(path)
-    with open(path, "a+b", buffering=0) as file:
+    try:
+        opened = open(path, "a+b", buffering=0)  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written ({error.strerror}); grade a copy in a folder that can") from error
+    with opened as file:
         try:
             lock_file(file)
         except BlockingIOError as error:
@@ -156,18 +171,18 @@ def _begin(run: Run, file: IO[bytes], maker: dict[str, Any], caps: list[int]) ->
         warnings.warn(f"{run.path / NAME}: made with another {what}; its samples are graded again", stacklevel=3)
     if earlier is None or earlier.maker != maker:
         file.truncate(0)
-        _append(file, [maker])
+        append_records(file, [maker])
         earlier = None
     else:
         file.truncate(os.fstat(file.fileno()).st_size - earlier.torn)
         if not earlier.ended:
             file.write(b"\n")
     if earlier is None or not set(caps) <= set(earlier.caps):
-        _append(file, [{"caps": caps}])
+        append_records(file, [{"caps": caps}])
     return set(earlier.grades) if earlier else set()
 
 
-def _append(file: IO[bytes], records: list[dict[str, Any]]) -> None:
+def append_records(file: IO[bytes], records: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     left = memoryview(encode_utf8(data))
     while left:
@@ -186,20 +201,37 @@ def _missing(
             yield Cut(key, sample_digest(run, record), tokens, record["text"], problem["prompt"], answer, left)
 
 
-def _here(cuts: list[Cut], task: str, tokenizer: Path, _: int) -> Iterator[list[dict[str, Any]]]:
+def grade_each(
+    grade: Callable[[Any, Tokenizer, Grader], Any],
+    items: Sequence[Any],
+    task: str,
+    tokenizer: Path,
+    workers: int | None = None,
+) -> Iterator[Any]:
+    """What `grade(item, tokenizer, grader)`, a function of a module, gives for every item, in the order that they end.
+
+    `workers` is the number of processes: by default one per CPU, or only this one for the built-in task, whose grading
+    is cheap. Raises TraceError if a process dies.
+    """
+    processes = min(workers or (1 if task == BUILTIN else os.cpu_count() or 1), len(items))
+    if processes > 1:
+        yield from _in_processes(grade, items, task, tokenizer, processes)
+        return
     decoder = read_tokenizer(tokenizer)
     with grader_for(task) as grader:
-        for cut in cuts:
-            yield _graded(cut, decoder, grader)
+        for item in items:
+            yield grade(item, decoder, grader)
 
 
-def _in_processes(cuts: list[Cut], task: str, tokenizer: Path, processes: int) -> Iterator[list[dict[str, Any]]]:
+def _in_processes(
+    grade: Callable[[Any, Tokenizer, Grader], Any], items: Sequence[Any], task: str, tokenizer: Path, processes: int
+) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")  # a fork would take locks of other threads along
     pool = concurrent.futures.ProcessPoolExecutor(
         processes, context, initializer=_start_worker, initargs=(task, str(tokenizer))
     )
     try:
-        jobs = [pool.submit(_in_worker, cut) for cut in cuts]
+        jobs = [pool.submit(_in_worker, grade, item) for item in items]
         for job in concurrent.futures.as_completed(jobs):
             yield job.result()
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -220,9 +252,9 @@ def _start_worker(task: str, tokenizer: str) -> None:
     multiprocessing.util.Finalize(held, held.close, exitpriority=1)  # ends the grader's own process
 
 
-def _in_worker(cut: Cut) -> list[dict[str, Any]]:
+def _in_worker(grade: Callable[[Any, Tokenizer, Grader], Any], item: Any) -> Any:
     assert _worker is not None
-    return _graded(cut, *_worker)
+    return grade(item, *_worker)
 
 
 def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, Any]]:

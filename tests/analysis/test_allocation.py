@@ -254,6 +254,13 @@ def test_halvings_are_counted_and_needed():
         honest_allocation(pools, [1e9], splits=0)
 
 
+def test_a_pool_of_few_samples_limits_no_other_in_an_honest_choice():
+    """A model with 4 samples is halved to N <= 2; another with 16 is chosen up to N = 8, and solves more so."""
+    few, many = coin_run(0, 0.0, model="1.7B", samples=4), coin_run(1, 0.3)
+    table = honest_allocation(pooled([few, many]), [1e9], splits=2).set_index("choice")
+    assert table.loc["for_all", "accuracy"] == pytest.approx(1 - 0.7**8, abs=0.05)
+
+
 def test_honest_under_caps_of_a_table_without_max_tokens():
     runs = [coin_run(i, 0.5, model=model, problems=6, samples=5) for i, model in enumerate(("0.6B", "1.7B"))]
     runs = [RunData(**{**vars(run), "settings": {}}) for run in runs]

@@ -64,6 +64,82 @@ def test_the_papers_files(tmp_path):
         pooled(read_all([first, first]))
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "model"),
+    [
+        ("aime24_qwen3-1-7b_local0", "aime24", "Qwen/Qwen3-1.7B"),
+        ("aime25_qwen3-30b-a3b_dense", "aime25", "Qwen/Qwen3-30B-A3B"),
+        ("aime25_deepseek-ai_DeepSeek-R1-Distill-Qwen-1.5B", "aime25", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+        ("deepseek-ai--DeepSeek-R1-Distill-Llama-70B", "", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
+        ("gsm8k_r1-distill-llama-8b_local0_topk128", "gsm8k", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
+        ("aime24-qwen3_8b", "aime24", "Qwen/Qwen3-8B"),
+        ("aime24_qwen3-8b-awq_dense", None, None),  # another model
+        ("aime24_deepseek-r1-0528-qwen3-8b", None, None),
+    ],
+)  # fmt: skip
+def test_a_files_name_says_task_and_model(tmp_path, name, task, model):
+    path = write_lines(tmp_path / f"{name}.jsonl", {"attn_local": None}, sample("?", 0))
+    if model is None:
+        with pytest.raises(SamplesError, match="says which model"):
+            read_samples(path)
+        return
+    run = read_samples(path)
+    assert (run.task, run.model, run.config) == (task, model, ModelConfig.named(model))
+
+
+def test_prompts_are_the_bare_question_where_asked(tmp_path):
+    path = write_lines(tmp_path / "aime24_qwen3-8b.jsonl", {"attn_local": None}, sample("What is one and two?", 0))
+    (run,) = read_all([path], tokenizer=tiny_tokenizer(), bare_questions=True)
+    assert run.prompt_tokens == [5]
+
+
+def published_layout(root, sets=("AIME24",)):
+    for task in sets:
+        for method, line in (("dense", {"attn_local": None}), ("topk", {"attn_local": 0, "attn_topk": 128})):
+            (root / task / method).mkdir(parents=True)
+            for size in ("0-6b", "8b"):
+                write_lines(root / task / method / f"{task.lower()}_qwen3-{size}.jsonl", line, sample(f"{task}?", 100))
+    return root
+
+
+def test_the_layout_of_the_published_traces(tmp_path):
+    """From the folder of a method, of a task, or of the one task that is there."""
+    root = published_layout(tmp_path / "traces")
+    (root / ".cache" / "old").mkdir(parents=True)
+    write_lines(root / ".cache" / "old" / "aime24_qwen3-4b.jsonl", {"attn_local": None}, sample("?", 0))
+    write_table(root / "AIME24" / "dense" / "aime24_qwen3-8b_ntrial_tradeoff.csv", [{"coverage": 1, "total_cost": 2}])
+    (root / "AIME24" / "notes").mkdir()
+    with pytest.warns(UserWarning, match="tradeoff.csv: a table of results"):
+        whole = read_all([root / "AIME24"])
+    with pytest.warns(UserWarning, match="tradeoff.csv: a table of results"):
+        above = read_all([root])
+    expected = {(f"Qwen/Qwen3-{size}", a) for size in ("0.6B", "8B") for a in ("dense", "token_topk:budget=128")}
+    assert {(run.model, str(run.attention)) for run in whole} == expected
+    assert len(whole) == len(above) == 4
+    assert {run.model for run in read_all([root / "AIME24" / "topk"])} == {"Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"}
+
+
+def test_what_a_directory_means_is_never_guessed(tmp_path):
+    root = published_layout(tmp_path / "traces", ["AIME24", "AIME25"])
+    with pytest.raises(SamplesError, match=r"traces: holds 2 sets of samples \(AIME24, AIME25\); name one"):
+        read_all([root])
+    write_lines(root / "AIME24" / "aime24_qwen3-4b.jsonl", {"attn_local": None}, sample("AIME24?", 0))
+    with pytest.warns(UserWarning, match="its folders dense, topk hold samples too, which are left out"):
+        assert [run.model for run in read_all([root / "AIME24"])] == ["Qwen/Qwen3-4B"]
+    (tmp_path / "a" / "b" / "c" / "d").mkdir(parents=True)
+    with pytest.raises(SamplesError, match="nor a directory of runs or sample files"):
+        read_all([tmp_path / "a"])
+
+
+def test_a_config_of_a_published_model_must_agree_with_it(tmp_path):
+    path = write_table(tmp_path / "t.csv", [row | {"model": "DeepSeek-R1-Distill-Llama-8B"} for row in ROWS])
+    shape = ModelConfig.named("R1-Distill-Llama-8B")
+    for given in (shape, {"R1-Distill-Llama-8B": shape}):
+        assert read_all([path], config=given)[0].config == shape
+    with pytest.raises(SamplesError, match="says num_layers 28, not 32 as the published model of that name has"):
+        read_all([path], config=dataclasses.replace(shape, num_layers=28))
+
+
 def test_without_a_tokenizer_tokens_are_missing(tmp_path):
     path = write_lines(tmp_path / "aime24_qwen3-8b_dense.jsonl", {"attn_local": None}, sample("?", 100))
     run = read_samples(path)

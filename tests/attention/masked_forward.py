@@ -15,6 +15,7 @@ from flax import nnx
 import kinetics_jax as kj
 from kinetics_jax.attention.policies.base import AttentionPolicy
 
+SHAPES = 32  # tokens
 RANDOM_BLOCKS = 0x52424C4B  # part of what fixes a sample's draws: not taken from the package
 
 
@@ -31,8 +32,11 @@ def masked_logits(
 ) -> np.ndarray:
     """Logits `[time, vocab]` of a forward without cache or tiles, dense in the prompt and sparse behind it.
 
-    `key` is the sample's: a position draws its random pages with that of the token it is about to give.
+    `key` is the sample's: a position draws its random pages with that of the token it is about to give. Texts are
+    padded to whole SHAPES behind their end, which no earlier position sees: operations are compiled once for each.
     """
+    end = len(tokens)
+    tokens = [*tokens, *[0] * (-end % SHAPES)]
 
     def draws(layer: int, position: int, head: int):
         def draw(page: int) -> float:
@@ -49,7 +53,7 @@ def masked_logits(
         group = q64.shape[1] // kv_heads
         mask = np.broadcast_to(np.tri(time, dtype=bool), (kv_heads, time, time)).copy()
         if policy and not policy.is_dense(layer):
-            for position in range(prompt, time):
+            for position in range(prompt, end):
                 for head in range(kv_heads):
                     query = q64[position, head * group : (head + 1) * group]
                     draw = draws(layer, position, head)
@@ -63,4 +67,4 @@ def masked_logits(
         return jnp.asarray(out[None], q.dtype), state
 
     model = nnx.merge(lm.graph, lm.weights)
-    return np.asarray(model.logits(model(jnp.asarray([tokens]), jnp.arange(len(tokens))[None], attend)[0]))[0]
+    return np.asarray(model.logits(model(jnp.asarray([tokens]), jnp.arange(len(tokens))[None], attend)[0]))[0, :end]

@@ -1,4 +1,8 @@
-"""The command line as users meet it: in processes of their own."""
+"""The command line as users meet it, mostly called in this process.
+
+In processes of their own: here one command of each way to end, and those of test_streams.py, test_interrupted_runs.py
+and test_demo.py.
+"""
 
 import json
 import subprocess
@@ -6,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from command_line import kinetics
 
 from kinetics_jax.assets import ASSETS, builtin_models
 from kinetics_jax.runs.folder import read_run
@@ -16,7 +21,8 @@ SMALLEST = builtin_models()[0]
 SPARSE = "block_topk:budget=32,page_size=2,dense_layers=none"
 
 
-def kinetics(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+def process(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "kinetics_jax", *map(str, arguments)],
         capture_output=True,
@@ -49,7 +55,7 @@ def test_doctor_lists_the_builtin_models_smallest_first():
         "why": "the jnp reference; no kernel is made for cpu",
     }
     assert {tuple(platforms) for platforms in machine["ops"].values()} == {("cpu", "cuda", "tpu")}
-    text = kinetics("doctor").stdout
+    text = process("doctor").stdout
     assert SMALLEST in text
     assert "paged_decode on cuda: triton (by heuristic for NVIDIA GPUs of compute capability 8.0 and newer" in text
     assert "paged_decode on tpu: mosaic_tpu (by heuristic for TPU v5e, v5p and v6e, not measured on such a" in text
@@ -165,6 +171,13 @@ def test_generate_prints_samples():
     assert [record["sample"] for record in records] == [0, 1]
     assert all(1 <= len(record["output_tokens"]) <= 8 for record in records)
     assert "tokens" in kinetics("generate", SMALLEST, "--prompt", question, "--max-tokens", 4).stdout
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    refused = process("sample", "no-such-model", "--out", tmp_path / "run", code=2)
+    assert refused.stderr.startswith("kinetics: ")
+    assert "nor a built-in model" in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

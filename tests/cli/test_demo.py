@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
 
 import pandas as pd
 import pytest
+from command_line import kinetics
 
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.cli import demo_grid
@@ -18,10 +20,19 @@ def no_bar(title: str):
     yield lambda progress: None
 
 
-@pytest.fixture
-def small_grid(monkeypatch):
+def small_grid(monkeypatch) -> None:
     grid = demo_grid.DemoGrid([builtin_models()[0]], budgets=(32,), problems=6, samples=2)
     monkeypatch.setattr(demo_grid, "demo_grid", lambda *, quick: grid)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A small demo as it ends."""
+    out = tmp_path_factory.mktemp("demo") / "a"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        small_grid(monkeypatch)
+        demo_grid.run_demo(out, quick=True, seed=0, bar=no_bar)
+    return out
 
 
 def contents(folder) -> dict[str, object]:
@@ -37,12 +48,11 @@ def contents(folder) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_grid")
-def test_a_seed_fixes_every_file(tmp_path):
-    table = demo_grid.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
-    demo_grid.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
+def test_a_seed_fixes_every_file(demo, tmp_path, monkeypatch):
+    small_grid(monkeypatch)
+    table = demo_grid.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
     demo_grid.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
-    first, second, other = (contents(tmp_path / name) for name in "abc")
+    first, second, other = contents(demo), contents(tmp_path / "b"), contents(tmp_path / "c")
     assert first == second
     assert first.keys() == other.keys()
     runs = [name for name in first if name.endswith("samples.jsonl")]
@@ -51,28 +61,29 @@ def test_a_seed_fixes_every_file(tmp_path):
     names = {f"{name}.{kind}" for name in ("frontier", "length", "budget") for kind in ("csv", "png")}
     assert {*names, "pass_at_k.png", "report.html"} == {name for name in first if "/" not in name}
     assert list(table["N"]) == [1, 2, 1, 2]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "frontier.csv"), table, check_exact=False)
-    budgets = pd.read_csv(tmp_path / "a" / "budget.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(demo / "frontier.csv"), table, check_exact=False)
+    budgets = pd.read_csv(demo / "budget.csv")
     assert list(budgets["kind"]) == ["dense", "block_topk"]
     assert list(budgets["accuracy"].round(9)) == list(table.loc[table["N"] == 1, "accuracy"].round(9))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_grid")
-def test_an_interrupted_demo_continues_to_the_same_files(tmp_path):
-    demo_grid.run_demo(tmp_path / "whole", quick=True, seed=0, bar=no_bar)
-    demo_grid.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
-    runs = sorted((tmp_path / "cut").glob("*/samples.jsonl"))
+def test_an_interrupted_demo_continues_to_the_same_files(demo, tmp_path, monkeypatch):
+    small_grid(monkeypatch)
+    cut = shutil.copytree(demo, tmp_path / "cut")
+    runs = sorted(cut.glob("*/samples.jsonl"))
     lines = runs[0].read_bytes().splitlines(keepends=True)
     runs[0].write_bytes(b"".join(lines[:5]))
-    (tmp_path / "cut" / "report.html").unlink()
-    demo_grid.run_demo(tmp_path / "cut", quick=True, seed=0, bar=no_bar)
+    (cut / "report.html").unlink()
+    done = kinetics("demo", "--quick", "--out", cut)
+    assert "on_frontier" in done.stdout
+    assert "tokens/s" in done.stderr
 
     def in_order(files):
         by_sample = lambda records: sorted(records, key=lambda r: (r["problem"], r["sample"]))  # noqa: E731
         return {name: by_sample(value) if isinstance(value, list) else value for name, value in files.items()}
 
-    assert in_order(contents(tmp_path / "cut")) == in_order(contents(tmp_path / "whole"))
+    assert in_order(contents(cut)) == in_order(contents(demo))
 
 
 def test_the_grid_runs_rivals_for_the_largest_model_only():
@@ -88,7 +99,7 @@ def test_the_grid_runs_rivals_for_the_largest_model_only():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quick_demo_as_a_user_runs_it(tmp_path):
     began = time.monotonic()
     command = [sys.executable, "-m", "kinetics_jax", "demo", "--quick", "--out", tmp_path]

@@ -46,6 +46,11 @@ def printed(capsys, *runs, **arguments):
     return pd.DataFrame(json.loads(capsys.readouterr().out))
 
 
+def test_bare_questions_go_with_the_published_convention(tables):
+    with pytest.raises(UserError, match=r"--bare-questions .* goes with --convention upstream"):
+        frontier((tables,), bare_questions=True)
+
+
 def test_every_configuration(tables, capsys, tmp_path):
     table = printed(capsys, tables, trials=(1, 4), caps=(1000, 4000), csv=tmp_path / "f.csv", figure=tmp_path / "f.png")
     expected = cost_frontier(read_all([tables]), trials=[1, 4], caps=[1000, 4000], hardware="h200")

@@ -12,6 +12,7 @@ from tiny import tiny_config, tiny_prompts, write_checkpoint
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache, write_prompt
 from kinetics_jax.attention.causal import prefill_attend
+from kinetics_jax.compile_cache import watch_compiles
 from kinetics_jax.engine import decoding as decoding_module
 from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.engine import Engine, Request
@@ -20,7 +21,9 @@ from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.settings import EngineSettings, RequestError
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
-POLICIES = [kj.Dense(), SPARSE, kj.BlockTopK(pages=4, page_size=4)]
+MIXED = kj.BlockTopK(pages=4, page_size=4)  # its first layers dense
+POLICIES = [kj.Dense(), SPARSE, MIXED]
+ALIKE = [kj.Dense(), SPARSE, pytest.param(MIXED, marks=pytest.mark.exhaustive)]  # random blocks here are mixed, too
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=40, seed=3)
 
 
@@ -72,7 +75,7 @@ def test_group_sizes_and_batch_shapes_agree(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("policy", ALIKE, ids=str)
 def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     prompts = tiny_prompts(12, first=3)
     requests = [Request(f"p{index}", prompt, range(3)) for index, prompt in enumerate(prompts)]
@@ -80,8 +83,7 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
     assert len(reference) == 36
     assert len({tuple(tokens) for tokens in reference.values()}) > 30
     assert stream(lm, requests[::-1], policy, slots=8) == reference
-    assert stream(lm, requests, policy, slots=8, chunk=5) == reference
-    assert stream(lm, requests, policy, slots=8, num_pages=40) == reference
+    assert stream(lm, requests, policy, slots=8, chunk=5, num_pages=40) == reference
     alone = stream(lm, [Request("p4", prompts[4], [2])], policy, slots=8)
     assert alone == {("p4", 2): reference["p4", 2]}
     order = np.random.default_rng(0).permutation(len(requests))
@@ -90,7 +92,7 @@ def test_samples_do_not_depend_on_order_refill_or_neighbours(lm, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [*POLICIES, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
+@pytest.mark.parametrize("policy", [*ALIKE, kj.RandomBlocks(pages=4, page_size=4)], ids=str)
 def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     """Samples preempted and continued, prompts prefilled twice, pages elsewhere: the same bits."""
     requests = [Request(f"p{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(6, first=9))]
@@ -110,25 +112,32 @@ def test_a_pool_that_runs_dry_changes_no_sample(lm, policy):
     assert outputs(tight.run(some)) == expected
 
 
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    config = tiny_config(max_position_embeddings=1024)
+    return kj.load(write_checkpoint(tmp_path_factory.mktemp("longer"), config, seed=5), dtype="float32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [kj.Dense(), kj.BlockTopK(pages=300, page_size=3)], ids=str)
-@pytest.mark.parametrize("length", [1, 255, 256, 257, 400, 511])
-def test_a_long_prompt_in_chunks_is_the_whole_one(tmp_path, policy, length):
+@pytest.mark.parametrize("lengths", [(1, 255, 256), (257, 400, 511)], ids=str)
+def test_a_long_prompt_in_chunks_is_the_whole_one(longer, policy, lengths):
     """Chunks of 256 tokens (258 at a page size of 3): every place of a last token, NaN in pages nobody holds."""
-    lm = kj.load(write_checkpoint(tmp_path, tiny_config(max_position_embeddings=1024), seed=5), dtype="float32")
-    prompt = tiny_prompts(1, first=length + 256)[0]
+    prompts = {length: tiny_prompts(1, first=length + 256)[0] for length in lengths}
+    prompts["short"] = prompts[lengths[0]][:5]
     greedy = kj.Sampling(temperature=0, max_tokens=8)
     settings = EngineSettings(slots=2, prefill_chunk=100)
-    engine = lm.engine(sampling=greedy, attention=policy, settings=settings)
-    decoding = begin(engine, [Request("long", prompt, [0]), Request("short", prompt[:5], [0])])
+    engine = longer.engine(sampling=greedy, attention=policy, settings=settings)
+    decoding = begin(engine, [Request(str(name), prompt, [0]) for name, prompt in prompts.items()])
     decoding.cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), decoding.cache)
     drawn = outputs(decoding.run())
-    for problem, start in (("long", prompt), ("short", prompt[:5])):
-        text = start + drawn[problem, 0]
+    assert len(drawn) == 4
+    for name, start in prompts.items():
+        text = start + drawn[str(name), 0]
         padded = np.zeros((1, 1024), np.int32)
         padded[0, : len(text)] = text
-        chain = np.asarray(lm.logits(padded))[0].argmax(-1)[len(start) - 1 : len(text) - 1]
-        assert drawn[problem, 0] == chain.tolist()
+        chain = np.asarray(longer.logits(padded))[0].argmax(-1)[len(start) - 1 : len(text) - 1]
+        assert drawn[str(name), 0] == chain.tolist()
 
 
 @pytest.mark.slow
@@ -145,16 +154,10 @@ def test_steady_state_compiles_nothing(lm):
     """After one run, other prompts, seeds, lengths, chunks of time and refills reuse the same three programs."""
     requests = [Request(f"p{i}", prompt, range(2)) for i, prompt in enumerate(tiny_prompts(30, first=1))]
     stream(lm, requests, SPARSE, slots=4)
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
-        others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(26, seed=9, first=1))]
+    others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(26, seed=9, first=1))]
+    with watch_compiles() as compiled:
         stream(lm, others, SPARSE, dataclasses.replace(HOT, seed=11), slots=4)
-        assert compiled == []
-    finally:
-        jax.monitoring.clear_event_listeners()
+    assert compiled.programs == []
 
 
 @pytest.mark.slow
@@ -230,13 +233,16 @@ def test_prefill_ignores_what_lies_beyond_the_prompt(lm):
     """Other padding tokens give the same logits and the same cache where it counts."""
     from flax import nnx
 
+    @jax.jit
+    def forward(weights, tokens, cache):
+        attend = prefill_attend(jnp.array([4, 1, 0, -1]), jnp.int32(10))
+        return nnx.merge(lm.graph, weights)(tokens, jnp.arange(16)[None], attend, cache)
+
     def run(padding: int):
         tokens = np.full((1, 16), padding, np.int32)
         tokens[0, :10] = np.arange(10, 20)
         cache = PagedCache.create(lm.config, num_pages=6, page_size=4, dtype=jnp.float32)
-        model = nnx.merge(lm.graph, lm.weights)
-        attend = prefill_attend(jnp.array([4, 1, 0, -1]), jnp.int32(10))
-        hidden, cache = model(jnp.asarray(tokens), jnp.arange(16)[None], attend, cache)
+        hidden, cache = forward(lm.weights, tokens, cache)
         return np.asarray(hidden)[0, :10], np.asarray(cache.k[1])
 
     (first, pool), (second, other_pool) = run(0), run(77)

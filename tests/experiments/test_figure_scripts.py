@@ -16,8 +16,11 @@ import figure_14
 import numpy as np
 import pandas as pd
 import pytest
-from paper_figures import frontiers, tradeoff
+from paper_figures import frontiers, sparse_gain, tradeoff
 
+from kinetics_jax.analysis import grid
+from kinetics_jax.analysis.readers import read_all
+from kinetics_jax.analysis.samples import pooled
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import hardware
@@ -36,7 +39,7 @@ def test_figure_3_attention_outweighs_parameters(tmp_path, capsys):
     assert "figure_3_ratio.csv" in capsys.readouterr().out
     assert is_figure(tmp_path / "figure_3.png")
     ratio = pd.read_csv(tmp_path / "figure_3_ratio.csv")
-    assert list(ratio.columns) == ["model", "parameters", "output_tokens", "phi"]
+    assert list(ratio.columns) == ["model", "parameters", "output_tokens", "phi", "weights"]
     for _, rows in ratio.groupby("model"):
         assert (np.diff(rows["phi"]) > 0).all()
     at = ratio[ratio["output_tokens"] == 4096].sort_values(by="parameters")
@@ -122,7 +125,7 @@ def test_figure_1a_in_sample_envelopes_are_monotone(samples, tmp_path, strategy)
     assert (kinetics["eflops"] <= kinetics["budget"] * (1 + 1e-9)).all()
     assert (table["flops"] < table["eflops"]).all()
     ratio = pd.read_csv(tmp_path / "figure_1a_ratio.csv")
-    assert list(ratio.columns) == ["accuracy", "ratio", "low", "high", "previous", "kinetics", "larger"]
+    assert list(ratio.columns) == ["accuracy", "ratio", "low", "high", "previous", "kinetics", "larger", "weights"]
     assert ratio["larger"].between(0, 1).all()
     assert (ratio["low"] <= ratio["high"]).all()
     by_flops = list(table[table["law"] == "FLOPs"]["model"])
@@ -145,7 +148,7 @@ def test_choosing_on_the_scored_samples_flatters(samples, tmp_path):
 
 
 def test_figure_1b_gain_is_the_largest_difference_of_the_envelopes(samples, tmp_path):
-    figure_1b.main([str(samples), "--out", str(tmp_path), "--in-sample", "--sparse", "block_topk"])
+    figure_1b.main([str(samples), "--out", str(tmp_path), "--in-sample", "--sparse", "block_topk", "--paper-gain"])
     assert is_figure(tmp_path / "figure_1b.png")
     table = pd.read_csv(tmp_path / "figure_1b_frontier.csv")
     assert {*FRONTIER, "model", "kind", "chosen"} <= set(table.columns)
@@ -153,8 +156,12 @@ def test_figure_1b_gain_is_the_largest_difference_of_the_envelopes(samples, tmp_
         assert (np.diff(rows.sort_values(by="budget")["accuracy"]) >= -1e-9).all()
     best = table.groupby(["kind", "budget"])["accuracy"].max().unstack("kind")
     gain = pd.read_csv(tmp_path / "figure_1b_gain.csv").iloc[0]
-    assert gain["gain"] == pytest.approx((best["sparse"] - best["dense"]).max())
+    assert gain["paper_gain"] == pytest.approx((best["sparse"] - best["dense"]).max())
     assert gain["gain_low"] <= gain["gain"] <= gain["gain_high"]
+    assert gain["gain"] == pytest.approx(gain["gain_sparse"] - gain["gain_dense"])
+    assert gain["gain"] <= gain["paper_gain"]
+    assert gain["gain_dense"] > 0
+    assert set(table["weights"]) == {"weights free"}
     assert gain["saving"] > 1  # budgets of 256 and 1024 tokens against thousands
 
 
@@ -184,6 +191,76 @@ def test_a_power_law_is_found_again():
     laws = tradeoff.power_laws(curve, np.ones(9, bool)).set_index("quantity")
     assert laws.loc["tokens", "exponent"] == pytest.approx(0.7)
     assert laws.loc["tokens", "scale"] == pytest.approx(3)
+
+
+def one_model(prices, lengths, *, dense_right, sparse_right):
+    """Grids of Best-of-N, N = 1, of problems of these lengths; a dense and a sparse configuration at these prices a
+    token.
+    """
+    configurations = pd.DataFrame(
+        {"model": "m", "parameters": 1.0, "attention": ["dense", "block_topk:budget=64"], "N": 1, "cap": 100}
+    )
+    cost = np.outer(prices, lengths)
+    accuracy = np.array([dense_right, sparse_right], float)
+    cells = grid.Grid(configurations, ("a", "b"), accuracy, cost, 0 * cost, np.array([lengths, lengths], float))
+    return [frontiers.Split(cells, cells, fixed=False)]
+
+
+def test_a_gain_is_stated_where_both_sides_afford_a_whole_sample():
+    """Dense attention solves 1/2, at 10 a token; sparse attention all, at 1: the gain is 1/2, not 1 where dense cannot
+    be run, nor what the shorter problem alone can afford.
+    """
+    splits = one_model((10, 1), (1, 4), dense_right=[1, 0], sparse_right=[1, 1])
+    budgets = np.array([2.0, 5.0, 15.0, 50.0])
+    members = {"sparse": np.array([False, True]), "dense": np.array([True, False])}
+    assert [sparse_gain.whole_sample(splits, "eFLOPs", members[kind]) for kind in ("sparse", "dense")] == [4, 40]
+    sides = {}
+    for kind, mine in members.items():
+        curve = frontiers.curve(splits, "eFLOPs", budgets, mine, ["N"])
+        enough = budgets >= sparse_gain.whole_sample(splits, "eFLOPs", mine)
+        sides[kind] = sparse_gain.Side(curve.accuracy, sparse_gain._affordable([curve], enough[None]))
+    gains = sparse_gain.gain(budgets, sides)
+    assert (gains["gain"], gains["gain_budget"], gains["gain_dense"]) == (0.5, 50, 0.5)
+    assert "paper_gain" not in gains
+    both = sparse_gain.gain(budgets, sides, unaffordable_as_zero=True)
+    assert (both["gain"], both["paper_gain"], both["paper_gain_budget"]) == (0.5, 1, 5)
+    never = {**sides, "dense": sparse_gain.Side(sides["dense"].solved, np.full((4, 2), np.nan))}
+    assert "gain" not in sparse_gain.gain(budgets, never)
+
+
+def test_a_model_of_few_samples_limits_no_other(tmp_path):
+    """32B has 8 samples in the published files, the others 32: each goes up to its own."""
+    rows = [
+        [model, "dense", f"p{problem}", sample, 100, 500 + sample, int(sample == count - 1)]
+        for model, count in (("Qwen/Qwen3-0.6B", 16), ("Qwen/Qwen3-32B", 4))
+        for problem in range(3)
+        for sample in range(count)
+    ]
+    names = ["model", "attention", "problem", "sample", "prompt_tokens", "tokens", "correct"]
+    pd.DataFrame(rows, columns=names).to_csv(tmp_path / "t.csv", index=False)
+    pools = pooled(read_all([tmp_path / "t.csv"]))
+
+    def most(splits):
+        return splits[0].select.configurations.groupby("model")["N"].max().to_dict()
+
+    whole = frontiers.best_of_n(pools, frontiers.Choice(in_sample=True), {})
+    halves = frontiers.best_of_n(pools, frontiers.Choice(), {})
+    assert most(whole) == {"Qwen/Qwen3-0.6B": 16, "Qwen/Qwen3-32B": 4}
+    assert most(halves) == {"Qwen/Qwen3-0.6B": 8, "Qwen/Qwen3-32B": 2}
+    small = whole[0].select.configurations["model"] == "Qwen/Qwen3-0.6B"
+    assert whole[0].select.accuracy[small][-1].tolist() == [1, 1, 1]  # pass@16, one of 16 being right
+
+
+def test_flags_that_say_nothing_here_are_refused(samples, tmp_path, capsys):
+    for flags, says in (
+        (["--bare-questions"], "goes with --convention upstream"),
+        (["--batch", "8", "--convention", "upstream"], "only the traffic convention knows weights"),
+        (["--batch", "some"], "is not fit, none, or a number"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            figure_5.main([str(samples), "--out", str(tmp_path), *flags])
+        assert stopped.value.code == 2
+        assert says in capsys.readouterr().err
 
 
 def test_figure_8_orders_kinds(samples, tmp_path):

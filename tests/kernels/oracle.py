@@ -62,6 +62,14 @@ def random_state(
     return Paged(q, k_pages, v_pages, summaries, table, np.array(lengths, np.int32), summary)
 
 
+def padded_state(rng: np.random.Generator, lengths: list[int], *, longest: int, **shape) -> Paged:
+    """A state whose shape does not depend on how long its rows are, so that one program takes them all."""
+    page_size = shape.get("page_size", 4)
+    max_pages = -(-longest // page_size) + 1
+    taken = sum(-(-length // page_size) for length in lengths)
+    return random_state(rng, lengths, spare_pages=len(lengths) * max_pages + 5 - taken, max_pages=max_pages, **shape)
+
+
 def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
     """Float64 summary of whole pages: `[..., page_size, head_dim]` → `[..., head_dim]` or `[..., 2, head_dim]`."""
     keys = pages.astype(np.float64)

@@ -1,7 +1,5 @@
 """Masked decoding against float64, and the rules behind the masks against loops written straight from them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
@@ -12,7 +10,8 @@ from hypothesis import strategies as st
 from kinetics_kernels.reference import litesys_mask
 
 from . import oracle
-from .test_reference import assert_close, run, shapes
+from .programs import over_programs
+from .test_reference import SHAPES, assert_close, drawn_state, run
 
 TIMES = [1, 5, 24, 40]
 
@@ -21,7 +20,7 @@ def mask_of(rule, logits, lengths, **options) -> np.ndarray:
     """A rule under jit, on logits that are NaN from each length on."""
     rows = np.arange(logits.shape[2]) < np.asarray(lengths)[:, None, None]
     poisoned = np.where(rows, logits, np.nan).astype(np.float32)
-    return np.asarray(jax.jit(functools.partial(rule, **options))(poisoned, np.asarray(lengths, np.int32)))
+    return np.asarray(run(rule, poisoned, np.asarray(lengths, np.int32), **options))
 
 
 def litesys_row(logits: np.ndarray, kv_heads: int, length: int, kind, pages, page_size, tokens, local, sink):
@@ -67,29 +66,34 @@ def as_mask(rows, q_heads: int, time: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@over_programs(
+    {
+        "kind": ["block_topk", "token_topk", "sliding_window"],
+        "time": TIMES,
+        "kv_heads": [1, 2],
+        "group": [1, 2, 3],
+        "pages": range(1, 5),
+        "page_size": range(1, 7),
+        "tokens": range(1, 13),
+        "local": range(10),
+        "sink": [0, 1, 4],
+    },
+    24,
+)
+@settings(max_examples=120, deadline=None)
 @given(
-    kind=st.sampled_from(["block_topk", "token_topk", "sliding_window"]),
-    time=st.sampled_from(TIMES),
+    data=st.data(),
     fractions=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    kv_heads=st.sampled_from([1, 2]),
-    group=st.sampled_from([1, 2, 3]),
-    pages=st.integers(1, 4),
-    page_size=st.integers(1, 6),
-    tokens=st.integers(1, 12),
-    local=st.integers(0, 9),
-    sink=st.sampled_from([0, 1, 4]),
     spread=st.sampled_from([0, 1, 1000]),
     seed=st.integers(0, 2**16),
 )
-def test_litesys_rules_match_loops(
-    kind, time, fractions, kv_heads, group, pages, page_size, tokens, local, sink, spread, seed
-):
+def test_litesys_rules_match_loops(programs, data, fractions, spread, seed):
     """Whole logits that divide by group and page size: means are exact, so a small spread makes exact ties."""
+    sizes = dict(data.draw(programs))
+    kind, time, kv_heads, group = (sizes.pop(name) for name in ("kind", "time", "kv_heads", "group"))
     lengths = [round(fraction * time) for fraction in fractions]
     shape = (3, kv_heads * group, time)
-    logits = np.random.default_rng(seed).integers(-spread, spread + 1, shape) * group * page_size
-    sizes = {"pages": pages, "page_size": page_size, "tokens": tokens, "local": local, "sink": sink}
+    logits = np.random.default_rng(seed).integers(-spread, spread + 1, shape) * group * sizes["page_size"]
     mask = mask_of(litesys_mask, logits, lengths, num_kv_heads=kv_heads, kind=kind, **sizes)
     rows = [
         litesys_row(row.astype(np.float64), kv_heads, n, kind, **sizes) for row, n in zip(logits, lengths, strict=True)
@@ -126,17 +130,18 @@ def test_impossible_litesys_rules_are_refused(options):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@over_programs(
+    {"time": TIMES, "kv_heads": [1, 2], "group": [1, 3], "tokens": [1, 2, 3, 4, 6, 8, 12, 15, 20, 24, 25, 30]}, 12
+)
+@settings(max_examples=60, deadline=None)
 @given(
-    time=st.sampled_from(TIMES),
+    data=st.data(),
     fractions=st.lists(st.floats(0, 1), min_size=2, max_size=2),
-    kv_heads=st.sampled_from([1, 2]),
-    group=st.sampled_from([1, 3]),
-    tokens=st.integers(1, 30),
     spread=st.sampled_from([1, 1000]),
     seed=st.integers(0, 2**16),
 )
-def test_token_topk_holds_the_current_token_and_the_largest(time, fractions, kv_heads, group, tokens, spread, seed):
+def test_token_topk_holds_the_current_token_and_the_largest(programs, data, fractions, spread, seed):
+    time, kv_heads, group, tokens = data.draw(programs).values()
     lengths = [round(fraction * time) for fraction in fractions]
     logits = np.random.default_rng(seed).integers(-spread, spread + 1, (2, kv_heads * group, time)) * group
     mask = mask_of(kernels.token_topk_mask, logits, lengths, num_kv_heads=kv_heads, tokens=tokens)
@@ -159,12 +164,14 @@ def test_sliding_window_holds_the_sinks_and_the_last():
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
-@given(shape=shapes, seed=st.integers(0, 2**16))
-def test_masked_decode_matches_float64(shape, seed):
+@over_programs(SHAPES, 8)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_masked_decode_matches_float64(programs, data, seed):
     """Any mask, one per query head, with NaN in K and V wherever no head of a group attends."""
-    rng = np.random.default_rng(seed)
-    state = oracle.random_state(rng, **shape)
+    shape = data.draw(programs)
+    state = drawn_state(data, seed, **shape)
+    rng = np.random.default_rng(seed + 1)
     batch, q_heads, head_dim = state.q.shape
     time, size = state.page_table.shape[1] * state.page_size, state.page_size
     mask = rng.random((batch, q_heads, time)) < 0.3

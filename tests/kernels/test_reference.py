@@ -12,22 +12,33 @@ from hypothesis import strategies as st
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
 
 from . import oracle
+from .programs import lengths_of, over_programs
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
-shapes = st.fixed_dictionaries(
-    {
-        "lengths": st.lists(st.integers(0, 70), min_size=1, max_size=4),
-        "kv_heads": st.sampled_from([1, 2, 3]),
-        "group": st.sampled_from([1, 2, 5]),
-        "head_dim": st.sampled_from([4, 16]),
-        "page_size": st.sampled_from([1, 2, 4, 16]),
-    }
-)
+SHAPES = {
+    "batch": [1, 2, 3, 4],
+    "kv_heads": [1, 2, 3],
+    "group": [1, 2, 5],
+    "head_dim": [4, 16],
+    "page_size": [1, 2, 4, 16],
+}
+CHOICES = {"sink_pages": [0, 1, 2], "recent_pages": [1, 2], "more": range(1, 7), "summary": list(SUMMARY_VECTORS)}
+LONGEST = 70
+
+
+@functools.cache
+def program(op, **options):
+    return jax.jit(functools.partial(op, **options))
 
 
 def run(op, *arrays, **options):
     """An op under jit."""
-    return jax.jit(functools.partial(op, **options))(*arrays)
+    return program(op, **options)(*arrays)
+
+
+def drawn_state(data: st.DataObject, seed: int, *, batch: int, **shape) -> oracle.Paged:
+    lengths = lengths_of(data, batch, LONGEST)
+    return oracle.padded_state(np.random.default_rng(seed), lengths, longest=LONGEST, **shape)
 
 
 def assert_close(actual, expected) -> None:
@@ -35,10 +46,11 @@ def assert_close(actual, expected) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
-@given(shape=shapes, seed=st.integers(0, 2**16))
-def test_dense_decode_matches_float64(shape, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape)
+@over_programs(SHAPES, 8)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_dense_decode_matches_float64(programs, data, seed):
+    state = drawn_state(data, seed, **data.draw(programs))
     out, lse = run(kernels.paged_decode, state.q, state.k_pages, state.v_pages, state.page_table, state.lengths)
     expected_out, expected_lse = oracle.block_topk(state, pages=1000, sink=0, recent=1)
     assert_close(out, expected_out)
@@ -46,17 +58,13 @@ def test_dense_decode_matches_float64(shape, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
-@given(
-    shape=shapes,
-    sink=st.integers(0, 2),
-    recent=st.integers(1, 2),
-    more=st.integers(1, 6),
-    summary=st.sampled_from(list(SUMMARY_VECTORS)),
-    seed=st.integers(0, 2**16),
-)
-def test_block_topk_matches_float64(shape, sink, recent, more, summary, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape, summary=summary)
+@over_programs(SHAPES | CHOICES, 10)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_block_topk_matches_float64(programs, data, seed):
+    shape = dict(data.draw(programs))
+    sink, recent, more = (shape.pop(name) for name in ("sink_pages", "recent_pages", "more"))
+    state = drawn_state(data, seed, **shape)
     pages = sink + recent + more
     out, lse = run(
         kernels.block_topk_decode,
@@ -64,7 +72,7 @@ def test_block_topk_matches_float64(shape, sink, recent, more, summary, seed):
         pages=pages,
         sink_pages=sink,
         recent_pages=recent,
-        summary=summary,
+        summary=state.summary,
     )
     expected_out, expected_lse = oracle.block_topk(state, pages=pages, sink=sink, recent=recent)
     assert_close(out, expected_out)
@@ -72,11 +80,14 @@ def test_block_topk_matches_float64(shape, sink, recent, more, summary, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
-@given(shape=shapes, more=st.integers(1, 6), seed=st.integers(0, 2**16))
-def test_selection_order_cover_and_budget(shape, more, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape)
-    pages, size = 2 + more, state.page_size
+@over_programs(SHAPES | {"more": CHOICES["more"]}, 8)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_selection_order_cover_and_budget(programs, data, seed):
+    shape = dict(data.draw(programs))
+    pages = 2 + shape.pop("more")
+    state = drawn_state(data, seed, **shape)
+    size = state.page_size
     selected, covered = run(
         kernels.select_pages, state.q, state.summaries, state.page_table, state.lengths, page_size=size, pages=pages
     )

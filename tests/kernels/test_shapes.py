@@ -64,17 +64,20 @@ def test_a_call_of_each_attention_op_has_the_shapes_of_its_signature(module, sum
     state = oracle.random_state(np.random.default_rng(0), [30, 7, 0], page_size=8, summary=summary)
     q, table, lengths = (jnp.asarray(array) for array in (state.q, state.page_table, state.lengths))
     pools = [jnp.asarray(pool) for pool in (state.k_pages, state.v_pages, state.summaries)]
-    new = jnp.ones((3, 2, 16))
     append, select, decode, block_topk = (
         checked(getattr(module, op)) for op in ("append_kv", "select_pages", "paged_decode", "block_topk_decode")
     )
-    pools = append(*pools, new, new, table, lengths, summary=summary)
-    assert append(*pools[:2], None, new, new, table, lengths)[2] is None
-    chosen = select(q, pools[2], table, lengths, page_size=8, pages=3, summary=summary)
-    out, lse = decode(q, *pools[:2], *chosen)
-    decode(q, *pools[:2], table, lengths)
-    block_topk(q, *pools, table, lengths, pages=3, summary=summary)
-    checked(reference.merge_partials)(jnp.stack([out, out]), jnp.stack([lse, lse]))
+
+    def calls(q, pools, new, table, lengths):
+        pools = append(*pools, new, new, table, lengths, summary=summary)
+        assert append(*pools[:2], None, new, new, table, lengths)[2] is None
+        chosen = select(q, pools[2], table, lengths, page_size=8, pages=3, summary=summary)
+        out, lse = decode(q, *pools[:2], *chosen)
+        decode(q, *pools[:2], table, lengths)
+        block_topk(q, *pools, table, lengths, pages=3, summary=summary)
+        checked(reference.merge_partials)(jnp.stack([out, out]), jnp.stack([lse, lse]))
+
+    jax.eval_shape(calls, q, pools, jnp.ones((3, 2, 16)), table, lengths)  # shapes are those of a trace
     with pytest.raises(jaxtyping.TypeCheckError):
         decode(q[..., :8], *pools[:2], table, lengths)
     with pytest.raises(jaxtyping.TypeCheckError):
@@ -96,13 +99,17 @@ def test_a_call_of_each_function_over_tokens_has_the_shapes_of_its_signature():
     q, k_pages, v_pages, table, lengths = (
         jnp.asarray(a) for a in (state.q, state.k_pages, state.v_pages, state.page_table, state.lengths)
     )
-    logits = checked(masked.token_logits)(q, k_pages, table, lengths)
-    mask = checked(masked.token_topk_mask)(logits, lengths, num_kv_heads=2, tokens=4)
-    checked(masked.litesys_mask)(logits, lengths, num_kv_heads=2, pages=2, page_size=4)
-    checked(masked.sliding_window_mask)(lengths, logits.shape[2], tokens=8, sink=2)
-    checked(masked.masked_decode)(logits, mask, v_pages, table, lengths)
-    scores = jnp.ones((3, 2, table.shape[1]))
-    checked(reference.choose_pages)(scores, table, lengths, page_size=8, pages=3)
+
+    def calls(q, k_pages, v_pages, table, lengths):
+        logits = checked(masked.token_logits)(q, k_pages, table, lengths)
+        mask = checked(masked.token_topk_mask)(logits, lengths, num_kv_heads=2, tokens=4)
+        checked(masked.litesys_mask)(logits, lengths, num_kv_heads=2, pages=2, page_size=4)
+        checked(masked.sliding_window_mask)(lengths, logits.shape[2], tokens=8, sink=2)
+        checked(masked.masked_decode)(logits, mask, v_pages, table, lengths)
+        scores = jnp.ones((3, 2, table.shape[1]))
+        checked(reference.choose_pages)(scores, table, lengths, page_size=8, pages=3)
+
+    jax.eval_shape(calls, q, k_pages, v_pages, table, lengths)
 
 
 @pytest.mark.slow

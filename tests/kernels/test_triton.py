@@ -16,23 +16,33 @@ from kinetics_kernels.ops.select_pages.triton import MAX_PAGES, default_fused, s
 from kinetics_kernels.reference import SUMMARY_VECTORS
 
 from . import oracle
+from .programs import lengths_of, over_programs
 
 # Per storage type: float32 sums in another order; one rounding of the output and one of the weights.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-7, "float16": 2**-10}
-shapes = st.fixed_dictionaries(
-    {
-        "lengths": st.lists(st.integers(0, 150), min_size=1, max_size=3),
-        "kv_heads": st.sampled_from([1, 2]),
-        "group": st.sampled_from([1, 2, 4, 5, 8, 16]),
-        "head_dim": st.sampled_from([16, 64]),
-        "page_size": st.sampled_from([8, 16, 32]),
-    }
-)
+SHAPES = {
+    "batch": [1, 2, 3],
+    "kv_heads": [1, 2],
+    "group": [1, 2, 4, 5, 8, 16],
+    "head_dim": [16, 64],
+    "page_size": [8, 16, 32],
+}
+LONGEST = 150
+
+
+@functools.cache
+def program(op, **options):
+    return jax.jit(functools.partial(op, **options))
 
 
 def run(op, *arrays, **options):
     """A kernel, interpreted, under jit."""
-    return jax.jit(functools.partial(op, interpret=True, **options))(*arrays)
+    return program(op, interpret=True, **options)(*arrays)
+
+
+def drawn_state(data: st.DataObject, seed: int, *, batch: int, longest: int = LONGEST, **shape) -> oracle.Paged:
+    lengths = lengths_of(data, batch, longest)
+    return oracle.padded_state(np.random.default_rng(seed), lengths, longest=longest, **shape)
 
 
 def rounded(state: oracle.Paged, dtype: str) -> list[jax.Array]:
@@ -50,16 +60,13 @@ def assert_close(actual, expected, dtype: str = "float32") -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
-@given(
-    shape=shapes,
-    dtype=st.sampled_from(list(TOLERANCE)),
-    splits=st.sampled_from([None, 1, 4]),
-    scale=st.sampled_from([None, 0.3]),
-    seed=st.integers(0, 2**16),
-)
-def test_decode_matches_float64(shape, dtype, splits, scale, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape)
+@over_programs(SHAPES | {"dtype": list(TOLERANCE), "splits": [None, 1, 4], "scale": [None, 0.3]}, 9)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_decode_matches_float64(programs, data, seed):
+    shape = dict(data.draw(programs))
+    dtype, splits, scale = (shape.pop(name) for name in ("dtype", "splits", "scale"))
+    state = drawn_state(data, seed, **shape)
     q, k_pages, v_pages, _ = rounded(state, dtype)
     tables = state.page_table, state.lengths
     out, lse = run(paged_decode, q, k_pages, v_pages, *tables, scale=scale, splits=splits)
@@ -73,21 +80,23 @@ def test_decode_matches_float64(shape, dtype, splits, scale, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
-@given(
-    shape=shapes,
-    sink=st.integers(0, 2),
-    recent=st.integers(1, 2),
-    more=st.integers(1, 6),
-    summary=st.sampled_from(list(SUMMARY_VECTORS)),
-    fused=st.booleans(),
-    seed=st.integers(0, 2**16),
+@over_programs(
+    SHAPES
+    | {"sink": [0, 1, 2], "recent": [1, 2], "more": range(1, 7)}
+    | {"summary": list(SUMMARY_VECTORS), "fused": [False, True]},
+    9,
 )
-def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, summary, fused, seed):
-    state = oracle.random_state(np.random.default_rng(seed), **shape, summary=summary)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_selection_and_decode_over_it_match_float64(programs, data, seed):
+    shape = dict(data.draw(programs))
+    sink, recent, more, fused = (shape.pop(name) for name in ("sink", "recent", "more", "fused"))
+    state = drawn_state(data, seed, **shape)
     pages, tables = sink + recent + more, (state.page_table, state.lengths)
     options = {"page_size": state.page_size, "pages": pages, "sink_pages": sink, "recent_pages": recent}
-    selected, covered = run(select_pages, state.q, state.summaries, *tables, summary=summary, fused=fused, **options)
+    selected, covered = run(
+        select_pages, state.q, state.summaries, *tables, summary=state.summary, fused=fused, **options
+    )
     assert selected.shape == (len(state.lengths), shape["kv_heads"], pages)
     for row, length in enumerate(state.lengths):
         for head in range(shape["kv_heads"]):
@@ -103,25 +112,23 @@ def test_selection_and_decode_over_it_match_float64(shape, sink, recent, more, s
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 100), min_size=1, max_size=3),
-    levels=st.integers(1, 4),
-    pages=st.integers(3, 30),
-    summary=st.sampled_from(["mean", "min_max"]),
-    fused=st.booleans(),
-    seed=st.integers(0, 2**16),
+@over_programs(
+    {"batch": [1, 2, 3], "pages": [3, 4, 7, 12, 20, 30], "summary": ["mean", "min_max"], "fused": [False, True]}, 8
 )
-def test_ties_and_both_zeros_choose_as_the_reference(lengths, levels, pages, summary, fused, seed):
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), levels=st.integers(1, 4), seed=st.integers(0, 2**16))
+def test_ties_and_both_zeros_choose_as_the_reference(programs, data, levels, seed):
     """Scores of a few whole values, exact in any order of summing, with zeros of both signs among them."""
+    drawn = data.draw(programs)
     rng = np.random.default_rng(seed)
-    state = oracle.random_state(rng, lengths, page_size=2, summary=summary, poison=0.0)
+    shape = {"batch": drawn["batch"], "longest": 100, "page_size": 2, "summary": drawn["summary"], "poison": 0.0}
+    state = drawn_state(data, seed, **shape)
     state.q[:] = rng.integers(-1, 2, state.q.shape) * 2.0
     state.summaries[:] = rng.integers(-levels, levels + 1, state.summaries.shape) * rng.choice([-0.0, 1.0])
     arrays = (state.q, state.summaries, state.page_table, state.lengths)
-    options = {"page_size": 2, "pages": pages, "summary": summary}
-    actual = run(select_pages, *arrays, fused=fused, **options)
-    expected = jax.jit(functools.partial(reference.select_pages, **options))(*arrays)
+    options = {"page_size": 2, "pages": drawn["pages"], "summary": drawn["summary"]}
+    actual = run(select_pages, *arrays, fused=drawn["fused"], **options)
+    expected = program(reference.select_pages, **options)(*arrays)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
 

@@ -24,6 +24,7 @@ from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.checkpoints.convert import convert
 from kinetics_jax.checkpoints.tensors import arrays_by_name
 from kinetics_jax.cli.main import main
+from kinetics_jax.compile_cache import watch_compiles
 from kinetics_jax.engine.abstract import abstract_cache, abstract_model, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.engine import Engine, Request
@@ -92,16 +93,10 @@ def test_8_devices_give_what_one_gives(changes, mesh, policy, tmp_path):
     assert all(schedule.allocator.free == schedule.allocator.num_pages for schedule in decoding.schedules)
     assert len(decoding.schedules) == row_shards(many.mesh)
 
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
-    )
-    try:
-        others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(3, seed=9, first=10))]
+    others = [Request(f"q{i}", prompt, range(3)) for i, prompt in enumerate(tiny_prompts(3, seed=9, first=10))]
+    with watch_compiles() as compiled:
         stream(many, others, policy, greedy, slots=8)
-        assert compiled == []
-    finally:
-        jax.monitoring.clear_event_listeners()
+    assert compiled.programs == []
 
 
 @eight_devices

@@ -50,7 +50,7 @@ def test_sampled_and_graded(lm, tmp_path, task):
         task=task,
         n=2,
         policy=kj.BlockTopK(pages=4, page_size=16),
-        sampling=kj.Sampling(temperature=0.6, top_p=0.95, top_k=20, max_tokens=24),
+        sampling=kj.Sampling(temperature=0.6, top_p=0.95, top_k=20, max_tokens=8),
         out=tmp_path / "run",
         prompts=prompts,
         settings=EngineSettings(slots=4),

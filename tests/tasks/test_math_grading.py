@@ -26,7 +26,7 @@ FILES = {
 }
 RECALL = {"answer_pairs.jsonl": 0.99, "worded_pairs.jsonl": 0.87}  # share of pairs with a verdict, at least
 SETS = SHARED / "problems"
-TIMEOUT = 3.0
+TIMEOUT = 1.5  # seconds: what hangs would hang for longer too
 
 
 def boxed(latex):

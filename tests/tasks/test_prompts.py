@@ -1,6 +1,7 @@
 """What a model reads: bare, plain, and in its own chat template, token for token."""
 
 import contextlib
+import functools
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from paths import SHARED
 from tokenizers import Tokenizer
 
-from kinetics_jax.tasks import template_worker
+from kinetics_jax.tasks import prompts, template_worker
 from kinetics_jax.tasks.chat_template import RenderedTemplate, TemplateError
 from kinetics_jax.tasks.problems import Problem, load_problems
 from kinetics_jax.tasks.prompts import INSTRUCTION, PromptError, PromptStyle, has_chat_template, render_prompts
@@ -77,7 +78,16 @@ def ours():
     return Tokenizer.from_file(str(QWEN3 / "tokenizer.json"))
 
 
+@pytest.fixture(scope="class")
+def _one_tokenizer():
+    """A directory's is read once, which takes a second."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(prompts, "_load_tokenizer", functools.cache(prompts._load_tokenizer))
+        yield
+
+
 @real_tokenizer
+@pytest.mark.usefixtures("_one_tokenizer")
 class TestQwen3:
     def test_the_text(self):
         beginning = f"<|im_start|>user\n{PROBLEM.question}\n\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"

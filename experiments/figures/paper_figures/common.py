@@ -40,6 +40,12 @@ def parser(doc: str | None, *, convention: str, hardware: str, runs: str = "") -
         samples += f"attention) or the paper's JSONL (default: {runs})"
         made.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=samples)
         made.add_argument("--tokenizer", type=Path, help="tokenizer.json, to count the tokens of the paper's JSONL")
+        made.add_argument(
+            "--bare-questions",
+            action="store_true",
+            help="prompts of the paper's JSONL without the 80 tokens around a question, as its published code prices "
+            "long chains of thought (with --convention upstream)",
+        )
     made.add_argument("--out", type=Path, default=Path("figures"), help="folder of the PNG and the CSV (%(default)s)")
     made.add_argument("--convention", default=convention, help="traffic, paper or upstream (%(default)s)")
     made.add_argument("--hardware", default=hardware, help="whose FLOP/byte ratio prices memory (%(default)s)")
@@ -60,25 +66,34 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
             sys.exit(2)
 
 
-def read_runs(paths: Sequence[Path], tokenizer: Path | None = None) -> list[RunData]:
+def read_runs(arguments: argparse.Namespace) -> list[RunData]:
     """Graded samples in any format, by default those of the demo. Raises UserError if there are none."""
     from kinetics_jax.analysis.readers import read_all
 
-    named = list(paths) or sorted(path.parent for path in DEMO.glob("*/run.json"))
+    if arguments.bare_questions and arguments.convention != "upstream":
+        raise UserError("--bare-questions is what the published code does: it goes with --convention upstream")
+    named = list(arguments.runs) or sorted(path.parent for path in DEMO.glob("*/run.json"))
     if not named:
         raise UserError(f"no runs named and none in {DEMO}/: make them (kinetics demo --out {DEMO}), or name runs")
-    return read_all(named, tokenizer=tokenizer)
+    return read_all(named, tokenizer=arguments.tokenizer, bare_questions=arguments.bare_questions)
 
 
 def write(
     arguments: argparse.Namespace, name: str, figure: Figure, tables: pd.DataFrame | Mapping[str, pd.DataFrame]
 ) -> None:
-    """Writes the figure and its tables; prints the tables as JSON with --json, otherwise the names of the files."""
+    """Writes the figure, which says below its edge how costs were counted, and its tables, whose column `weights` says
+    whether they hold reads of the weights; prints the tables as JSON with --json, otherwise the names of the files."""
     from kinetics_jax.files import write_atomic
-    from kinetics_jax.report.figure_style import save_figure
+    from kinetics_jax.report.figure_style import SMALL, save_figure
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    parts = tables if isinstance(tables, Mapping) else {"": tables}
+    words = weights_words(arguments)
+    parts = {
+        part: table.assign(weights=words)
+        for part, table in (tables if isinstance(tables, Mapping) else {"": tables}).items()
+    }
+    caption = f"costs: {arguments.convention}, {arguments.hardware}, {words}"
+    figure.suptitle(caption, fontsize=SMALL - 1, x=0.01, ha="left", color="#555555")
     save_figure(figure, arguments.out / f"{name}.png")
     _shrink(arguments.out / f"{name}.png")
     written = [f"{name}.png"]
@@ -90,6 +105,12 @@ def write(
         print(json.dumps(records if isinstance(tables, Mapping) else records[""], indent=1))
     else:
         print(f"{arguments.out}/: {', '.join(written)}")
+
+
+def weights_words(arguments: argparse.Namespace) -> str:
+    """What the costs hold of the reads of the weights: nothing, as in the paper, or a share of them."""
+    batch = getattr(arguments, "batch", None)
+    return "weights free" if batch is None else f"weights at batch {batch}"
 
 
 def _shrink(path: Path) -> None:
@@ -242,17 +263,37 @@ def trace_parser(doc: str | None, *, convention: str = "traffic", hardware: str 
         help="one configuration for all problems, as one could choose without their answers; by default, as in the "
         "paper, the best one for every problem",
     )
+    made.add_argument(
+        "--batch",
+        type=_batch,
+        default="none",
+        metavar="fit|N|none",
+        help="sequences that decode side by side and share every read of the weights: a number, as many as fit the "
+        "hardware, or none: weights are free, as the paper counts (%(default)s)",
+    )
     return made
+
+
+def _batch(text: str) -> int | str | None:
+    if text == "none":
+        return None
+    if text == "fit":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not fit, none, or a number from 1 up")
+    return int(text)
 
 
 def pools_and_costs(arguments: argparse.Namespace) -> tuple[list[Pool], dict[str, Any]]:
     """The samples that a trace figure is drawn from, pooled by model and attention, and how to count their costs."""
     from kinetics_jax.analysis.samples import pooled
 
-    return pooled(read_runs(arguments.runs, arguments.tokenizer)), {
+    if arguments.batch is not None and arguments.convention != "traffic":
+        raise UserError(f"--batch {arguments.batch}: only the traffic convention knows weights; leave it out")
+    return pooled(read_runs(arguments)), {
         "convention": arguments.convention,
         "hardware": arguments.hardware,
-        "batch": None,  # as the paper counts: weights cost nothing
+        "batch": arguments.batch,
     }
 
 

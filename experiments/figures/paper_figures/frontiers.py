@@ -7,7 +7,7 @@ the hardware's intensity (the paper's), "max" takes the larger of the two. Whate
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 
 from kinetics_jax.analysis.ablations import attention_budget
 from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
-from kinetics_jax.analysis.defaults import default_caps
+from kinetics_jax.analysis.defaults import default_caps, trials_of_halves
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.registry import parse_policy
@@ -46,30 +46,24 @@ class Choice:
 
 
 def best_of_n(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -> list[Split]:
-    """Grids over N, powers of two, at full length (the paper's Algorithm 1)."""
-    return _splits(pools, choice, lambda parts: {"trials": _powers_of_two(parts)}, costs)
+    """Grids over N at full length (the paper's Algorithm 1): powers of two, up to each pool's own samples in-sample, up
+    to half of them where halves choose and score.
+    """
+    return _splits(pools, choice, {"trials": None if choice.in_sample else trials_of_halves(pools)}, costs)
 
 
 def long_cot(pools: Sequence[Pool], choice: Choice, costs: Mapping[str, Any]) -> list[Split]:
     """Grids over the cap on generated tokens, one trial (Algorithm 2)."""
-    caps = default_caps(pools)
-    return _splits(pools, choice, lambda _: {"trials": [1], "caps": caps}, costs)
+    return _splits(pools, choice, {"trials": [1], "caps": default_caps(pools)}, costs)
 
 
-def _splits(
-    pools: Sequence[Pool],
-    choice: Choice,
-    axes: Callable[[Sequence[Pool]], dict[str, Any]],
-    costs: Mapping[str, Any],
-) -> list[Split]:
+def _splits(pools: Sequence[Pool], choice: Choice, axes: Mapping[str, Any], costs: Mapping[str, Any]) -> list[Split]:
     if choice.in_sample:
-        whole = _with_budgets(grid(pools, **axes(pools), **costs))
+        whole = _with_budgets(grid(pools, **axes, **costs))
         return [Split(whole, whole, choice.fixed)]
     splits = []
     for seed in range(HALVINGS):
-        parts = split_in_halves(pools, seed)
-        how = axes([*parts[0], *parts[1]])
-        first, second = (_with_budgets(grid(part, **how, **costs)) for part in parts)
+        first, second = (_with_budgets(grid(part, **axes, **costs)) for part in split_in_halves(pools, seed))
         splits += [Split(first, second, choice.fixed), Split(second, first, choice.fixed)]
     return splits
 
@@ -81,16 +75,12 @@ def _with_budgets(cells: Grid) -> Grid:
     return dataclasses.replace(cells, configurations=cells.configurations.assign(kv_budget=budgets))
 
 
-def _powers_of_two(pools: Sequence[Pool]) -> list[int]:
-    fewest = min(problem.graded for pool in pools for problem in pool.problems.values())
-    return [2**i for i in range(fewest.bit_length())]
-
-
 def budgets_of(splits: Sequence[Split], law: str, count: int = BUDGETS) -> np.ndarray:
     """Costs, evenly in logarithm, from the cheapest configuration of any problem to where every problem affords all."""
     costs = np.stack([split.select.spent(law) for split in splits])  # [splits, configurations, problems]
     if splits[0].fixed:
         costs = costs.mean(axis=2)
+    costs = costs[np.isfinite(costs)]  # without what does not fit the hardware
     return np.geomspace(costs.min(), costs.max() * (1 + 1e-9), count)
 
 
