@@ -167,12 +167,15 @@ def _warn(pool: Pool, pricing: Pricing, chip: Hardware, caps: np.ndarray, rooms:
     if not none:
         return
     kv, weights = pricing.widths(pool)
-    tokens = max(int(problem.prompt_tokens) for problem in pool.problems.values()) + min(none)
-    least = least_chips(pool.priced(), chip, tokens=tokens, attention=pool.attention, kv_bytes=kv, weight_bytes=weights)
+    prompt = max(int(problem.prompt_tokens) for problem in pool.problems.values())
+    longest = prompt + max(none)
+    least = least_chips(
+        pool.priced(), chip, tokens=longest, attention=pool.attention, kv_bytes=kv, weight_bytes=weights
+    )
     cure = f"give --chips {least}, " if least > pricing.chips else ""
     warnings.warn(
-        f"{pool}: not one sequence of {tokens} tokens fits beside the weights on {where}, so its rows with caps of "
-        f"{', '.join(map(str, none))} tokens have batch 0 and no cost; {cure}larger hardware, or --batch none, which "
-        "takes the weights for free",
+        f"{pool}: not one sequence of {prompt + min(none)} tokens fits beside the weights on {where}, so its rows with "
+        f"a cap of {min(none)} tokens{' and more' if len(none) > 1 else ''} have batch 0 and no cost; {cure}larger "
+        "hardware, or --batch none, which takes the weights for free",
         stacklevel=5,
     )

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
@@ -29,7 +29,14 @@ def main() -> None:
     """Runs the command that was typed: exit code 2 and one line for a user's mistake, 130 when interrupted."""
     prepare_streams()
     prepare_width()
-    warnings.showwarning = lambda message, *_, **__: say(str(message))
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:  # from wherever it is said again
+            told.add(str(message))
+            say(str(message))
+
+    warnings.showwarning = tell
     commands = {
         command.__name__: command
         for command in (demo, sample, grade, cost, frontier, plan, calibrate, generate, convert, doctor)

@@ -15,6 +15,7 @@ from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.cli.frontier import frontier
 from kinetics_jax.cli.sources import Unsaid
+from kinetics_jax.costs.hardware import Hardware, save_hardware
 from kinetics_jax.errors import UserError
 
 SCRIPT = "from kinetics_jax.cli.main import main\ntry: main()\nfinally: import sys; assert 'jax' not in sys.modules"
@@ -235,5 +236,9 @@ def test_the_command_line_without_jax(tables, tmp_path):
     rows = json.loads(done.stdout)
     longest = rows[2]["cap"]
     assert [(row["cap"], row["N"]) for row in rows[:4]] == [(900, 1), (900, 4), (longest, 1), (longest, 4)]
+    save_hardware(tmp_path / "small.json", Hardware("small", 1e14, 1e12, 5e9))
+    line = [*line[:5], "--hardware", tmp_path / "small.json", "--allocate", "best-of-n", "--honest", "--splits", "2"]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Qwen/Qwen3-4B dense: not one sequence") == 1  # of every half and every grid
     refused = subprocess.run([*map(str, line[:4]), "--honest"], capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
