@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="in the exhaustive lane: pytest --exhaustive"))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported lives as long as the tests: the collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 MAPS = pathlib.Path("/proc/self/maps")
 MANY_MAPS = 8_000  # with about 1 GB of programs
 

@@ -1,5 +1,6 @@
 """NaN and infinities pass through every op as through a float64 softmax, and are never taken for "no tokens"."""
 
+import functools
 import importlib
 
 import jax
@@ -12,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kinetics_kernels.numerics import BEST, ranked
 
 from . import oracle
+from .interpreted import interpreted
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +32,14 @@ NAMES = [pytest.param(name, marks=needs_jax_11) if name.startswith("mosaic_gpu")
 TOKENS = 70  # the second part of a Triton row holds the last six, the second block of a TPU row too
 
 
+@functools.cache
 def decode(name: str):
+    """One program for all tests of a decoder."""
     backend, options, *_ = DECODERS[name]
     if backend == "xla":
-        return lambda *arrays: kernels.paged_decode(*arrays, backend="xla")
+        return interpreted(kernels.paged_decode, backend="xla")
     op = importlib.import_module(f"kinetics_kernels.ops.paged_decode.{backend}").paged_decode
-    return lambda *arrays: op(*map(jnp.asarray, arrays), **options)
+    return interpreted(op, **options)
 
 
 def state_for(name: str) -> oracle.Paged:
@@ -141,6 +145,11 @@ def selectors() -> dict:
     }
 
 
+@functools.cache
+def selector(name: str, **options):
+    return interpreted(selectors()[name], **options)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", ["xla", "triton fused", "triton", "mosaic_tpu", *NAMES[-2:-1]])
 def test_forced_pages_survive_summaries_of_nan(name, sign):
@@ -152,9 +161,7 @@ def test_forced_pages_survive_summaries_of_nan(name, sign):
     summaries[0, 3, 0] = np.inf
     options = {"page_size": 4, "sink_pages": 1, "recent_pages": 1}
     for pages, expected in ((3, [0, 3, 7]), (4, [0, 3, 6, 7]), (5, [0, 3, 5, 6, 7])):
-        selected, covered = selectors()[name](
-            *map(jnp.asarray, (q, summaries, table, np.array([30], np.int32))), pages=pages, **options
-        )
+        selected, covered = selector(name, pages=pages, **options)(q, summaries, table, np.array([30], np.int32))
         assert np.asarray(selected)[0, 0].tolist() == expected
         assert int(covered[0, 0]) == (pages - 1) * 4 + 2
 
