@@ -8,12 +8,12 @@ import numpy as np
 
 from kinetics_jax.analysis.workload import Workload, workload_seconds
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.hardware import Hardware
 
 
 def first_answer_seconds(
-    config: ModelConfig, policy: AttentionPolicy, hardware: Hardware, work: Workload, *, slots: int, **priced: Any
+    config: PricedModel, policy: AttentionPolicy, hardware: Hardware, work: Workload, *, slots: int, **priced: Any
 ) -> float:
     """Seconds from the start of a workload until the first answer can be taken: all N samples of a problem have ended.
 

@@ -14,10 +14,11 @@ from kinetics_jax.analysis.tables import ENDINGS, MAX_COUNT, Row, is_results, pu
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.errors import shown
 from kinetics_jax.runs.folder import read_run
 
-Configs = ModelConfig | Mapping[str, ModelConfig]
+Configs = PricedModel | Mapping[str, PricedModel]
 # Of a ModelConfig, what prices depend on.
 SHAPE = (
     "vocab_size",
@@ -173,7 +174,7 @@ def _with_architecture(runs: Sequence[RunData], config: Configs | None) -> list[
     unknown = sorted({run.model for run in runs if run.config is None and published_config(run.model) is None})
     which = ", ".join(unknown) or "none"
     config = _without_published(runs, config)
-    if isinstance(config, ModelConfig):
+    if isinstance(config, PricedModel):
         if len(unknown) != 1:
             raise SamplesError(
                 f"a config is for the one model whose architecture is not known; of these it is {which}; name each "
@@ -209,22 +210,36 @@ def _without_published(runs: Sequence[RunData], config: Configs | None) -> Confi
     Raises SamplesError naming the fields in which one differs from the published model of its name.
     """
     models = {shape.name if (shape := published_config(run.model)) else run.model for run in runs}
-    if isinstance(config, ModelConfig):
-        given: Mapping[str, ModelConfig] = {name: config for name in models if len(models) == 1}
+    if isinstance(config, PricedModel):
+        given: Mapping[str, PricedModel] = {name: config for name in models if len(models) == 1}
     else:
         given = config or {}
     published = {name: shape for name in given if (shape := published_config(name)) and shape.name in models}
     for name, shape in published.items():
-        apart = [field for field in SHAPE if getattr(given[name], field) != getattr(shape, field)]
-        if apart:
-            differ = ", ".join(f"{field} {getattr(given[name], field)}, not {getattr(shape, field)}" for field in apart)
+        if differ := _differences(given[name], shape):
             raise SamplesError(
                 f"{name}: the config given says {differ} as the published model of that name has; leave it out, or "
                 "name the model apart"
             )
-    if isinstance(config, ModelConfig):
+    if isinstance(config, PricedModel):
         return None if published else config
     return {name: shape for name, shape in given.items() if name not in published}
+
+
+def _differences(given: PricedModel, known: PricedModel) -> str:
+    """In which fields that prices depend on an architecture differs from a published one; empty for none."""
+    if isinstance(given, ModelConfig) and isinstance(known, ModelConfig):
+        apart = [field for field in SHAPE if getattr(given, field) != getattr(known, field)]
+        return ", ".join(f"{field} {getattr(given, field)}, not {getattr(known, field)}" for field in apart)
+    if isinstance(given, ModelConfig) or isinstance(known, ModelConfig):
+        return "another kind of model, not the same"
+    alike = ("hidden_size", "vocab_size", "num_layers", "total_parameters", "matmul_parameters", "layers")
+    field = next((field for field in alike if getattr(given, field) != getattr(known, field)), "")
+    return (
+        "other layers than"
+        if field == "layers"
+        else field and f"{field} {getattr(given, field)}, not {getattr(known, field)}"
+    )
 
 
 def _with_prompts(run: RunData, prompt_tokens: int | None) -> RunData:

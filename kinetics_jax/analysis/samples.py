@@ -16,6 +16,7 @@ from jaxtyping import Float
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.errors import UserError
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
@@ -47,7 +48,7 @@ class RunData:
 
     model: str
     attention: AttentionPolicy
-    config: ModelConfig | None
+    config: PricedModel | None
     problem: Sequence[str]
     sample: Sequence[Hashable]
     prompt_tokens: npt.ArrayLike | Sequence[int | None]
@@ -221,7 +222,7 @@ class Pool:
 
     model: str
     attention: AttentionPolicy
-    config: ModelConfig | None
+    config: PricedModel | None
     settings: Mapping[str, Any]
     problems: dict[str, ProblemSamples]
     rule: Undecided = "unsolved"
@@ -244,7 +245,7 @@ class Pool:
         """Parameters used per token; NaN where the architecture is not known."""
         return np.nan if self.config is None else self.config.active_parameters
 
-    def priced(self) -> ModelConfig:
+    def priced(self) -> PricedModel:
         """The architecture, for a cost. Raises SamplesError if it, or a token count, is not known."""
         if self.config is None:
             raise SamplesError(

@@ -23,6 +23,8 @@ from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ConfigError, ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
+from kinetics_jax.costs.architectures.published import architecture_named
 from kinetics_jax.errors import shown, spelled
 from kinetics_jax.files import open_regular
 from kinetics_jax.runs.records import lines_of, parse_line
@@ -216,12 +218,14 @@ def _name(path: Path, stated: str | None, run: str | None, given: str | None) ->
     return f"{name} ({run})" if run else name
 
 
-def published_config(model: str) -> ModelConfig | None:
-    """The architecture of a published model; None for another name."""
-    try:
-        return ModelConfig.named(model)
-    except ConfigError:
-        return None
+def published_config(model: str) -> PricedModel | None:
+    """The architecture of a published model, to run or to be priced alone; None for another name."""
+    for named in (ModelConfig.named, architecture_named):
+        try:
+            return named(model)
+        except ConfigError:
+            continue
+    return None
 
 
 def _run(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Num
 
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.step_time import prefill_joules, prefill_seconds, step_joules, step_seconds
 from kinetics_jax.settings import EngineSettings, patience
@@ -136,7 +136,7 @@ def simulate_decode(work: Workload, slots: int) -> tuple[Float[np.ndarray, "mome
 
 
 def workload_seconds(
-    config: ModelConfig,
+    config: PricedModel,
     policy: AttentionPolicy,
     hardware: Hardware,
     work: Workload,

@@ -19,7 +19,7 @@ from kinetics_jax.sharding.axes import mesh_sizes
 
 if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig
-    from kinetics_jax.costs.architectures.architecture import Architecture
+    from kinetics_jax.costs.architectures.architecture import PricedModel
     from kinetics_jax.language_model import LanguageModel
 
 MAX_SAMPLES = 10**6  # of a problem
@@ -154,22 +154,22 @@ def bytes_of(dtype: Dtype | None) -> float | None:
     return None if dtype is None else TYPE_BYTES[dtype]
 
 
-def priced_model(model: str) -> ModelConfig | Architecture:
+def priced_model(model: str) -> PricedModel:
     """What `config_of` reads, or an architecture that is priced and not run, by its published name or config.json."""
-    from kinetics_jax.costs.architectures.published import PUBLISHED, architecture_named
-    from kinetics_jax.costs.architectures.readers import READERS, read_architecture
-    from kinetics_jax.files import read_json
+    from kinetics_jax.assets import builtin_models
+    from kinetics_jax.costs.architectures.published import architecture_named, published_names
+    from kinetics_jax.costs.architectures.readers import read_priced
 
     path = Path(model)
-    if not path.exists():
-        known = {name for full in PUBLISHED for name in (full, full.partition("/")[2])}
-        return architecture_named(model) if model in known else config_of(model)
-    file = path / "config.json" if path.is_dir() else path
-    kind = read_json(file, error=UserError).get("model_type") if file.exists() else None
-    if not isinstance(kind, str) or kind not in READERS:
-        return config_of(model)
-    whole = file.resolve()
-    return read_architecture(file, name=(whole.parent if whole.name == "config.json" else whole.with_suffix("")).name)
+    if model in builtin_models() or not path.exists():
+        return architecture_named(model) if model in published_names() else config_of(model)
+    return read_priced(path, name=_named_after(path))
+
+
+def _named_after(path: Path) -> str:
+    """`Qwen3-8B` of configs/Qwen3-8B.json, of Qwen3-8B/config.json and of the directory."""
+    whole = path.resolve()
+    return (whole if whole.is_dir() else whole.parent if whole.name == "config.json" else whole.with_suffix("")).name
 
 
 def config_of(model: str) -> ModelConfig:
@@ -182,9 +182,7 @@ def config_of(model: str) -> ModelConfig:
 
     path = ASSETS / model if model in builtin_models() else Path(model)
     if path.exists():
-        whole = path.resolve()  # configs/Qwen3-8B.json is of Qwen3-8B, Qwen3-8B/config.json too
-        named = whole if path.is_dir() else whole.parent if whole.name == "config.json" else whole.with_suffix("")
-        return ModelConfig.from_hf(path, name=named.name)
+        return ModelConfig.from_hf(path, name=_named_after(path))
     try:
         return ModelConfig.named(model)
     except ConfigError as error:

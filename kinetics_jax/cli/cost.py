@@ -18,8 +18,7 @@ from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
-    from kinetics_jax.config import ModelConfig
-    from kinetics_jax.costs.architectures.architecture import Architecture
+    from kinetics_jax.costs.architectures.architecture import PricedModel
     from kinetics_jax.costs.batching import Room
     from kinetics_jax.costs.cost import Cost
     from kinetics_jax.costs.hardware import Hardware
@@ -212,7 +211,7 @@ def _has_peak(name: str, dtype: str | None) -> bool:
 def _chip_row(
     chip: Hardware,
     cost: Cost | None,
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     policy: AttentionPolicy,
     *,
     chips: int,

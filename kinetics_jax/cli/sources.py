@@ -12,7 +12,7 @@ from kinetics_jax.cli.checks import require, require_between
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.samples import RunData
-    from kinetics_jax.config import ModelConfig
+    from kinetics_jax.costs.architectures.architecture import PricedModel
 
 MAX_PROMPT = 1 << 24  # tokens; beyond any context
 
@@ -65,11 +65,11 @@ class Unsaid:
             bare_questions=bare_questions,
         )
 
-    def _configs(self) -> ModelConfig | dict[str, ModelConfig] | None:
-        from kinetics_jax.config import ModelConfig
+    def _configs(self) -> PricedModel | dict[str, PricedModel] | None:
+        from kinetics_jax.costs.architectures.readers import read_priced
 
         parts = [each.rpartition("=") for each in self.config]
-        configs = {name: ModelConfig.from_hf(Path(path)) for name, _, path in parts}
+        configs = {name: read_priced(Path(path)) for name, _, path in parts}
         return configs.get("", configs) or None
 
 

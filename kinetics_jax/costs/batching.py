@@ -12,8 +12,7 @@ import numpy.typing as npt
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.counts import triangle
 from kinetics_jax.attention.policies.dense import DENSE
-from kinetics_jax.config import ModelConfig
-from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.memory import fits
 
@@ -59,7 +58,7 @@ def resident_tokens(prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike) 
 
 
 def room(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     hardware: str | Hardware,
     *,
     prompt_tokens: npt.ArrayLike,

@@ -25,7 +25,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs import conventions
-from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.architecture import Architecture, PricedModel
 from kinetics_jax.costs.conventions import Components, CostError
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
@@ -158,7 +158,7 @@ class Cost:
         return sum(self.parts[kind] for kind in kinds if kind in self.parts)
 
 
-def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig | Architecture, chips: int) -> dict[str, Any]:
+def split_over_chips(amounts: Mapping[str, Any], config: PricedModel, chips: int) -> dict[str, Any]:
     """The busiest chip's share of every component when `chips` work on every sequence together (tensor parallel).
 
     Arithmetic and weights are split evenly; KV heads go to the chips whole, so reads of KV and summaries shrink by no
@@ -177,7 +177,7 @@ def split_over_chips(amounts: Mapping[str, Any], config: ModelConfig | Architect
 
 
 def generation_cost(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     *,
     prompt_tokens: npt.ArrayLike,
     output_tokens: npt.ArrayLike,
@@ -240,7 +240,7 @@ def generation_cost(
 
 
 def best_of_n_cost(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     *,
     prompt_tokens: int,
     output_lengths: npt.ArrayLike,
@@ -341,9 +341,7 @@ def _hardware(intensity: float | None, hardware: str | Hardware | None) -> tuple
     return chip.intensity, chip
 
 
-def _overhead(
-    config: ModelConfig | Architecture, output: np.ndarray, chip: Hardware | None, batch: np.ndarray | None
-) -> Any:
+def _overhead(config: PricedModel, output: np.ndarray, chip: Hardware | None, batch: np.ndarray | None) -> Any:
     """Seconds of one trial's decode steps beside arithmetic and reads; a batch shares them, as it does the weights."""
     if chip is None or batch is None:
         return 0.0
@@ -369,7 +367,7 @@ def _cost(
 
 
 def _components(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     prompt: np.ndarray,
     output: np.ndarray,
     trials: np.ndarray,
@@ -409,7 +407,7 @@ def _components(
     return _together(conventions.upstream(config, prompt, output, trials, policy), config, chips)
 
 
-def _together(components: Components, config: ModelConfig | Architecture, chips: int) -> Components:
+def _together(components: Components, config: PricedModel, chips: int) -> Components:
     """What all chips do together: each as much as the busiest."""
     if chips == 1:
         return components
@@ -423,7 +421,7 @@ def _together(components: Components, config: ModelConfig | Architecture, chips:
 
 
 def _communication(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     prompt: np.ndarray,
     output: np.ndarray,
     chip: Hardware,

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kinetics_jax.config import ModelConfig
-from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.architecture import PricedModel
 
 if TYPE_CHECKING:
     from kinetics_jax.costs.hardware import Hardware
@@ -64,7 +63,7 @@ LINKS: dict[str, Link] = {
 
 
 def communication_seconds(
-    config: ModelConfig | Architecture, hardware: Hardware, chips: int, tokens: Any, *, activation_bytes: float = 2
+    config: PricedModel, hardware: Hardware, chips: int, tokens: Any, *, activation_bytes: float = 2
 ) -> Any:
     """Seconds that `chips` chips spend on the all-reduces of one pass of `tokens` tokens through all layers, `[...]`.
 

@@ -8,7 +8,7 @@ import math
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.architecture import Architecture, PricedModel
 from kinetics_jax.costs.architectures.memory import sequence_bytes, shared_bytes
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import Hardware
@@ -49,7 +49,7 @@ def kv_bytes_per_token(config: ModelConfig, attention: AttentionPolicy = DENSE, 
 
 
 def fits(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     hardware: str | Hardware,
     *,
     tokens: int,
@@ -104,9 +104,7 @@ def _capacity(chip: Hardware, weights: float, sequence: float, shared: float, ch
     return Capacity(sequences, weights, sequence, shared, free, chips)
 
 
-def least_chips(
-    config: ModelConfig | Architecture, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options
-) -> int:
+def least_chips(config: PricedModel, hardware: str | Hardware, *, tokens: int, most: int = 1024, **options) -> int:
     """The smallest power of two of chips, up to `most`, that holds one sequence of `tokens`; 0 if none does.
 
     `options` as in `fits`.

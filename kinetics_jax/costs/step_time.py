@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import DENSE
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.cost import UNIT, generation_cost, split_over_chips
 from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.links import activation_bytes, communication_seconds
@@ -21,7 +21,7 @@ from kinetics_jax.padding import prompt_shape
 
 
 def step_amounts(
-    config: ModelConfig,
+    config: PricedModel,
     policy: AttentionPolicy,
     *,
     contexts: npt.ArrayLike,
@@ -44,10 +44,15 @@ def step_amounts(
     def attended(lengths: np.ndarray) -> dict[str, Any]:
         """Of one sequence: the single step that a sequence of one token fewer takes."""
         cost = generation_cost(
-            config, prompt_tokens=np.maximum(lengths - 1, 0), output_tokens=2, attention=policy, intensity=1
+            config,
+            prompt_tokens=np.maximum(lengths - 1, 0),
+            output_tokens=2,
+            attention=policy,
+            intensity=1,
+            kv_bytes=kv_bytes,
         )
         return {
-            name: (kv_bytes / 2 if name.endswith("_reads") else 1) * UNIT * np.where(lengths > 0, amount, 0)
+            name: UNIT * np.where(lengths > 0, amount, 0)
             for name, amount in cost.parts.items()
             if not name.startswith("prefill") and name != "linear"
         }
@@ -69,7 +74,7 @@ def step_amounts(
 
 
 def step_seconds(
-    config: ModelConfig,
+    config: PricedModel,
     policy: AttentionPolicy,
     hardware: Hardware,
     *,
@@ -102,7 +107,7 @@ def step_seconds(
 
 
 def step_joules(
-    config: ModelConfig,
+    config: PricedModel,
     policy: AttentionPolicy,
     hardware: Hardware,
     seconds: Any,
@@ -130,7 +135,7 @@ def step_joules(
 
 
 def prefill_amounts(
-    config: ModelConfig, *, prompt_tokens: npt.ArrayLike, page_size: int, weight_bytes: float = 2
+    config: PricedModel, *, prompt_tokens: npt.ArrayLike, page_size: int, weight_bytes: float = 2
 ) -> dict[str, Any]:
     """FLOPs and bytes of one prompt's prefill, `[...]`, by component.
 
@@ -151,7 +156,7 @@ def padded_prompt(prompt_tokens: npt.ArrayLike, page_size: int) -> tuple[np.ndar
 
 
 def prefill_seconds(
-    config: ModelConfig,
+    config: PricedModel,
     hardware: Hardware,
     *,
     prompt_tokens: npt.ArrayLike,
@@ -170,7 +175,7 @@ def prefill_seconds(
 
 
 def prefill_joules(
-    config: ModelConfig,
+    config: PricedModel,
     hardware: Hardware,
     seconds: Any,
     *,

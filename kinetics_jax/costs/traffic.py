@@ -8,14 +8,13 @@ import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.counts import triangle
-from kinetics_jax.config import ModelConfig
-from kinetics_jax.costs.architectures.architecture import Architecture
+from kinetics_jax.costs.architectures.architecture import Architecture, PricedModel
 from kinetics_jax.costs.architectures.traffic import architecture_traffic
 from kinetics_jax.costs.conventions import Components
 
 
 def traffic(
-    config: ModelConfig | Architecture,
+    config: PricedModel,
     prompt: np.ndarray,
     output: np.ndarray,
     policy: AttentionPolicy,
@@ -69,11 +68,13 @@ def traffic(
     return components
 
 
-def touched_parameters(config: ModelConfig, tokens: Any) -> Any:
+def touched_parameters(config: PricedModel, tokens: Any) -> Any:
     """Matrix parameters read when `tokens` tokens are processed together: every expert that one of them uses.
 
     Experts are taken to be used evenly and independently; for a dense feed-forward this is `matmul_parameters`.
     """
+    if isinstance(config, Architecture):
+        return config.touched_parameters(tokens)
     if not config.num_experts:
         return config.matmul_parameters
     unused = (1 - config.experts_per_token / config.num_experts) ** tokens

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.architectures.feed_forward import Experts, FeedForward
 from kinetics_jax.costs.architectures.mixers import IndexedAttention, LinearAttention, Mixer
 
@@ -103,3 +104,6 @@ class Architecture:
             for layer in self.layers
         )
         return dataclasses.replace(self, layers=layers)
+
+
+PricedModel = ModelConfig | Architecture  # what costs are counted for: a model that runs here, or one that is priced

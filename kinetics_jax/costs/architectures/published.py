@@ -170,10 +170,15 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def published_names() -> dict[str, str]:
+    """What every published architecture may be called, and its hub id: the id, or the part after the slash."""
+    return {name: full for full in PUBLISHED for name in (full, full.partition("/")[2])}
+
+
 @functools.cache
 def architecture_named(name: str) -> Architecture:
     """A published architecture by its hub id or the part after the slash. Raises ConfigError for any other."""
-    ids = {alias: full for full in PUBLISHED for alias in (full, full.partition("/")[2])}
+    ids = published_names()
     if name not in ids:
         near = difflib.get_close_matches(name, ids, n=1)
         hint = f"; did you mean {ids[near[0]]}?" if near else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.config_fields import ConfigError, flag, whole_number
-from kinetics_jax.costs.architectures.architecture import Architecture, Layer
+from kinetics_jax.costs.architectures.architecture import Architecture, Layer, PricedModel
 from kinetics_jax.costs.architectures.feed_forward import Experts, FeedForward
 from kinetics_jax.costs.architectures.mixers import (
     FullAttention,
@@ -83,6 +83,18 @@ def read_architecture(source: str | Path | Mapping[str, Any], *, name: str = "")
             f"{where}: model_type {spelled(kind)} is not one that can be priced (known: {', '.join(READERS)})"
         )
     return READERS[kind](Fields(source, where), name)
+
+
+def read_priced(path: Path, *, name: str = "") -> PricedModel:
+    """The model of a `config.json` (or its directory): one that runs here, or else one that can be priced.
+
+    Raises ConfigError for a file that cannot be read, and for another `model_type`.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    kind = read_json(file, error=ConfigError).get("model_type") if file.exists() else None
+    if isinstance(kind, str) and kind in READERS:
+        return read_architecture(path, name=name)
+    return ModelConfig.from_hf(path, name=name)
 
 
 def architecture_of(config: ModelConfig) -> Architecture:

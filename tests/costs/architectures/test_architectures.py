@@ -6,17 +6,23 @@ import json
 import numpy as np
 import pytest
 
+from kinetics_jax.analysis.frontier import cost_frontier
+from kinetics_jax.analysis.planner import list_options
+from kinetics_jax.analysis.readers import read_all
+from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.cost import cost
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.config_fields import ConfigError
 from kinetics_jax.costs.architectures.memory import sequence_bytes
 from kinetics_jax.costs.architectures.published import PUBLISHED, architecture_named
-from kinetics_jax.costs.architectures.readers import READERS, architecture_of, read_architecture
+from kinetics_jax.costs.architectures.readers import READERS, architecture_of, read_architecture, read_priced
 from kinetics_jax.costs.architectures.traffic import architecture_traffic
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.cost import generation_cost
+from kinetics_jax.costs.hardware import hardware
 from kinetics_jax.costs.memory import fits, total_parameters
+from kinetics_jax.costs.step_time import step_amounts
 from kinetics_jax.costs.traffic import traffic
 
 COMMON = {
@@ -242,3 +248,46 @@ def test_published_conventions_know_full_attention_alone(convention):
         generation_cost(
             architecture_named("gpt-oss-20b"), prompt_tokens=1, output_tokens=9, convention=convention, hardware="h100"
         )
+
+
+TABLE = "problem,sample,prompt_tokens,tokens,correct,model\n" + "".join(
+    f"p{problem},{sample},200,{1000 * (1 + problem + sample)},{(problem + sample) % 2},{{model}}\n"
+    for problem in range(3)
+    for sample in range(2)
+)
+
+
+def test_frontiers_and_plans_price_them_by_name_and_by_config(tmp_path):
+    table, config = tmp_path / "samples.csv", tmp_path / "config.json"
+    table.write_text(TABLE.format(model="gpt-oss-20b"))
+    named = pooled(read_all([table]))
+    config.write_text(json.dumps(PUBLISHED["openai/gpt-oss-20b"][0]))
+    table.write_text(TABLE.format(model="mine"))
+    given = pooled(read_all([table], config={"mine": read_priced(config)}))
+    tables = [cost_frontier(pools, hardware="h200") for pools in (named, given)]
+    assert set(tables[0]["model"]) == {"openai/gpt-oss-20b"}
+    assert tables[0]["cost"].tolist() == tables[1]["cost"].tolist()
+    assert (tables[0]["cost"] > tables[0]["cost_without_weights"]).all()
+    seconds = list_options(named, hardware("h200")).table["seconds"]
+    assert np.isfinite(seconds).all()
+
+
+@pytest.mark.parametrize("name", ["openai/gpt-oss-20b", "Qwen/Qwen3-8B"])
+def test_a_config_must_agree_with_the_published_model_of_its_name(tmp_path, name):
+    table = tmp_path / "samples.csv"
+    table.write_text(TABLE.format(model=name))
+    with pytest.raises(SamplesError, match="as the published model of that name has"):
+        pooled(read_all([table], config={name: architecture_named("gemma-3-12b-it")}))
+
+
+def test_a_step_is_the_difference_of_two_costs():
+    """`step_time` and `generation_cost` count one decode step alike, for caches of any width."""
+    architecture, policy = architecture_named("Qwen3.8-Flash-Next"), parse_policy("dense")
+    step = step_amounts(architecture, policy, contexts=np.array([[5000.0, 9000.0]]), kv_bytes=1, weight_bytes=1)
+    for part in ("chosen_kv_reads", "search_reads", "state_reads"):
+        whole = [
+            architecture_traffic(architecture, np.array(n - 1.0), np.array(2.0), policy, 1, 1, None, False)[part][0]
+            for n in (5000, 9000)
+        ]
+        assert step[part][0] == pytest.approx(sum(whole))
+    assert step["weight_reads"][0] == pytest.approx(architecture.touched_parameters(2))
