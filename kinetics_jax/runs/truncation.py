@@ -23,18 +23,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from kinetics_jax.assets import ASSETS, builtin_models
+from kinetics_jax.assets import builtin_folders
 from kinetics_jax.errors import CheckpointError, spelled
 from kinetics_jax.files import encode_utf8, lock_file, read_regular
 from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
 from kinetics_jax.runs.records import MAX_TOKENS
-from kinetics_jax.tasks import grading, math_grading
+from kinetics_jax.tasks import grading, ledger, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
 from kinetics_jax.tasks.math_grading import UNGRADED, grader_for, unreadable_answers
-from kinetics_jax.tasks.problems import BUILTIN
+from kinetics_jax.tasks.problems import PACKAGED
 from kinetics_jax.tokenizer import TOKENIZER, TOKENIZER_BYTES, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def grade_cuts(
         done = _begin(run, target, maker, wanted)
         cuts = list(_missing(run, wanted, done, left_out))
         on_progress(0, len(cuts))
-        processes = workers or (1 if task == BUILTIN else os.cpu_count() or 1)
+        processes = workers or (1 if task in PACKAGED else os.cpu_count() or 1)
         graded = _in_processes if processes > 1 and len(cuts) > 1 else _here
         for count, lines in enumerate(graded(cuts, task, file, min(processes, len(cuts))), start=1):
             require_same(target, run.path / NAME)
@@ -114,8 +114,8 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
     if given is not None:
         return tokenizer_file(given)
     model = str(run.header.get("model"))
-    if model in builtin_models():
-        return ASSETS / model / TOKENIZER
+    if model in (folders := builtin_folders()):
+        return folders[model] / TOKENIZER
     if model.count("/") == 1:
         try:
             return download_file(model, TOKENIZER)
@@ -126,10 +126,11 @@ def run_tokenizer(run: Run, given: str | Path | None = None) -> Path:
 
 def grader_fingerprint(task: str) -> str:
     """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
-    files = [Path(grading.__file__), *(math_grading.SOURCES if task != BUILTIN else ())]
+    own = (Path(ledger.__file__),) if task in (ledger.LEDGER, ledger.ROUTE) else ()
+    files = [Path(grading.__file__), *(own if task in PACKAGED else math_grading.SOURCES)]
     sources = b"".join(file.read_bytes() for file in files)
     code = hashlib.blake2b(sources, digest_size=8).hexdigest()
-    return code if task == BUILTIN else f"{code} math-verify {importlib.metadata.version('math-verify')}"
+    return code if task in PACKAGED else f"{code} math-verify {importlib.metadata.version('math-verify')}"
 
 
 def _file_digest(path: Path) -> str:

@@ -39,7 +39,7 @@ def contents(folder) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_grid")
 def test_a_seed_fixes_every_file(tmp_path):
-    table = demo_grid.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar)
+    (table,) = demo_grid.run_demo(tmp_path / "a", quick=True, seed=0, bar=no_bar).values()
     demo_grid.run_demo(tmp_path / "b", quick=True, seed=0, bar=no_bar)
     demo_grid.run_demo(tmp_path / "c", quick=True, seed=1, bar=no_bar)
     first, second, other = (contents(tmp_path / name) for name in "abc")
