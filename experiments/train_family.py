@@ -77,11 +77,11 @@ class Recipe:
 
 
 FAMILY = {
-    "ledger-23k": Recipe(24, 64, 2, 2, Schedule(900)),
-    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(800)),
-    "ledger-99k": Recipe(48, 144, 3, 2, Schedule(700)),
-    "ledger-203k": Recipe(64, 224, 3, 4, Schedule(600)),
-    "ledger-681k": Recipe(96, 384, 4, 8, Schedule(500, rate=2e-3)),
+    "ledger-23k": Recipe(24, 64, 2, 2, Schedule(350)),
+    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(600)),
+    "ledger-99k": Recipe(48, 144, 3, 2, Schedule(350)),
+    "ledger-203k": Recipe(64, 224, 3, 4, Schedule(300)),
+    "ledger-681k": Recipe(96, 384, 4, 8, Schedule(300, rate=2e-3)),
 }
 
 
