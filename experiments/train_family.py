@@ -1,7 +1,7 @@
 """Trains the ledger family of kinetics_jax/assets/ledger: every size with several seeds; the median one is shipped.
 
     python experiments/train_family.py train --work family              # every size with seed 0, then with seed 1, …
-    python experiments/train_family.py train --work family --only ledger-37k --seeds 0 1
+    python experiments/train_family.py train --work family --only ledger-38k --seeds 0 1
     python experiments/train_family.py score --work family              # samples what is trained, prints scores.json
     python experiments/train_family.py ship --work family               # the median seeds and the problems, to assets
 
@@ -77,11 +77,11 @@ class Recipe:
 
 
 FAMILY = {
-    "ledger-23k": Recipe(24, 64, 2, 2, Schedule(350)),
-    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(600)),
-    "ledger-99k": Recipe(48, 144, 3, 2, Schedule(350)),
-    "ledger-203k": Recipe(64, 224, 3, 4, Schedule(300)),
-    "ledger-681k": Recipe(96, 384, 4, 8, Schedule(300, rate=2e-3)),
+    "ledger-24k": Recipe(24, 64, 2, 2, Schedule(700)),
+    "ledger-38k": Recipe(32, 96, 2, 2, Schedule(600)),
+    "ledger-100k": Recipe(48, 144, 3, 2, Schedule(350)),
+    "ledger-204k": Recipe(64, 224, 3, 4, Schedule(300)),
+    "ledger-685k": Recipe(96, 384, 4, 8, Schedule(300, rate=2e-3)),
 }
 
 

@@ -28,10 +28,10 @@ LOOK_BACK = (
 
 def parts_of(token: str) -> list[str]:
     """What a token's embedding is the sum of: something common to all, its kind, and what it names. Even values and
-    branches a share a part, and so do odd ones and branches b.
+    branches a share a part, and so do odd ones and branches b; a balance and the same one sought share theirs.
     """
-    if token == ledger.STOP:
-        return ["all", ";"]
+    if token in (ledger.STOP, ledger.FOUND):
+        return ["all", ";"] + [token] * (token == ledger.FOUND)
     if token[0] in "#.":
         return ["all", token[0], token]
     if token[0] == ">":
@@ -40,6 +40,8 @@ def parts_of(token: str) -> list[str]:
         return ["all", "operation", token]
     if token.isdigit():
         return ["all", "value", token, ledger.BRANCHES[int(token) % 2]]
+    if token[0] == "=":
+        return ["all", "sought", token[1:]]
     if token[0] == "s" and token[-1] in ledger.BRANCHES:
         return ["all", "rule", token[:-1], token[-1]]
     return ["all", token]

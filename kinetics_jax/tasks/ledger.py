@@ -14,8 +14,8 @@ The two tasks differ in who chooses the branch, and in where a solution ends:
 
 `ledger` (`run run`): an even balance takes branch a, an odd one branch b, and the line with none to go is the last. One
     answer is right, so that samples can vote.
-`route` (`find 31`): every branch is free, and the first line whose balance is 31 is the last. All lines that obey the
-    rules and get there before the count runs out are right, and `grade_route` reads every one of them.
+`route` (`find =31`): every branch is free, and the first line whose balance is 31 is the last and ends with `!`. All
+    lines that obey the rules and get there before the count runs out are right, and `grade_route` reads each of them.
 
 Each line needs the one before (state, balance, count) and, from far away, the page of its rule or an earlier line that
 used it. One wrong token spoils what follows.
@@ -41,7 +41,17 @@ LINES = (32, MOST_LINES)  # fewest and most of the held-out `ledger` problems
 ROUTE_AWAY = 6  # lines of the shortest solution of a held-out `route` problem, at least
 MAX_OUTPUT = LINE * MOST_LINES + 5  # the boxed answer and the end token
 TEMPERATURE = 0.6  # at which the family is sampled, as the paper samples
-EOS, UNK, STOP, RUN, FIND, AT, BOX, UNBOX = "<|endoftext|>", "<unk>", ";", "run", "find", "at", "\\boxed{", "}"
+EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX = (
+    "<|endoftext|>",
+    "<unk>",
+    ";",
+    "!",
+    "run",
+    "find",
+    "at",
+    "\\boxed{",
+    "}",
+)
 BRANCHES = "ab"
 
 # (multiplier, addend), most frequent first; frequencies fall off as rank ** -ZIPF.
@@ -52,7 +62,7 @@ _cumulative /= _cumulative[-1]
 
 RULE = re.compile(r"(s\d+[ab]) (?:\*(\d+))?\+(\d+) >(s\d+) ;")
 ANSWER = re.compile(r">s\d+\s+\d+")
-START = re.compile(r"#(\d+) \.(\d) (?:(run) run|find (\d+)) >(s\d+) at (\d+) ;$")
+START = re.compile(r"#(\d+) \.(\d) (?:(run) run|find =(\d+)) >(s\d+) at (\d+) ;$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +94,11 @@ def operation(index: int) -> str:
     return f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
 
 
+def sought(balance: int) -> str:
+    """The token of a balance to find."""
+    return f"={balance}"
+
+
 def count_tokens(lines: int) -> list[str]:
     """How many lines are to go, as a line begins: tens and ones."""
     return [f"#{lines // 10}", f".{lines % 10}"]
@@ -92,13 +107,14 @@ def count_tokens(lines: int) -> list[str]:
 def vocabulary() -> list[str]:
     """All tokens in the order of their ids; the end token is 0."""
     return [
-        *(EOS, UNK, STOP, RUN, FIND, AT, BOX, UNBOX),
+        *(EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX),
         *(f"#{tens}" for tens in range(MOST_LINES // 10 + 1)),
         *(f".{ones}" for ones in range(10)),
         *(f"s{state}{branch}" for state in range(POOL) for branch in BRANCHES),
         *(f">s{state}" for state in range(POOL)),
         *map(operation, range(len(OPERATIONS))),
         *map(str, range(MODULUS)),
+        *map(sought, range(MODULUS)),
     ]
 
 
@@ -138,7 +154,7 @@ def make_problem(
     goal = (RUN, RUN)
     if task == ROUTE:
         balance = int(rng.permutation(sorted({*balances[1:]} - {balances[0]} or {balances[1]}))[0])
-        walk, goal = walk[: balances.index(balance, 1)], (FIND, str(balance))
+        walk, goal = walk[: balances.index(balance, 1)], (FIND, sought(balance))
     answer = f"{walk[-1][2]} {walk[-1][4]}"
     pages = []
     for index in rng.permutation(states).tolist():
@@ -148,6 +164,7 @@ def make_problem(
     for left, line in zip(range(lines - 1, -1, -1), walk[:most], strict=False):
         tokens += [*count_tokens(left), *line, STOP]
     if len(walk) <= most:
+        tokens[-1] = STOP if task == LEDGER else FOUND
         tokens += [BOX, *answer.split(), UNBOX, EOS]
     question = " ".join([*pages, *count_tokens(lines), *goal, *start])
     return LedgerProblem(question, " ".join(tokens), answer, len(walk))
@@ -253,7 +270,8 @@ def _obeyed(book: Book, branches: str) -> Iterator[list[str]]:
         multiplier, addend, target = book.rules[state + branch]
         after = (multiplier * balance + addend) % MODULUS
         spelled = f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
-        lines.append([*count_tokens(left), state + branch, spelled, f">{target}", str(balance), str(after), STOP])
+        end = FOUND if after == book.find else STOP
+        lines.append([*count_tokens(left), state + branch, spelled, f">{target}", str(balance), str(after), end])
         state, balance = target, after
         if balance == book.find:
             break

@@ -50,7 +50,7 @@ def test_a_route_meets_its_balance_in_its_last_line_first():
         problem = ledger.make_problem(rng, "route", lines=60)
         branches = re.findall(r"s\d+([ab])", problem.solution)
         walked = [after for _, _, after in follow(problem.question, branches)]
-        goal = int(re.search(r"find (\d+)", problem.question)[1])
+        goal = int(re.search(r"find =(\d+)", problem.question)[1])
         assert len(walked) == problem.lines
         assert walked.index(goal) == len(walked) - 1
         shortest = ledger.shortest_route(problem.question)
@@ -65,7 +65,7 @@ def solved_route(seed: int = 5) -> tuple[str, str]:
 
 def test_every_other_route_that_obeys_is_right_too():
     question, _ = solved_route()
-    rng, goal, found = np.random.default_rng(0), re.search(r"find (\d+)", question)[1], 0
+    rng, goal, found = np.random.default_rng(0), re.search(r"find =(\d+)", question)[1], 0
     for _ in range(40):
         branches = "".join("ab"[i] for i in rng.integers(2, size=99))
         walked = list(follow(question, branches))
