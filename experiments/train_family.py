@@ -1,5 +1,6 @@
 """Trains the ledger family of kinetics_jax/assets/ledger: every size with several seeds; the median one is shipped.
 
+    python experiments/train_family.py problems                         # the held-out problems, to assets
     python experiments/train_family.py train --work family              # every size with seed 0, then with seed 1, …
     python experiments/train_family.py train --work family --only ledger-38k --seeds 0 1
     python experiments/train_family.py score --work family              # samples what is trained, prints scores.json
@@ -203,25 +204,32 @@ def ship(work: Path, seeds: int) -> None:
             f"{work}: {', '.join(missing)}: fewer than {seeds} seeds are scored; train and score them first"
         )
     target = FAMILIES[LEDGER]
-    target.mkdir(exist_ok=True)
     for name, seed in document["median_seed"].items():
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(work / "models" / member(name, seed), target / name)
-    for task in TASKS:
-        write_atomic(target / f"{task}.jsonl", "".join(json.dumps(record) + "\n" for record in records_of(task)))
+    write_problems()
     write_atomic(target / "seeds.json", json.dumps(document, indent=1) + "\n")
+
+
+def write_problems() -> None:
+    """The held-out problems of both tasks, to the package."""
+    for task in TASKS:
+        lines = "".join(json.dumps(record) + "\n" for record in records_of(task))
+        write_atomic(FAMILIES[LEDGER] / f"{task}.jsonl", lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains, scores and ships the ledger family.")
-    parser.add_argument("command", choices=("train", "score", "ship"))
-    parser.add_argument("--work", type=Path, required=True, help="folder of states, checkpoints, runs and scores")
+    parser.add_argument("command", choices=("problems", "train", "score", "ship"))
+    parser.add_argument("--work", type=Path, default=Path("family"), help="folder of states, models, runs and scores")
     parser.add_argument("--only", nargs="+", choices=FAMILY, default=list(FAMILY), help="sizes to work on")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--problems", type=int, default=64, help="held-out problems of each task to score on")
     parser.add_argument("--n", type=int, default=8, help="samples of each problem to score with")
     arguments = parser.parse_args()
-    if arguments.command == "train":
+    if arguments.command == "problems":
+        write_problems()
+    elif arguments.command == "train":
         held_out = frozenset(record["question"] for task in TASKS for record in records_of(task))
         for seed in arguments.seeds:
             for name in arguments.only:

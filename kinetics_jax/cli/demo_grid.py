@@ -78,7 +78,8 @@ def ledger_grid(task: str, *, quick: bool) -> DemoGrid:
     lines: dict[str, Any] = {"page_size": ledger.LINE, "recent_pages": 2}
     lines |= {"task": task, "temperature": ledger.TEMPERATURE, "max_tokens": ledger.MAX_OUTPUT}
     if quick:
-        return DemoGrid([models[0], models[-1]], budgets=(128, 48), problems=8, samples=4, **lines)
+        ends = [*dict.fromkeys([*models[:1], *models[-1:]])]
+        return DemoGrid(ends, budgets=(128, 48), problems=8, samples=4, **lines)
     return DemoGrid(models, budgets=(256, 128, 64, 48, 32), problems=64, samples=8, rivals=(128, 64), **lines)
 
 

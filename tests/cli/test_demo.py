@@ -1,16 +1,21 @@
 """The demo, whole: what it writes, that a seed fixes it, that an interrupted one continues."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from kinetics_jax import assets
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.cli import demo_grid
+from kinetics_jax.cli.demo import demo
+from kinetics_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -101,3 +106,57 @@ def test_quick_demo_as_a_user_runs_it(tmp_path):
     for run in tmp_path.glob("*/run.json"):
         assert len((run.parent / "samples.jsonl").read_text().splitlines()) == 32 * 4
     print(f"quick demo: {time.monotonic() - began:.0f} s")
+
+
+def test_the_ledger_family_has_a_grid_of_its_own():
+    grids = demo_grid.family_grids("ledger", quick=False)
+    assert list(grids) == ["ledger", "route"]
+    for task, grid in grids.items():
+        assert grid.task == task
+        assert grid.models == assets.family_models("ledger")
+        policies = dataclasses.replace(grid, models=["other"]).policies("this")
+        assert [str(policy) for policy in policies] == [
+            "dense",
+            *(f"block_topk:budget={b},page_size=8,recent_pages=2,dense_layers=none" for b in (256, 128, 64, 48, 32)),
+        ]
+    assert demo_grid.family_grids("chase", quick=True) == {"": demo_grid.demo_grid(quick=True)}
+
+
+def test_a_family_without_checkpoints_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(assets.FAMILIES, "ledger", tmp_path)
+    with pytest.raises(UserError, match="--family ledger: this installation holds no checkpoint of it"):
+        demo(family="ledger", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_ledger_demo_writes_a_report_for_each_task_and_continues(tmp_path, monkeypatch, capsys):
+    from train_family import FAMILY
+    from training.checkpoint import write_checkpoint
+    from training.decoder import random_arrays
+
+    from kinetics_jax.tasks import ledger
+
+    config = FAMILY["ledger-24k"].config()
+    words = ledger.vocabulary()
+    params = random_arrays(config, 0)
+    write_checkpoint(tmp_path / "family" / "ledger-tiny", config, words, ledger.EOS, ledger.UNK, params)
+    monkeypatch.setitem(assets.FAMILIES, "ledger", tmp_path / "family")
+
+    def small(task, *, quick):
+        pages = {"page_size": 8, "recent_pages": 2, "max_tokens": 40}
+        return demo_grid.DemoGrid(assets.family_models("ledger"), (32,), problems=2, samples=2, task=task, **pages)
+
+    monkeypatch.setattr(demo_grid, "ledger_grid", small)
+    for _ in range(2):
+        demo(family="ledger", out=tmp_path / "out", as_json=True)
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["task"] for row in rows] == ["ledger"] * 4 + ["route"] * 4
+        assert {row["model"] for row in rows} == {"ledger-tiny"}
+    for task in ("ledger", "route"):
+        assert (tmp_path / "out" / task / "report.html").stat().st_size > 10_000
+        records = (tmp_path / "out" / task).glob("*/samples.jsonl")
+        assert [len(path.read_text().splitlines()) for path in records] == [4, 4]
+        run = json.loads(next((tmp_path / "out" / task).glob("*/run.json")).read_text())
+        assert (run["task"], run["sampling"]["temperature"]) == (task, 1.0)
+    assert np.isfinite(pd.read_csv(tmp_path / "out" / "route" / "frontier.csv")["cost"]).all()

@@ -8,7 +8,7 @@ import pytest
 
 from kinetics_jax.tasks import ledger
 from kinetics_jax.tasks.math_grading import GradingError, grader_for
-from kinetics_jax.tasks.problems import TASKS
+from kinetics_jax.tasks.problems import TASKS, load_problems
 
 IDS = {token: index for index, token in enumerate(ledger.vocabulary())}
 
@@ -147,3 +147,13 @@ def test_held_out_problems_are_made_from_their_seed_and_spread_over_lengths():
     routes = ledger.held_out_problems("route", 8)
     assert all(ledger.shortest_route(problem.question) >= 6 for problem in routes)
     assert len({problem.question for problem in [*made, *routes]}) == 32
+
+
+@pytest.mark.slow
+def test_the_package_holds_the_held_out_problems():
+    for task in ("ledger", "route"):
+        held, made = load_problems(task), ledger.held_out_problems(task)
+        assert [problem.question for problem in held] == [problem.question for problem in made]
+        answers = [problem.question if task == "route" else problem.answer for problem in made]
+        assert [problem.answer for problem in held] == answers
+        assert held[5].id == f"{task}-005"
