@@ -31,9 +31,9 @@ class Stage:
 # Short problems of few operations first; at last the length that is generated.
 CURRICULUM = (
     Stage(0.25, states=6, operations=3, lines=12, batch=32),
-    Stage(0.25, states=10, operations=6, lines=20, batch=24),
-    Stage(0.38, states=16, operations=6, lines=32, batch=16),
-    Stage(0.12, states=16, operations=6, lines=127, batch=4),
+    Stage(0.25, states=10, operations=8, lines=20, batch=24),
+    Stage(0.38, states=16, operations=8, lines=32, batch=16),
+    Stage(0.12, states=16, operations=8, lines=127, batch=4),
 )
 
 

@@ -34,6 +34,8 @@ def parts_of(token: str) -> list[str]:
         return ["all", ";"] + [token] * (token == ledger.FOUND)
     if token[0] in "#.":
         return ["all", token[0], token]
+    if token[0] == ":":
+        return ["all", ".", f".{token[1:]}", ":"]
     if token[0] == ">":
         return ["all", "next", token[1:]]
     if token[0] in "+*":

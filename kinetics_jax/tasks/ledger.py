@@ -4,11 +4,11 @@ A question holds a page of eight tokens for each of its states, two rules a page
 
     s3a *5+2 >s9 ; s3b +5 >s12 ;    ...    #9 .6 run run >s3 at 12 ;
 
-A rule says: in state s3, on branch a, apply `*5+2` to the balance (modulo 37) and go to state s9. A solution writes one
+A rule says: in state s3, on branch a, apply `*5+2` to the balance (modulo 53) and go to state s9. A solution writes one
 line of eight tokens a step: how many lines are to go (`#9 .5`: 95), the rule's name, its operation and its next state,
 the balance before and after. At its end it boxes the last state and balance:
 
-    #9 .5 s3a *5+2 >s9 12 25 ;      ...    \boxed{ >s9 25 } <|endoftext|>
+    #9 .5 s3a *5+2 >s9 12 9 ;      ...    \boxed{ >s9 9 } <|endoftext|>
 
 The two tasks differ in who chooses the branch, and in where a solution ends:
 
@@ -16,6 +16,7 @@ The two tasks differ in who chooses the branch, and in where a solution ends:
     answer is right, so that samples can vote.
 `route` (`find =31`): every branch is free, and the first line whose balance is 31 is the last and ends with `!`. All
     lines that obey the rules and get there before the count runs out are right, and `grade_route` reads each of them.
+    Its count is written `#9 :5`.
 
 Each line needs the one before (state, balance, count) and, from far away, the page of its rule or an earlier line that
 used it. One wrong token spoils what follows.
@@ -32,7 +33,7 @@ import numpy as np
 from kinetics_jax.tasks.grading import Grade, last_boxed
 
 LEDGER, ROUTE = "ledger", "route"
-MODULUS = 37
+MODULUS = 53
 POOL = 32  # names of states
 STATES = 16  # states of a held-out problem
 LINE = 8  # tokens of a line, and of a page of two rules
@@ -53,16 +54,17 @@ EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX = (
     "}",
 )
 BRANCHES = "ab"
+ONES = {LEDGER: ".", ROUTE: ":"}
 
 # (multiplier, addend), most frequent first; frequencies fall off as rank ** -ZIPF.
-OPERATIONS = ((1, 5), (2, 1), (1, 23), (3, 7), (5, 2), (7, 11))
+OPERATIONS = ((1, 5), (2, 1), (3, 7), (1, 23), (5, 2), (7, 11), (1, 40), (4, 9))
 ZIPF = 0.7
 _cumulative = np.cumsum(np.arange(1, len(OPERATIONS) + 1) ** -ZIPF)
 _cumulative /= _cumulative[-1]
 
 RULE = re.compile(r"(s\d+[ab]) (?:\*(\d+))?\+(\d+) >(s\d+) ;")
 ANSWER = re.compile(r">s\d+\s+\d+")
-START = re.compile(r"#(\d+) \.(\d) (?:(run) run|find =(\d+)) >(s\d+) at (\d+) ;$")
+START = re.compile(r"#(\d+) (?:\.(\d) run run|:(\d) find =(\d+)) >(s\d+) at (\d+) ;$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +101,9 @@ def sought(balance: int) -> str:
     return f"={balance}"
 
 
-def count_tokens(lines: int) -> list[str]:
-    """How many lines are to go, as a line begins: tens and ones."""
-    return [f"#{lines // 10}", f".{lines % 10}"]
+def count_tokens(lines: int, task: str) -> list[str]:
+    """How many lines are to go, as a line begins: tens and ones. The ones say which task it is, line by line."""
+    return [f"#{lines // 10}", f"{ONES[task]}{lines % 10}"]
 
 
 def vocabulary() -> list[str]:
@@ -109,7 +111,7 @@ def vocabulary() -> list[str]:
     return [
         *(EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX),
         *(f"#{tens}" for tens in range(MOST_LINES // 10 + 1)),
-        *(f".{ones}" for ones in range(10)),
+        *(f"{mark}{ones}" for mark in ONES.values() for ones in range(10)),
         *(f"s{state}{branch}" for state in range(POOL) for branch in BRANCHES),
         *(f">s{state}" for state in range(POOL)),
         *map(operation, range(len(OPERATIONS))),
@@ -162,11 +164,11 @@ def make_problem(
             pages += [names[index] + BRANCHES[branch], operation(applied[index][branch]), f">{names[target]}", STOP]
     tokens = []
     for left, line in zip(range(lines - 1, -1, -1), walk[:most], strict=False):
-        tokens += [*count_tokens(left), *line, STOP]
+        tokens += [*count_tokens(left, task), *line, STOP]
     if len(walk) <= most:
         tokens[-1] = STOP if task == LEDGER else FOUND
         tokens += [BOX, *answer.split(), UNBOX, EOS]
-    question = " ".join([*pages, *count_tokens(lines), *goal, *start])
+    question = " ".join([*pages, *count_tokens(lines, task), *goal, *start])
     return LedgerProblem(question, " ".join(tokens), answer, len(walk))
 
 
@@ -189,8 +191,9 @@ def read_book(question: str) -> Book:
     rules = {name: (int(by or 1), int(plus), target) for name, by, plus, target in RULE.findall(question)}
     if start is None or len(question.split()) != LINE * (len(rules) // 2 + 1) or len(rules) % 2:
         raise ValueError(f"not a rule book with a line to begin with: {question!r:.80}")
-    tens, ones, _, find, state, balance = start.groups()
-    return Book(rules, int(tens) * 10 + int(ones), state, int(balance), None if find is None else int(find))
+    tens, ones, ones_of_route, find, state, balance = start.groups()
+    lines = 10 * int(tens) + int(ones or ones_of_route)
+    return Book(rules, lines, state, int(balance), None if find is None else int(find))
 
 
 def solve(question: str) -> str:
@@ -271,7 +274,7 @@ def _obeyed(book: Book, branches: str) -> Iterator[list[str]]:
         after = (multiplier * balance + addend) % MODULUS
         spelled = f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
         end = FOUND if after == book.find else STOP
-        lines.append([*count_tokens(left), state + branch, spelled, f">{target}", str(balance), str(after), end])
+        lines.append([*count_tokens(left, ROUTE), state + branch, spelled, f">{target}", str(balance), str(after), end])
         state, balance = target, after
         if balance == book.find:
             break

@@ -11,12 +11,17 @@ from training import ledger_data, ledger_init, loop
 from training.checkpoint import write_checkpoint
 from training.decoder import attend_in_blocks, plain
 
+from kinetics_jax import assets
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.language_model import load
 from kinetics_jax.tasks import ledger
 
-TINY = dataclasses.replace(train_family.FAMILY["ledger-24k"].config(), intermediate_size=32)
+TINY = dataclasses.replace(train_family.FAMILY["ledger-25k"].config(), intermediate_size=32)
 VOCABULARY = ledger.vocabulary()
+PRICED = {"hardware": "h100", "batch": 64, "kv_bytes": 4, "weight_bytes": 4}
 
 
 def small_batch(step: int) -> ledger_data.Batch:
@@ -63,7 +68,7 @@ def test_batches_hold_problems_that_are_right_and_pages_in_place(step):
     stage = ledger_data.stage_of(step, 100)
     assert batch.prompt == 8 * (stage.states + 1)
     assert batch.tokens.shape == (stage.batch, batch.prompt + 8 * stage.lines + 5)
-    assert batch.positions.max() < train_family.FAMILY["ledger-24k"].config().max_position_embeddings
+    assert batch.positions.max() < train_family.FAMILY["ledger-25k"].config().max_position_embeddings
     ended = 0
     for tokens, positions, counted in zip(*batch[:3], strict=True):
         words = [VOCABULARY[token] for token in tokens]
@@ -113,6 +118,25 @@ def test_sizes_differ_as_they_should():
         assert name == f"ledger-{round(count / 1000)}k"
 
 
+def test_the_cards_table_is_what_the_sizes_cost():
+    """| model | hidden / FFN | layers | query heads | parameters | KV | FLOPs | dense | 128 | 48 | weights |"""
+    text = (assets.ASSETS / "README.md").read_text(encoding="utf-8")
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 11}
+    for name, recipe in train_family.FAMILY.items():
+        config, costs = recipe.config(), []
+        pages = {"page_size": 8, "recent_pages": 2, "dense_layers": ()}
+        for policy in (Dense(), BlockTopK(budget=128, **pages), BlockTopK(budget=48, **pages)):
+            costs.append(generation_cost(config, prompt_tokens=136, output_tokens=640, attention=policy, **PRICED))
+        weights = sum(costs[0].parts[part] for part in ("weight_reads", "prefill_weight_reads")) / costs[0].total
+        assert rows[name] == [
+            f"{recipe.hidden} / {recipe.ffn}",
+            *(str(recipe.layers), str(recipe.heads), f"{config.active_parameters:,}"),
+            *(str(config.kv_elements_per_token), f"{costs[0].compute * 1e3:.2f}"),
+            *(f"{cost.total * 1e3:.1f}" for cost in costs),
+            f"{weights:.0%}".replace("%", " %"),
+        ]
+
+
 def test_the_median_seed():
     scores = {str(seed): {"ledger": value, "route": value} for seed, value in enumerate((0.4, 0.1, 0.3, 0.5, 0.2))}
     assert train_family.median_seed(scores) == 2
@@ -121,8 +145,8 @@ def test_the_median_seed():
 
 
 def test_ship_needs_every_size_and_seed(tmp_path):
-    (tmp_path / "scores.json").write_text(json.dumps({"pass@1": {"ledger-24k": {"0": {}}}, "median_seed": {}}))
-    with pytest.raises(SystemExit, match=r"ledger-38k, .*fewer than 1 seeds are scored"):
+    (tmp_path / "scores.json").write_text(json.dumps({"pass@1": {"ledger-25k": {"0": {}}}, "median_seed": {}}))
+    with pytest.raises(SystemExit, match=r"ledger-39k, .*fewer than 1 seeds are scored"):
         train_family.ship(tmp_path, 1)
 
 

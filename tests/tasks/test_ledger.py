@@ -25,7 +25,7 @@ def follow(question: str, branches=None):
         branch = "ba"[value % 2 == 0] if branches is None else branches[step]
         operation, place = rules[place[1:] + branch]
         factor, _, addend = operation.rpartition("+")
-        before, value = value, (int(factor[1:] or 1) * value + int(addend)) % 37
+        before, value = value, (int(factor[1:] or 1) * value + int(addend)) % 53
         yield place, before, value
 
 
