@@ -18,7 +18,7 @@ FAST, SLOW = 4, 7  # rotary pairs: the fastest tell near places apart, the slowe
 GAIN = 2.0  # of the norms of q and k: how sharp attention begins
 WRITE = 1.5  # of a look-up's output, relative to a token's embedding
 NOISE = 0.1
-KINDS = ("#", ".", "rule", "operation", "next", "value", ";")
+KINDS: tuple[str, ...] = ("#", ".", "rule", "operation", "next", "value", ";")
 # How far back layer 0's two heads look from each kind of token; from a value, whichever of the line's two it is.
 LOOK_BACK = (
     {"#": 7, ".": 5, "rule": 0, "operation": 1, "next": 2, "value": 2, ";": 7},
@@ -60,11 +60,11 @@ def initial(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     kinds = hidden - names
     basis, _ = np.linalg.qr(rng.normal(size=(kinds, kinds)))
     basis = np.concatenate([np.zeros((kinds, names)), basis], axis=1)
-    vectors = dict(zip(("all", *KINDS), basis, strict=False))
+    vectors: dict[str, np.ndarray] = dict(zip(("all", *KINDS), basis, strict=False))
     for name in [part for token in ledger.vocabulary() for part in parts_of(token)]:
         if name not in vectors:
             vectors[name] = np.concatenate([np.zeros(names), rng.normal(size=kinds) * kinds**-0.5])
-    weight = dict.fromkeys(("all", *KINDS), 0.6)
+    weight: dict[str, float] = dict.fromkeys(("all", *KINDS), 0.6)
     rows = [sum(weight.get(part, 1.0) * vectors[part] for part in parts_of(token)) for token in ledger.vocabulary()]
     params["embed_tokens.weight"] = np.stack([row / np.linalg.norm(row) for row in rows])
     for name in params:

@@ -101,7 +101,8 @@ def loss_of(params: Params, tokens, positions, counted, *, config: ModelConfig, 
 
 def _write(path: Path, described: str, step: int, params: Params, moments: Any) -> None:
     buffer = io.BytesIO()
-    arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves((params, moments)))}
+    leaves = jax.tree.leaves((params, moments))
+    arrays: dict[str, Any] = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     np.savez(buffer, described=described, step=step, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())

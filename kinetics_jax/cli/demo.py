@@ -60,4 +60,5 @@ def _by_task(tables: dict[Path, pd.DataFrame]) -> pd.DataFrame:
 
     if len(tables) == 1:
         return next(iter(tables.values()))
-    return pd.concat([table.assign(task=path.parent.name)[["task", *table]] for path, table in tables.items()])
+    each = [table.assign(task=path.parent.name)[["task", *table]] for path, table in tables.items()]
+    return pd.DataFrame(pd.concat(each))
