@@ -46,6 +46,11 @@ class Family:
         """Which configurations attend densely, bool [configurations]."""
         return (self.configurations["attention"] == str(Dense())).to_numpy()
 
+    @property
+    def sizes(self) -> int:
+        """How many sizes there are."""
+        return len(set(self.configurations["model"]))
+
     def half(self, which: int) -> Family:
         """Every other problem, from the first (0) or the second (1) on."""
         parts = (array[..., which::2] for array in (self.accuracy, self.compute, self.memory))
@@ -116,20 +121,18 @@ def family_of(pools: Mapping[int, Sequence[Pool]], name: Callable[[str], str], *
 def whole(family: Family) -> Draw:
     """Every seed and problem once."""
     seeds, _, problems = family.accuracy.shape
-    sizes = family.configurations["model"].nunique()
-    return Draw(np.full(problems, 1 / problems), np.full((sizes, seeds), 1 / seeds))
+    return Draw(np.full(problems, 1 / problems), np.full((family.sizes, seeds), 1 / seeds))
 
 
 def redraws(family: Family, count: int = RESAMPLES, seed: int = 0) -> list[Draw]:
     """Problems, and the seeds of every size by themselves, drawn with replacement."""
     rng = np.random.default_rng(seed)
     seeds, _, problems = family.accuracy.shape
-    sizes = family.configurations["model"].nunique()
 
     def shares(rows: int, of: int) -> np.ndarray:
         return rng.multinomial(of, np.full(of, 1 / of), size=rows) / of
 
-    return [Draw(shares(1, problems)[0], shares(sizes, seeds)) for _ in range(count)]
+    return [Draw(shares(1, problems)[0], shares(family.sizes, seeds)) for _ in range(count)]
 
 
 def interval(family: Family, statistic: Callable[[Means], float]) -> Interval:

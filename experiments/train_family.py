@@ -34,6 +34,7 @@ from training.loop import Progress, Schedule, train
 
 from kinetics_jax.assets import FAMILIES, LEDGER
 from kinetics_jax.cli.demo_grid import SLOTS
+from kinetics_jax.cli.terminal import sample_bar
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.files import write_atomic
 from kinetics_jax.language_model import load
@@ -78,11 +79,11 @@ class Recipe:
 
 
 FAMILY = {
-    "ledger-25k": Recipe(24, 64, 2, 2, Schedule(800)),
-    "ledger-39k": Recipe(32, 96, 2, 2, Schedule(700)),
-    "ledger-102k": Recipe(48, 144, 3, 2, Schedule(450)),
-    "ledger-207k": Recipe(64, 224, 3, 4, Schedule(350)),
-    "ledger-689k": Recipe(96, 384, 4, 8, Schedule(300, rate=2e-3)),
+    "ledger-25k": Recipe(24, 64, 2, 2, Schedule(1500)),
+    "ledger-39k": Recipe(32, 96, 2, 2, Schedule(1500)),
+    "ledger-102k": Recipe(48, 144, 3, 2, Schedule(800)),
+    "ledger-207k": Recipe(64, 224, 3, 4, Schedule(500)),
+    "ledger-689k": Recipe(96, 384, 4, 8, Schedule(350, rate=2e-3)),
 }
 
 
@@ -140,7 +141,7 @@ def score_member(work: Path, full: str, task: str, count: int, n: int) -> Run:
     """Dense samples of one member: a run folder, continued where it is."""
     lm = load(work / "models" / full)
     problems = problems_of(task, count)
-    with tqdm(total=count * n, desc=f"{full} {task}", mininterval=5.0) as bar:
+    with sample_bar(f"{full} {task}") as on_progress:
         return best_of_n(
             lm,
             problems,
@@ -151,7 +152,7 @@ def score_member(work: Path, full: str, task: str, count: int, n: int) -> Run:
             out=work / "runs" / task / full,
             settings=EngineSettings(slots=SLOTS),
             command="experiments/train_family.py score",
-            on_progress=lambda progress: bar.update(progress.finished - bar.n) and None,
+            on_progress=on_progress,
         )
 
 
