@@ -4,8 +4,8 @@
     python experiments/family_law.py --work family --quick                                     # two sizes, few problems
     python experiments/family_law.py --work family --shipped                                   # the shipped checkpoints
 
-`--work` is the folder of train_family.py: its finished checkpoints are sampled into run folders in `law/` there, and
-the same command continues. Costs are those of float32 weights and KV on an H100 with the weights read at the slots that
+`--work` is the folder of train_family.py: its finished checkpoints are sampled into run folders there, and the same
+command continues. Costs are those of float32 weights and KV on an H100 with the weights read at the slots that
 ran (64). The properties, each with a 95 % interval over problems and seeds (family_properties.py says how):
 
 1. something is solved, and block top-k's frontier is at least as accurate as the dense one over half of its range of
@@ -28,22 +28,21 @@ from typing import Any
 
 import pandas as pd
 from family_properties import Family, dominance, family_of, larger_sparse, two_laws
-from train_family import FAMILY, SEEDS, TASKS, member, problems_of
+from train_family import FAMILY, SCORED, SEEDS, TASKS, member, sample_member
 
 from kinetics_jax.analysis.samples import Pool, pooled, run_data
 from kinetics_jax.analysis.votes import majority_vote
 from kinetics_jax.assets import FAMILIES, LEDGER, family_models
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.registry import slug
-from kinetics_jax.cli.demo_grid import SLOTS, ledger_grid
-from kinetics_jax.cli.terminal import sample_bar
+from kinetics_jax.attention.policies.block_topk import BlockTopK
+from kinetics_jax.attention.policies.dense import DENSE
+from kinetics_jax.cli.demo_grid import SLOTS
 from kinetics_jax.files import write_atomic
 from kinetics_jax.language_model import load
-from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import Run
-from kinetics_jax.settings import EngineSettings, Sampling
 from kinetics_jax.tasks import ledger
 
+BUDGETS = (64, 128, 48)
 COSTS: dict[str, Any] = {"hardware": "h100", "batch": SLOTS, "kv_bytes": 4, "weight_bytes": 4}
 
 
@@ -59,7 +58,6 @@ class Plan:
 
 def plan_of(work: Path, *, quick: bool, shipped: bool, seeds: list[int]) -> Plan:
     """The plan of what there is. Raises SystemExit for a seed that lacks a size, and where there is nothing."""
-    grid = ledger_grid(ledger.LEDGER, quick=quick)
     if shipped:
         models = {0: {name: FAMILIES[LEDGER] / name for name in family_models(LEDGER)}}
     else:
@@ -72,32 +70,19 @@ def plan_of(work: Path, *, quick: bool, shipped: bool, seeds: list[int]) -> Plan
     if quick:
         seed, each = next(iter(models.items()))
         models = {seed: {name: each[name] for name in (next(iter(each)), [*each][-1])}}
-    policies = dataclasses.replace(grid, models=["any", "last"]).policies("any")
-    return Plan(models, policies, grid.problems, grid.samples)
+    pages: dict[str, Any] = {"page_size": ledger.LINE, "recent_pages": 2, "dense_layers": ()}
+    policies: list[AttentionPolicy] = [DENSE, *(BlockTopK(budget=budget, **pages) for budget in BUDGETS)]
+    return Plan(models, policies[:2], 8, 4) if quick else Plan(models, policies, *SCORED)
 
 
 def sampled(plan: Plan, work: Path, task: str) -> dict[int, list[Run]]:
     """Every run of a task, by seed; runs continue where they are."""
-    problems = problems_of(task, plan.problems)
-    sampling = Sampling(temperature=ledger.TEMPERATURE, max_tokens=ledger.MAX_OUTPUT, seed=0)
     runs: dict[int, list[Run]] = {}
     for seed, models in plan.models.items():
         for folder in models.values():
             lm = load(folder)
             for policy in plan.policies:
-                with sample_bar(f"{task} {folder.name} {policy}") as on_progress:
-                    run = best_of_n(
-                        lm,
-                        problems,
-                        task=task,
-                        n=plan.samples,
-                        policy=policy,
-                        sampling=sampling,
-                        out=work / "law" / f"{task}-{plan.problems}x{plan.samples}" / f"{folder.name}-{slug(policy)}",
-                        settings=EngineSettings(slots=SLOTS),
-                        command="experiments/family_law.py",
-                        on_progress=on_progress,
-                    )
+                run = sample_member(work, folder, task, plan.problems, plan.samples, policy, lm)
                 runs.setdefault(seed, []).append(run)
     return runs
 

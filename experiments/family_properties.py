@@ -18,6 +18,7 @@ from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.dense import Dense
 
 RESAMPLES = 1000
+ROUNDING = 1e-12  # values that differ by less are equal
 BUDGETS = 200  # points of a cost range
 LEVELS = np.arange(0.05, 1.0, 0.01)  # accuracies at which the two laws are compared
 
@@ -135,11 +136,19 @@ def redraws(family: Family, count: int = RESAMPLES, seed: int = 0) -> list[Draw]
     return [Draw(shares(1, problems)[0], shares(family.sizes, seeds)) for _ in range(count)]
 
 
-def interval(family: Family, statistic: Callable[[Means], float]) -> Interval:
-    """A statistic of the means, and the percentiles of its redraws."""
+def interval(family: Family, statistic: Callable[[Means], float], *, of_accuracy: bool = False) -> Interval:
+    """A statistic of the means, and the percentiles of its redraws.
+
+    `of_accuracy`: the statistic is a difference of accuracies. Where all redraws agree, its interval is then that of P
+    problems that may have missed a share q = 1 - 0.025^(1/P) unlike them, at either bound (as `cluster_bootstrap`).
+    """
+    value = float(statistic(family.means(whole(family))))
     values = [statistic(family.means(draw)) for draw in redraws(family)]
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return Interval(float(statistic(family.means(whole(family)))), float(low), float(high))
+    low, high = (float(end) for end in np.nanquantile(values, [0.025, 0.975]))
+    if of_accuracy and high - low < ROUNDING:
+        unseen = 1 - 0.025 ** (1 / family.accuracy.shape[-1])
+        low, high = ((1 - unseen) * value + unseen * bound for bound in (-1, 1))
+    return Interval(value, low, high)
 
 
 def envelope(means: Means, members: np.ndarray, budgets: np.ndarray) -> np.ndarray:
@@ -169,7 +178,7 @@ def dominance(family: Family) -> tuple[Interval, Interval]:
         of_dense, of_sparse = frontiers(means)
         return float(of_dense[-1] - of_sparse[-1])
 
-    return interval(family, share), interval(family, behind)
+    return interval(family, share), interval(family, behind, of_accuracy=True)
 
 
 def larger_sparse(family: Family) -> Pair | None:
@@ -186,7 +195,7 @@ def larger_sparse(family: Family) -> Pair | None:
     smaller, larger = (int(i) for i in np.unravel_index(np.argmax(gains), gains.shape))
     other = family.half(1)
     measured = other.means(whole(other))
-    difference = interval(other, lambda each: float(each.accuracy[larger] - each.accuracy[smaller]))
+    difference = interval(other, lambda each: float(each.accuracy[larger] - each.accuracy[smaller]), of_accuracy=True)
     return Pair(smaller, larger, difference, float(measured.cost[larger] / measured.cost[smaller]))
 
 
@@ -209,5 +218,5 @@ def two_laws(family: Family) -> Laws | None:
     _, level, by_flops, by_cost = max(found)
     other = family.half(1)
     ratio = interval(other, lambda each: float(each.cost[by_flops] / each.cost[by_cost]))
-    gain = interval(other, lambda each: float(each.accuracy[by_flops] - each.accuracy[by_cost]))
+    gain = interval(other, lambda each: float(each.accuracy[by_flops] - each.accuracy[by_cost]), of_accuracy=True)
     return Laws(level, by_flops, by_cost, ratio, gain)

@@ -11,7 +11,7 @@ sample. A batch is a function of seed and step, so that one thread (`taskset -c 
 --xla_cpu_multi_thread_eigen=false) gives the same weights to the bit, stopped or not, on the same machine.
 
 In the folder --work: `state/NAME-sSEED.npz` (step, parameters, moments), `models/NAME-sSEED/` (a finished checkpoint),
-`runs/TASK/NAME-sSEED` (run folders), `scores.json`.
+`runs/TASK-PROBLEMSxN/NAME-sSEED-ATTENTION` (run folders, of family_law.py too), `scores.json`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from training.ledger_init import initial
 from training.loop import Progress, Schedule, train
 
 from kinetics_jax.assets import FAMILIES, LEDGER
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.dense import DENSE
+from kinetics_jax.attention.policies.registry import slug
 from kinetics_jax.cli.demo_grid import SLOTS
 from kinetics_jax.cli.terminal import sample_bar
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.files import write_atomic
-from kinetics_jax.language_model import load
+from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.runs.best_of_n import best_of_n
 from kinetics_jax.runs.folder import Run
 from kinetics_jax.settings import EngineSettings, Sampling
@@ -46,6 +49,7 @@ from kinetics_jax.tasks.problems import Problem
 
 SEEDS = 5
 PROBLEMS = 128  # held out, of each task
+SCORED = 32, 8  # problems of each task, and samples of each
 TASKS = (ledger.LEDGER, ledger.ROUTE)
 
 
@@ -137,21 +141,23 @@ def records_of(task: str) -> list[dict[str, str]]:
     ]
 
 
-def score_member(work: Path, full: str, task: str, count: int, n: int) -> Run:
-    """Dense samples of one member: a run folder, continued where it is."""
-    lm = load(work / "models" / full)
-    problems = problems_of(task, count)
-    with sample_bar(f"{full} {task}") as on_progress:
+def sample_member(
+    work: Path, folder: Path, task: str, count: int, n: int, policy: AttentionPolicy, lm: LanguageModel | None = None
+) -> Run:
+    """Samples of a checkpoint on the first problems: a run folder in `work`, continued where it is. `lm`: the
+    checkpoint, where it is loaded already.
+    """
+    with sample_bar(f"{task} {folder.name} {policy}") as on_progress:
         return best_of_n(
-            lm,
-            problems,
+            lm or load(folder),
+            problems_of(task, count),
             task=task,
             n=n,
-            policy="dense",
+            policy=policy,
             sampling=Sampling(temperature=ledger.TEMPERATURE, max_tokens=ledger.MAX_OUTPUT, seed=0),
-            out=work / "runs" / task / full,
+            out=work / "runs" / f"{task}-{count}x{n}" / f"{folder.name}-{slug(policy)}",
             settings=EngineSettings(slots=SLOTS),
-            command="experiments/train_family.py score",
+            command="experiments/train_family.py",
             on_progress=on_progress,
         )
 
@@ -169,7 +175,10 @@ def score(work: Path, names: list[str], seeds: list[int], count: int, n: int) ->
         for seed in seeds:
             full = member(name, seed)
             if (work / "models" / full).exists():
-                each = {task: round(pass_at_1(score_member(work, full, task, count, n)), 4) for task in TASKS}
+                each = {
+                    task: round(pass_at_1(sample_member(work, work / "models" / full, task, count, n, DENSE)), 4)
+                    for task in TASKS
+                }
                 scores.setdefault(name, {})[str(seed)] = each
     settings = {
         "problems": count,
@@ -225,8 +234,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("family"), help="folder of states, models, runs and scores")
     parser.add_argument("--only", nargs="+", choices=FAMILY, default=list(FAMILY), help="sizes to work on")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
-    parser.add_argument("--problems", type=int, default=64, help="held-out problems of each task to score on")
-    parser.add_argument("--n", type=int, default=8, help="samples of each problem to score with")
+    parser.add_argument("--problems", type=int, default=SCORED[0], help="held-out problems of each task to score on")
+    parser.add_argument("--n", type=int, default=SCORED[1], help="samples of each problem to score with")
     arguments = parser.parse_args()
     if arguments.command == "problems":
         write_problems()

@@ -165,6 +165,8 @@ def _print_machine(as_json: bool) -> None:
         return
     ops = machine.pop("ops")
     for section, content in machine.items():
+        if not content:  # a family without checkpoints
+            continue
         print(section)
         for entry in content.items() if isinstance(content, dict) else content:
             print("  " + (entry if isinstance(entry, str) else " ".join(entry)))

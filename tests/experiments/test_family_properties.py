@@ -74,6 +74,14 @@ def test_an_envelope_is_the_best_that_a_budget_affords():
     assert list(best) == [-np.inf, first, first, max(first, third), max(first, second, third)]
 
 
+def test_an_interval_of_what_never_varies_has_a_width():
+    made = family([("small", "dense", 1, 0.0, 1, 100), ("large", SPARSE, 1, 1.0, 10, 40)])
+    perfect = Family(made.configurations, np.round(made.accuracy), made.compute, made.memory)
+    difference = larger_sparse(perfect).difference
+    unseen = 1 - 0.025 ** (1 / 30)
+    assert tuple(difference) == pytest.approx((1, 1 - 2 * unseen, 1))
+
+
 def test_seeds_of_other_configurations_are_refused():
     with pytest.raises(Exception, match="no runs to compare"):
         family_of({0: []}, str)
