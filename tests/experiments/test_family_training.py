@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import train_family
+from paths import ROOT
 from training import ledger_data, ledger_init, loop
 from training.checkpoint import write_checkpoint
 from training.decoder import attend_in_blocks, plain
@@ -21,6 +22,7 @@ from kinetics_jax.tasks import ledger
 
 TINY = dataclasses.replace(train_family.FAMILY["ledger-25k"].config(), intermediate_size=32)
 VOCABULARY = ledger.vocabulary()
+RESULTS = ROOT / "experiments" / "results" / "cpu"
 PRICED = {"hardware": "h100", "batch": 64, "kv_bytes": 4, "weight_bytes": 4}
 
 
@@ -135,6 +137,19 @@ def test_the_cards_table_is_what_the_sizes_cost():
             *(f"{cost.total * 1e3:.1f}" for cost in costs),
             f"{weights:.0%}".replace("%", " %"),
         ]
+
+
+def test_the_cards_early_tries_are_those_recorded():
+    text = (assets.ASSETS / "README.md").read_text(encoding="utf-8")
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 7}
+    recorded = json.loads((RESULTS / "ledger_pilot.json").read_text(encoding="utf-8"))
+    tries = {(each["model"], each["task"]): each for each in recorded["tries"]}
+    for name in ("ledger-39k", "ledger-207k"):
+        each = tries[name, "ledger"]
+        values = [each["budgets"].get(budget, {}).get("pass@1") for budget in ("dense", "128", "64", "48", "32")]
+        shown = ["–" if value is None else f"{value:.3f}" for value in values]
+        assert rows[name] == [f"{each['problems']} × {each['samples']}", *shown]
+    assert tries["ledger-207k", "route"]["budgets"]["dense"]["pass@1"] == 0
 
 
 def test_the_median_seed():
