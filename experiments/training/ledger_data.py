@@ -11,9 +11,11 @@ from kinetics_jax.tasks import ledger
 
 IDS = {token: index for index, token in enumerate(ledger.vocabulary())}
 EOS = IDS[ledger.EOS]
-ANSWER, ANSWER_WEIGHT = 5, 4.0  # tokens of the boxed answer and the end, of which a whole sequence has but one set
+# The last tokens, from the end of the last line (which says that a balance is found) to the end token: a whole sequence
+# has but one set of them, so that each counts as much as several others.
+ANSWER, ANSWER_WEIGHT = 6, 4.0
 ROUTES = 0.3  # share of the route task
-ENDING = 0.5  # share of the ledger problems that end within a batch's lines
+ENDING = 0.5  # share of problems that end within a batch's lines, at least
 LONGEST = ledger.LINE * (ledger.STATES + 1) + ledger.MAX_OUTPUT
 
 
@@ -81,7 +83,7 @@ def make_batch(seed: int, step: int, steps: int, held_out: frozenset[str]) -> Ba
 
 def _draw(rng: np.random.Generator, stage: Stage) -> ledger.LedgerProblem:
     task = ledger.ROUTE if rng.random() < ROUTES else ledger.LEDGER
-    if task == ledger.LEDGER and rng.random() < ENDING:
+    if rng.random() < ENDING:
         lines = int(rng.integers(3, stage.lines + 1))
     else:
         lines = int(rng.integers(min(stage.lines, ledger.MOST_LINES - 1) + 1, ledger.MOST_LINES + 1))

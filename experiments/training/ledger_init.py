@@ -1,9 +1,9 @@
-"""Parameters of the ledger family before training: each begins with the habits that the tasks need.
+"""Parameters of the ledger family before training: each begins with the two habits that the tasks need.
 
 Layer 0 looks back: of every kind of token its first two heads attend to the two earlier tokens of the page, or of the
 line before, that say how to go on. Layer 1 compares names: it attends to where the same rule's name was looked back to,
-a name to operations, an operation to next states, and a balance to the same balance where it is sought. Left to itself
-such retrieval is learned late or never. All else, the arithmetic and the counting above all, begins at random.
+and a name to operations, an operation to next states. Left to itself such retrieval is learned late or never. All
+else, the arithmetic and the counting above all, begins at random.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FAST, SLOW = 4, 7  # rotary pairs: the fastest tell near places apart, the slowe
 GAIN = 2.0  # of the norms of q and k: how sharp attention begins
 WRITE = 1.5  # of a look-up's output, relative to a token's embedding
 NOISE = 0.1
-KINDS: tuple[str, ...] = ("#", ".", "rule", "operation", "next", "value", "sought", ";")
+KINDS: tuple[str, ...] = ("#", ".", "rule", "operation", "next", "value", ";")
 # How far back layer 0's two heads look from each kind of token; from a value, whichever of the line's two it is.
 LOOK_BACK = (
-    {"#": 7, ".": 5, "rule": 0, "operation": 1, "next": 2, "value": 0, "sought": 0, ";": 7},
-    {"#": 7, ".": 3, "rule": 0, "operation": 1, "next": 6, "value": 2, "sought": 0, ";": 6},
+    {"#": 7, ".": 5, "rule": 0, "operation": 1, "next": 2, "value": 2, ";": 7},
+    {"#": 7, ".": 3, "rule": 0, "operation": 1, "next": 6, "value": 1, ";": 6},
 )
 
 
@@ -118,15 +118,12 @@ def _compare_names(params, config: ModelConfig, rng: np.random.Generator, vector
     for dimension, name in zip(slow, range(names), strict=True):
         key[dimension, name] += 1
         query[dimension, name] += 1
-    first, second = half - SLOW - 1, size - SLOW - 1
-    # Less for a balance sought: where none is the same, a balance's own place should win.
-    for dimension, asks, holds, strength in (
-        (first, "rule", "operation", 3.0),
-        (second, "operation", "next", 3.0),
-        (first, "value", "sought", -1.5),
+    for dimension, (asks, holds) in (
+        (half - SLOW - 1, ("rule", "operation")),
+        (size - SLOW - 1, ("operation", "next")),
     ):
-        query[dimension] += strength * vectors[asks]
-        key[dimension] += strength * vectors[holds]
+        query[dimension] += 3 * vectors[asks]
+        key[dimension] += 3 * vectors[holds]
     params[f"{place}k_proj.weight"][:size] = key
     value = np.zeros((size, hidden))
     value[: min(size, len(basis))] = basis[:size]
