@@ -1,11 +1,8 @@
 """Trains the built-in checkpoints of kinetics_jax/assets on the chase task, on the CPU, from fixed seeds.
 
-    python experiments/train_builtin.py                        # problems.jsonl and every model
-    python experiments/train_builtin.py --only chase-171k      # one model
-    python experiments/train_builtin.py --evaluate             # measure the existing checkpoints
-
-Training keeps the embedding E of the plain Qwen3 as E / sqrt(hidden) and its last norm's gain g as sqrt(hidden) g:
-tokens enter at unit size and the logits start at it. `plain` undoes both, in the loss and for the exported file alike.
+python experiments/train_builtin.py                        # problems.jsonl and every model
+python experiments/train_builtin.py --only chase-171k      # one model
+python experiments/train_builtin.py --evaluate             # measure the existing checkpoints
 """
 
 from __future__ import annotations
@@ -14,10 +11,8 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tqdm import tqdm
+from training.checkpoint import write_checkpoint
+from training.decoder import Params, merge, plain
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Qwen3
@@ -42,7 +39,6 @@ EOS = IDS[chase.EOS]
 # Share of the steps, nodes, maximum hops, operations, batch. With few operations at first, a value says much about the
 # next one, so that the model learns to look it up; otherwise some seeds learn this late.
 CURRICULUM = ((0.12, 8, 8, 2, 96), (0.28, 8, 8, 12, 96), (0.25, 20, 10, 12, 64), (0.35, 32, 16, 12, 48))
-Params = dict[str, jax.Array]  # by the names of a Hugging Face checkpoint, without `model.`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,21 +130,6 @@ def initial(recipe: Recipe) -> Params:
     key = params["layers.1.self_attn.k_proj.weight"]
     params["layers.1.self_attn.k_proj.weight"] = params["layers.1.self_attn.q_proj.weight"][: key.shape[0]]
     return params
-
-
-def plain(params: Params) -> Params:
-    """The plain Qwen3 parameters of trained ones."""
-    scale = math.sqrt(params["norm.weight"].shape[0])
-    return params | {
-        "embed_tokens.weight": params["embed_tokens.weight"] * scale,
-        "norm.weight": params["norm.weight"] / scale,
-    }
-
-
-def merge(config: ModelConfig, params: Params) -> Qwen3:
-    graph, state = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
-    flat = [(path, nnx.Param(params[".".join(map(str, path))])) for path, _ in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 # Training
@@ -274,70 +255,10 @@ def write_problems() -> None:
     (ASSETS / "problems.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def write_checkpoint(name: str, recipe: Recipe, params: Params) -> None:
-    """Writes a Hugging Face directory, as a whole or not at all."""
-    config = recipe.config()
-    added = [
-        {"id": IDS[token], "content": token, "special": True}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for token in (chase.EOS, chase.UNK)
-    ]
-    documents = {
-        "config.json": {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": config.rms_norm_eps,
-            "rope_theta": config.rope_theta,
-            "max_position_embeddings": config.max_position_embeddings,
-            "attention_bias": False,
-            "tie_word_embeddings": True,
-            "bos_token_id": None,
-            "eos_token_id": EOS,
-            "torch_dtype": config.dtype,
-        },
-        "generation_config.json": {"do_sample": True, "temperature": 1.0, "eos_token_id": EOS, "pad_token_id": EOS},
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": chase.EOS,
-            "pad_token": chase.EOS,
-            "unk_token": chase.UNK,
-            "bos_token": None,
-            "add_bos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": config.max_position_embeddings,
-        },
-        "tokenizer.json": {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "post_processor": None,
-            "decoder": None,
-            "model": {"type": "WordLevel", "vocab": IDS, "unk_token": chase.UNK},
-        },
-    }
-    ASSETS.mkdir(exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=ASSETS))
-    for file, document in documents.items():
-        (draft / file).write_text(json.dumps(document, indent=1) + "\n")
-    tensors = {f"model.{key}": np.ascontiguousarray(value, np.float32) for key, value in params.items()}
-    save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
-    draft.chmod(0o755)
-    (draft / "model.safetensors").chmod(0o644)
-    target = ASSETS / name
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(draft, target)
+def replace_checkpoint(name: str, recipe: Recipe, params: Params) -> None:
+    """Writes the checkpoint of a model in the place of the one that is there."""
+    shutil.rmtree(ASSETS / name, ignore_errors=True)
+    write_checkpoint(ASSETS / name, recipe.config(), VOCABULARY, chase.EOS, chase.UNK, params)
 
 
 def main() -> None:
@@ -358,7 +279,7 @@ def main() -> None:
             }
         else:
             params = train(name, recipe, {problem["question"] for problem in problems})
-            write_checkpoint(name, recipe, params)
+            replace_checkpoint(name, recipe, params)
             print(f"{name}: trained in {time.perf_counter() - started:.0f} s", flush=True)
         print(f"{name}: {sum(value.size for value in params.values())} parameters", flush=True)
         for temperature in arguments.temperatures:

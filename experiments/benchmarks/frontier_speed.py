@@ -112,7 +112,7 @@ def by_arrays(runs: list[RunData], limits: np.ndarray) -> Curves:
 
 def rows_of(run: RunData) -> list[dict[str, Any]]:
     """A row for every (cap, problem) of a run, from lists of samples, each cost a sum of scalars."""
-    assert run.config is not None
+    assert isinstance(run.config, ModelConfig)
     columns = {"problem": run.problem, "prompt": run.prompt_tokens, "tokens": run.output_tokens, "correct": run.correct}
     grouped = pd.DataFrame(columns).groupby(["problem", "prompt"]).agg({"tokens": list, "correct": list}).reset_index()
     rows = []

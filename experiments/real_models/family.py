@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.batching import resident_tokens
 from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 from real_models.compare import OVERALL, comparison, curves
@@ -65,6 +66,7 @@ def solved(pool: Pool) -> tuple[np.ndarray, list[str]]:
 
 def _shape(pool: Pool) -> dict[str, Any]:
     config = pool.priced()
+    assert isinstance(config, ModelConfig), config.name
     return {
         "model": pool.model,
         "layers": config.num_layers,

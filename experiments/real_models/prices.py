@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.analysis.grid import grid
-from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.batching import Batch, resident_tokens
 from kinetics_jax.costs.hardware import Hardware, hardware
 from kinetics_jax.costs.memory import fits
@@ -23,7 +23,7 @@ CAPS = tuple(round(float(cap)) for cap in np.geomspace(300, 27_400, 40))
 
 def batch_of(
     weights: str,
-    config: ModelConfig,
+    config: PricedModel,
     chip: Hardware,
     prompt: npt.ArrayLike,
     output: npt.ArrayLike,

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from kinetics_jax.assets import ASSETS, builtin_models
+from kinetics_jax.assets import builtin_folders
 from kinetics_jax.errors import CheckpointError, shown
 from kinetics_jax.hub import HubError, download
 
@@ -49,9 +49,9 @@ def resolve(name: str | Path) -> Checkpoint:
     name = str(name)
     if name.lower().endswith(GGUF):
         raise CheckpointError(f"{typed}: no such file")
-    known = builtin_models()
+    known = builtin_folders()
     if name in known:
-        return Checkpoint(ASSETS / name, checkpoint_kind(ASSETS / name), name)
+        return Checkpoint(known[name], checkpoint_kind(known[name]), name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         snapshot = _from_hub(name)  # named after a revision, which is no name for a model
         return Checkpoint(snapshot, checkpoint_kind(snapshot), name)

@@ -177,10 +177,10 @@ def config_of(model: str) -> ModelConfig:
 
     Raises UserError for another name, ConfigError for a file that cannot be read.
     """
-    from kinetics_jax.assets import ASSETS, builtin_models
+    from kinetics_jax.assets import builtin_folders
     from kinetics_jax.config import ConfigError, ModelConfig
 
-    path = ASSETS / model if model in builtin_models() else Path(model)
+    path = builtin_folders().get(model, Path(model))
     if path.exists():
         return ModelConfig.from_hf(path, name=_named_after(path))
     try:

@@ -142,7 +142,7 @@ def _print_machine(as_json: bool) -> None:
     import kinetics_kernels
     from kinetics_kernels.backends import chosen_backend
 
-    from kinetics_jax.assets import builtin_models
+    from kinetics_jax.assets import LEDGER, builtin_models, family_models
 
     require_devices()
     machine = {
@@ -151,6 +151,7 @@ def _print_machine(as_json: bool) -> None:
         },
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "builtin_models": builtin_models(),
+        "ledger_models": family_models(LEDGER),
         "ops": {
             name: {
                 platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
@@ -164,6 +165,8 @@ def _print_machine(as_json: bool) -> None:
         return
     ops = machine.pop("ops")
     for section, content in machine.items():
+        if not content:  # a family without checkpoints
+            continue
         print(section)
         for entry in content.items() if isinstance(content, dict) else content:
             print("  " + (entry if isinstance(entry, str) else " ".join(entry)))

@@ -60,7 +60,7 @@ def sample(
 
     Args:
         out: Run folder (new, or one that this command began).
-        task: Problem set: builtin (the default), aime24, aime25, amc23, math500 or gsm8k.
+        task: Problem set: builtin (the default), ledger, route, aime24, aime25, amc23, math500 or gsm8k.
         problems: Problems from a file instead: .jsonl, .json, .csv or .parquet.
         question_column: The file's column of questions, if it is not called by a usual name.
         answer_column: The file's column of answers, if it is not called by a usual name.

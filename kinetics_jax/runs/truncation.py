@@ -23,18 +23,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from kinetics_jax.assets import ASSETS, builtin_models
+from kinetics_jax.assets import builtin_folders
 from kinetics_jax.errors import CheckpointError, spelled
 from kinetics_jax.files import encode_utf8, lock_file, read_regular
 from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
 from kinetics_jax.runs.records import MAX_TOKENS
-from kinetics_jax.tasks import grading, math_grading
+from kinetics_jax.tasks import grading, ledger, math_grading
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.grading import Grader
 from kinetics_jax.tasks.math_grading import UNGRADED, grader_for, unreadable_answers
-from kinetics_jax.tasks.problems import BUILTIN
+from kinetics_jax.tasks.problems import PACKAGED
 from kinetics_jax.tokenizer import TOKENIZER, TOKENIZER_BYTES, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def model_tokenizer(path: Path, model: str, given: str | Path | None = None) -> 
     """
     if given is not None:
         return tokenizer_file(given)
-    if model in builtin_models():
-        return ASSETS / model / TOKENIZER
+    if model in (folders := builtin_folders()):
+        return folders[model] / TOKENIZER
     if model.count("/") == 1:
         try:
             return download_file(model, TOKENIZER)
@@ -137,10 +137,11 @@ def model_tokenizer(path: Path, model: str, given: str | Path | None = None) -> 
 
 def grader_fingerprint(task: str) -> str:
     """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
-    files = [Path(grading.__file__), *(math_grading.SOURCES if task != BUILTIN else ())]
+    own = (Path(ledger.__file__),) if task in (ledger.LEDGER, ledger.ROUTE) else ()
+    files = [Path(grading.__file__), *(own if task in PACKAGED else math_grading.SOURCES)]
     sources = b"".join(file.read_bytes() for file in files)
     code = hashlib.blake2b(sources, digest_size=8).hexdigest()
-    return code if task == BUILTIN else f"{code} math-verify {importlib.metadata.version('math-verify')}"
+    return code if task in PACKAGED else f"{code} math-verify {importlib.metadata.version('math-verify')}"
 
 
 def file_digest(path: Path) -> str:
@@ -210,10 +211,10 @@ def grade_each(
 ) -> Iterator[Any]:
     """What `grade(item, tokenizer, grader)`, a function of a module, gives for every item, in the order that they end.
 
-    `workers` is the number of processes: by default one per CPU, or only this one for the built-in task, whose grading
+    `workers` is the number of processes: by default one per CPU, or only this one for the built-in tasks, whose grading
     is cheap. Raises TraceError if a process dies.
     """
-    processes = min(workers or (1 if task == BUILTIN else os.cpu_count() or 1), len(items))
+    processes = min(workers or (1 if task in PACKAGED else os.cpu_count() or 1), len(items))
     if processes > 1:
         yield from _in_processes(grade, items, task, tokenizer, processes)
         return

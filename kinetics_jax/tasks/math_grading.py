@@ -21,7 +21,8 @@ from kinetics_jax.tasks.grading import Grade, Grader, grade_integer, integer
 from kinetics_jax.tasks.guarded_process import GuardedProcess, ProcessEnded
 from kinetics_jax.tasks.known_answers import MAX_ANSWER, fault, formulas
 from kinetics_jax.tasks.latex_forms import modulus
-from kinetics_jax.tasks.problems import BUILTIN, Problem
+from kinetics_jax.tasks.ledger import LEDGER, ROUTE, grade_ledger, grade_route, ledger_fault, route_fault
+from kinetics_jax.tasks.problems import BUILTIN, PACKAGED, Problem
 from kinetics_jax.tasks.reading import read, says_nothing
 from kinetics_jax.tasks.verdicts import compare
 from kinetics_jax.tasks.vocabulary import each_of
@@ -48,7 +49,7 @@ class GradingError(UserError):
 def grader_for(
     task: str, answers: Iterable[str] | Mapping[str, str] = (), *, skip_unreadable: bool = False
 ) -> Iterator[Grader]:
-    """The grader of a task: integers for the built-in one, mathematics for all others.
+    """The grader of a task: its own for the package's tasks, mathematics for all others.
 
     Raises GradingError, before anything is graded, when it could not use one of the known `answers` (by problem id, if
     the message is to name the problems). With `skip_unreadable` it warns instead, and grades what is held against such
@@ -56,7 +57,7 @@ def grader_for(
     """
     with MathGrader() as mathematics:
         bad = _refuse(_unreadable(task, mathematics, _by_name(answers)), skip_unreadable)
-        grader: Grader = grade_integer if task == BUILTIN else mathematics
+        grader: Grader = _own_grader(task) if task in PACKAGED else mathematics
         yield functools.partial(_graded, grader, frozenset(answer for answer, _ in bad.values())) if bad else grader
 
 
@@ -93,9 +94,22 @@ def _refuse(bad: dict[str, tuple[str, str]], skip: bool) -> dict[str, tuple[str,
 
 
 def _unreadable(task: str, grader: MathGrader, answers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    if task != BUILTIN:
+    if task not in PACKAGED:
         return grader.unreadable(answers)
-    return {name: (answer, "not an integer") for name, answer in answers.items() if integer(answer) is None}
+    faults = {name: (answer, _own_fault(task, answer)) for name, answer in answers.items()}
+    return {name: (answer, why) for name, (answer, why) in faults.items() if why}
+
+
+def _own_grader(task: str) -> Grader:
+    """Of a task of the package."""
+    return {LEDGER: grade_ledger, ROUTE: grade_route}.get(task, grade_integer)
+
+
+def _own_fault(task: str, answer: str) -> str | None:
+    """Why a known answer is none for the task's own grader."""
+    if task == BUILTIN:
+        return "not an integer" if integer(answer) is None else None
+    return route_fault(answer) if task == ROUTE else ledger_fault(answer)
 
 
 def _graded(grader: Grader, skipped: frozenset[str], text: str, answer: str) -> Grade:

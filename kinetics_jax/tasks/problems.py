@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.assets import ASSETS
+from kinetics_jax.assets import ASSETS, FAMILIES
+from kinetics_jax.assets import LEDGER as LEDGER_FAMILY
 from kinetics_jax.errors import UserError
 from kinetics_jax.hub import HubError, download
 from kinetics_jax.tasks.answers import all_boxes, last_answer_box
 from kinetics_jax.tasks.exact import thousands
 from kinetics_jax.tasks.known_answers import keep_lost
+from kinetics_jax.tasks.ledger import LEDGER, ROUTE
 
 BUILTIN = "builtin"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
@@ -60,7 +62,13 @@ HUB_TASKS = {
     "math500": HubTask("HuggingFaceH4/MATH-500", "test", "problem", "answer", 500),
     "gsm8k": HubTask("InfiniAILab/gsm8k", "test", "question", "answer", 1319),
 }
-TASKS = (BUILTIN, *HUB_TASKS)
+# Tasks whose problems come with the package, and the columns of their answers. A route is held to its question's rules.
+PACKAGED = {
+    BUILTIN: (ASSETS / "problems.jsonl", "answer"),
+    LEDGER: (FAMILIES[LEDGER_FAMILY] / "ledger.jsonl", "answer"),
+    ROUTE: (FAMILIES[LEDGER_FAMILY] / "route.jsonl", "question"),
+}
+TASKS = (*PACKAGED, *HUB_TASKS)
 
 
 def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
@@ -72,8 +80,9 @@ def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
     if task not in TASKS:
         raise TaskError(f"task {task!r} is not known (known: {', '.join(TASKS)})")
     _check_limit(f"task {task!r}", limit)
-    if task == BUILTIN:
-        return load_problem_file(ASSETS / "problems.jsonl", limit=limit)
+    if task in PACKAGED:
+        path, answer = PACKAGED[task]
+        return load_problem_file(path, answer_column=answer, limit=limit)
     hub = HUB_TASKS[task]
     files = split_files(_download(hub.repository), hub.split, hub.repository)
     records = [record for path in files for record in _read(path)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.files import open_regular, read_json, read_regular
 from kinetics_jax.tasks.chat_template import RenderedTemplate, TemplateError
-from kinetics_jax.tasks.problems import BUILTIN, Problem
+from kinetics_jax.tasks.problems import PACKAGED, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +41,9 @@ class PromptStyle:
     """How problems are put to a model.
 
     `template`: `chat` (question and instruction as a user's turn in the checkpoint's chat template), `plain` (both as
-    bare text), `bare` (the question alone), or `auto`: bare for the built-in task, else chat where the checkpoint has a
-    chat template, else plain. `thinking=False` is for chat templates that can turn it off, as Qwen3's; it is refused
-    where it would change nothing.
+    bare text), `bare` (the question alone), or `auto`: bare for the package's own tasks, else chat where the
+    checkpoint has a chat template, else plain. `thinking=False` is for chat templates that can turn it off, as Qwen3's;
+    it is refused where it would change nothing.
     """
 
     template: str = "auto"
@@ -75,7 +75,7 @@ def chosen_template(directory: str | Path, task: str, style: PromptStyle = Promp
     """chat, plain or bare: what a style comes to for the checkpoint in `directory`."""
     if style.template != "auto":
         return style.template
-    return "bare" if task == BUILTIN else "chat" if has_chat_template(directory) else "plain"
+    return "bare" if task in PACKAGED else "chat" if has_chat_template(directory) else "plain"
 
 
 def adds_special_tokens(directory: str | Path, task: str, style: PromptStyle = PromptStyle()) -> bool:

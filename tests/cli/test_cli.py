@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import kinetics
 
-from kinetics_jax.assets import ASSETS, builtin_models
+from kinetics_jax.assets import ASSETS, builtin_models, family_models
 from kinetics_jax.runs.folder import read_run
 from kinetics_jax.runs.truncation import grade_cuts
 from kinetics_jax.tasks.problems import load_problems
@@ -50,6 +50,8 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     machine = json.loads(kinetics("doctor", "--json").stdout)
     assert machine["builtin_models"] == builtin_models()
     assert len(machine["builtin_models"]) >= 2
+    assert machine["ledger_models"] == family_models("ledger")  # apart
+    assert not set(machine["ledger_models"]) & set(machine["builtin_models"])
     assert machine["ops"]["paged_decode"]["cpu"] == {
         "backend": "xla",
         "why": "the jnp reference; no kernel is made for cpu",
