@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         models = {name: {str(each): measure(name, each) for each in TEMPERATURES} for name in FAMILY}
         document = {"jax": jax.__version__, "samples": SAMPLES, "models": models}
-        given.json.write_text(json.dumps(document).replace('"models"', '\n"models"').replace('"chase', '\n"chase') + "\n")
+        text = json.dumps(document).replace('"chase', '\n"chase')  # a line per model
+        given.json.write_text(text + "\n", encoding="utf-8")
     for row in table(json.loads(given.json.read_text(encoding="utf-8"))):
         print(" | ".join(row.values()))
 
