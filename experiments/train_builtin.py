@@ -30,12 +30,15 @@ from training.decoder import Params, merge, plain
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.models.qwen3 import Qwen3
+from kinetics_jax.stats.estimators import pass_at_k
+from kinetics_jax.stats.intervals import accuracy_interval
 from kinetics_jax.tasks import chase
 
 ASSETS = Path(__file__).resolve().parent.parent / "kinetics_jax" / "assets"
 VOCABULARY = chase.vocabulary()
 IDS = {token: index for index, token in enumerate(VOCABULARY)}
 EOS = IDS[chase.EOS]
+HALF_THE_OUTPUT = 36  # tokens
 # Share of the steps, nodes, maximum hops, operations, batch. With few operations at first, a value says much about the
 # next one, so that the model learns to look it up; otherwise some seeds learn this late.
 CURRICULUM = ((0.12, 8, 8, 2, 96), (0.28, 8, 8, 12, 96), (0.25, 20, 10, 12, 64), (0.35, 32, 16, 12, 48))
@@ -214,33 +217,37 @@ def sample(params: Params, config: ModelConfig, prompts: np.ndarray, seed: int, 
     return tokens.T
 
 
-def pass_at(k: int, correct: np.ndarray) -> tuple[float, float]:
-    """Unbiased pass@k of correct [problems, samples] bool, and the half-width of its 95 % interval over problems."""
-    samples = correct.shape[1]
-    wrong = samples - correct.sum(axis=1)
-    values = np.array([1 - math.comb(int(count), k) / math.comb(samples, k) for count in wrong])
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+def pass_at(k: int, correct: np.ndarray) -> tuple[float, float, float]:
+    """Unbiased pass@k of correct [problems, samples] bool, and both ends of its 95 % interval over problems."""
+    values = pass_at_k(n=correct.shape[1], c=correct.sum(axis=1), k=k)
+    low, high = accuracy_interval(values)
+    return float(np.mean(values)), float(low), float(high)
 
 
-def evaluate(
+def boxed_answers(
     params: Params, config: ModelConfig, problems: list[dict], temperature: float, rounds: int = 4
-) -> dict[str, tuple]:
-    """pass@1 and pass@8 from 4 * rounds samples a problem, and pass@1 with half the output tokens."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """What 4 * rounds samples of each problem answer, modulo chase.MODULUS (-1: nothing), and the place of that token;
+    both [problems, samples]."""
     prompts = np.array([[IDS[token] for token in problem["question"].split()] for problem in problems], np.int32)
-    answers = np.array([IDS[chase.boxed(int(problem["answer"]))] for problem in problems])
     jitted = jax.jit(sample, static_argnums=(1, 4))
     tokens = [jitted(params, config, np.repeat(prompts, 4, axis=0), seed, temperature) for seed in range(rounds)]
     tokens = np.concatenate([np.reshape(part, (len(problems), 4, -1)) for part in tokens], axis=1)
-    first, last = IDS[chase.boxed(0)], IDS[chase.boxed(chase.MODULUS - 1)]
-    ended = np.cumsum(tokens == EOS, axis=-1) > 0
-    is_boxed = (tokens >= first) & (tokens <= last) & ~ended
-    where = np.argmax(is_boxed, axis=-1)
-    answer = np.take_along_axis(tokens, where[..., None], axis=-1)[..., 0]
-    correct = is_boxed.any(axis=-1) & (answer == answers[:, None])
+    values = np.full(len(VOCABULARY), -1)
+    values[[IDS[chase.boxed(value)] for value in range(chase.MODULUS)]] = range(chase.MODULUS)
+    boxed = np.where(np.cumsum(tokens == EOS, axis=-1) > 0, -1, values[tokens])
+    where = np.argmax(boxed >= 0, axis=-1)
+    return np.take_along_axis(boxed, where[..., None], axis=-1)[..., 0], where
+
+
+def evaluate(params: Params, config: ModelConfig, problems: list[dict], temperature: float) -> dict[str, tuple]:
+    """pass@1 and pass@8 from 16 samples a problem, and pass@1 with half the output tokens."""
+    answers, where = boxed_answers(params, config, problems, temperature)
+    correct = answers == np.array([[int(problem["answer"])] for problem in problems])
     return {
         "pass@1": pass_at(1, correct),
         "pass@8": pass_at(8, correct),
-        "pass@1, half the output": pass_at(1, correct & (where < 36)),
+        "pass@1, half the output": pass_at(1, correct & (where < HALF_THE_OUTPUT)),
     }
 
 
@@ -284,7 +291,7 @@ def main() -> None:
         print(f"{name}: {sum(value.size for value in params.values())} parameters", flush=True)
         for temperature in arguments.temperatures:
             figures = evaluate(params, recipe.config(), problems, temperature)
-            text = ", ".join(f"{key} {mean:.3f} ± {half:.3f}" for key, (mean, half) in figures.items())
+            text = ", ".join(f"{key} {mean:.3f} [{low:.3f}, {high:.3f}]" for key, (mean, low, high) in figures.items())
             print(f"{name}: temperature {temperature}: {text}", flush=True)
 
 

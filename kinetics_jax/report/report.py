@@ -246,8 +246,9 @@ def _how_to_read(table: pd.DataFrame) -> str:
     left_out = f" {undecided} of {samples} samples are undecided and {counted}." if undecided else ""
     return (
         "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
-        "least one right answer among N samples, estimated without bias from all samples drawn. Bars are 95 % "
-        "intervals from redrawing problems. Cost counts arithmetic and memory reads per problem, in Tera-eFLOPs "
+        "least one right answer among N samples, estimated without bias from all samples drawn; which of N answers is "
+        "right, somebody has to know. Bars are 95 % intervals from redrawing problems. Cost counts arithmetic and "
+        "memory reads per problem, in Tera-eFLOPs "
         f"(“{convention}” convention, {priced}; {_weights(table)}). The table lists the frontier: rows that no other "
         f"row matches in accuracy at less cost.{left_out}"
     )
