@@ -134,11 +134,16 @@ def cost(
     for each in known:
         if unknown := unknown_link(each, chips):
             say(unknown)
-    rows = []
+    rows, too_small = [], []
     for each in known:
         fitting = room_on(each)
         shares = fitting.batch if rule == "fit" else rule
-        spent = None if shares == 0 else priced(shares, hardware=each)
+        too_many_here = isinstance(shares, int) and shares > fitting.batch
+        if too_many_here and each != priced_on:  # of that one a line is told above, and it is priced as asked
+            too_small.append(f"{each.name} ({fitting.batch})")
+            spent = None
+        else:
+            spent = None if shares == 0 else priced(shares, hardware=each)
         rows.append(
             _chip_row(
                 each,
@@ -152,6 +157,10 @@ def cost(
                 **widths,
             )
         )
+    if too_small:
+        say(f"batch {rule} does not fit, and has no seconds, on {', '.join(too_small)} (sequences that fit)")
+    if rule is None and any(each.calibrated for each in known):
+        say("a measured profile takes overheads in every step, which are left out without --batch (fit, or a number)")
     asked = {
         "model": config.name or model,
         "attention": str(policy),

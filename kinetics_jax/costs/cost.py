@@ -388,6 +388,11 @@ def _components(
         raise CostError(f"attention must be a policy such as kj.Dense(), got {policy!r:.80}")
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
+    if isinstance(config, Architecture) and str(policy) != "dense" and not config.follows(policy):
+        raise CostError(
+            f"{config.name or 'this model'}: {policy} changes none of its layers, which select by design or do not "
+            "grow; leave the attention out (dense is the model as it is)"
+        )
     if convention == "traffic":
         if shared_prompt and chips > 1:
             raise CostError("shared_prompt is for one chip: the engine shares no prompts on a mesh")

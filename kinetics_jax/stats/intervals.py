@@ -10,6 +10,7 @@ see `_unlike`, whose numbers were chosen by simulation (experiments/interval_cov
 from __future__ import annotations
 
 import dataclasses
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -25,6 +26,7 @@ WEIGHTS = 1 << 22  # weights at a time: bound the memory
 RARE = 0.05  # a share of problems of another kind which stays within the interval, nearly
 ROOM = 0.8  # how nearly: the chance that none is seen and the interval ends before it, in tails
 MOST_ROOM = 0.15  # the largest chance of a further problem where many failures were seen
+MOST_EXPONENT = 100.0  # beyond it the room is MOST_ROOM whatever the tail
 GOLDEN = (5**0.5 - 1) / 2
 LEAST_SHAPE = 0.02  # of the weights: below, one problem has all the weight
 
@@ -102,7 +104,7 @@ def _unlike(seen: Float[np.ndarray, " columns"], problems: int, tail: float) -> 
     1 for none, and then 1 / (1 + seen), as in Hoppe's urn (J. Math. Biol. 20, 1984); never below `room`, with which a
     share of 5 % of another kind that so many problems do not show is still about reached.
     """
-    room = min(MOST_ROOM, ROOM * tail * (1 - RARE) ** -problems)
+    room = min(MOST_ROOM, ROOM * tail * math.exp(min(-problems * math.log1p(-RARE), MOST_EXPONENT)))
     return room + (1 - room) / (1 + seen)
 
 

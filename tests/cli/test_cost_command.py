@@ -120,9 +120,15 @@ def test_the_batch_that_fits_and_one_that_does_not(capsys):
     rows = {row["name"]: row for row in answer["hardware"]}
     assert rows["h200"]["batch"] > rows["h100"]["batch"] == fit.batch > rows["h100"]["fits"] == fit.full
     assert (rows["tpu-v5e"]["batch"], rows["tpu-v5e"]["seconds"]) == (0, None)
-    cost(**case, batch=fit.batch)
-    assert capsys.readouterr().err == ""
-    cost(**case, as_json=True, batch=512)
+    cost(**case, as_json=True, batch=fit.batch)
+    answer = capsys.readouterr()
+    assert answer.err.count("\n") == 1  # of the chips that are smaller than the one that is priced
+    assert f"batch {fit.batch} does not fit, and has no seconds, on l40s (" in answer.err
+    assert "tpu-v5e (0)" in answer.err
+    seconds = {row["name"]: row["seconds"] for row in json.loads(answer.out)["hardware"]}
+    assert seconds["tpu-v5e"] is seconds["l40s"] is None
+    assert seconds["h100"] > seconds["h200"] > 0
+    cost(**case, as_json=True, batch=512, hardware="h100")
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"batch 512 does not fit on 1 x h100: {fit.batch} sequences do on average ({fit.full} if each" in said

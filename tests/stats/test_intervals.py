@@ -139,3 +139,10 @@ def test_a_paired_difference_sees_what_problems_share():
         paired_difference([1, 0], [0, 0, 0])
     with pytest.raises(EstimateError, match="margin"):
         paired_difference([1, 0], [0, 0], margin=0)
+
+
+@pytest.mark.parametrize("problems", [13_000, 14_000, 100_000])
+def test_very_many_problems_have_an_interval(problems):
+    low, high = accuracy_interval(np.repeat([0.0, 1.0], [problems // 4, problems - problems // 4]), resamples=200)
+    assert 0.7 < low < 0.75 < high < 0.8
+    assert accuracy_interval(np.ones(problems), resamples=200)[1] == 1

@@ -92,6 +92,10 @@ class Architecture:
         mixers = {layer.mixer for layer in self.layers if isinstance(layer.mixer, LinearAttention) == states}
         return max((mixer.largest_share(chips) for mixer in mixers), default=1 / chips)
 
+    def follows(self, policy: AttentionPolicy) -> bool:
+        """Whether a policy changes what some layer attends to."""
+        return any(not alone for _, alone in self.mixers(policy))
+
     @property
     def selects_by_design(self) -> bool:
         """Whether some layer has an indexer of its own."""

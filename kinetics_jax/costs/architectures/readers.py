@@ -1,4 +1,6 @@
-"""Architectures from Hugging Face's `config.json`, by `model_type`. Defaults are those of transformers' classes.
+"""Architectures from Hugging Face's `config.json`, by `model_type`.
+
+Fields that published files leave out have the defaults of transformers' classes; others are needed.
 
 Parameter counts equal those of transformers' models, term by term (tests hold them to it).
 """
@@ -26,6 +28,9 @@ from kinetics_jax.errors import shown, spelled
 from kinetics_jax.files import read_json
 
 MOST = 2**31
+# The most that a count can be, where it is not 2**24: beyond any model.
+MOSTS = {"vocab_size": 2**27, "num_hidden_layers": 2**16, "heads_per_ngram": 2**10, "ngram_size": 2**6}
+MOSTS |= dict.fromkeys(("max_position_embeddings", "ngram_vocab_size_base"), MOST)
 FULL, SLIDING, LINEAR, INDEXED = "full_attention", "sliding_attention", "linear_attention", "indexed_attention"
 
 
@@ -42,7 +47,37 @@ class Fields:
             return default
         if name not in self.given:
             raise ConfigError(f"{self.where}: missing {name}")
-        return whole_number(self.given[name], name, least, MOST, where=self.where)
+        return whole_number(self.given[name], name, least, MOSTS.get(name, 2**24), where=self.where)
+
+    def heads(self, heads: int | None = None, kv_heads: int | None = None) -> tuple[int, int]:
+        """Query heads and KV heads. Raises ConfigError if the first are no multiple of the second."""
+        found = self.count("num_attention_heads", heads), self.count("num_key_value_heads", kv_heads)
+        if found[0] % found[1]:
+            raise ConfigError(
+                f"{self.where}: num_attention_heads ({found[0]}) must be a multiple of num_key_value_heads ({found[1]})"
+            )
+        return found
+
+    def experts(self, count: str, *per_token: str) -> tuple[int, int]:
+        """Experts, and how many a token uses, by the first of the names that is there; those that are must agree.
+
+        Raises ConfigError where they do not, and for more experts per token than there are.
+        """
+        said = {name: self.count(name) for name in per_token if name in self.given}
+        if len(set(said.values())) > 1:
+            both = ", ".join(f"{name} = {value}" for name, value in said.items())
+            raise ConfigError(f"{self.where}: contradicts itself: {both}; keep the right one")
+        there, used = self.count(count), next(iter(said.values())) if said else self.count(per_token[0])
+        if used > there:
+            raise ConfigError(f"{self.where}: {per_token[0]} must be at most {count} ({there}), got {used}")
+        return there, used
+
+    def layers(self, name: str) -> list[int]:
+        """A list of layers, by default empty. Raises ConfigError for anything else."""
+        value = self.given.get(name, [])
+        if not isinstance(value, list) or not all(type(layer) is int for layer in value):
+            raise ConfigError(f"{self.where}: {name} must be a list of layers, got {spelled(value)}")
+        return value
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -77,6 +112,7 @@ def read_architecture(source: str | Path | Mapping[str, Any], *, name: str = "")
     inner = source.get("text_config")
     if isinstance(inner, Mapping):
         source = {"tie_word_embeddings": source.get("tie_word_embeddings"), **inner}
+        where = f"{where}: text_config"
     kind = source.get("model_type")
     if not isinstance(kind, str) or kind not in READERS:
         raise ConfigError(
@@ -131,11 +167,13 @@ def _experts(hidden: int, count: int, per_token: int, width: int, *, shared: int
     return Experts(count, per_token, 3 * hidden * width, always)
 
 
-def _frame(fields: Fields, name: str, layers: list[Layer], *, tied: bool = False) -> Architecture:
+def _frame(
+    fields: Fields, name: str, layers: list[Layer], *, tied: bool = False, vocab: int | None = None
+) -> Architecture:
     return Architecture(
         name=name,
         hidden_size=fields.count("hidden_size"),
-        vocab_size=fields.count("vocab_size"),
+        vocab_size=fields.count("vocab_size", vocab),
         tied=fields.flag("tie_word_embeddings", tied),
         layers=tuple(layers),
         max_position_embeddings=fields.count("max_position_embeddings", 0, least=0),
@@ -145,16 +183,16 @@ def _frame(fields: Fields, name: str, layers: list[Layer], *, tied: bool = False
 
 def _gpt_oss(fields: Fields, name: str) -> Architecture:
     """Alternating windows and full attention with sinks and biases, and experts with biases (gpt-oss)."""
-    hidden, heads, kv_heads = map(fields.count, ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    hidden, (heads, kv_heads) = fields.count("hidden_size"), fields.heads()
     head_dim, width = fields.count("head_dim", hidden // heads), fields.count("intermediate_size")
     full = FullAttention(heads, kv_heads, head_dim, head_dim)
     window = WindowAttention(heads, kv_heads, head_dim, head_dim, window=fields.count("sliding_window", 128))
     projections = 2 * hidden * head_dim * (heads + kv_heads)
     bias = head_dim * (heads + 2 * kv_heads) + hidden if fields.flag("attention_bias", True) else 0
-    count = fields.count("num_local_experts")
+    count, used = fields.experts("num_local_experts", "num_experts_per_tok", "experts_per_token")
     experts = Experts(
         count,
-        fields.count("num_experts_per_tok", fields.count("experts_per_token", 4)),
+        used,
         expert=3 * hidden * width,
         shared=hidden * count,
         bias=2 * width + hidden,
@@ -168,11 +206,14 @@ def _gpt_oss(fields: Fields, name: str) -> Architecture:
     )
 
 
-def _gemma(pattern: int, norms: bool) -> Callable[[Fields, str], Architecture]:
-    """Windows with full attention in every `pattern`-th layer; `norms`: of q and k (Gemma 3 has them, 2 has not)."""
+def _gemma(pattern: int, norms: bool, vocab: int) -> Callable[[Fields, str], Architecture]:
+    """Windows with full attention in every `pattern`-th layer; `norms`: of q and k (Gemma 3 has them, 2 has not).
+
+    Published files leave out what transformers' classes have by default: 8 heads, 4 KV heads, `vocab`.
+    """
 
     def read(fields: Fields, name: str) -> Architecture:
-        hidden, heads, kv_heads = map(fields.count, ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+        hidden, (heads, kv_heads) = fields.count("hidden_size"), fields.heads(8, 4)
         head_dim = fields.count("head_dim", 256)
         full = FullAttention(heads, kv_heads, head_dim, head_dim)
         window = WindowAttention(heads, kv_heads, head_dim, head_dim, window=fields.count("sliding_window", 4096))
@@ -182,7 +223,7 @@ def _gemma(pattern: int, norms: bool) -> Callable[[Fields, str], Architecture]:
         feed_forward = FeedForward(3 * hidden * fields.count("intermediate_size"))
         projections = 2 * hidden * head_dim * (heads + kv_heads)
         layers = [Layer(full if kind == FULL else window, projections, other, feed_forward) for kind in kinds]
-        return _frame(fields, name, layers, tied=True)
+        return _frame(fields, name, layers, tied=True, vocab=vocab)
 
     return read
 
@@ -205,8 +246,7 @@ def _deepseek(fields: Fields, name: str) -> Architecture:
     width = fields.count("moe_intermediate_size")
     experts = _experts(
         hidden,
-        fields.count("n_routed_experts"),
-        fields.count("num_experts_per_tok"),
+        *fields.experts("n_routed_experts", "num_experts_per_tok"),
         width,
         shared=width * fields.count("n_shared_experts", 0, least=0),
     )
@@ -233,9 +273,7 @@ def _qwen4(fields: Fields, name: str) -> Architecture:
     mixing = 2 * wide * rank  # of one residual mixer; in a layer there are two, which write back as well
     layers = []
     lookups = 0
-    with_tables = fields.given.get("ple_layer_ids", [])
-    if not isinstance(with_tables, list):
-        raise ConfigError(f"{fields.where}: ple_layer_ids must be a list of layers, got {spelled(with_tables)}")
+    with_tables = fields.layers("ple_layer_ids")
     for index, layer in enumerate(_hybrid_layers(fields, INDEXED)):
         projections = layer.projections + 2 * (mixing + wide * streams)
         other = layer.other - 2 * hidden + 2 * wide
@@ -271,7 +309,7 @@ def _is_prime(number: int) -> bool:
 
 def _hybrid_layers(fields: Fields, attends: str) -> list[Layer]:
     """Layers of linear attention and, every so often, of the kind `attends`."""
-    hidden, heads, kv_heads = map(fields.count, ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    hidden, (heads, kv_heads) = fields.count("hidden_size"), fields.heads()
     head_dim, kernel = fields.count("head_dim", 256), fields.count("linear_conv_kernel_dim", 4)
     value_heads = fields.count("linear_num_value_heads", 32)
     key_dim, value_dim = fields.count("linear_key_head_dim", 128), fields.count("linear_value_head_dim", 128)
@@ -297,13 +335,12 @@ def _hybrid_layers(fields: Fields, attends: str) -> list[Layer]:
     if "num_experts" in fields.given:
         experts = _experts(
             hidden,
-            fields.count("num_experts"),
-            fields.count("num_experts_per_tok"),
+            *fields.experts("num_experts", "num_experts_per_tok"),
             fields.count("moe_intermediate_size"),
             shared=fields.count("shared_expert_intermediate_size"),
             gate=True,
         )
-    only = fields.given.get("mlp_only_layers", [])
+    only = fields.layers("mlp_only_layers")
     step = fields.count("decoder_sparse_step", 1)
     layers = []
     for index, kind in enumerate(kinds):
@@ -320,9 +357,9 @@ def _hybrid_layers(fields: Fields, attends: str) -> list[Layer]:
 
 READERS: dict[str, Callable[[Fields, str], Architecture]] = {
     "gpt_oss": _gpt_oss,
-    "gemma2": _gemma(2, norms=False),
-    "gemma3": _gemma(6, norms=True),
-    "gemma3_text": _gemma(6, norms=True),
+    "gemma2": _gemma(2, norms=False, vocab=256_000),
+    "gemma3": _gemma(6, norms=True, vocab=262_208),
+    "gemma3_text": _gemma(6, norms=True, vocab=262_208),
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
     "deepseek_v32": _deepseek,

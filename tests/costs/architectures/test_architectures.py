@@ -205,11 +205,43 @@ def test_images_are_left_out():
         ({"model_type": "gemma2", **TINY["gemma2"], "sliding_window": -1}, "sliding_window must be at least 1"),
         ({"model_type": "qwen4_exp", **TINY["qwen4_exp_text"], "indexer_budget": 7}, "must be a multiple of its block"),
         ({"model_type": "qwen4_exp", **TINY["qwen4_exp_text"], "ple_layer_ids": 3}, "must be a list of layers"),
+        ({"model_type": "qwen3_next", **TINY["qwen3_next"], "mlp_only_layers": "x"}, "mlp_only_layers must be a list"),
+        ({"model_type": "gpt_oss", **TINY["gpt_oss"], "num_key_value_heads": 3}, r"\(4\) must be a multiple of"),
+        (
+            {"model_type": "gpt_oss", **TINY["gpt_oss"], "num_experts_per_tok": 7},
+            r"must be at most num_local_experts \(6\)",
+        ),
+        (
+            {"model_type": "gpt_oss", **TINY["gpt_oss"], "experts_per_token": 4},
+            "contradicts itself: num_experts_per_tok = 2",
+        ),
+        ({"model_type": "gpt_oss", **TINY["gpt_oss"], "num_hidden_layers": 10**8}, "num_hidden_layers must be at most"),
     ],
 )
 def test_what_cannot_be_priced_is_refused_by_name(fields, message):
     with pytest.raises(ConfigError, match=message):
         read_architecture(fields)
+
+
+def test_what_published_gemma_files_leave_out():
+    """The 4B's text_config holds no heads and no vocabulary: they are the defaults of its class."""
+    shape = {"hidden_size": 2560, "num_hidden_layers": 34, "intermediate_size": 10_240, "sliding_window": 1024}
+    found = read_architecture({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **shape}})
+    assert found.total_parameters / 1e9 == pytest.approx(3.88, abs=0.005)  # of the 4.3 with the vision tower
+    with pytest.raises(ConfigError, match="text_config: missing hidden_size"):
+        read_architecture({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+
+
+@pytest.mark.parametrize("spelling", ["block_topk:budget=1024,page_size=16", "sliding_window:budget=64"])
+def test_a_policy_that_changes_nothing_is_refused(spelling):
+    with pytest.raises(CostError, match="changes none of its layers"):
+        generation_cost(
+            architecture_named("DeepSeek-V3.2"),
+            prompt_tokens=1,
+            output_tokens=9,
+            attention=parse_policy(spelling),
+            hardware="h200",
+        )
 
 
 def test_names():
