@@ -106,7 +106,7 @@ def _ml_energy(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]])
         batch = number(row, "avg_batch_size", where, MAX_BATCH)
         mean = batch / number(row, "output_throughput_tokens_per_sec", where, MAX_NUMBER)
         if config is None:
-            left_out[f"{model}: a shape that is not priced here"] += 1
+            left_out[f"{model}: other layers than full attention, not fitted"] += 1
             continue
         if model.endswith("-FP8") and row["weight_precision"] != "fp8":
             raise MeasurementError(
