@@ -27,9 +27,10 @@ class Advice:
     `run_low … run_high`: where the score of one run over `options.problems` fresh problems falls, 95 times in 100.
 
     `probabilities`: of every configuration within the budget, at its quickest batch, how likely it is the right choice:
-    the most accurate one, or the quickest that reaches the target. `regret`: expected loss of accuracy of the chosen
-    one against the most accurate within the budget, or against the target. `alternatives`: those that the data cannot
-    tell from the right choice, the chosen one first; the right one is among them 95 times in 100.
+    the most accurate one (those that are alike on every measured problem share), or the quickest that reaches the
+    target. `as_accurate`: the others of the same measured accuracy, none quicker. `regret`: expected loss of accuracy
+    of the chosen one against the most accurate within the budget, or against the target. `alternatives`: those that
+    the data cannot tell from the right choice, the chosen one first; the right one is among them 95 times in 100.
 
     `why_not`: of the runner-up, and of what is more accurate beyond the budget.
     """
@@ -47,6 +48,7 @@ class Advice:
     run_high: float
     regret: float
     probabilities: dict[int, float]
+    as_accurate: tuple[int, ...]
     alternatives: tuple[int, ...]
     why_not: dict[int, str]
 
@@ -69,7 +71,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     """
     limit, target = budget.limit(options.hardware, options.chips * options.replicas), budget.target_accuracy
     seconds = options.table["seconds"].to_numpy(np.float64)
-    accuracy = options.table["accuracy"].to_numpy(np.float64)
+    accuracy = rounded_accuracy(options.table["accuracy"].to_numpy(np.float64))
     chosen = choose(seconds, accuracy, limit, target)
     if chosen is None:
         raise PlanError(_refusal(options, limit, target))
@@ -85,8 +87,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     alternatives = sorted(rows[kept], key=lambda row: (row != chosen, -accuracy[row], seconds[row]))
     draws = _draws(options, rows, seed)
     best = draws.max(axis=1) if target is None else target
-    choices = _choices(draws, quick, target)
-    shares = np.bincount(choices[choices >= 0], minlength=len(rows)) / max(np.sum(choices >= 0), 1)
+    shares = _shares(draws, solved) if target is None else _shares_of_target(draws, quick, target)
     position = {int(row): i for i, row in enumerate(rows)}
     why = {}
     if runner_up is not None:
@@ -109,6 +110,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         run_high=run_high,
         regret=float(np.mean(np.maximum(best - draws[:, position[chosen]], 0))),
         probabilities=dict(zip(position, shares.tolist(), strict=True)),
+        as_accurate=tuple(int(row) for row in rows if row != chosen and accuracy[row] == accuracy[chosen]),
         alternatives=tuple(map(int, alternatives)),
         why_not=why,
     )
@@ -128,6 +130,24 @@ def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "
     source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
     trials = table["N"].to_numpy() if options.pick == "any" else np.ones(len(rows), int)
     return accuracy_draws(options.solved[rows], source, trials, seed=seed)
+
+
+def _shares(draws: Float[np.ndarray, "draws rows"], solved: Float[np.ndarray, "rows problems"]) -> np.ndarray:
+    """How likely each row is the most accurate. Rows that are alike on every measured problem share what any of them
+    wins: between them the draws go by the prior of a problem that nobody measured.
+    """
+    ordered = rounded_accuracy(draws)
+    best = ordered == ordered.max(axis=1, keepdims=True)
+    kind = np.unique(rounded_accuracy(solved), axis=0, return_inverse=True)[1].reshape(-1)
+    alike = (kind[:, None] == kind).astype(np.float32)
+    tied = best.astype(np.float32) @ alike > 0
+    return np.mean(tied / tied.sum(axis=1, keepdims=True), axis=0)
+
+
+def _shares_of_target(draws: np.ndarray, seconds: np.ndarray, target: float) -> np.ndarray:
+    """How likely each row is the quickest that reaches the target, given that one does."""
+    choices = _choices(draws, seconds, target)
+    return np.bincount(choices[choices >= 0], minlength=len(seconds)) / max(np.sum(choices >= 0), 1)
 
 
 def _choices(accuracy: np.ndarray, seconds: np.ndarray, target: float | None) -> np.ndarray:

@@ -179,6 +179,7 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "run_interval": [advice.run_low, advice.run_high],
         "regret": advice.regret,
         "probability_best": advice.probabilities[advice.chosen],
+        "as_accurate": [row(index) for index in advice.as_accurate],
         "alternatives": [
             {**(row(index) or {}), "probability_best": advice.probabilities[index]} for index in advice.alternatives
         ],
@@ -266,10 +267,15 @@ def _print_certainty(advice: Advice) -> None:
     target = advice.target_accuracy
     right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
     loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
-    print(
-        f"It is {right} with probability {advice.probabilities[advice.chosen]:.2f}; {loss}: {advice.regret:.3f} of "
-        "accuracy."
-    )
+    probability = f"{advice.probabilities[advice.chosen]:.2f}"
+    if target is None and advice.as_accurate:
+        print(
+            f"It is the cheapest of those as accurate ({len(advice.as_accurate) + 1} configurations), and {right} with "
+            f"probability {probability},\nshared among those that are alike on every problem; {loss}: "
+            f"{advice.regret:.3f} of accuracy."
+        )
+    else:
+        print(f"It is {right} with probability {probability}; {loss}: {advice.regret:.3f} of accuracy.")
     others = advice.alternatives[1:]
     print(
         f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "

@@ -252,6 +252,18 @@ def test_advice_says_how_sure_it_is():
     assert advise(FOUND, Budget(target_accuracy=0.01)).regret < 1e-3
 
 
+@pytest.mark.parametrize("grade", [True, False])
+def test_configurations_that_no_problem_sets_apart_share_the_probability(grade):
+    stored = {f"p{i}": ProblemSamples(20.0, [30.0] * 4, [grade] * 4) for i in range(12)}
+    both = [Pool(size.name, Dense(), size, {"dtype": "float32", "max_tokens": 40}, stored) for size in (SMALL, LARGE)]
+    advice = advise(list_options(both, CHIP, caps=[40]), Budget(seconds=1e9))
+    assert (advice.row(advice.chosen)["model"], advice.row(advice.chosen)["N"]) == ("small", 1)
+    assert len(advice.as_accurate) == 5  # N of 1, 2 and 4 of two models
+    np.testing.assert_allclose(list(advice.probabilities.values()), 1 / 6)
+    apart = advise(list_options(POOLS[2:], CHIP, caps=[64]), Budget(seconds=1e9))
+    assert apart.as_accurate == ()
+
+
 def test_memory_bounds_the_batch():
     room = list_options(POOLS[2:], Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters), problems=12).table
     fits = room["fits"].iloc[0]

@@ -191,6 +191,19 @@ def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
     assert "What a majority would pick is not known" in text
 
 
+def test_plan_says_that_others_are_as_accurate(tmp_path, capsys):
+    rows = [f"p{i},{j},1000,30,Qwen/Qwen3-{size},1" for size in ("0.6B", "8B") for i in range(6) for j in range(2)]
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["problem,sample,tokens,prompt_tokens,model,correct", *rows]) + "\n")
+    plan((path,), seconds=1000, caps=(1000,))
+    text = capsys.readouterr().out
+    assert "It is the cheapest of those as accurate (" in text
+    assert "probability 0.00" not in text
+    plan((path,), seconds=1000, caps=(1000,), as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["probability_best"] == 1 / (1 + len(result["as_accurate"]))
+
+
 def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
     path = write_table(tmp_path / "samples.csv", prompts=False)  # neither architecture nor prompts are needed
     plan((path,), half_width=0.05, trials=(1, 2), as_json=True)
