@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
@@ -31,6 +31,7 @@ class Advice:
     target. `as_accurate`: the others of the same measured accuracy, none quicker. `regret`: expected loss of accuracy
     of the chosen one against the most accurate within the budget, or against the target. `alternatives`: those that
     the data cannot tell from the right choice, the chosen one first; the right one is among them 95 times in 100.
+    Without a target there is none that another one contains (`_never_better`), but for the chosen one.
 
     `why_not`: of the runner-up, and of what is more accurate beyond the budget.
     """
@@ -84,6 +85,9 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     compared = compare(solved, seed=seed)
     kept = compared.may_be_best if target is None else may_be_quickest(solved, quick, target, seed=seed)
+    below = _never_better(options, rows)
+    if target is None:
+        kept &= ~below.any(axis=1) | (rows == chosen)
     alternatives = sorted(rows[kept], key=lambda row: (row != chosen, -accuracy[row], seconds[row]))
     draws = _draws(options, rows, seed)
     best = draws.max(axis=1) if target is None else target
@@ -93,6 +97,8 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     if runner_up is not None:
         rival = position[runner_up]
         sure = "surely so" if compared.surely_less(rival, position[chosen]) else "not surely so"
+        if below[rival, position[chosen]]:
+            sure = "and never more: fewer samples or a lower cap of the same"
         why[runner_up] = _why_not(options, chosen, runner_up, sure)
     if beyond is not None:
         why[beyond] = _why_beyond(options, beyond, limit)
@@ -123,6 +129,24 @@ def distinct(options: Options, limit: float) -> Int[np.ndarray, " rows"]:
     able = order[np.isfinite(seconds[order]) & (seconds[order] <= limit)]
     again = options.table.iloc[able].duplicated(CONFIGURATION).to_numpy()
     return np.sort(able[~again])
+
+
+def _never_better(options: Options, rows: np.ndarray) -> Bool[np.ndarray, "rows rows"]:
+    """[i, j]: row i cannot be more accurate than row j, of the same model and attention with no fewer samples and no
+    lower cap. Not where grades of cut texts say otherwise, nor where one of N answers is picked: that can get worse.
+    """
+    if options.pick != "any":
+        return np.zeros((len(rows), len(rows)), bool)
+    table = options.table.iloc[rows]
+    source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
+    n, cap = table["N"].to_numpy(), table["cap"].to_numpy()
+    solved = rounded_accuracy(options.solved[rows])
+    same = source[:, None] == source
+    contained = (n[:, None] <= n) & (cap[:, None] <= cap) & ((n[:, None] < n) | (cap[:, None] < cap))
+    below = same & contained
+    for i, j in np.argwhere(below):
+        below[i, j] = bool(np.all(solved[i] <= solved[j]))
+    return below
 
 
 def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "draws rows"]:

@@ -264,7 +264,7 @@ def _print_certainty(advice: Advice) -> None:
     """How sure the choice is, and the configurations that may be as right."""
     from kinetics_jax.analysis.certainty import LEVEL
 
-    target = advice.target_accuracy
+    target, pass_at_n = advice.target_accuracy, advice.options.pick == "any"
     right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
     loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
     probability = f"{advice.probabilities[advice.chosen]:.2f}"
@@ -277,9 +277,11 @@ def _print_certainty(advice: Advice) -> None:
     else:
         print(f"It is {right} with probability {probability}; {loss}: {advice.regret:.3f} of accuracy.")
     others = advice.alternatives[1:]
+    compared = "all compared with the best" if target is None else "all compared with the target"
+    contained = ";\nfewer samples or a lower cap of the same left out" if target is None and pass_at_n else ""
     print(
         f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "
-        f"one ({LEVEL:.0%}){':' if others else '.'}"
+        f"one ({LEVEL:.0%}, {compared} at once{contained}){':' if others else '.'}"
     )
     for index in others[:MOST_ALTERNATIVES]:
         row = advice.row(index)

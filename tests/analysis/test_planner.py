@@ -264,6 +264,32 @@ def test_configurations_that_no_problem_sets_apart_share_the_probability(grade):
     assert apart.as_accurate == ()
 
 
+def test_fewer_samples_or_a_lower_cap_of_the_same_are_no_rivals():
+    advice = advise(FOUND, Budget(seconds=1e9))
+    rows = [advice.row(index) for index in advice.alternatives[1:]]
+    within = [advice.row(index) for index in advice.probabilities]
+    for row in rows:
+        for other in within:
+            if (row["model"], row["attention"]) == (other["model"], other["attention"]):
+                assert not (row["N"] <= other["N"] and row["cap"] < other["cap"])
+                assert not (row["N"] < other["N"] and row["cap"] <= other["cap"])
+    alone = advise(list_options(POOLS[2:], CHIP, caps=[64], trials=[4, 8]), Budget(seconds=1e9))
+    assert alone.alternatives == (alone.chosen,)
+    assert alone.runner_up is not None
+    assert "never more" in alone.why_not[alone.runner_up]
+    assert "surely" not in alone.why_not[alone.runner_up]
+    # what is picked of more samples may be worse
+    picked = dataclasses.replace(alone.options, pick="best_score")
+    assert "surely" in advise(picked, Budget(seconds=1e9)).why_not[alone.runner_up]
+    # grades of cut texts may be lost again where the text goes on
+    solved = alone.options.solved.copy()
+    few = (alone.options.table["N"] == 4).to_numpy()
+    solved[few, 0], solved[~few, 0] = 1, 0
+    table = alone.options.table.assign(accuracy=solved.mean(axis=1))
+    lost = advise(dataclasses.replace(alone.options, solved=solved, table=table), Budget(seconds=1e9))
+    assert len(lost.alternatives) == 2
+
+
 def test_memory_bounds_the_batch():
     room = list_options(POOLS[2:], Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters), problems=12).table
     fits = room["fits"].iloc[0]
