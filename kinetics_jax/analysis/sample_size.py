@@ -46,7 +46,8 @@ def spread(pool: Pool, trials: int) -> Spread:
 
     Unbiased but for what is added so that a few problems that went alike do not promise that all will: four problems,
     two solved and two not (Agresti and Coull, American Statistician 52, 1998), and to `within` one that is solved half
-    of the time. Raises EstimateError for more trials than graded samples.
+    of the time. Together at most that of `WORST`: what is right or wrong varies no more. Raises EstimateError for more
+    trials than graded samples.
     """
     graded = np.array([problem.graded for problem in pool.problems.values()])
     right = np.array([problem.right for problem in pool.problems.values()])
@@ -57,7 +58,8 @@ def spread(pool: Pool, trials: int) -> Spread:
     count = len(rates)
     of_two_problems = (rates.sum() ** 2 - np.sum(rates**2)) / (count * (count - 1))
     between = float(np.clip(both.mean() - of_two_problems, 0, 0.25))
-    return Spread(between, float((np.sum(once - twice) + 0.25) / (len(once) + 1)) if split else 0.0)
+    within = float((np.sum(once - twice) + 0.25) / (len(once) + 1)) if split else 0.0
+    return Spread(between, min(within, 0.25 - between))
 
 
 def attempts_for_these(half_width: float, parts: Spread, problems: int) -> int:
