@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
 COLUMNS += ("joules",)
 MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
+HARDWARE = "h100"
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
@@ -31,7 +32,7 @@ MAX_BATCH = 1 << 16  # sequences
 def plan(
     runs: Positional[tuple[Path, ...]],
     *,
-    hardware: str = "h100",
+    hardware: str = HARDWARE,
     chips: int = 1,
     replicas: int = 1,
     kv_dtype: KvDtypeArg = None,
@@ -97,10 +98,27 @@ def plan(
             require_between(flag, value, 1, most)
     require_between("--seed", seed, 0, 2**63 - 1)
     if half_width is not None:
-        require(
-            not (seconds or dollars or joules or target_accuracy or problems or caps or batches),
-            "--half-width asks how many problems and samples; leave the budget, --problems, --caps and --batches out",
-        )
+        no_meaning = {
+            "--hardware": hardware != HARDWARE,
+            "--chips": chips != 1,
+            "--replicas": replicas != 1,
+            "--kv-dtype": kv_dtype is not None,
+            "--weight-dtype": weight_dtype is not None,
+            "--seconds": seconds is not None,
+            "--dollars": dollars is not None,
+            "--joules": joules is not None,
+            "--target-accuracy": target_accuracy is not None,
+            "--pick": pick != "any",
+            "--problems": problems is not None,
+            "--caps": caps != (),
+            "--batches": batches != (),
+            "--price": price is not None,
+            "--seed": seed != 0,
+            "--prompt-tokens": unsaid.prompt_tokens is not None,
+            "--config": unsaid.config != (),
+        }
+        given = ", ".join(flag for flag, is_given in no_meaning.items() if is_given)
+        require(not given, f"--half-width asks how many problems and samples, on no hardware: leave out {given}")
         _half_width(unsaid.read(runs), half_width, trials or (1,), unsaid.undecided, as_json)
         return
     budget = planner.Budget(seconds, dollars, target_accuracy, joules)

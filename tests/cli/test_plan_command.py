@@ -212,8 +212,15 @@ def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
     assert all(row["samples_in_all"] == row["samples"] * row["problems"] for row in rows)
     plan((path,), half_width=0.05)
     assert "± 0.05 over all problems" in capsys.readouterr().out
-    with pytest.raises(UserError, match="leave the budget"):
-        plan((path,), half_width=0.05, seconds=60)
+    other = {"hardware": "h200", "chips": 2, "replicas": 2, "kv_dtype": "float8", "weight_dtype": "int8", "seed": 1}
+    other |= {"seconds": 0.0, "dollars": 0.0, "joules": 0.0, "target_accuracy": 0.0, "pick": "majority", "price": 1.0}
+    other |= {"problems": 5, "caps": (64,), "batches": (4,), "unsaid": Unsaid(prompt_tokens=30)}
+    for name, value in other.items():
+        flag = "--prompt-tokens" if name == "unsaid" else "--" + name.replace("_", "-")
+        with pytest.raises(UserError, match=f"--half-width .*: leave out {flag}$"):
+            plan((path,), half_width=0.05, **{name: value})
+    with pytest.raises(UserError, match=r"leave out --seconds, --pick$"):
+        plan((path,), half_width=0.05, seconds=60, pick="majority")
     with pytest.raises(UserError, match=r"--half-width must be at least 0\.0005 and below 0\.5"):
         plan((path,), half_width=5)
 
