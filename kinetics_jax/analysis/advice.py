@@ -258,6 +258,11 @@ def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int)
 def _refusal(options: Options, limit: float, target: float | None) -> str:
     rows = options.table.to_dict(orient="records")
     able = [row for row in rows if math.isfinite(row["seconds"])]
+    if not able and (most := max(row["fits"] for row in rows)):
+        return (
+            f"plan: no batch fits into the memory of {options.chips} x {options.hardware.name}; give smaller --batches "
+            f"(at most {most})"
+        )
     if not able:
         least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
         return (

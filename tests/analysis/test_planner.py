@@ -150,6 +150,11 @@ def test_refusals_name_the_least_that_does():
     cramped = list_options(POOLS, Hardware("cramped", 1e9, 1e8, 1e5))
     with pytest.raises(PlanError, match="nothing fits into the memory of 1 x cramped"):
         advise(cramped, Budget(seconds=1e9))
+    small = Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters)
+    room = list_options(POOLS, small).table["fits"].max()
+    with pytest.raises(PlanError, match=rf"give smaller --batches \(at most {room}\)$"):
+        advise(list_options(POOLS, small, batches=[65536]), Budget(seconds=1e9))
+    assert advise(list_options(POOLS, small, batches=[room]), Budget(seconds=1e9)).chosen >= 0
     with pytest.raises(PlanError, match="give a budget"):
         Budget()
     with pytest.raises(PlanError, match="positive"):
