@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from kinetics_jax.analysis.defaults import rounded_accuracy
+from kinetics_jax.analysis.defaults import check_trials, rounded_accuracy
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.analysis.votes import best_by_score, majority_vote, weighted_vote
 from kinetics_jax.stats.estimators import EstimateError
@@ -39,6 +39,7 @@ def picked_accuracy(
     """
     if why := cannot_pick(pool, rule, cap):
         raise EstimateError(f"{pool}: no {rule.replace('_', ' ')}: {why}")
+    check_trials(pool, trials)
     pick: Callable[..., Any] = {"majority": _majority, "best_score": _best, "weighted_vote": _weighted}[rule]
     return np.array([pick(*_graded(problem, cap), trials) for problem in pool.problems.values()])
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two
+from kinetics_jax.analysis.defaults import check_trials, fewest_graded, powers_of_two
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import pass_at_k
@@ -72,13 +72,15 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
     """A row for every pool, N and number of samples of a problem (N, 2 N, 4 N …): `problems` that it takes for an
     interval of ± `half_width` over all problems of the kind, and `samples_in_all`. `half_width_now` is what the pool's
     own samples give; `these_problems` is how many samples of each of its own problems it takes for an interval over
-    these alone, NaN where 2 N samples were not drawn. Raises UserError as `check_half_width` does.
+    these alone, NaN where 2 N samples were not drawn. Raises UserError as `check_half_width` and
+    `check_trials` do.
     """
     import pandas as pd
 
     check_half_width(half_width)
     rows = []
     for pool in pools:
+        check_trials(pool, trials)
         for n in trials:
             parts = spread(pool, n)
             solved = pass_at_k(

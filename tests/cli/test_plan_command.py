@@ -169,6 +169,8 @@ def test_plan_reads_tables(ending, configs, tmp_path, capsys):
     assert result["alternatives"][0]["probability_best"] == result["probability_best"]
     assert result["regret"] >= 0
     assert result["picked"]["majority"]["accuracy"] < result["accuracy"]
+    with pytest.raises(UserError, match="--trials 5: mine-1b dense has 4 graded samples"):
+        plan((path,), seconds=60, trials=(5,), unsaid=Unsaid(config=configs), pick="majority")
     plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs), pick="majority")
     text = capsys.readouterr().out
     assert "majority (the most frequent answer): 0." in text
@@ -221,6 +223,10 @@ def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
             plan((path,), half_width=0.05, **{name: value})
     with pytest.raises(UserError, match=r"leave out --seconds, --pick$"):
         plan((path,), half_width=0.05, seconds=60, pick="majority")
+    with pytest.raises(
+        UserError, match=r"--trials 9: mine-1b dense has 4 graded samples of a problem, so N is at most 4"
+    ):
+        plan((path,), half_width=0.05, trials=(1, 9))
     with pytest.raises(UserError, match=r"--half-width must be at least 0\.0005 and below 0\.5"):
         plan((path,), half_width=5)
 
