@@ -12,7 +12,7 @@ from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDt
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import say
+from kinetics_jax.cli.terminal import say, without_noise
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
@@ -190,12 +190,12 @@ def as_record(advice: Advice) -> dict[str, Any]:
 
     return {
         "chosen": row(advice.chosen),
-        "accuracy": advice.accuracy,
+        "accuracy": _finite(advice.accuracy),
         "interval": [_finite(advice.low), _finite(advice.high)],
-        "optimism": advice.optimism,
-        "expected_accuracy": advice.expected_accuracy,
-        "run_interval": [advice.run_low, advice.run_high],
-        "regret": advice.regret,
+        "optimism": _finite(advice.optimism),
+        "expected_accuracy": _finite(advice.expected_accuracy),
+        "run_interval": [_finite(advice.run_low), _finite(advice.run_high)],
+        "regret": _finite(advice.regret),
         "probability_best": advice.probabilities[advice.chosen],
         "as_accurate": [row(index) for index in advice.as_accurate],
         "alternatives": [
@@ -249,8 +249,10 @@ def _print_picks(advice: Advice, pools: list[Pool]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value, None for an infinite or missing number, which JSON has not."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The value without noise; None for an infinite or missing number, which JSON has not."""
+    if not isinstance(value, float):
+        return value
+    return without_noise(value) if math.isfinite(value) else None
 
 
 def _print(advice: Advice) -> None:

@@ -1,6 +1,7 @@
 """`kinetics plan` and `kinetics calibrate`: what they print, and what they refuse in one line."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
 from kinetics_jax.cli.plan import plan
 from kinetics_jax.cli.sources import Unsaid
+from kinetics_jax.cli.terminal import print_table
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware, save_hardware
 from kinetics_jax.devices.calibration import Measurements, Point, calibrate, choose_measurements, interleaved
@@ -204,6 +206,25 @@ def test_plan_says_that_others_are_as_accurate(tmp_path, capsys):
     plan((path,), seconds=1000, caps=(1000,), as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert result["probability_best"] == 1 / (1 + len(result["as_accurate"]))
+
+
+def test_printed_numbers_have_no_noise(capsys):
+    table = pd.DataFrame({"name": ["a", "b", "c"], "gain": [2.22e-16, -0.0, 0.25], "cost": [-1.11e-16, math.nan, 1e-9]})
+    print_table(table, True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [str(row["gain"]) for row in rows] == ["0.0", "0.0", "0.25"]
+    assert [row["cost"] for row in rows] == [0, None, 1e-9]
+    print_table(table, False)
+    text = capsys.readouterr().out
+    assert "e-16" not in text
+    assert "-0" not in text.replace("1e-09", "")
+    assert table["gain"][0] == 2.22e-16  # the table itself stays
+
+
+def test_the_advice_has_no_noise(runs, capsys, monkeypatch):
+    monkeypatch.setattr("kinetics_jax.analysis.advice._optimism", lambda *_: 2.22e-16)
+    plan(runs, seconds=60, as_json=True)
+    assert json.loads(capsys.readouterr().out)["optimism"] == 0
 
 
 def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
