@@ -117,6 +117,8 @@ def frontier(
     for flag, values, most in (("--trials", trials, MAX_SAMPLES), ("--caps", caps, MAX_CAP)):
         for value in values:
             require_between(flag, value, 1, most)
+    trials, caps = (tuple(dict.fromkeys(values)) for values in (trials, caps))  # a row once
+    limits = tuple(dict.fromkeys(limits))
     require_between("--splits", splits, 1, MAX_SPLITS)
     require_between("--wave", wave, 1, MAX_SAMPLES)
     require(

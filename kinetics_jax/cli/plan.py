@@ -119,7 +119,7 @@ def plan(
         }
         given = ", ".join(flag for flag, is_given in no_meaning.items() if is_given)
         require(not given, f"--half-width asks how many problems and samples, on no hardware: leave out {given}")
-        _half_width(unsaid.read(runs), half_width, trials or (1,), unsaid.undecided, as_json)
+        _half_width(unsaid.read(runs), half_width, tuple(dict.fromkeys(trials)) or (1,), unsaid.undecided, as_json)
         return
     budget = planner.Budget(seconds, dollars, target_accuracy, joules)
     chip = hardware_named(hardware)

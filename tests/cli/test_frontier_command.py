@@ -191,6 +191,12 @@ def test_the_types_of_cache_and_weights_may_stand_in_a_table(tables, capsys, tmp
     assert asked["memory"].iloc[0] == pytest.approx(costs[0])
 
 
+@pytest.mark.parametrize("against", ["cost", "tokens"])
+def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, against):
+    once, twice = (printed(capsys, tables, trials=trials, against=against) for trials in ((1, 2), (1, 2, 1, 1)))
+    pd.testing.assert_frame_equal(once, twice)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

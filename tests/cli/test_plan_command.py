@@ -229,8 +229,9 @@ def test_the_advice_has_no_noise(runs, capsys, monkeypatch):
 
 def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
     path = write_table(tmp_path / "samples.csv", prompts=False)  # neither architecture nor prompts are needed
-    plan((path,), half_width=0.05, trials=(1, 2), as_json=True)
+    plan((path,), half_width=0.05, trials=(1, 2, 1), as_json=True)
     rows = json.loads(capsys.readouterr().out)
+    assert len({(row["model"], row["N"], row["samples"]) for row in rows}) == len(rows)
     assert {row["N"] for row in rows} == {1, 2}
     assert all(row["samples_in_all"] == row["samples"] * row["problems"] for row in rows)
     plan((path,), half_width=0.05)
