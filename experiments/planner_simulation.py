@@ -115,7 +115,7 @@ def repetition(
                 "regret": best - true[chosen],
                 "regret_said": advice.regret,
                 "best": true[chosen] == best,
-                "best_said": sum(share for row, share in advice.probabilities.items() if true[row] == true[chosen]),
+                "best_said": min(1.0, sum(p for row, p in advice.probabilities.items() if true[row] == true[chosen])),
                 "reported": advice.accuracy - true[chosen],
                 "expected": advice.expected_accuracy - true[chosen],
                 "interval": advice.low <= true[chosen] <= advice.high,

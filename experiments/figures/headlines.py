@@ -82,9 +82,9 @@ def markdown(record: dict[str, Any]) -> str:
         return f"{of[name]:.1f} × [{low:.1f}, {high:.1f}] at {100 * at:.0f} %"
 
     def points(of: dict[str, Any]) -> str:
-        gain, low, high = (100 * of[name] for name in ("gain", "gain_low", "gain_high"))
+        gain, low, high = (round(100 * of[name]) for name in ("gain", "gain_low", "gain_high"))
         ends = " → ".join(f"{100 * of[f'gain_{kind}']:.0f}" for kind in ("dense", "sparse"))
-        return f"{gain:.0f} [{low:.0f}, {high:.0f}], {ends} %"
+        return f"{gain} [{low}, {high}], {ends} %"
 
     max_law = "Best-of-N max"
     rows = {

@@ -55,7 +55,7 @@ POPULATIONS: dict[str, Rates] = {
     "narrow and easy, Beta(12, 2)": beta(12, 2),
     "10 % fail outright, the rest 0.9": except_for(0.1, 0, always(0.9)),
 }
-# Problems about equally hard: redrawing is enough, and a problem of another kind is what a sceptic adds.
+# Problems about equally hard: redrawing is enough, and a problem of another kind is added for caution alone.
 ALIKE = ("easy, Beta(8, 2)", "narrow, Beta(20, 20)", "narrow and easy, Beta(12, 2)")
 
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
@@ -27,9 +27,11 @@ class Advice:
     `run_low … run_high`: where the score of one run over `options.problems` fresh problems falls, 95 times in 100.
 
     `probabilities`: of every configuration within the budget, at its quickest batch, how likely it is the right choice:
-    the most accurate one, or the quickest that reaches the target. `regret`: expected loss of accuracy of the chosen
-    one against the most accurate within the budget, or against the target. `alternatives`: those that the data cannot
-    tell from the right choice, the chosen one first; the right one is among them 95 times in 100.
+    the most accurate one (those that are alike on every measured problem share), or the quickest that reaches the
+    target. `as_accurate`: the others of the same measured accuracy, none quicker. `regret`: expected loss of accuracy
+    of the chosen one against the most accurate within the budget, or against the target. `alternatives`: those that
+    the data cannot tell from the right choice, the chosen one first; the right one is among them 95 times in 100.
+    Without a target there is none that another one contains (`_never_better`), but for the chosen one.
 
     `why_not`: of the runner-up, and of what is more accurate beyond the budget.
     """
@@ -47,6 +49,7 @@ class Advice:
     run_high: float
     regret: float
     probabilities: dict[int, float]
+    as_accurate: tuple[int, ...]
     alternatives: tuple[int, ...]
     why_not: dict[int, str]
 
@@ -69,7 +72,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     """
     limit, target = budget.limit(options.hardware, options.chips * options.replicas), budget.target_accuracy
     seconds = options.table["seconds"].to_numpy(np.float64)
-    accuracy = options.table["accuracy"].to_numpy(np.float64)
+    accuracy = rounded_accuracy(options.table["accuracy"].to_numpy(np.float64))
     chosen = choose(seconds, accuracy, limit, target)
     if chosen is None:
         raise PlanError(_refusal(options, limit, target))
@@ -82,16 +85,20 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
     run_low, run_high = _run_interval(values, options.problems, optimism, seed)
     compared = compare(solved, seed=seed)
     kept = compared.may_be_best if target is None else may_be_quickest(solved, quick, target, seed=seed)
+    below = _never_better(options, rows)
+    if target is None:
+        kept &= ~below.any(axis=1) | (rows == chosen)
     alternatives = sorted(rows[kept], key=lambda row: (row != chosen, -accuracy[row], seconds[row]))
     draws = _draws(options, rows, seed)
     best = draws.max(axis=1) if target is None else target
-    choices = _choices(draws, quick, target)
-    shares = np.bincount(choices[choices >= 0], minlength=len(rows)) / max(np.sum(choices >= 0), 1)
+    shares = _shares(draws, solved) if target is None else _shares_of_target(draws, quick, target)
     position = {int(row): i for i, row in enumerate(rows)}
     why = {}
     if runner_up is not None:
         rival = position[runner_up]
         sure = "surely so" if compared.surely_less(rival, position[chosen]) else "not surely so"
+        if below[rival, position[chosen]]:
+            sure = "and never more: fewer samples or a lower cap of the same"
         why[runner_up] = _why_not(options, chosen, runner_up, sure)
     if beyond is not None:
         why[beyond] = _why_beyond(options, beyond, limit)
@@ -109,6 +116,7 @@ def advise(options: Options, budget: Budget, *, seed: int = 0) -> Advice:
         run_high=run_high,
         regret=float(np.mean(np.maximum(best - draws[:, position[chosen]], 0))),
         probabilities=dict(zip(position, shares.tolist(), strict=True)),
+        as_accurate=tuple(int(row) for row in rows if row != chosen and accuracy[row] == accuracy[chosen]),
         alternatives=tuple(map(int, alternatives)),
         why_not=why,
     )
@@ -123,11 +131,47 @@ def distinct(options: Options, limit: float) -> Int[np.ndarray, " rows"]:
     return np.sort(able[~again])
 
 
+def _never_better(options: Options, rows: np.ndarray) -> Bool[np.ndarray, "rows rows"]:
+    """[i, j]: row i cannot be more accurate than row j, of the same model and attention with no fewer samples and no
+    lower cap. Not where grades of cut texts say otherwise, nor where one of N answers is picked: that can get worse.
+    """
+    if options.pick != "any":
+        return np.zeros((len(rows), len(rows)), bool)
+    table = options.table.iloc[rows]
+    source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
+    n, cap = table["N"].to_numpy(), table["cap"].to_numpy()
+    solved = rounded_accuracy(options.solved[rows])
+    same = source[:, None] == source
+    contained = (n[:, None] <= n) & (cap[:, None] <= cap) & ((n[:, None] < n) | (cap[:, None] < cap))
+    below = same & contained
+    for i, j in np.argwhere(below):
+        below[i, j] = bool(np.all(solved[i] <= solved[j]))
+    return below
+
+
 def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "draws rows"]:
     table = options.table.iloc[rows]
     source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
     trials = table["N"].to_numpy() if options.pick == "any" else np.ones(len(rows), int)
     return accuracy_draws(options.solved[rows], source, trials, seed=seed)
+
+
+def _shares(draws: Float[np.ndarray, "draws rows"], solved: Float[np.ndarray, "rows problems"]) -> np.ndarray:
+    """How likely each row is the most accurate. Rows that are alike on every measured problem share what any of them
+    wins: between them the draws go by the prior of a problem that nobody measured.
+    """
+    ordered = rounded_accuracy(draws)
+    best = ordered == ordered.max(axis=1, keepdims=True)
+    kind = np.unique(rounded_accuracy(solved), axis=0, return_inverse=True)[1].reshape(-1)
+    alike = (kind[:, None] == kind).astype(np.float32)
+    tied = best.astype(np.float32) @ alike > 0
+    return np.mean(tied / tied.sum(axis=1, keepdims=True), axis=0)
+
+
+def _shares_of_target(draws: np.ndarray, seconds: np.ndarray, target: float) -> np.ndarray:
+    """How likely each row is the quickest that reaches the target, given that one does."""
+    choices = _choices(draws, seconds, target)
+    return np.bincount(choices[choices >= 0], minlength=len(seconds)) / max(np.sum(choices >= 0), 1)
 
 
 def _choices(accuracy: np.ndarray, seconds: np.ndarray, target: float | None) -> np.ndarray:
@@ -214,6 +258,11 @@ def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int)
 def _refusal(options: Options, limit: float, target: float | None) -> str:
     rows = options.table.to_dict(orient="records")
     able = [row for row in rows if math.isfinite(row["seconds"])]
+    if not able and (most := max(row["fits"] for row in rows)):
+        return (
+            f"plan: no batch fits into the memory of {options.chips} x {options.hardware.name}; give smaller --batches "
+            f"(at most {most})"
+        )
     if not able:
         least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
         return (

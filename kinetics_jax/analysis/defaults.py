@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_jax.analysis.samples import Pool, SamplesError
-from kinetics_jax.stats.estimators import Amount
+from kinetics_jax.stats.estimators import Amount, EstimateError
 
 CAP_STEPS = 16  # caps of a default grid where no cut texts were graded
 DIGITS = 12  # decimals of an accuracy
@@ -22,6 +22,16 @@ def powers_of_two(limit: int) -> list[int]:
 def fewest_graded(pool: Pool) -> int:
     """Graded samples of the problem of a pool that has the fewest."""
     return min(problem.graded for problem in pool.problems.values())
+
+
+def check_trials(pool: Pool, trials: npt.ArrayLike) -> None:
+    """Raises EstimateError for an N above the graded samples of the problem of a pool that has the fewest."""
+    most, asked = fewest_graded(pool), int(np.max(trials, initial=0))
+    if asked > most:
+        raise EstimateError(
+            f"--trials {asked}: {pool} has {most} graded sample{'s' * (most > 1)} of a problem, so N is at "
+            f"most {most}; give smaller --trials, or draw more samples"
+        )
 
 
 def default_trials(pool: Pool) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from kinetics_jax.analysis.defaults import default_trials, max_sample_tokens
+from kinetics_jax.analysis.defaults import check_trials, default_trials, max_sample_tokens
 from kinetics_jax.analysis.pricing import Batches, Pricing, batches, weights_at
 from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError, undecided_counts
 from kinetics_jax.costs.batching import Batch, Rule
@@ -162,6 +162,7 @@ def grid(
         most = max_sample_tokens(pool)
         of_pool = np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
         counts = np.array(default_trials(pool) if trials is None else trials(pool) if callable(trials) else trials)
+        check_trials(pool, counts)
         accuracy = _accuracy(pool, of_pool, counts)
         side_by_side = batches(pool, pricing, of_pool)
         spent = _costs(pool, of_pool, counts, pricing, side_by_side)

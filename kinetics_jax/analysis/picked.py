@@ -6,14 +6,16 @@ and the vote weighed by scores. All are expectations over N samples drawn of a p
 
 from __future__ import annotations
 
+import collections
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from kinetics_jax.analysis.defaults import rounded_accuracy
+from kinetics_jax.analysis.defaults import check_trials, rounded_accuracy
 from kinetics_jax.analysis.samples import Pool, ProblemSamples
 from kinetics_jax.analysis.votes import best_by_score, majority_vote, weighted_vote
 from kinetics_jax.stats.estimators import EstimateError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PASS_AT_N = "Accuracy at N > 1 is pass@N: it needs someone who knows which answer is right."
+MOST_NAMED = 5  # problems, in a line
 RULES = {
     "majority": "the most frequent answer",
     "best_score": "the answer with a verifier's highest score",
@@ -39,6 +42,7 @@ def picked_accuracy(
     """
     if why := cannot_pick(pool, rule, cap):
         raise EstimateError(f"{pool}: no {rule.replace('_', ' ')}: {why}")
+    check_trials(pool, trials)
     pick: Callable[..., Any] = {"majority": _majority, "best_score": _best, "weighted_vote": _weighted}[rule]
     return np.array([pick(*_graded(problem, cap), trials) for problem in pool.problems.values()])
 
@@ -68,6 +72,31 @@ def cannot_pick(pool: Pool, rule: str, cap: int | None = None) -> str | None:
     return None
 
 
+def contradictions(pools: Sequence[Pool]) -> str | None:
+    """A line that names the problems of which one answer is right in some samples and wrong in others, of one pool or
+    of several; None without such. A vote counts it as two answers. Undecided samples contradict nothing.
+    """
+    verdicts: dict[tuple[str, str], set[bool]] = collections.defaultdict(set)
+    for pool in pools:
+        for name, problem in pool.problems.items():
+            for answer, grade, undecided in zip(
+                problem.answers, problem.grades, problem.undecided or [False] * len(problem.grades), strict=False
+            ):
+                if answer is not None and grade is not None and not undecided:
+                    verdicts[name, str(answer).strip()].add(grade)
+    odd = sorted({name for (name, _), grades in verdicts.items() if len(grades) > 1})
+    if not odd:
+        return None
+    name, answer = next(key for key, grades in sorted(verdicts.items()) if len(grades) > 1)
+    shown = ", ".join(repr(each)[:60] for each in odd[:MOST_NAMED])
+    more = f" and {len(odd) - MOST_NAMED} more" if len(odd) > MOST_NAMED else ""
+    return (
+        f"answers and grades contradict each other in problem{'s' * (len(odd) > 1)} {shown}{more}: {answer[:40]!r} is "
+        f"right in some samples of {name[:60]!r} and wrong in others, so a majority is not to be "
+        "trusted there; grade the samples anew"
+    )
+
+
 def with_picks(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
     """A frontier's table with columns `majority`, `majority_low`, `majority_high`, the accuracy of what the majority
     answers and its 95 % interval from redrawing problems; `best_score` and `weighted_vote` alike where samples have
@@ -75,10 +104,12 @@ def with_picks(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
 
     The table has a row per model, attention and N, and `cap` where samples are cut. Where no N is above 1 nothing needs
     to be picked, and it stays as it is. A rule that can pick in no row has no columns; in other rows where it cannot,
-    NaN. `attrs["picks"]`: PASS_AT_N, and a line for each rule that is missing somewhere.
+    NaN. Warns of `contradictions`. `attrs["picks"]`: PASS_AT_N, and a line for each rule that is missing somewhere.
     """
     if max(table["N"]) == 1:
         return table
+    if odd := contradictions(pools):
+        warnings.warn(odd, stacklevel=3)
     scored = any(problem.scores for pool in pools for problem in pool.problems.values())
     notes = [PASS_AT_N]
     table = table.copy()

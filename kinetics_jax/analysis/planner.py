@@ -17,7 +17,7 @@ from kinetics_jax.analysis.defaults import (
     rounded_accuracy,
 )
 from kinetics_jax.analysis.first_answer import first_answer_seconds
-from kinetics_jax.analysis.picked import cannot_pick, picked_accuracy
+from kinetics_jax.analysis.picked import cannot_pick, contradictions, picked_accuracy
 from kinetics_jax.analysis.pricing import Pricing
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, busiest_share, workload, workload_seconds
@@ -130,6 +130,8 @@ def list_options(
             "give fewer --problems (seconds and money grow with them) or --trials"
         )
     warnings = _caveats(hardware, chips=chips, asked=count, measured=measured)
+    if most > 1 and (odd := contradictions(pools)):
+        warnings.append(odd)
     rows: list[dict[str, Any]] = []
     solved: list[np.ndarray] = []
     for pool in pools:

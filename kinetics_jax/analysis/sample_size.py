@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinetics_jax.analysis.defaults import fewest_graded, powers_of_two
+from kinetics_jax.analysis.defaults import check_trials, fewest_graded, powers_of_two
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.errors import UserError
 from kinetics_jax.stats.estimators import pass_at_k
@@ -46,7 +46,8 @@ def spread(pool: Pool, trials: int) -> Spread:
 
     Unbiased but for what is added so that a few problems that went alike do not promise that all will: four problems,
     two solved and two not (Agresti and Coull, American Statistician 52, 1998), and to `within` one that is solved half
-    of the time. Raises EstimateError for more trials than graded samples.
+    of the time. Together at most that of `WORST`: what is right or wrong varies no more. Raises EstimateError for more
+    trials than graded samples.
     """
     graded = np.array([problem.graded for problem in pool.problems.values()])
     right = np.array([problem.right for problem in pool.problems.values()])
@@ -57,7 +58,8 @@ def spread(pool: Pool, trials: int) -> Spread:
     count = len(rates)
     of_two_problems = (rates.sum() ** 2 - np.sum(rates**2)) / (count * (count - 1))
     between = float(np.clip(both.mean() - of_two_problems, 0, 0.25))
-    return Spread(between, float((np.sum(once - twice) + 0.25) / (len(once) + 1)) if split else 0.0)
+    within = float((np.sum(once - twice) + 0.25) / (len(once) + 1)) if split else 0.0
+    return Spread(between, min(within, 0.25 - between))
 
 
 def attempts_for_these(half_width: float, parts: Spread, problems: int) -> int:
@@ -70,13 +72,15 @@ def half_width_table(pools: Sequence[Pool], half_width: float, trials: Sequence[
     """A row for every pool, N and number of samples of a problem (N, 2 N, 4 N …): `problems` that it takes for an
     interval of ± `half_width` over all problems of the kind, and `samples_in_all`. `half_width_now` is what the pool's
     own samples give; `these_problems` is how many samples of each of its own problems it takes for an interval over
-    these alone, NaN where 2 N samples were not drawn. Raises UserError as `check_half_width` does.
+    these alone, NaN where 2 N samples were not drawn. Raises UserError as `check_half_width` and
+    `check_trials` do.
     """
     import pandas as pd
 
     check_half_width(half_width)
     rows = []
     for pool in pools:
+        check_trials(pool, trials)
         for n in trials:
             parts = spread(pool, n)
             solved = pass_at_k(

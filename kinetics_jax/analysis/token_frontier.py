@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kinetics_jax.analysis.defaults import default_trials, rounded_accuracy
+from kinetics_jax.analysis.defaults import check_trials, default_trials, rounded_accuracy
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.picked import with_picks
 from kinetics_jax.analysis.samples import Pool, RunData, SamplesError, pooled
@@ -44,6 +44,7 @@ def token_frontier(runs: Iterable[RunData] | Iterable[Pool], *, trials: Sequence
         graded = np.array([problem.graded for problem in problems])
         right = np.array([problem.right for problem in problems])
         counts = np.array(default_trials(pool) if trials is None else trials)
+        check_trials(pool, counts)
         solved = pass_at_k(graded[:, None], right[:, None], counts[None])  # [problems, trials]
         spent = np.array([np.mean(problem.lengths) for problem in problems])[:, None] * counts
         accuracy = rounded_accuracy(np.mean(solved, axis=0))

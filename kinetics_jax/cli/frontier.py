@@ -19,7 +19,7 @@ from kinetics_jax.cli.arguments import (
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
 from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say
+from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say, table_without_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +117,8 @@ def frontier(
     for flag, values, most in (("--trials", trials, MAX_SAMPLES), ("--caps", caps, MAX_CAP)):
         for value in values:
             require_between(flag, value, 1, most)
+    trials, caps = (tuple(dict.fromkeys(values)) for values in (trials, caps))  # a row once
+    limits = tuple(dict.fromkeys(limits))
     require_between("--splits", splits, 1, MAX_SPLITS)
     require_between("--wave", wave, 1, MAX_SAMPLES)
     require(
@@ -179,7 +181,7 @@ def frontier(
     if against == "cost":
         say(_weights_line(table, chips=chips, hardware=hardware))
     if csv:
-        write_atomic(csv, table.to_csv(index=False))
+        write_atomic(csv, table_without_noise(table).to_csv(index=False))
     if figure:
         from kinetics_jax.report.figure_style import save_figure
         from kinetics_jax.report.figures import allocation_figure, frontier_figure

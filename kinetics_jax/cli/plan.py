@@ -12,7 +12,7 @@ from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDt
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import say
+from kinetics_jax.cli.terminal import say, without_noise
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
 COLUMNS += ("joules",)
 MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
+HARDWARE = "h100"
 MAX_CHIPS = 1024
 MAX_PROBLEMS = 10**6
 MAX_TRIALS = 10**4  # N is extrapolated beyond the samples: to no more than that
@@ -31,7 +32,7 @@ MAX_BATCH = 1 << 16  # sequences
 def plan(
     runs: Positional[tuple[Path, ...]],
     *,
-    hardware: str = "h100",
+    hardware: str = HARDWARE,
     chips: int = 1,
     replicas: int = 1,
     kv_dtype: KvDtypeArg = None,
@@ -97,11 +98,28 @@ def plan(
             require_between(flag, value, 1, most)
     require_between("--seed", seed, 0, 2**63 - 1)
     if half_width is not None:
-        require(
-            not (seconds or dollars or joules or target_accuracy or problems or caps or batches),
-            "--half-width asks how many problems and samples; leave the budget, --problems, --caps and --batches out",
-        )
-        _half_width(unsaid.read(runs), half_width, trials or (1,), unsaid.undecided, as_json)
+        no_meaning = {
+            "--hardware": hardware != HARDWARE,
+            "--chips": chips != 1,
+            "--replicas": replicas != 1,
+            "--kv-dtype": kv_dtype is not None,
+            "--weight-dtype": weight_dtype is not None,
+            "--seconds": seconds is not None,
+            "--dollars": dollars is not None,
+            "--joules": joules is not None,
+            "--target-accuracy": target_accuracy is not None,
+            "--pick": pick != "any",
+            "--problems": problems is not None,
+            "--caps": caps != (),
+            "--batches": batches != (),
+            "--price": price is not None,
+            "--seed": seed != 0,
+            "--prompt-tokens": unsaid.prompt_tokens is not None,
+            "--config": unsaid.config != (),
+        }
+        given = ", ".join(flag for flag, is_given in no_meaning.items() if is_given)
+        require(not given, f"--half-width asks how many problems and samples, on no hardware: leave out {given}")
+        _half_width(unsaid.read(runs), half_width, tuple(dict.fromkeys(trials)) or (1,), unsaid.undecided, as_json)
         return
     budget = planner.Budget(seconds, dollars, target_accuracy, joules)
     chip = hardware_named(hardware)
@@ -172,13 +190,14 @@ def as_record(advice: Advice) -> dict[str, Any]:
 
     return {
         "chosen": row(advice.chosen),
-        "accuracy": advice.accuracy,
+        "accuracy": _finite(advice.accuracy),
         "interval": [_finite(advice.low), _finite(advice.high)],
-        "optimism": advice.optimism,
-        "expected_accuracy": advice.expected_accuracy,
-        "run_interval": [advice.run_low, advice.run_high],
-        "regret": advice.regret,
+        "optimism": _finite(advice.optimism),
+        "expected_accuracy": _finite(advice.expected_accuracy),
+        "run_interval": [_finite(advice.run_low), _finite(advice.run_high)],
+        "regret": _finite(advice.regret),
         "probability_best": advice.probabilities[advice.chosen],
+        "as_accurate": [row(index) for index in advice.as_accurate],
         "alternatives": [
             {**(row(index) or {}), "probability_best": advice.probabilities[index]} for index in advice.alternatives
         ],
@@ -230,8 +249,10 @@ def _print_picks(advice: Advice, pools: list[Pool]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value, None for an infinite or missing number, which JSON has not."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The value without noise; None for an infinite or missing number, which JSON has not."""
+    if not isinstance(value, float):
+        return value
+    return without_noise(value) if math.isfinite(value) else None
 
 
 def _print(advice: Advice) -> None:
@@ -263,17 +284,24 @@ def _print_certainty(advice: Advice) -> None:
     """How sure the choice is, and the configurations that may be as right."""
     from kinetics_jax.analysis.certainty import LEVEL
 
-    target = advice.target_accuracy
+    target, pass_at_n = advice.target_accuracy, advice.options.pick == "any"
     right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
     loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
-    print(
-        f"It is {right} with probability {advice.probabilities[advice.chosen]:.2f}; {loss}: {advice.regret:.3f} of "
-        "accuracy."
-    )
+    probability = f"{advice.probabilities[advice.chosen]:.2f}"
+    if target is None and advice.as_accurate:
+        print(
+            f"It is the cheapest of those as accurate ({len(advice.as_accurate) + 1} configurations), and {right} with "
+            f"probability {probability},\nshared among those that are alike on every problem; {loss}: "
+            f"{advice.regret:.3f} of accuracy."
+        )
+    else:
+        print(f"It is {right} with probability {probability}; {loss}: {advice.regret:.3f} of accuracy.")
     others = advice.alternatives[1:]
+    compared = "all compared with the best" if target is None else "all compared with the target"
+    contained = ";\nfewer samples or a lower cap of the same left out" if target is None and pass_at_n else ""
     print(
         f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "
-        f"one ({LEVEL:.0%}){':' if others else '.'}"
+        f"one ({LEVEL:.0%}, {compared} at once{contained}){':' if others else '.'}"
     )
     for index in others[:MOST_ALTERNATIVES]:
         row = advice.row(index)

@@ -15,6 +15,8 @@ from kinetics_jax.errors import escape_controls
 if TYPE_CHECKING:
     from kinetics_jax.runs.best_of_n import Progress
 
+NOISE = 1e-12  # no amount that is printed is so small, but for what is left of a difference of equal numbers
+
 
 @contextlib.contextmanager
 def sample_bar(title: str) -> Iterator[Callable[[Progress], None]]:
@@ -130,8 +132,20 @@ def _interrupts_wait() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+def without_noise(value: float) -> float:
+    """The value, and 0 for what rounding leaves of a difference of equal numbers, or for -0."""
+    return 0.0 if abs(value) < NOISE else value
+
+
+def table_without_noise(table: Any) -> Any:
+    """A data frame whose columns of floats went through `without_noise`; `attrs` stay."""
+    floats = table.select_dtypes("float")
+    return table.assign(**floats.mask(floats.abs() < NOISE, 0.0)) if len(floats.columns) else table
+
+
 def print_table(table: Any, as_json: bool) -> None:
-    """A data frame to standard output, as aligned text or as JSON records."""
+    """A data frame to standard output, as aligned text or as JSON records, without noise."""
+    table = table_without_noise(table)
     if as_json:
         records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         print(json.dumps(records, indent=1, allow_nan=False))

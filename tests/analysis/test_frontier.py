@@ -226,7 +226,9 @@ def test_an_interval_holds_its_accuracy_within_0_and_1(grades):
 def test_trials_can_be_chosen():
     run = make_run([[True, False, False], [True, True, False]])
     assert list(cost_frontier([run], trials=[3, 1])["N"]) == [3, 1]
-    with pytest.raises(EstimateError, match="k = 1 … 4 with n = 3"):
+    with pytest.raises(
+        EstimateError, match="--trials 4: small dense has 3 graded samples of a problem, so N is at most 3"
+    ):
         cost_frontier([run], trials=[1, 4])
 
 

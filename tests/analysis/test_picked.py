@@ -1,6 +1,7 @@
 """What a majority and a verifier pick of N answers, beside pass@N."""
 
 import dataclasses
+import warnings
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.frontier import cost_frontier
-from kinetics_jax.analysis.picked import PASS_AT_N, cannot_pick, picked_accuracy
+from kinetics_jax.analysis.picked import PASS_AT_N, cannot_pick, contradictions, picked_accuracy
 from kinetics_jax.analysis.planner import PlanError, list_options
 from kinetics_jax.analysis.readers import read_all
 from kinetics_jax.analysis.samples import RunData, pooled
@@ -128,8 +129,28 @@ def test_a_plan_counts_what_is_picked():
     by_n = table.drop_duplicates("N").set_index("N")["accuracy"]
     np.testing.assert_allclose(by_n[8], 0.5)
     np.testing.assert_allclose(by_n[1], 3 / 8)
-    with pytest.raises(EstimateError, match="among k of 8"):
+    with pytest.raises(EstimateError, match=r"--trials 16: .* has 8 graded samples"):
         list_options(pools, HARDWARE["h100"], pick="majority", trials=[16], caps=[250])
     silent = pooled([run(answers=(), scores=())])
     with pytest.raises(PlanError, match=r"--pick majority: .* what the samples answered is not known"):
         list_options(silent, HARDWARE["h100"], pick="majority")
+
+
+def test_answers_that_contradict_grades_are_named_once(tmp_path):
+    def read(*rows):
+        path = tmp_path / "t.csv"
+        path.write_text("\n".join(["problem,sample,tokens,prompt_tokens,model,answer,correct", *rows]) + "\n")
+        return pooled(read_all([path]))
+
+    model = "9,9,Qwen/Qwen3-0.6B"
+    odd = read(f"a,0,{model},7,1", f"a,1,{model},7,0", f"b,0,{model},3,1", f"b,1,{model},4,0")
+    for table in (cost_frontier, token_frontier):
+        with pytest.warns(UserWarning, match="contradict each other in problem 'a': '7' is right in some") as caught:
+            table(odd)
+        assert len([each for each in caught if "contradict" in str(each.message)]) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            table(odd, trials=[1])  # nothing is picked
+    assert any("contradict" in line for line in list_options(odd, HARDWARE["h100"]).warnings)
+    even = read(f"a,0,{model},7,1", f"a,1,{model},7,", f"b,0,{model},3,0", f"b,1,{model},3,0")
+    assert contradictions(even) is None  # an undecided sample says nothing, nor do two problems of one answer

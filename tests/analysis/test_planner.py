@@ -150,6 +150,11 @@ def test_refusals_name_the_least_that_does():
     cramped = list_options(POOLS, Hardware("cramped", 1e9, 1e8, 1e5))
     with pytest.raises(PlanError, match="nothing fits into the memory of 1 x cramped"):
         advise(cramped, Budget(seconds=1e9))
+    small = Hardware("small", 1e9, 1e8, 1.25 * 4 * LARGE.active_parameters)
+    room = list_options(POOLS, small).table["fits"].max()
+    with pytest.raises(PlanError, match=rf"give smaller --batches \(at most {room}\)$"):
+        advise(list_options(POOLS, small, batches=[65536]), Budget(seconds=1e9))
+    assert advise(list_options(POOLS, small, batches=[room]), Budget(seconds=1e9)).chosen >= 0
     with pytest.raises(PlanError, match="give a budget"):
         Budget()
     with pytest.raises(PlanError, match="positive"):
@@ -250,6 +255,44 @@ def test_advice_says_how_sure_it_is():
     reached = advise(FOUND, Budget(target_accuracy=0.6))
     assert reached.regret > 0
     assert advise(FOUND, Budget(target_accuracy=0.01)).regret < 1e-3
+
+
+@pytest.mark.parametrize("grade", [True, False])
+def test_configurations_that_no_problem_sets_apart_share_the_probability(grade):
+    stored = {f"p{i}": ProblemSamples(20.0, [30.0] * 4, [grade] * 4) for i in range(12)}
+    both = [Pool(size.name, Dense(), size, {"dtype": "float32", "max_tokens": 40}, stored) for size in (SMALL, LARGE)]
+    advice = advise(list_options(both, CHIP, caps=[40]), Budget(seconds=1e9))
+    assert (advice.row(advice.chosen)["model"], advice.row(advice.chosen)["N"]) == ("small", 1)
+    assert len(advice.as_accurate) == 5  # N of 1, 2 and 4 of two models
+    np.testing.assert_allclose(list(advice.probabilities.values()), 1 / 6)
+    apart = advise(list_options(POOLS[2:], CHIP, caps=[64]), Budget(seconds=1e9))
+    assert apart.as_accurate == ()
+
+
+def test_fewer_samples_or_a_lower_cap_of_the_same_are_no_rivals():
+    advice = advise(FOUND, Budget(seconds=1e9))
+    rows = [advice.row(index) for index in advice.alternatives[1:]]
+    within = [advice.row(index) for index in advice.probabilities]
+    for row in rows:
+        for other in within:
+            if (row["model"], row["attention"]) == (other["model"], other["attention"]):
+                assert not (row["N"] <= other["N"] and row["cap"] < other["cap"])
+                assert not (row["N"] < other["N"] and row["cap"] <= other["cap"])
+    alone = advise(list_options(POOLS[2:], CHIP, caps=[64], trials=[4, 8]), Budget(seconds=1e9))
+    assert alone.alternatives == (alone.chosen,)
+    assert alone.runner_up is not None
+    assert "never more" in alone.why_not[alone.runner_up]
+    assert "surely" not in alone.why_not[alone.runner_up]
+    # what is picked of more samples may be worse
+    picked = dataclasses.replace(alone.options, pick="best_score")
+    assert "surely" in advise(picked, Budget(seconds=1e9)).why_not[alone.runner_up]
+    # grades of cut texts may be lost again where the text goes on
+    solved = alone.options.solved.copy()
+    few = (alone.options.table["N"] == 4).to_numpy()
+    solved[few, 0], solved[~few, 0] = 1, 0
+    table = alone.options.table.assign(accuracy=solved.mean(axis=1))
+    lost = advise(dataclasses.replace(alone.options, solved=solved, table=table), Budget(seconds=1e9))
+    assert len(lost.alternatives) == 2
 
 
 def test_memory_bounds_the_batch():

@@ -47,6 +47,19 @@ def test_a_few_problems_that_went_alike_promise_nothing():
     assert parts.within > 0
 
 
+@pytest.mark.parametrize("right", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("problems", [1, 2, 5, 12])
+def test_no_more_is_asked_for_than_at_worst(problems, right):
+    """Half of the samples of every problem, or of the problems, right: what is added for few must not pass 1 / 4."""
+    rng = np.random.default_rng(right)
+    grades = [[bool(x) for x in rng.permutation([i < right for i in range(4)])] for _ in range(problems)]
+    mixed = [[i % 2 == 0] * 4 for i in range(problems)]
+    for rows in (grades, mixed):
+        stored = {f"p{i}": ProblemSamples(10, [5.0] * 4, list(row)) for i, row in enumerate(rows)}
+        table = half_width_table([Pool("m", Dense(), None, {}, stored)], 0.05, (1, 2, 4))
+        assert (table["problems"] <= problems_for(0.05, WORST, 1)).all()
+
+
 @pytest.mark.slow
 def test_what_is_asked_for_gives_the_half_width():
     parts = spread(pool(np.random.default_rng(4).beta(2, 2, 200), 8), 1)

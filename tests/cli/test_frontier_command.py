@@ -191,6 +191,12 @@ def test_the_types_of_cache_and_weights_may_stand_in_a_table(tables, capsys, tmp
     assert asked["memory"].iloc[0] == pytest.approx(costs[0])
 
 
+@pytest.mark.parametrize("against", ["cost", "tokens"])
+def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, against):
+    once, twice = (printed(capsys, tables, trials=trials, against=against) for trials in ((1, 2), (1, 2, 1, 1)))
+    pd.testing.assert_frame_equal(once, twice)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -209,7 +215,10 @@ def test_the_types_of_cache_and_weights_may_stand_in_a_table(tables, capsys, tmp
         ({"figure": "f.gif"}, "must end in .png"),
         ({"allocate": "best-of-n", "limits": (-1.0,)}, "cost limits must be"),
         ({"allocate": "best-of-n", "honest": True, "splits": 0}, "--splits must be at least 1"),
-        ({"trials": (99,)}, "k = "),
+        ({"trials": (99,)}, "--trials 99: .* has 6 graded samples of a problem, so N is at most 6; give smaller"),
+        ({"trials": (99,), "against": "tokens"}, "--trials 99: .* N is at most 6"),
+        ({"trials": (99,), "allocate": "best-of-n"}, "--trials 99: .* N is at most 6"),
+        ({"trials": (99,), "allocate": "adaptive"}, "--trials 99: .* N is at most 6"),
         ({"caps": (0,)}, "at least 1"),
         ({"batch": "all"}, "--batch must be fit, none, or a number in 1 … 65536, got all"),
         ({"batch": "fit", "convention": "paper"}, "no meaning in the paper convention"),

@@ -1,6 +1,7 @@
 """`kinetics plan` and `kinetics calibrate`: what they print, and what they refuse in one line."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.cli.calibrate import calibrate as calibrate_command
 from kinetics_jax.cli.plan import plan
 from kinetics_jax.cli.sources import Unsaid
+from kinetics_jax.cli.terminal import print_table
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.hardware import HARDWARE, HardwareError, hardware, save_hardware
 from kinetics_jax.devices.calibration import Measurements, Point, calibrate, choose_measurements, interleaved
@@ -169,6 +171,8 @@ def test_plan_reads_tables(ending, configs, tmp_path, capsys):
     assert result["alternatives"][0]["probability_best"] == result["probability_best"]
     assert result["regret"] >= 0
     assert result["picked"]["majority"]["accuracy"] < result["accuracy"]
+    with pytest.raises(UserError, match="--trials 5: mine-1b dense has 4 graded samples"):
+        plan((path,), seconds=60, trials=(5,), unsaid=Unsaid(config=configs), pick="majority")
     plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs), pick="majority")
     text = capsys.readouterr().out
     assert "majority (the most frequent answer): 0." in text
@@ -191,16 +195,60 @@ def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
     assert "What a majority would pick is not known" in text
 
 
+def test_plan_says_that_others_are_as_accurate(tmp_path, capsys):
+    rows = [f"p{i},{j},1000,30,Qwen/Qwen3-{size},1" for size in ("0.6B", "8B") for i in range(6) for j in range(2)]
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["problem,sample,tokens,prompt_tokens,model,correct", *rows]) + "\n")
+    plan((path,), seconds=1000, caps=(1000,))
+    text = capsys.readouterr().out
+    assert "It is the cheapest of those as accurate (" in text
+    assert "probability 0.00" not in text
+    plan((path,), seconds=1000, caps=(1000,), as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert result["probability_best"] == 1 / (1 + len(result["as_accurate"]))
+
+
+def test_printed_numbers_have_no_noise(capsys):
+    table = pd.DataFrame({"name": ["a", "b", "c"], "gain": [2.22e-16, -0.0, 0.25], "cost": [-1.11e-16, math.nan, 1e-9]})
+    print_table(table, True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [str(row["gain"]) for row in rows] == ["0.0", "0.0", "0.25"]
+    assert [row["cost"] for row in rows] == [0, None, 1e-9]
+    print_table(table, False)
+    text = capsys.readouterr().out
+    assert "e-16" not in text
+    assert "-0" not in text.replace("1e-09", "")
+    assert table["gain"][0] == 2.22e-16  # the table itself stays
+
+
+def test_the_advice_has_no_noise(runs, capsys, monkeypatch):
+    monkeypatch.setattr("kinetics_jax.analysis.advice._optimism", lambda *_: 2.22e-16)
+    plan(runs, seconds=60, as_json=True)
+    assert json.loads(capsys.readouterr().out)["optimism"] == 0
+
+
 def test_plan_says_how_many_samples_a_half_width_takes(tmp_path, capsys):
     path = write_table(tmp_path / "samples.csv", prompts=False)  # neither architecture nor prompts are needed
-    plan((path,), half_width=0.05, trials=(1, 2), as_json=True)
+    plan((path,), half_width=0.05, trials=(1, 2, 1), as_json=True)
     rows = json.loads(capsys.readouterr().out)
+    assert len({(row["model"], row["N"], row["samples"]) for row in rows}) == len(rows)
     assert {row["N"] for row in rows} == {1, 2}
     assert all(row["samples_in_all"] == row["samples"] * row["problems"] for row in rows)
     plan((path,), half_width=0.05)
     assert "± 0.05 over all problems" in capsys.readouterr().out
-    with pytest.raises(UserError, match="leave the budget"):
-        plan((path,), half_width=0.05, seconds=60)
+    other = {"hardware": "h200", "chips": 2, "replicas": 2, "kv_dtype": "float8", "weight_dtype": "int8", "seed": 1}
+    other |= {"seconds": 0.0, "dollars": 0.0, "joules": 0.0, "target_accuracy": 0.0, "pick": "majority", "price": 1.0}
+    other |= {"problems": 5, "caps": (64,), "batches": (4,), "unsaid": Unsaid(prompt_tokens=30)}
+    for name, value in other.items():
+        flag = "--prompt-tokens" if name == "unsaid" else "--" + name.replace("_", "-")
+        with pytest.raises(UserError, match=f"--half-width .*: leave out {flag}$"):
+            plan((path,), half_width=0.05, **{name: value})
+    with pytest.raises(UserError, match=r"leave out --seconds, --pick$"):
+        plan((path,), half_width=0.05, seconds=60, pick="majority")
+    with pytest.raises(
+        UserError, match=r"--trials 9: mine-1b dense has 4 graded samples of a problem, so N is at most 4"
+    ):
+        plan((path,), half_width=0.05, trials=(1, 9))
     with pytest.raises(UserError, match=r"--half-width must be at least 0\.0005 and below 0\.5"):
         plan((path,), half_width=5)
 

@@ -1,4 +1,4 @@
-"""What chips that share every sequence say to each other, by hand and against the bounds of an audit's estimate."""
+"""What chips that share every sequence say to each other, by hand and against bounds worked out separately."""
 
 import dataclasses
 

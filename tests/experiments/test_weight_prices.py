@@ -1,4 +1,4 @@
-"""experiments/weight_prices.py: the ratios of an independent audit, the recorded tables, and the documentation."""
+"""experiments/weight_prices.py: ratios computed independently, the recorded tables, and the documentation."""
 
 import json
 
@@ -39,8 +39,8 @@ def row(hardware, chips, model, memory="data sheet"):
         ("h200", 8, "32B", 3.81, 2.94, 211),
     ],
 )
-def test_the_ratios_of_an_audit(hardware, chips, model, without, full, batch):
-    """Its numbers: both at the smaller batch, memory of the data sheet, no communication."""
+def test_ratios_computed_independently(hardware, chips, model, without, full, batch):
+    """By a separate computation: both at the smaller batch, memory of the data sheet, no communication."""
     found = row(hardware, chips, model)
     assert (round(found["without"], 2), round(found["full_same"], 2)) == (without, full)
     assert min(found["full_batches"]) == batch
