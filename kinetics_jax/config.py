@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.config_fields import ConfigError as ConfigError
-from kinetics_jax.config_fields import check_fields, flag, positive_number, rope, whole_number
+from kinetics_jax.config_fields import check_fields, flag, positive_number, read_fields, rope, whole_number
 from kinetics_jax.errors import shown, spelled
-from kinetics_jax.files import read_json
 
 REQUIRED_FIELDS = (
     "vocab_size",
@@ -213,15 +212,7 @@ class ModelConfig:
         `rope_parameters.rope_theta`, `torch_dtype` and `dtype`. Raises ConfigError naming the field when one is
         missing, or holds a value this model does not implement.
         """
-        where = "config"
-        if not isinstance(source, Mapping):
-            path = Path(source)
-            path = path / "config.json" if path.is_dir() else path
-            where = shown(str(path), 400)
-            try:
-                source = read_json(path, error=ConfigError)
-            except FileNotFoundError as error:
-                raise ConfigError(f"{where}: no such file; a checkpoint directory holds config.json") from error
+        source, where = read_fields(source)
         kind = source.get("model_type")
         if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError(f"{where}: model_type {spelled(kind)} is not supported (supported: {', '.join(KINDS)})")

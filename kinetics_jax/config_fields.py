@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kinetics_jax.errors import UserError, shown, spelled
+from kinetics_jax.files import read_json
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -126,6 +128,22 @@ NEUTRAL_BY_KIND: dict[str, dict[str, tuple[Any, ...]]] = {
 
 class ConfigError(UserError):
     """A model configuration that cannot be used; the message names the field and the cure."""
+
+
+def read_fields(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The fields of a `config.json` (a path, its directory, or the parsed mapping), and where they stand, for messages.
+
+    Raises ConfigError if there is no such file, or if it cannot be read.
+    """
+    if isinstance(source, Mapping):
+        return source, "config"
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    where = shown(str(path), 400)
+    try:
+        return read_json(path, error=ConfigError), where
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: no such file; a checkpoint directory holds config.json") from error
 
 
 def whole_number(value: Any, name: str, low: int, high: int, *, where: str = "config") -> int:

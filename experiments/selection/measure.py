@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +22,6 @@ from selection.mass import attention_mass
 from selection.records import Records
 
 QUESTION = 56  # tokens left for a question and its answer
-OnRecord = Callable[[], object]
 
 
 def policies(budgets: Sequence[int]) -> list[AttentionPolicy]:

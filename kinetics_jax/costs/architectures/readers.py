@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.config_fields import ConfigError, flag, whole_number
+from kinetics_jax.config_fields import ConfigError, flag, read_fields, whole_number
 from kinetics_jax.costs.architectures.architecture import Architecture, Layer, PricedModel
 from kinetics_jax.costs.architectures.feed_forward import Experts, FeedForward
 from kinetics_jax.costs.architectures.mixers import (
@@ -24,7 +24,7 @@ from kinetics_jax.costs.architectures.mixers import (
     Mixer,
     WindowAttention,
 )
-from kinetics_jax.errors import shown, spelled
+from kinetics_jax.errors import spelled
 from kinetics_jax.files import read_json
 
 MOST = 2**31
@@ -100,15 +100,7 @@ def read_architecture(source: str | Path | Mapping[str, Any], *, name: str = "")
     Of a model of text and images the `text_config` counts. Raises ConfigError naming the field when one is missing or
     makes no sense, and for a `model_type` that is not known.
     """
-    where = "config"
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        path = path / "config.json" if path.is_dir() else path
-        where = shown(str(path), 400)
-        try:
-            source = read_json(path, error=ConfigError)
-        except FileNotFoundError as error:
-            raise ConfigError(f"{where}: no such file; a checkpoint directory holds config.json") from error
+    source, where = read_fields(source)
     inner = source.get("text_config")
     if isinstance(inner, Mapping):
         source = {"tie_word_embeddings": source.get("tie_word_embeddings"), **inner}
