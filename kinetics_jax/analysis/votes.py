@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.stats.estimators import Amount, EstimateError
 from kinetics_jax.tasks.exact import compare_numbers
 from kinetics_jax.tasks.wrapping import TooDeep, plain
@@ -78,23 +77,6 @@ def weighted_vote(
         else:
             won.append(_drawn(labels, right, scores, int(size), draws, seed))
     return np.array(won).reshape(ks.shape)[()]
-
-
-def pool_majority(pool: Pool, k: npt.ArrayLike) -> np.ndarray:
-    """`majority_vote` among k samples of each problem of a pool: float64 [problems, *k's shape].
-
-    An undecided sample votes for what it answered, which counts as wrong, unless the pool drops those. Raises
-    EstimateError where the samples' answers are not known, and as `majority_vote` does.
-    """
-    won = []
-    for name, problem in pool.problems.items():
-        if not problem.answers:
-            raise EstimateError(
-                f"{pool}: what the samples of problem {name!r} answered is not known, so they cannot vote"
-            )
-        graded = [i for i, grade in enumerate(problem.grades) if grade is not None]
-        won.append(majority_vote([problem.answers[i] for i in graded], [bool(problem.grades[i]) for i in graded], k))
-    return np.array(won)
 
 
 def best_by_score(scores: Float[npt.ArrayLike, " samples"], correct: Sequence[bool], k: npt.ArrayLike) -> Amount:
