@@ -121,6 +121,8 @@ def step_joules(
     """Joules of one decode step over all chips, `[...]`, which takes `seconds [...]`; other arguments as in
     `step_seconds`. None where the hardware's energy was not measured.
     """
+    if hardware.watts is None:  # before anything is counted: a plan asks for every configuration
+        return None
     amounts = step_amounts(
         config,
         policy,
@@ -185,6 +187,8 @@ def prefill_joules(
     weight_bytes: float = 2,
 ) -> Any:
     """Joules of a prefill over all chips, `[...]`, as in `step_joules` and `prefill_seconds`."""
+    if hardware.watts is None:
+        return None
     amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
     return None if drawn is None else chips * drawn
