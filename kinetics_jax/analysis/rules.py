@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import check_trials
 from kinetics_jax.analysis.problem_samples import SamplesError, Votes
-from kinetics_jax.analysis.rule_names import MONOTONE, SCORED, VOTES, Rule
+from kinetics_jax.analysis.rule_names import MONOTONE, SCORED, VOTES, WORDS, Rule
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.analysis.votes import DRAWS, EXACT_DRAWS, EXACT_SAMPLES, best_by_score, majority_vote, weighted_vote
 from kinetics_jax.errors import spelled
@@ -58,7 +58,7 @@ def rule_accuracy(
 def lacks(pool: Pool, rule: str, cap: int | None = None) -> str | None:
     """What a rule needs that a pool's samples have not, where, and the cure; None where it can be computed."""
     missing = _missing(pool, rule, cap)
-    return missing and f"{pool.where}: no {rule.replace('-', ' ')}, since {missing[0]}; {missing[1]}"
+    return missing and f"{pool.where}: no {WORDS[rule].partition(' (')[0]}, since {missing[0]}; {missing[1]}"
 
 
 def lacks_words(pool: Pool, rule: str, cap: int | None = None) -> str | None:

@@ -185,7 +185,7 @@ def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
         plan((path,), seconds=60)
     with pytest.raises(SamplesError, match=r"prompt token counts are missing .* \(--prompt-tokens N\)"):
         plan((path,), seconds=60, unsaid=Unsaid(config=configs))
-    with pytest.raises(PlanError, match=r"--pick majority: .* what the samples answered is not known"):
+    with pytest.raises(PlanError, match=r"--rule majority: .* what the samples answered is not known"):
         plan((path,), seconds=60, unsaid=Unsaid(config=configs, prompt_tokens=30), pick="majority")
     plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs, prompt_tokens=30))
     text = capsys.readouterr().out
