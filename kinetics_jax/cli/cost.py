@@ -314,7 +314,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict], *, measured: lis
         rates = f"at the data sheet's peak rates{of_some}, arithmetic and reads overlapped or not"
     prose(
         f"\nSeconds of all trials {rates}; how many sequences of {longest} tokens ({sequence:.3g} GB a chip) fit "
-        f"beside the weights ({weights:.3g} GB a chip), {RESERVE:.0%} in reserve; the fewest chips, a power of two, that hold "
-        "one.\n"
+        f"beside the weights ({weights:.3g} GB a chip), {RESERVE:.0%} in reserve; the fewest chips, a power of two, "
+        "that hold one.\n"
     )
     print_table(table, False)
