@@ -100,6 +100,16 @@ def _missing(pool: Pool, rule: str, cap: int | None) -> tuple[str, str] | None:
     if rule in MONOTONE:
         return None
     cut = cap is not None and cap in pool.caps and any(problem.longest > cap for problem in problems)
+    if rule in SCORED:
+        scores = np.array([score for problem in problems for score in problem.scores])
+        if not len(scores):
+            return "no verifier scored the samples", ADD_SCORES
+        if count := int(np.isnan(scores).sum()):
+            return f"{count} of {len(scores)} samples have no score", "fill those in"
+        if cut:
+            return f"no verifier scored the samples as they are when cut at {cap} tokens", "leave the cap out"
+        if rule == "weighted" and scores.min() < 0:
+            return "a vote cannot be weighed by scores below 0", "shift or scale the scores to 0 and above"
     if rule in VOTES:
         if not all(problem.answers for problem in problems):
             return "what the samples answered is not known", ADD_ANSWERS
@@ -113,16 +123,6 @@ def _missing(pool: Pool, rule: str, cap: int | None) -> tuple[str, str] | None:
             right and answer is None for votes in each for answer, right in zip(votes.answers, votes.right, strict=True)
         ):
             return f"{mute} right samples have no answer on record", "fill their answers in"
-    if rule in SCORED:
-        scores = np.array([score for problem in problems for score in problem.scores])
-        if not len(scores):
-            return "no verifier scored the samples", ADD_SCORES
-        if count := int(np.isnan(scores).sum()):
-            return f"{count} of {len(scores)} samples have no score", "fill those in"
-        if cut:
-            return f"no verifier scored the samples as they are when cut at {cap} tokens", "leave the cap out"
-        if rule == "weighted" and scores.min() < 0:
-            return "a vote cannot be weighed by scores below 0", "shift or scale the scores to 0 and above"
     return None
 
 

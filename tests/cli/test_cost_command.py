@@ -151,6 +151,34 @@ def test_the_batch_that_fits_and_one_that_does_not(capsys):
     assert "weights left out" in said.out
 
 
+def test_rates_are_called_what_they_are(capsys):
+    for chip, says in (
+        ("h100", "at the data sheet's peak rates"),
+        ("h100-vllm", "at the rates and with the overheads"),
+    ):
+        cost(model="Qwen/Qwen3-8B", output=(1000,), hardware=chip)
+        said = capsys.readouterr()
+        assert f"Seconds of all trials {says}" in said.out
+        assert "weights shared by the batch that fits" in said.out.replace("\n", " ")  # which has those overheads
+    cost(model="Qwen/Qwen3-8B", output=(1000,), hardware="h100-vllm", batch="none")
+    assert "a measured profile takes overheads in every step" in capsys.readouterr().err
+
+
+def test_prose_is_no_wider_than_a_page(capsys):
+    cost(**QWEN, half_width=0.02)
+    prose = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert max(map(len, prose)) <= 120
+
+
+def test_names_that_look_like_several_chips(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_hardware("2 x c6.json", Hardware("2 x c6", 1e13, 1e11, 4e10))
+    cost(model="Qwen/Qwen3-8B", output=(16384,), hardware="2 x c6.json", batch=999)
+    assert 'batch 999 does not fit on 1 x "2 x c6": ' in capsys.readouterr().err
+    with pytest.raises(UserError, match="no hardware named '2 x h100'; several chips are --hardware h100 --chips 2"):
+        cost(model="Qwen/Qwen3-8B", output=(16384,), hardware="2 x h100")
+
+
 def test_problems_for_a_half_width_at_worst(capsys):
     result = printed(capsys, model="0.6B", output=(100,), half_width=0.02)
     assert result["problems_needed"] == 2404
