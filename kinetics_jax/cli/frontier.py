@@ -198,9 +198,8 @@ def frontier(
             table = _allocated(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
-    if against == "cost":
-        if (line := _weights_line(table, chips=chips, hardware=hardware)) is not None:
-            say(line)
+    if against == "cost" and (line := _weights_line(table, chips=chips, hardware=hardware)):
+        say(line)
     table = _with_reasons(table)
     if csv:
         write_atomic(csv, table_without_noise(table).to_csv(index=False))
