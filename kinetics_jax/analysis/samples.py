@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.architectures.architecture import PricedModel
@@ -107,9 +107,12 @@ def run_data(run: Run) -> RunData:
     try:
         config = dict(run.header["config"])
         shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
-        attention = parse_policy(run.header["policy"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SamplesError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+        raise SamplesError(f"{run.path / 'run.json'}: config cannot be read ({error})") from error
+    try:
+        attention = parse_policy(run.header["policy"])
+    except PolicyError as error:
+        raise SamplesError(f"{run.path / 'run.json'}: {error}") from error
     settings = {
         **run.header.get("sampling", {}),
         "dtype": run.header.get("dtype"),

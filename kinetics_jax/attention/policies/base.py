@@ -20,8 +20,9 @@ from kinetics_jax.attention.policies.counts import (
     filled,
     sum_steps,
 )
-from kinetics_jax.errors import UserError
-from kinetics_jax.settings import MAX_TOKENS, whole_number
+from kinetics_jax.attention.policies.options import PolicyError as PolicyError
+from kinetics_jax.attention.policies.options import check_settings as check_settings
+from kinetics_jax.attention.policies.options import spell
 
 if TYPE_CHECKING:
     import jax
@@ -31,12 +32,11 @@ if TYPE_CHECKING:
 PAGE_SIZE = 16
 
 
-class PolicyError(UserError):
-    """An attention policy that makes no sense; the message names the option, its value and the cure."""
-
-
 class AttentionPolicy:
-    """Base of all policies. A policy is a frozen dataclass of whole numbers, text and `dense_layers`.
+    """Base of all policies, those of this package and those of others (`kj.register_policy`).
+
+    A policy is a frozen dataclass. Its settings are fields of whole numbers, floats, text, switches, or tuples of one
+    of the first three (`options.py`).
 
     Settings every policy has: `page_size`, tokens of a page of the KV cache; `dense_layers`, which attend to
     everything; `budget`, the most tokens that a sparse layer attends to per KV head (0: not fixed).
@@ -54,6 +54,9 @@ class AttentionPolicy:
     page_size: int = PAGE_SIZE
     dense_layers: tuple[int, ...] = ()
     budget: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     # What it needs of the cache.
 
@@ -167,34 +170,5 @@ class AttentionPolicy:
             value = getattr(self, field.name)
             if field.name not in (*self.spelled, *self.implied) and value != field.default:
                 shown[field.name] = value
-        options = ",".join(f"{name}={_spell(value)}" for name, value in shown.items())
+        options = ",".join(f"{name}={spell(value)}" for name, value in shown.items())
         return f"{self.kind}:{options}" if options else self.kind
-
-
-def check_settings(policy: Any) -> None:
-    """Makes a policy's numbers Python's own and sorts its `dense_layers`, which are a set.
-
-    Raises PolicyError for a value of another type than its field's, and for a number beyond any context.
-    """
-    for field in dataclasses.fields(policy):
-        value, where = getattr(policy, field.name), f"{policy.kind}: {field.name}"
-        if field.type == "int":
-            value = whole_number(value, where, PolicyError)
-            if value > MAX_TOKENS:
-                raise PolicyError(f"{where} must be at most {MAX_TOKENS}, got {value}")
-        elif field.type == "str" and not isinstance(value, str):
-            raise PolicyError(f"{where} must be a name, got {value!r:.40}")
-        elif field.type == "tuple[int, ...]":
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise PolicyError(f"{where} must be a list of layers, as in (0, 1), got {value!r:.40}")
-            layers = {whole_number(layer, f"{where}: a layer", PolicyError) for layer in value}
-            if min(layers, default=0) < 0:
-                raise PolicyError(f"{where} counts from 0, got {min(layers)}")
-            value = tuple(sorted(layers))
-        object.__setattr__(policy, field.name, value)
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value)) or "none"
-    return str(value)
