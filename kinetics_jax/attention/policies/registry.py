@@ -21,6 +21,10 @@ from kinetics_jax.attention.policies.options import TYPES, read, type_of
 from kinetics_jax.errors import spelled
 
 PolicyClass = TypeVar("PolicyClass", bound=type[AttentionPolicy])
+BASE_TYPES = {"page_size": ("int",), "budget": ("int",), "dense_layers": ("tuple[int, ...]",)}  # of AttentionPolicy
+RULES = ("choose", "choose_and_carry", "attend", "attend_and_carry")
+SUMS = ("step_counts", "sparse_counts")
+PRICES = ("formula", "measured")
 KIND = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -63,11 +67,23 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
             f"register_policy: {kind} ({name}) must be a frozen dataclass: write @dataclasses.dataclass(frozen=True)"
         )
     for field in dataclasses.fields(policy):  # pyright: ignore[reportArgumentType]
-        if type_of(field) not in TYPES:
+        allowed = BASE_TYPES.get(field.name, TYPES)
+        if type_of(field) not in allowed:
             raise PolicyError(
-                f"register_policy: {kind}: {field.name} is of type {type_of(field):.60}; options may be "
-                f"{', '.join(TYPES)}"
+                f"register_policy: {kind}: {field.name} is of type {type_of(field):.60}; it may be {', '.join(allowed)}"
             )
+    for what, members in (
+        ("how it chooses: write choose(step)", RULES),
+        ("its cost: write step_counts(lengths)", SUMS),
+    ):
+        inherited = all(getattr(policy, name) is getattr(AttentionPolicy, name) for name in members)
+        if inherited and not (members is SUMS and policy.price == "measured"):
+            cure = ', or price = "measured"' if members is SUMS else ""
+            raise PolicyError(f"register_policy: {kind} does not say {what}{cure}")
+    if policy.price not in PRICES:
+        raise PolicyError(
+            f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {policy.price!r:.40}"
+        )
     before = POLICIES.get(kind)
     if before is not None and (before.__module__, before.__qualname__) != (policy.__module__, policy.__qualname__):
         raise PolicyError(
