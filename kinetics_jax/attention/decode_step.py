@@ -254,6 +254,13 @@ class DecodeStep:
         """Counts what a policy reads without the step's own ops: tokens attended, summary vectors of head_dim."""
         self.tally.add(tokens, vectors)
 
+    def own_summaries(self) -> jax.Array:
+        """The summaries of the policy's own kind, for a policy that scores pages itself; it counts what it reads.
+
+        Raises ValueError where the cache keeps none.
+        """
+        return self._summaries(self.policy.cache_summary or "mean")
+
     def _summaries(self, summary: str) -> jax.Array:
         if self.summaries is None or summary != self.summary:
             raise ValueError(

@@ -24,7 +24,7 @@ PolicyClass = TypeVar("PolicyClass", bound=type[AttentionPolicy])
 BASE_TYPES = {"page_size": ("int",), "budget": ("int",), "dense_layers": ("tuple[int, ...]",)}  # of AttentionPolicy
 RULES = ("choose", "choose_and_carry", "attend", "attend_and_carry")
 SUMS = ("step_counts", "sparse_counts")
-PRICES = ("formula", "measured")
+PRICES = ("formula", "upper bound", "measured")
 KIND = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
