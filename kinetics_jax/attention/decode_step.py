@@ -55,7 +55,7 @@ class DecodeStep:
     group_queries: Float[Array, "batch group_heads head_dim"]
     k_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
     v_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
-    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, 2, head_dim]
+    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, vectors, head_dim]
     summary: str  # the kind of `summaries`
     page_table: Int[Array, "batch max_pages"]  # physical ids, -1 unused
     lengths: Int[Array, " batch"]  # tokens, the step's own included; 0: an idle row
