@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kinetics_kernels.masked import token_topk_mask as token_topk_mask
     from kinetics_kernels.reference import choose_pages as choose_pages
     from kinetics_kernels.reference import merge_partials as merge_partials
+    from kinetics_kernels.reference import score_pages as score_pages
     from kinetics_kernels.summaries.kind import KernelCode as KernelCode
     from kinetics_kernels.summaries.kind import SummaryKind as SummaryKind
     from kinetics_kernels.summaries.registry import register_summary as register_summary
@@ -38,6 +39,7 @@ _HOMES = {
     "merge_partials": "reference",
     "paged_decode": "api",
     "register_summary": "summaries.registry",
+    "score_pages": "reference",
     "select_pages": "api",
     "sliding_window_mask": "masked",
     "token_logits": "masked",

@@ -123,6 +123,37 @@ def set_summaries(
     return summaries.at[where].set(new.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
+def score_pages(
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    *,
+    summary: str = "mean",
+    scale: float | None = None,
+) -> Float32[Array, "batch kv_heads max_pages"]:
+    """The scores by which `select_pages` chooses, of every page that the table names; of others, and of pages that are
+    not full, what is stored there says nothing. Raises ValueError for an unknown kind of summary, summaries of another
+    kind's shape, or a kind whose scores are not one a page.
+    """
+    kind = check_summary("score_pages", summary, summaries)
+    batch, q_heads, head_dim = q.shape
+    kv_heads = summaries.shape[0]
+    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
+    stored = (
+        jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
+    )  # [kv_heads, batch, max_pages, *vectors, head_dim]
+    vectors = (stored,) if kind.vectors == 1 else tuple(stored[..., which, :] for which in range(kind.vectors))
+
+    def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
+        return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
+
+    scores = kind.score(query, vectors, head_dim**-0.5 if scale is None else scale, dot)
+    wanted = (batch, kv_heads, page_table.shape[1])
+    if jnp.shape(scores) != wanted:
+        raise ValueError(f"summary {kind.name!r}: score returned an array of {jnp.shape(scores)}, not {wanted}")
+    return scores.astype(jnp.float32)
+
+
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
     summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
@@ -140,25 +171,10 @@ def select_pages(
 
     `choose_pages` by the score that the summary's kind gives each page for q̄, the mean query of the group, in float32;
     `scale` is that of the logits, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError
-    also for an unknown kind of summary, summaries of another kind's shape, or scores of another shape than one a page.
+    also what `score_pages` does.
     """
-    kind = check_summary("select_pages", summary, summaries)
-    batch, q_heads, head_dim = q.shape
-    kv_heads = summaries.shape[0]
-    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
-    stored = (
-        jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
-    )  # [kv_heads, batch, max_pages, *vectors, head_dim]
-    vectors = (stored,) if kind.vectors == 1 else tuple(stored[..., which, :] for which in range(kind.vectors))
-
-    def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
-        return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
-
-    scores = kind.score(query, vectors, head_dim**-0.5 if scale is None else scale, dot)
-    if jnp.shape(scores) != (batch, kv_heads, page_table.shape[1]):
-        wanted = (batch, kv_heads, page_table.shape[1])
-        raise ValueError(f"summary {kind.name!r}: score returned an array of {jnp.shape(scores)}, not {wanted}")
-    scores = scores.astype(jnp.float32)
+    check_summary("select_pages", summary, summaries)
+    scores = score_pages(q, summaries, page_table, summary=summary, scale=scale)
     return choose_pages(
         scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
     )
