@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import kinetics_kernels as kernels
 from jaxtyping import Array, Bool, Float, Int, Key
 from kinetics_kernels.backends import Backend
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.reads import Tally, check_pages
@@ -71,7 +71,7 @@ class DecodeStep:
     group_queries: Float[Array, "batch group_heads head_dim"]
     k_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
     v_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
-    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, 2, head_dim]
+    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, vectors, head_dim]
     summary: str  # the kind of `summaries`
     page_table: Int[Array, "batch max_pages"]  # physical ids, -1 unused
     lengths: Int[Array, " batch"]  # tokens, the step's own included; 0: an idle row
@@ -271,7 +271,7 @@ class DecodeStep:
     def _count_search(self, budget: int, summary: str) -> None:
         """Every full page's vectors, in rows of more than `budget` tokens."""
         read = jnp.where(self.lengths > budget, self.lengths // self.page_size, 0)
-        self.tally.add(vectors=read[:, None] * SUMMARY_VECTORS[summary])
+        self.tally.add(vectors=read[:, None] * summary_kind(summary).vectors)
 
     def _trusted(self, tables: PageTables, covered: Covered) -> Pages:
         self.tally.trust(tables, covered)

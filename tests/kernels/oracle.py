@@ -77,6 +77,7 @@ def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
         return keys.mean(axis=-2)
     if summary == "min_max":
         return np.stack([keys.min(axis=-2), keys.max(axis=-2)], axis=-2)
+    assert summary == "mean_std", summary
     return np.stack([keys.mean(axis=-2), keys.std(axis=-2)], axis=-2)
 
 
@@ -87,6 +88,7 @@ def score_of(query: np.ndarray, summary: np.ndarray, kind: str) -> float:
     pairs = zip(query, *summary, strict=True)
     if kind == "min_max":
         return sum(max(float(x * low), float(x * high)) for x, low, high in pairs)
+    assert kind == "mean_std", kind
     scale = len(query) ** -0.5
     return sum(float(scale * x * mean + (scale * x * std) ** 2 / 2) for x, mean, std in pairs)
 

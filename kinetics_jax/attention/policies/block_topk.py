@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.blocks import BlockPolicy
@@ -13,8 +14,6 @@ from kinetics_jax.attention.policies.counts import PublishedCounts
 
 if TYPE_CHECKING:
     from kinetics_jax.attention.decode_step import DecodeStep, Pages
-
-SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,8 @@ class BlockTopK(BlockPolicy):
     The query is the mean over the GQA group. `summary` names what stands for a page: the `mean` of its keys, scored by
     its dot product with the query; `min_max`, the bounds of its keys in every dimension, scored by the largest dot
     product that a key within them could have (Quest, arXiv 2406.10774); `mean_std`, mean and standard deviation, scored
-    by the logarithm of the page's mean exp(logit) if its keys were independent Gaussians.
+    by the logarithm of the page's mean exp(logit) if its keys were independent Gaussians; or a kind of
+    `kinetics_kernels.register_summary`.
     """
 
     summary: str = "mean"
@@ -34,10 +34,10 @@ class BlockTopK(BlockPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.summary not in SUMMARY_VECTORS:
-            raise PolicyError(
-                f"{self.kind}: summary {self.summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})"
-            )
+        try:
+            summary_kind(self.summary)
+        except ValueError as error:
+            raise PolicyError(f"{self.kind}: {error}") from error
 
     @property
     def cache_summary(self) -> str:
@@ -46,8 +46,8 @@ class BlockTopK(BlockPolicy):
 
     @property
     def summary_vectors(self) -> int:
-        """One vector or two, by the kind of summary."""
-        return SUMMARY_VECTORS[self.summary]
+        """As many as its kind of summary has."""
+        return summary_kind(self.summary).vectors
 
     def choose(self, step: DecodeStep) -> Pages:
         """The pages with the best summaries, found anew for every KV head."""

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from block_rule import attended_blocks
+from kinetics_kernels.summaries.registry import summary_kind, summary_names
 
 import kinetics_jax as kj
-from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS
 
 SPELLINGS = [
     "block_topk:budget=24,page_size=4,sink_pages=2,recent_pages=2,dense_layers=1",
@@ -25,14 +25,15 @@ def score_of(summary: str, query: np.ndarray, keys: np.ndarray) -> float:
         return float((keys @ query).mean())
     if summary == "min_max":
         return float(np.maximum(query * keys.min(axis=0), query * keys.max(axis=0)).sum())
+    assert summary == "mean_std", summary
     scaled = query * len(query) ** -0.5
     return float((keys @ scaled).mean() + 0.5 * (scaled**2 * keys.var(axis=0)).sum())
 
 
-@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+@pytest.mark.parametrize("summary", summary_names())
 def test_the_search_reads_the_summary_of_every_full_page(summary):
     policy = kj.BlockTopK(budget=20, page_size=4, summary=summary)
     lengths = np.array([20.0, 21.0, 24.0, 25.0])
     counts = policy.step_counts(lengths)
     np.testing.assert_array_equal(counts.scores, [0, 5, 6, 6])  # none while everything fits
-    np.testing.assert_array_equal(counts.vectors, np.multiply(counts.scores, SUMMARY_VECTORS[summary]))
+    np.testing.assert_array_equal(counts.vectors, np.multiply(counts.scores, summary_kind(summary).vectors))
