@@ -6,9 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy, PolicyError, check_settings
-from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS
 from kinetics_jax.attention.policies.counts import StepCounts
 from kinetics_jax.attention.policies.ranked_pages import keep_ranked, page_counts, page_logits, rank_pages
 
@@ -48,10 +48,10 @@ class GrowingBlockTopK(AttentionPolicy):
             raise PolicyError(f"{self.kind}: give ratio= (above 0, at most 1) or schedule= (as in 0:256+4096:512)")
         if self.schedule and self.least:
             raise PolicyError(f"{self.kind}: least= is the floor of a ratio; a schedule has its own")
-        if self.summary not in SUMMARY_VECTORS:
-            raise PolicyError(
-                f"{self.kind}: summary {self.summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})"
-            )
+        try:
+            summary_kind(self.summary)
+        except ValueError as error:
+            raise PolicyError(f"{self.kind}: {error}") from error
         fewest = (self.sink_pages + self.recent_pages + 1) * self.page_size
         for budget in (self.least or fewest, *(budget for _, budget in self.steps)):
             if budget % self.page_size or budget < fewest:
@@ -86,7 +86,7 @@ class GrowingBlockTopK(AttentionPolicy):
     @property
     def summary_vectors(self) -> int:
         """By the kind of summary."""
-        return SUMMARY_VECTORS[self.summary]
+        return summary_kind(self.summary).vectors
 
     def pages_at(self, lengths: np.ndarray) -> np.ndarray:
         """Pages that a step at each of `lengths` attends to, of those there are."""
