@@ -184,6 +184,10 @@ class DecodeStep:
         tables = jnp.where(order < self.max_pages, ids, -1)
         return self._trusted(tables, self.cover(tables))
 
+    def reuse_pages(self, tables: PageTables, covered: Covered) -> Pages:
+        """Pages that an op named in an earlier layer of the same step, for a policy that carries them: not checked."""
+        return self._trusted(tables, covered)
+
     def cover(self, tables: PageTables) -> Covered:
         """The tokens that the pages of a table hold."""
         last = jnp.maximum(self.pages_in_use - 1, 0)

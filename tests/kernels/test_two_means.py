@@ -25,7 +25,10 @@ def test_odd_pages(size):
     """The farther half takes the key in the middle; of one key both are it."""
     keys = np.random.default_rng(size).standard_normal((3, size, 16)).astype(np.float32)
     stored = np.asarray(page_summary(jnp.asarray(keys), "two_means"))
-    np.testing.assert_allclose(stored, oracle.summary_of(keys, "two_means"), rtol=1e-5, atol=1e-6)
+    expected = oracle.summary_of(keys, "two_means")
+    if size == 2:  # both keys are as far, and either may come first
+        stored, expected = np.sort(stored, axis=1), np.sort(expected, axis=1)
+    np.testing.assert_allclose(stored, expected, rtol=1e-5, atol=1e-6)
     half = (size + 1) // 2
     if size > 1:
         np.testing.assert_allclose((half * stored[:, 0] + (size - half) * stored[:, 1]) / size, keys.mean(1), atol=1e-6)

@@ -50,12 +50,9 @@ class SharedBlockTopK(BlockTopK):
         """The first sparse layer of a step always selects: no choice is ever carried into the next step."""
         import jax.numpy as jnp
 
-        from kinetics_jax.attention.decode_step import Pages
-
         if not self.searches(step.layer):
-            pages = Pages(jnp.swapaxes(step.carried["tables"], 0, 1), step.carried["covered"].T)
-            step.tally.trust(*pages)
-            return pages, step.carried
+            tables, covered = step.carried["tables"], step.carried["covered"]
+            return step.reuse_pages(jnp.swapaxes(tables, 0, 1), covered.T), step.carried
         pages = step.select_pages(summary=self.summary, **{**self.choice(step), "pages": self.pages})
         return pages, {"tables": jnp.swapaxes(pages.tables, 0, 1), "covered": pages.covered.T}
 
