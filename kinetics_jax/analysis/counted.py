@@ -40,12 +40,19 @@ def costs_from(pool: Pool) -> CostsFrom:
 
 
 def costs_lines(pools: Sequence[Pool]) -> list[str]:
-    """Which pools are priced by what their samples counted, in a line; none where that is nobody's."""
+    """Which pools are priced by what their samples counted, and which by an upper bound, in a line each; none where
+    that is nobody's.
+    """
     counted = [str(pool) for pool in pools if pool.by_counts]
-    if not counted:
-        return []
-    which = counted[0] + (f" and {len(counted) - 1} more" if len(counted) > 1 else "")
-    return [f"{which}: attention and search cost what the samples counted, not what a formula says"]
+    bounded = [str(pool) for pool in pools if not pool.by_counts and pool.attention.price == "upper bound"]
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
+        for names, said in (
+            (counted, "attention and search cost what the samples counted, not what a formula says"),
+            (bounded, "costs are an upper bound, for what the policy reads depends on the data"),
+        )
+        if names
+    ]
 
 
 def mark_costs(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
@@ -121,11 +128,12 @@ def _search(reach: Any, prompt: np.ndarray, steps: np.ndarray, vectors: Any, *, 
 
 
 def _reads(pool: Pool) -> Any:
-    """A function from a problem to its samples' prompts, decode steps, and tokens and vectors read per KV head of a
-    sparse layer, float64 `[samples]` each.
+    """A function from a problem to its samples' prompts, decode steps, tokens read per KV head of a sparse layer and
+    vectors per KV head of one that searches, float64 `[samples]` each.
     """
     config = _require_counts(pool)
     sparse = len(pool.attention.sparse_layers(config.num_layers))
+    searching = sum(map(pool.attention.searches, range(config.num_layers)))
 
     def of_problem(problem: ProblemSamples) -> tuple[Float[np.ndarray, " samples"], ...]:
         steps = np.maximum(np.array(problem.lengths, np.float64) - 1, 0)
@@ -134,7 +142,7 @@ def _reads(pool: Pool) -> Any:
         tokens = tokens - (config.num_layers - sparse) * (prompt * steps + triangle(steps))
         if np.any(tokens < 0):
             raise SamplesError(f"{pool}: samples counted fewer tokens than its dense layers attend to")
-        return prompt, steps, tokens / max(sparse, 1), vectors / max(sparse, 1)
+        return prompt, steps, tokens / max(sparse, 1), vectors / max(searching, 1)
 
     return of_problem
 

@@ -77,7 +77,7 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
         raise PolicyError(f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {price}")
     if _inherits(policy, RULES):
         raise PolicyError(f"register_policy: {kind} does not say how it chooses: write choose(step)")
-    if policy.price == "formula" and _inherits(policy, SUMS):
+    if policy.price != "measured" and _inherits(policy, SUMS):
         raise PolicyError(
             f'register_policy: {kind} does not say its cost: write step_counts(lengths), or price = "measured"'
         )
