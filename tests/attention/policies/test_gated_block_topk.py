@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import one_step
 import pytest
 from block_rule import attended_blocks
 from safetensors.numpy import save_file
@@ -59,3 +60,25 @@ def test_each_fault_of_a_file_is_one_line(tmp_path):
     for gate in ("", None, str(tmp_path)):
         with pytest.raises(PolicyError, match=r"give gate=|cannot be read"):
             kj.GatedBlockTopK(budget=64, gate=gate)
+
+
+def test_every_layer_and_kv_head_has_a_map_of_its_own(tmp_path):
+    rng = np.random.default_rng(3)
+    maps = {f"layers.{layer}.gate": rng.standard_normal((2, 8, 8)).astype(np.float16) for layer in range(2)}
+    save_file(maps, tmp_path / "gate.safetensors")
+    policy = kj.GatedBlockTopK(budget=24, page_size=one_step.SIZE, gate=str(tmp_path / "gate.safetensors"))
+    for layer in range(2):
+        tables, _ = policy.choose(one_step.step_of(policy, layer=layer))
+        for head in range(one_step.KV_HEADS):
+            group = slice(head * one_step.GROUP, (head + 1) * one_step.GROUP)
+            query = maps[f"layers.{layer}.gate"][head].astype(np.float64) @ one_step.QUERIES[group].mean(axis=0)
+            keys = one_step.KEYS[head, : one_step.LENGTH]
+            kept = attended_blocks(policy, keys, lambda page, held, query=query: float((held @ query).mean()))
+            assert np.asarray(tables[0, head]).tolist() == sorted({position // one_step.SIZE for position in kept})
+
+
+def test_maps_of_other_heads_are_refused(tmp_path):
+    gate = write_gate(tmp_path / "gate.safetensors", heads=4)
+    policy = kj.GatedBlockTopK(budget=24, page_size=one_step.SIZE, gate=gate)
+    with pytest.raises(PolicyError, match="is of 4 KV heads, not of the model's"):
+        policy.choose(one_step.step_of(policy))
