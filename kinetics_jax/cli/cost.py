@@ -162,9 +162,7 @@ def cost(
     if rule is None and any(each.calibrated for each in known):
         say("a measured profile takes overheads in every step, which are left out without --batch (fit, or a number)")
     if policy.price == "upper bound" and convention != "upstream":
-        say(
-            f"{policy.kind}: costs are an upper bound, for what it reads depends on the data; its runs count what it read"
-        )
+        say(f"{policy.kind}: costs are an upper bound, for what it reads depends on the data; a run counts it")
     asked = {
         "model": config.name or model,
         "attention": str(policy),
