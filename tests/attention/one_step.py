@@ -15,9 +15,12 @@ QUERIES = 1.5 * RNG.standard_normal((KV_HEADS * GROUP, HEAD_DIM))
 KEYS, VALUES = RNG.standard_normal((2, KV_HEADS, PAGES * SIZE, HEAD_DIM))
 
 
-def step_of(policy: AttentionPolicy, keys=None, *, rows: int = 1, layer: int = 0) -> DecodeStep:
-    """`rows` equal rows of LENGTH tokens; `keys` are their random ones."""
-    pages = [jnp.asarray(x.reshape(KV_HEADS, PAGES, SIZE, HEAD_DIM), jnp.float32) for x in (KEYS, VALUES)]
+def step_of(policy: AttentionPolicy, keys=None, *, rows: int = 1, layer: int = 0, size: int = SIZE) -> DecodeStep:
+    """`rows` equal rows of LENGTH tokens in pages of `size`; `keys` are their random ones."""
+    count = -(-LENGTH // size)
+    padding = ((0, 0), (0, max(count * size - PAGES * SIZE, 0)), (0, 0))
+    padded = [np.pad(x, padding)[:, : count * size] for x in (KEYS, VALUES)]
+    pages = [jnp.asarray(x.reshape(KV_HEADS, count, size, HEAD_DIM), jnp.float32) for x in padded]
     summary = policy.cache_summary
     queries = jnp.broadcast_to(jnp.asarray(QUERIES, jnp.float32), (rows, *QUERIES.shape))
     lengths = jnp.full(rows, LENGTH, jnp.int32)
@@ -30,7 +33,7 @@ def step_of(policy: AttentionPolicy, keys=None, *, rows: int = 1, layer: int = 0
         v_pages=pages[1],
         summaries=page_summary(pages[0], summary) if summary else None,
         summary=summary or "mean",
-        page_table=jnp.broadcast_to(jnp.arange(PAGES, dtype=jnp.int32), (rows, PAGES)),
+        page_table=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (rows, count)),
         lengths=lengths,
         keys=keys,
         carried={name: jnp.zeros((KV_HEADS, rows, *s), d) for name, (s, d) in policy.carried(HEAD_DIM).items()},

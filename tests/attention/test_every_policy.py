@@ -115,6 +115,32 @@ def test_summaries_take_memory(policy: AttentionPolicy):
 
 
 @each_policy
+def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatch):
+    """What `kinetics doctor` says of a policy, against one traced step."""
+    import jax
+    import kinetics_kernels as kernels
+    import one_step
+
+    called = set()
+
+    def noted(name, op):
+        def call(*args, **options):
+            called.add(name)
+            return op(*args, **options)
+
+        return call
+
+    for name in ("choose_pages", "score_pages", "token_logits", "masked_decode", "merge_partials"):
+        monkeypatch.setattr(kernels, name, noted(name, getattr(kernels, name)))
+    policy = dataclasses.replace(policy, dense_layers=()) if policy.dense_layers else policy
+    step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
+    ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
+    step = dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops))
+    jax.eval_shape(lambda queries: policy.attend_and_carry(dataclasses.replace(step, queries=queries)), step.queries)
+    assert called == set(policy.ops)
+
+
+@each_policy
 def test_settings_are_frozen(policy: AttentionPolicy):
     with pytest.raises(dataclasses.FrozenInstanceError):
         policy.dense_layers = ()

@@ -55,6 +55,9 @@ class AttentionPolicy:
     # "formula"; "upper bound": what it reads depends on the data, and the formula is the most; "measured": it has none,
     # and its runs are priced by what they counted
     price: ClassVar[str] = "formula"
+    ops: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of kinetics_kernels, which its decode rule calls: what `kinetics doctor` shows
     page_size: int = PAGE_SIZE
     dense_layers: tuple[int, ...] = ()
     budget: int = 0

@@ -31,6 +31,7 @@ class BlockTopK(BlockPolicy):
 
     kind: ClassVar[str] = "block_topk"
     place: ClassVar[int] = 1
+    ops: ClassVar[tuple[str, ...]] = ("select_pages", "paged_decode")
 
     def __post_init__(self) -> None:
         super().__post_init__()

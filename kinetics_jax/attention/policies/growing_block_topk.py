@@ -36,6 +36,7 @@ class GrowingBlockTopK(AttentionPolicy):
 
     kind: ClassVar[str] = "growing_block_topk"
     place: ClassVar[int] = 7
+    ops: ClassVar[tuple[str, ...]] = ("score_pages", "paged_decode")
 
     def __post_init__(self) -> None:
         check_settings(self)

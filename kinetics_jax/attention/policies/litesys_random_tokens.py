@@ -37,6 +37,7 @@ class LiteSysRandomTokens(AttentionPolicy):
 
     kind: ClassVar[str] = "litesys_random_tokens"
     place: ClassVar[int] = 12
+    ops: ClassVar[tuple[str, ...]] = ("token_logits", "masked_decode")
     spelled: ClassVar[tuple[str, ...]] = ("samples",)
     needs_keys: ClassVar[bool] = True
     masks_logits: ClassVar[bool] = True

@@ -30,6 +30,7 @@ class TopPPages(BlockTopK):
 
     kind: ClassVar[str] = "top_p_pages"
     place: ClassVar[int] = 6
+    ops: ClassVar[tuple[str, ...]] = ("score_pages", "paged_decode")
     spelled: ClassVar[tuple[str, ...]] = ("p", "budget", "page_size")
     price: ClassVar[str] = "upper bound"
 

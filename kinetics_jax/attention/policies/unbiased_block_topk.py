@@ -35,6 +35,7 @@ class UnbiasedBlockTopK(BlockTopK):
 
     kind: ClassVar[str] = "unbiased_block_topk"
     place: ClassVar[int] = 9
+    ops: ClassVar[tuple[str, ...]] = ("score_pages", "paged_decode", "merge_partials")
     spelled: ClassVar[tuple[str, ...]] = ("budget", "page_size", "samples")
     needs_keys: ClassVar[bool] = True
 
