@@ -23,10 +23,12 @@ from kinetics_kernels.backends import Backend, backend_error
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.engine.agreement import ROWS, Agreement, Drawn, agreements
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
 from kinetics_jax.errors import CheckpointError
@@ -251,6 +253,45 @@ class LanguageModel:
             for done in finished
         ]
         return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+
+    def agreement(
+        self,
+        prompt: str | Sequence[int],
+        tokens: Sequence[int],
+        *,
+        attention: AttentionPolicy | str,
+        problem: str = "0",
+        sample: int = 0,
+        seed: int = 0,
+    ) -> Agreement:
+        """How far a policy and dense attention agree on `tokens` drawn behind a prompt: see `Agreement`.
+
+        `problem`, `sample` and `seed` fix the draws of a random policy, as when the tokens were drawn. Raises
+        RequestError for what is no prompt or no token, and on a mesh.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return self.agreements([Drawn(ids, tokens, problem, sample)], attention=attention, seed=seed)[0]
+
+    def agreements(
+        self, samples: Sequence[Drawn], *, attention: AttentionPolicy | str, seed: int = 0, rows: int = ROWS
+    ) -> list[Agreement]:
+        """`agreement` of many samples, at most `rows` side by side."""
+        if self.mesh is not None:
+            raise RequestError("agreement: is for one device, not for a mesh; load the model without mesh")
+        vocab, limit = self.config.vocab_size, self.config.max_position_embeddings
+        policy = as_policy(attention)
+        if (layer := policy.missing_layer(self.config.num_layers)) is not None:
+            raise RequestError(f"{policy}: there is no layer {layer}; the model has {self.config.num_layers}")
+        checked = []
+        for index, drawn in enumerate(samples):
+            where = f"agreement: sample {index}"
+            tokens = prompt_ids(f"{where}, its tokens", drawn.tokens, vocab) if len(drawn.tokens) else []
+            checked.append(dataclasses.replace(drawn, prompt=prompt_ids(where, drawn.prompt, vocab), tokens=tokens))
+            if (length := len(checked[-1].prompt) + len(tokens)) > limit:
+                raise RequestError(f"{where}: {length} tokens exceed the model's {limit} positions")
+        options: Any = {"seed": seed, "cache_dtype": self.dtype, "backend": self.backend}
+        rows = max(1, min(rows, len(checked)))
+        return list(agreements(self.graph, self.weights, self.config, checked, policy=policy, rows=rows, **options))
 
 
 def load(
