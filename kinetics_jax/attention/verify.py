@@ -81,7 +81,12 @@ def store_tokens(
 
 
 def _attend_cached(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, stored: jax.Array, backend: str | None
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    stored: jax.Array,
+    backend: Backend | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of `q [batch, time, heads, head_dim]` to the cache: out, float32, and log-sum-exp `[batch, time,
     heads]`. The tokens' queries stand side by side as one larger query group, as many as a kernel takes.
