@@ -143,7 +143,7 @@ def judge(
     drawn with, of which the first `count` of each row count; `keys` the samples', `produced` their tokens so far. The
     token is NONFINITE where its logits say nothing.
     """
-    rows, size, vocab = logits.shape
+    size, vocab = logits.shape[1:]
     places = jnp.arange(size, dtype=jnp.int32)[None]
     token_keys = jax.vmap(lambda key, first: jax.vmap(lambda place: jax.random.fold_in(key, first + place))(places[0]))
     token_keys = token_keys(keys, produced)
