@@ -11,22 +11,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.analysis.problem_samples import ProblemSamples as ProblemSamples
+from kinetics_jax.analysis.problem_samples import SamplesError as SamplesError
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.architectures.architecture import PricedModel
-from kinetics_jax.errors import UserError
 from kinetics_jax.runs.cut_grades import grades_within
 from kinetics_jax.runs.folder import Run
 from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
-
-
-class SamplesError(UserError):
-    """Raised for runs that cannot be compared as they are; the message names the run and the cure."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,9 +103,12 @@ def run_data(run: Run) -> RunData:
     try:
         config = dict(run.header["config"])
         shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
-        attention = parse_policy(run.header["policy"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SamplesError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+        raise SamplesError(f"{run.path / 'run.json'}: config cannot be read ({error})") from error
+    try:
+        attention = parse_policy(run.header["policy"])
+    except PolicyError as error:
+        raise SamplesError(f"{run.path / 'run.json'}: {error}") from error
     settings = {
         **run.header.get("sampling", {}),
         "dtype": run.header.get("dtype"),
@@ -142,74 +141,6 @@ def run_data(run: Run) -> RunData:
         answers=[record.get("answer") for record in run.samples],
         ended=[record.get("finish_reason") for record in run.samples],
     )
-
-
-@dataclasses.dataclass
-class ProblemSamples:
-    """The samples of one problem.
-
-    `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
-    output tokens, NaN where they were not recorded; `grades`, None where the sample counts in no accuracy; where cut
-    texts were graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are
-    known, `answers`, None for a sample that gives none; where there are any, `scores`, NaN for a sample without one;
-    `undecided`, which ones the grader did not decide.
-    """
-
-    prompt_tokens: float
-    lengths: list[float]
-    grades: list[bool | None]
-    caps: tuple[int, ...] = ()
-    correct_within: list[tuple[bool | None, ...]] = dataclasses.field(default_factory=list)
-    answers: list[str | None] = dataclasses.field(default_factory=list)
-    undecided: list[bool] = dataclasses.field(default_factory=list)
-    scores: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def graded(self) -> int:
-        """How many samples count in an accuracy."""
-        return sum(grade is not None for grade in self.grades)
-
-    @property
-    def right(self) -> int:
-        """How many samples are right."""
-        return sum(grade is True for grade in self.grades)
-
-    @property
-    def longest(self) -> float:
-        """Tokens of the longest sample, at least 1; NaN where a length is missing."""
-        return math.nan if any(map(math.isnan, self.lengths)) else float(max([1, *self.lengths]))
-
-    def knows(self, cap: int) -> bool:
-        """Whether the grades under a cap are those of the cut texts: they were recorded, or nothing is cut."""
-        return cap in self.caps or self.longest <= cap
-
-    def grades_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
-        """Grades of the samples, had each been cut at each cap: 1 or 0, NaN for no grade.
-
-        A cap that is among `caps` takes the recorded grades. Under another a sample counts by its own grade when it
-        ends within the cap, and as wrong when it does not (unless it has no grade at all): right answers that stand in
-        the text before the cap are not looked for, so that cutting and grading again can only give more. Raises
-        SamplesError if that needs a length that was not recorded.
-        """
-        caps = np.atleast_1d(np.asarray(caps))
-        lengths = np.array(self.lengths, np.float64)[:, None]
-        grades = _as_numbers(self.grades)[:, None]
-        within = np.where(np.isnan(grades) | (lengths <= caps), grades, 0.0)
-        missing = np.isnan(lengths) & ~np.isnan(grades)
-        for i, cap in enumerate(caps):
-            if cap in self.caps:
-                column = self.caps.index(int(cap))
-                within[:, i] = _as_numbers(row[column] for row in self.correct_within)
-            elif np.any(missing):
-                raise SamplesError(
-                    f"{int(np.sum(missing))} of {len(lengths)} samples of a problem have no token count, so it is not "
-                    f"known which end within {cap} tokens"
-                )
-        return within
-
-    def tokens_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
-        """Tokens of the samples, had each been cut: min(length, cap); NaN where the length was not recorded."""
-        return np.minimum(np.array(self.lengths, np.float64)[:, None], np.atleast_1d(np.asarray(caps, np.float64)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,10 +409,6 @@ def _common_caps(runs: list[RunData]) -> tuple[int, ...]:
 def _counts(values: npt.ArrayLike | Sequence[int | None]) -> list[float]:
     """Whole numbers, NaN where one is missing."""
     return [value if math.isnan(value) else int(value) for value in np.asarray(values, np.float64).tolist()]
-
-
-def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:
-    return np.array([np.nan if grade is None else float(grade) for grade in grades])
 
 
 def _grade(value: bool | None, without: bool | None) -> bool | None:

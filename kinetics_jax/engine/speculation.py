@@ -24,7 +24,7 @@ from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
-from kinetics_jax.engine.programs import Slots, _allowed, _goes_on
+from kinetics_jax.engine.programs import ChunkReads, Slots, _allowed, _goes_on
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits
 from kinetics_jax.settings import Sampling
 
@@ -52,24 +52,26 @@ def speculate_chunk(
     chunk: int,
     ahead: int,
     backend: Backend | None = None,
-) -> tuple[PagedCache, Slots, Int[Array, "slots tokens"]]:
+) -> tuple[PagedCache, Slots, Int[Array, "slots tokens"], ChunkReads]:
     """Rounds of drafts and their verification in one while_loop, as `programs.decode_chunk` runs steps.
 
     A round drafts `ahead` tokens for a slot (less before its limit) and gives it up to one more; there are `chunk //
     (ahead + 1)` rounds, at least one, and `page_table` must name pages for `chunk` tokens of every active slot. Returns
     the cache, the slots and the tokens, `[slots, rounds * (ahead + 1)]` int32, those of a round from its place on, IDLE
-    elsewhere, NONFINITE where the dense logits were not finite.
+    elsewhere, NONFINITE where the dense logits were not finite; and what each round read `[slots, rounds, …]`: its
+    drafts, and its dense pass, which reads what is stored and its own tokens once.
     """
     model = nnx.merge(graph, weights)
+    rows, kv_heads, layers = slots.token.shape[0], cache.k[0].shape[0], len(cache.k)
     began, size, rounds = jnp.sum(slots.active, dtype=jnp.int32), ahead + 1, chunk // (ahead + 1)
 
     def running(carry) -> jax.Array:
-        index, _, slots, _ = carry
+        index, _, slots, *_ = carry
         left = jnp.sum(slots.active, dtype=jnp.int32)
         return (index < rounds) & (left > 0) & (began - left < patience)
 
     def one_round(carry):
-        index, cache, slots, drawn = carry
+        index, cache, slots, drawn, counts, faults = carry
         count = jnp.where(slots.active, jnp.clip(slots.limit - slots.produced - 1, 0, ahead), 0)
         before = cache.carried
         follow = bool(before)  # a policy that carries something takes a step for the last draft too, as for any token
@@ -79,14 +81,18 @@ def speculate_chunk(
             keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced + place)
             lengths = jnp.where(slots.active & (place < count + follow), slots.stored + place + 1, 0)
             attend = decode_attend(policy, page_table, lengths, keys, backend=backend)
-            hidden, cache = model(token[:, None], (slots.stored + place)[:, None], attend, cache)
+            positions = (slots.stored + place)[:, None]
+            hidden, cache = model(token[:, None], positions, attend, cache.counting(rows))
+            cache, reads = cache.counted()
             logits = _allowed(model.logits(hidden[:, 0]), known_ids)
+            # Where logits are not finite the model failed, not the policy, whatever its scores are.
+            fault = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), reads.fault, 0)
             chances = chances_of(logits, sampling)
             draft_keys = jax.vmap(lambda key: jax.random.fold_in(key, DRAFT))(keys)
             token = jax.vmap(jax.random.categorical)(draft_keys, jnp.log(chances)).astype(jnp.int32)
-            return (cache, token), (token, chances, cache.carried)
+            return (cache, token), (token, chances, cache.carried, (reads.tokens, reads.vectors, fault))
 
-        (cache, _), (drafts, chances, carried) = jax.lax.scan(
+        (cache, _), (drafts, chances, carried, read) = jax.lax.scan(
             draft, (cache, slots.token), jnp.arange(ahead + follow, dtype=jnp.int32)
         )
         drafts, chances = drafts[:ahead], chances[:ahead]
@@ -114,11 +120,18 @@ def speculate_chunk(
             active=slots.active & _goes_on(last, eos) & (produced < slots.limit),
         )
         drawn = jax.lax.dynamic_update_slice_in_dim(drawn, kept, index * size, axis=1)
-        return index + 1, cache, slots, drawn
+        verified = jnp.where(stored > 0, layers * (stored + count + 1), 0).astype(jnp.uint32)
+        kv_tokens, vectors, fault = read  # of each draft, [drafts, kv_heads, slots]
+        kv_tokens, vectors = (jnp.sum(each, axis=0, dtype=jnp.uint32) for each in (kv_tokens, vectors))
+        counts = counts.at[:, :, index].set(jnp.stack([kv_tokens + verified[None], vectors], axis=-1))
+        faults = jnp.where(faults == 0, jnp.max(fault, axis=0), faults)
+        return index + 1, cache, slots, drawn, counts, faults
 
-    drawn = jnp.full((slots.token.shape[0], rounds * size), IDLE, jnp.int32)
-    _, cache, slots, drawn = jax.lax.while_loop(running, one_round, (np.int32(0), cache, slots, drawn))
-    return cache, slots, drawn
+    drawn = jnp.full((rows, rounds * size), IDLE, jnp.int32)
+    counts, faults = jnp.zeros((kv_heads, rows, rounds, 2), jnp.uint32), jnp.zeros((kv_heads, rows), jnp.int32)
+    start = np.int32(0), cache, slots, drawn, counts, faults
+    _, cache, slots, drawn, counts, faults = jax.lax.while_loop(running, one_round, start)
+    return cache, slots, drawn, ChunkReads.of(counts, faults, copies=1)
 
 
 def chances_of(logits: Float[Array, "rows vocab"], sampling: Sampling) -> Float[Array, "rows vocab"]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kinetics_jax.attention.reads import join_halves
 from kinetics_jax.engine.decoding import Decoding, Finished, Job, Setup
 from kinetics_jax.engine.sampling import IDLE
 from kinetics_jax.engine.schedule import Running
@@ -53,15 +54,15 @@ class SpeculativeDecoding(Decoding):
         super().__init__(setup, job)
         self._rounds: dict[tuple[str, int], list[int]] = {}
 
-    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `Decoding._decode`, in rounds."""
+    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `Decoding._decode`, in rounds: what one reads stands at its first token."""
         for schedule in self.schedules:
             schedule.reserve(self.table)
         setup, before = self.setup, self.slots
         settings, (schedule,) = setup.settings, self.schedules
         waits = bool(schedule.waiting or schedule.preempted)
         options: dict[str, Any] = {**setup.decodes, "ahead": settings.speculate}
-        self.cache, self.slots, drawn = speculate_chunk(
+        self.cache, self.slots, drawn, reads = speculate_chunk(
             setup.graph,
             setup.weights,
             self.cache,
@@ -71,13 +72,20 @@ class SpeculativeDecoding(Decoding):
             setup.known_ids,
             **options,
         )
-        first, drawn, active = jax.device_get((before.token, drawn, self.slots.active))
+        first, drawn, active, reads = jax.device_get((before.token, drawn, self.slots.active, reads))
         given = (drawn != IDLE).reshape(settings.slots, -1, settings.speculate + 1).sum(axis=-1)  # [slots, rounds]
         for slot, running in schedule.running.items():
             of = self._rounds.setdefault((running.request.problem, running.sample), [])
             of += given[slot][given[slot] > 0].tolist()
         self._count_rounds(given, drawn, waits)
-        return first, drawn, active
+        counts = np.zeros((*drawn.shape, 2), np.int64)  # [slots, tokens, 2], by a token's number in the chunk
+        begins = np.cumsum(given, axis=1) - given
+        np.add.at(
+            counts,
+            (np.arange(settings.slots)[:, None], np.minimum(begins, drawn.shape[1] - 1)),
+            join_halves(reads.counts),
+        )
+        return first, drawn, active, counts, reads.fault
 
     def _count_rounds(self, given: np.ndarray, drawn: np.ndarray, waits: bool) -> None:
         """Steps are rounds here."""

@@ -69,6 +69,8 @@ def test_greedy_equals_dense_to_the_token(ending, policy, ahead):
         assert max(ours.rounds, default=1) <= ahead + 1
         if policy == WHOLE:  # rounds are full but for the last
             assert set(ours.rounds[:-1]) <= {ahead + 1}
+    for sample in found.values():
+        assert (sample.attended_tokens, sample.summary_vectors) == what_is_read(sample, policy, ahead)
     if policy == SPARSE:
         lengths = {length for sample in found.values() for length in sample.rounds}
         assert lengths == {1, 2, 3, 4}, "rows of a batch keep different numbers of drafts"
@@ -85,6 +87,19 @@ def test_samples_do_not_depend_on_company_or_a_dry_pool(lm):
 
     assert tokens(speculate(lm, requests[::-1], SPARSE, HOT, slots=6)) == tokens(want)
     assert tokens(speculate(lm, requests, SPARSE, HOT, slots=6, chunk=5, num_pages=30)) == tokens(want)
+
+
+def what_is_read(sample, policy, ahead: int) -> tuple[int, int]:
+    """KV tokens and summary vectors of a sample of two layers and two KV heads, by the policy's own formula."""
+    tokens = vectors = 0.0
+    stored = float(sample.prompt_tokens)
+    for given, drafts in zip(sample.rounds, drafts_of(sample.rounds, ahead, 40).tolist(), strict=True):
+        counts = policy.counts(np.array(stored), np.array(float(drafts)), 2)
+        tokens += sum(share.total for share in (counts.dense, counts.forced, counts.chosen))
+        tokens += 2 * (stored + drafts + 1)
+        vectors += counts.vectors.total
+        stored += given
+    return int(2 * tokens), int(2 * vectors)
 
 
 class Poisoned(SpeculativeDecoding):
