@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
-    from kinetics_jax.engine.agreement import Drawn as Drawn
+    from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -34,7 +34,7 @@ _HOMES = {
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
     "Dense": "attention.policies.dense",
-    "Drawn": "engine.agreement",
+    "Drawn": "engine.replay",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",

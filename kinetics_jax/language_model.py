@@ -28,9 +28,10 @@ from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files,
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine.agreement import ROWS, Agreement, Drawn, agreements
+from kinetics_jax.engine.agreement import ROWS, Agreement, agreements
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards

@@ -26,22 +26,9 @@ from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine.programs import prefill, prefill_chunk
-from kinetics_jax.engine.sampling import problem_hash, sample_keys, seed_key
-from kinetics_jax.padding import pages_for, prefill_size, prompt_shape, table_width
+from kinetics_jax.engine.replay import STEPS, Drawn, Part, Rows
 
-STEPS = 16  # tokens of a row that are compared at a time: bounds the logits in memory
 ROWS = 8  # samples compared side by side
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A sample that was drawn: its prompt, its tokens, and what its random key is made of beside the run's seed."""
-
-    prompt: Sequence[int]
-    tokens: Sequence[int]
-    problem: str = "0"
-    sample: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +75,6 @@ class Agreement:
         }
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The next tokens of every row: `tokens [rows, steps]` that a step is given and `following [rows, steps]` that it
-    drew; `count [rows]` of them are tokens; `stored [rows]` are in the cache, `produced [rows]` were drawn before.
-    """
-
-    tokens: jax.Array
-    following: jax.Array
-    stored: jax.Array
-    count: jax.Array
-    produced: jax.Array
-
-
 def agreements(
     graph: nnx.GraphDef,
     weights: nnx.State,
@@ -121,87 +94,27 @@ def agreements(
     """
     for first in range(0, len(samples), rows):
         group = samples[first : first + rows]
-        yield from _Replay(graph, weights, config, group, policy, seed, cache_dtype, backend, rows).run()
-
-
-class _Replay:
-    """Up to `rows` samples, side by side, over two caches."""
-
-    def __init__(self, graph, weights, config, samples, policy, seed, cache_dtype, backend, rows):
-        self.graph, self.weights, self.samples = graph, weights, samples
-        self.options = {"policy": policy, "backend": backend}
-        longest = max(len(sample.prompt) + len(sample.tokens) for sample in samples)
-        self.width = table_width(pages_for(longest, policy.page_size))
-        self.page_size = policy.page_size
-        table = np.full((rows, self.width), -1, np.int32)
-        for row, sample in enumerate(samples):
-            held = pages_for(len(sample.prompt) + len(sample.tokens), self.page_size)
-            table[row, :held] = row * self.width + np.arange(held)
-        self.table = table
-        keys = [
-            sample_keys(seed_key(seed), jnp.uint32(problem_hash(s.problem)), jnp.array([s.sample], jnp.int32))[0]
-            for s in [*samples, *[Drawn([], [])] * (rows - len(samples))]
-        ]
-        self.keys = jnp.stack(keys)
-        made: Any = {"num_pages": rows * self.width, "dtype": cache_dtype, "rows": rows}
-        self.sparse = empty_cache(policy, config, **made)
-        self.dense = PagedCache.create(config, num_pages=rows * self.width, page_size=self.page_size, dtype=cache_dtype)
-
-    def run(self) -> Iterator[Agreement]:
-        """Compares to the end, then yields each sample's."""
+        side_by_side = Rows(group, rows=rows, page_size=policy.page_size, seed=seed)
+        made: Any = {"num_pages": side_by_side.num_pages, "dtype": cache_dtype}
+        sparse = empty_cache(policy, config, rows=rows, **made)
+        dense = PagedCache.create(config, page_size=policy.page_size, **made)
         found: list[list[np.ndarray]] = []
-        for row, sample in enumerate(self.samples):
-            logits = self._prefill(row, sample.prompt)
-            drawn = jnp.array([*sample.tokens[:1], 0][:1], jnp.int32)
-            found.append([jax.device_get(_compared(logits, logits, drawn))])
-        longest = max(len(sample.tokens) for sample in self.samples)
-        for start in range(0, longest - 1, STEPS):
-            part = self._part(start)
-            self.sparse, self.dense, compared = compare_chunk(
-                self.graph, self.weights, self.sparse, self.dense, part, jnp.asarray(self.table), self.keys,
-                **self.options,
-            )  # fmt: skip
+        for row, sample in enumerate(group):
+            sparse, _ = side_by_side.prefill(graph, weights, sparse, row)
+            dense, logits = side_by_side.prefill(graph, weights, dense, row)
+            found.append([jax.device_get(_compared(logits, logits, jnp.array([*sample.tokens[:1], 0][:1], jnp.int32)))])
+        table = jnp.asarray(side_by_side.table)
+        for start in range(0, side_by_side.steps, STEPS):
+            part = side_by_side.part(start)
+            sparse, dense, compared = compare_chunk(
+                graph, weights, sparse, dense, part, table, side_by_side.keys, policy=policy, backend=backend
+            )
             compared, counts = jax.device_get((compared, part.count))
-            for row, count in enumerate(counts[: len(self.samples)]):
+            for row, count in enumerate(counts[: len(group)]):
                 found[row].append(compared[row, :count])
-        for sample, pieces in zip(self.samples, found, strict=True):
+        for sample, pieces in zip(group, found, strict=True):
             columns = np.concatenate(pieces)[: len(sample.tokens)].astype(np.float64).T
             yield Agreement(columns[0], columns[1], columns[2], columns[3] > 0)
-
-    def _part(self, start: int) -> Part:
-        rows = len(self.table)
-        tokens, following = np.zeros((2, rows, STEPS), np.int32)
-        stored, count, produced = np.zeros((3, rows), np.int32)
-        for row, sample in enumerate(self.samples):
-            given = list(sample.tokens[start : start + STEPS + 1])
-            count[row] = max(len(given) - 1, 0)
-            tokens[row, : count[row]], following[row, : count[row]] = given[:-1], given[1:]
-            stored[row], produced[row] = len(sample.prompt) + start, start + 1
-        return Part(*map(jnp.asarray, (tokens, following, stored, count, produced)))
-
-    def _prefill(self, row: int, prompt: Sequence[int]) -> jax.Array:
-        """Prefills a prompt in both caches; returns the logits `[1, vocab]` after its last token."""
-        chunk, whole = prompt_shape(len(prompt), self.page_size)
-        tokens, pages = np.zeros((1, whole), np.int32), np.full(whole // self.page_size, -1, np.int32)
-        tokens[0, : len(prompt)] = prompt
-        held = pages_for(len(prompt), self.page_size)
-        pages[:held] = self.table[row, :held]
-        length = jnp.int32(len(prompt))
-        logits: Any = None
-        for name in ("sparse", "dense"):
-            if whole <= prefill_size(self.page_size):
-                cache, logits = prefill(
-                    self.graph, self.weights, getattr(self, name), jnp.asarray(tokens), length, jnp.asarray(pages)
-                )
-                setattr(self, name, cache)
-                continue
-            for start in range(0, whole, chunk):
-                part = jnp.asarray(tokens[:, start : start + chunk])
-                cache, logits = prefill_chunk(
-                    self.graph, self.weights, getattr(self, name), part, jnp.int32(start), length, jnp.asarray(pages)
-                )
-                setattr(self, name, cache)
-        return logits
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "policy", "backend"), donate_argnames=("sparse", "dense"))

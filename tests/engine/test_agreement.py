@@ -8,7 +8,8 @@ from scipy.special import log_softmax
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
-from kinetics_jax.engine.agreement import Agreement, Drawn, agreements
+from kinetics_jax.engine.agreement import Agreement, agreements
+from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.sampling import problem_hash, sample_keys, seed_key
 from kinetics_jax.settings import RequestError
 
