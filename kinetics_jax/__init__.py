@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
+    from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
     from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
@@ -33,6 +34,7 @@ _HOMES = {
     "Agreement": "engine.agreement",
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
+    "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
     "Drawn": "engine.replay",
     "EngineSettings": "settings",

@@ -3,12 +3,16 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from masked_forward import attended
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
+from kinetics_jax.attention.causal import full_attend
+from kinetics_jax.engine import chosen_pages as module
 from kinetics_jax.engine.chosen_pages import chosen_pages
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.replay import Drawn
@@ -76,16 +80,14 @@ def test_the_replay_chooses_what_the_run_chose(lm):
     "policy",
     [
         SPARSE,
-        kj.RandomBlocks(pages=4, page_size=4, dense_layers=(1,)),
         kj.TokenTopK(budget=9),
-        kj.SlidingWindow(budget=9),
+        pytest.param(kj.RandomBlocks(pages=4, page_size=4, dense_layers=(1,)), marks=pytest.mark.exhaustive),
+        pytest.param(kj.SlidingWindow(budget=9), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
 def test_pages_and_mass_are_the_rules_own(lm, policy, monkeypatch):
     """By the rule as its own test states it, over the queries and keys of the replay's steps."""
-    from kinetics_jax.engine import chosen_pages as module
-
     seen = []
     real = module.decode_attend
 
@@ -149,15 +151,29 @@ def drawing(data, layer, head):
 
 def lm_keys(lm, prompt):
     """Keys of a prompt of one token, by layer."""
-    from flax import nnx
-
-    from kinetics_jax.attention.causal import full_attend
-
     found = []
 
     def attend(layer, q, k, v, state):
         found.append(np.asarray(k[0, 0], np.float64))
         return full_attend(layer, q, k, v, state)
 
-    nnx.merge(lm.graph, lm.weights)(np.array([prompt]), np.zeros((1, 1), np.int32), attend)
+    nnx.merge(lm.graph, lm.weights)(jnp.array([prompt]), jnp.zeros((1, 1), jnp.int32), attend)
     return found
+
+
+@pytest.mark.slow
+def test_a_language_model_offers_it(lm):
+    """Some steps alone; dense layers hold everything; places that are none are refused."""
+    prompt, tokens = tiny_prompts(1, first=20)[0], list(range(4, 40))
+    policy = "block_topk:pages=4,page_size=4,dense_layers=0"
+    whole = lm.chosen_pages(prompt, tokens, attention=policy)
+    some = lm.chosen_pages(prompt, tokens, attention=policy, at=[3, 20, 35])
+    assert some.lengths.tolist() == [23, 40, 55]
+    for place, step in enumerate((2, 19, 34)):
+        np.testing.assert_array_equal(some.pages[place], whole.pages[step])
+        np.testing.assert_array_equal(some.mass[place], whole.mass[step])
+    assert (whole.mass[:, 0] == 1).all()
+    assert whole.pages[-1, 0, 0].sum() == 14
+    assert (whole.pages[10:, 1].sum(-1) == 4).all()
+    with pytest.raises(RequestError, match=r"positions in 1 … 35, got 36"):
+        lm.chosen_pages(prompt, tokens, attention=policy, at=[36])
