@@ -16,7 +16,7 @@ from kinetics_jax.engine import chosen_pages as module
 from kinetics_jax.engine.chosen_pages import chosen_pages
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.replay import Drawn
-from kinetics_jax.settings import EngineSettings
+from kinetics_jax.settings import EngineSettings, RequestError
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())
 HOT = kj.Sampling(temperature=1.0, max_tokens=30, seed=3)
