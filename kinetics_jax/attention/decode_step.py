@@ -214,6 +214,26 @@ class DecodeStep:
         self.tally.add(tokens=covered)
         return self.ops.paged_decode(self.queries, self.k_pages, self.v_pages, tables, covered)
 
+    def paged_decode_each(
+        self, tables: PageTables, covered: Covered
+    ) -> tuple[Float[Array, "pages batch heads head_dim"], Float[Array, "pages batch heads"]]:
+        """Attention to each page of a table alone, and its log-sum-exps, to be merged with weights (`merge_partials` of
+        kinetics_kernels). All pages are full ones: a page is one more row of the batch. -1 names none: 0 and -inf.
+        """
+        if not self.tally.knows(tables, covered):
+            check_pages(self.tally, tables, covered, self.page_table, self.lengths, self.page_size)
+        self.tally.add(tokens=covered)
+        many = tables.shape[2]
+        rows = jnp.moveaxis(tables, 2, 0).reshape(many * self.batch, self.kv_heads)
+        outs, lses = self.ops.paged_decode(
+            jnp.tile(self.queries, (many, 1, 1)),
+            self.k_pages,
+            self.v_pages,
+            rows[..., None],
+            self.page_size * (rows >= 0),
+        )
+        return outs.reshape(many, *self.queries.shape), lses.reshape(many, *self.queries.shape[:2])
+
     def attend_pages(self, tables: PageTables, covered: Covered) -> Float[Array, "batch heads head_dim"]:
         """Attention to the pages of a table for every KV head, as `select_pages` and `choose_pages` return them."""
         return self.paged_decode(tables, covered)[0]

@@ -63,33 +63,18 @@ class UnbiasedBlockTopK(BlockTopK):
         """Output and log-sum-exp, float32: exp(lse), and exp(lse) times the output, have the expectations of dense
         attention.
 
-        Each drawn page is attended alone, as one more row of the batch, and merged with its weight.
+        Each drawn page is attended alone and merged with its weight.
         """
         import jax.numpy as jnp
         import kinetics_kernels as kernels
 
         exact, drawn, weights = self.ranked(step)
         out, lse = step.paged_decode(*keep_ranked(step, exact, jnp.full(exact.shape, True)))
-        used = drawn < step.max_pages
-        step.count(tokens=step.page_size * jnp.sum(used, axis=-1))
-        rows = jnp.arange(step.batch)[:, None, None]
-        ids = jnp.where(used, step.page_table[rows, jnp.minimum(drawn, step.max_pages - 1)], -1)
-        many = drawn.shape[2]
-
-        def by_row(x: jax.Array) -> jax.Array:  # [batch, kv_heads, samples] → [samples * batch, kv_heads]
-            return jnp.moveaxis(x, 2, 0).reshape(many * step.batch, step.kv_heads)
-
-        outs, lses = step.ops.paged_decode(
-            jnp.tile(step.queries, (many, 1, 1)),
-            step.k_pages,
-            step.v_pages,
-            by_row(ids)[..., None],
-            by_row(step.page_size * used),
-        )
-        heads = step.queries.shape[1]
-        of_head = (step.first_in_group + jnp.arange(heads)) // (step.group_queries.shape[1] // step.kv_heads)
-        lses = lses.reshape(many, step.batch, heads) + jnp.moveaxis(weights, 2, 0)[..., of_head]
-        outs = outs.reshape(many, *out.shape)
+        outs, lses = step.paged_decode_each(*keep_ranked(step, drawn, drawn < step.max_pages))
+        heads, group = step.queries.shape[1], step.group_queries.shape[1] // step.kv_heads
+        of_head = (step.first_in_group + jnp.arange(heads)) // group
+        in_order = jnp.take_along_axis(weights, jnp.argsort(drawn, axis=-1), axis=2)  # as the table has the pages
+        lses = lses + jnp.moveaxis(in_order, 2, 0)[..., of_head]
         return kernels.merge_partials(
             jnp.concatenate([out[None], outs]).astype(jnp.float32), jnp.concatenate([lse[None], lses])
         )
