@@ -185,12 +185,14 @@ class DecodeStep:
         return self._trusted(tables, self.cover(tables))
 
     def cover(self, tables: PageTables) -> Covered:
-        """The tokens that the pages of a table hold."""
+        """The tokens that the pages of a table hold; those behind the current one hold none."""
         last = jnp.maximum(self.pages_in_use - 1, 0)
         current = jnp.take_along_axis(self.page_table, last[:, None], axis=1)[..., None]
-        full = jnp.sum(tables >= 0, axis=-1, dtype=jnp.int32) * self.page_size
+        here = tables == current
+        there = jnp.any(here, axis=-1)
+        used = jnp.where(there, jnp.argmax(here, axis=-1) + 1, jnp.sum(tables >= 0, axis=-1)).astype(jnp.int32)
         empty = (last + 1) * self.page_size - self.lengths  # places of the current page without a token
-        return full - jnp.where(jnp.any(tables == current, axis=-1), empty[:, None], 0)
+        return used * self.page_size - jnp.where(there, empty[:, None], 0)
 
     # Attention, which is counted.
 

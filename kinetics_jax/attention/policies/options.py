@@ -47,6 +47,10 @@ def check_settings(policy: Any) -> None:
             value = CHECKS[kind](value, where)
         else:
             raise PolicyError(f"{where} is of type {kind:.60}; options may be {', '.join(TYPES)}")
+        if field.name == "page_size" and value < 1:
+            raise PolicyError(f"{where} must be at least 1, got {value}")
+        if field.name == "budget" and value < 0:
+            raise PolicyError(f"{where} must not be negative, got {value}")
         object.__setattr__(policy, field.name, value)
 
 
