@@ -218,12 +218,13 @@ class DecodeStep:
 
     def attend_chosen(self, chosen: Any) -> Float[Array, "batch heads head_dim"]:
         """Attention to what a policy's `choose` returned. Raises PolicyError for what is no pages."""
-        tables, covered = chosen if isinstance(chosen, tuple) and len(chosen) == 2 else (chosen, None)
-        heads = (self.batch, self.kv_heads)
+        pair = isinstance(chosen, tuple) and len(chosen) == 2
+        tables: Any = chosen[0] if pair else chosen
+        covered: Any = chosen[1] if pair else None
 
-        def fits(value: object, ndim: int) -> bool:
-            shaped = isinstance(value, jax.Array) and value.ndim == ndim and value.shape[:2] == heads
-            return shaped and value.dtype.kind in "iu"
+        def fits(value: Any, ndim: int) -> bool:
+            shaped = isinstance(value, jax.Array) and value.shape[:2] == (self.batch, self.kv_heads)
+            return shaped and value.ndim == ndim and jnp.issubdtype(value.dtype, jnp.integer)
 
         if not (fits(tables, 3) and (covered is None or fits(covered, 2))):
             raise PolicyError(

@@ -34,7 +34,8 @@ def check_settings(policy: Any) -> None:
     """
     for field in dataclasses.fields(policy):
         where = f"{policy.kind}: {field.name}"
-        value, kind = getattr(policy, field.name), type_of(field)
+        kind = type_of(field)
+        value: Any = getattr(policy, field.name)
         if kind in TUPLES:
             value = _tuple(value, where, TUPLES[kind])
             if field.name == "dense_layers":
