@@ -23,6 +23,12 @@ POLICIES = [
     "sliding_window:budget=12,dense_layers=none",
     "random_blocks:budget=12,page_size=4,dense_layers=none",
     "litesys_block_topk:pages=2,page_size=4,local=4,dense_layers=none",
+    "top_p_pages:p=0.8,budget=12,page_size=4,dense_layers=none",
+    "growing_block_topk:ratio=0.4,page_size=4,dense_layers=none",
+    "shared_block_topk:budget=12,page_size=4,select_every=2,dense_layers=none,summary=two_means",
+    "unbiased_block_topk:budget=16,page_size=4,samples=2,dense_layers=none",
+    "litesys_strided_blocks:pages=2,page_size=4,stride=2,local=4,dense_layers=none",
+    "litesys_random_tokens:samples=8,dense_layers=none,weights=importance",
 ]
 MODES = ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION")
 in_a_mode = pytest.mark.skipif(not any(mode in os.environ for mode in MODES), reason="held elsewhere without a mode")

@@ -30,13 +30,13 @@ def decoded(budget: int, length: int, gate: str | None = None) -> list[Attention
 
     Top-p has the budget for its cap. A gate, a safetensors file for the model, adds block top-k by it.
     """
-    pages, blocks = budget // PAGE_SIZE, {"budget": budget}
+    pages = budget // PAGE_SIZE
     return [
-        TopPPages(p=0.9, **blocks),
+        TopPPages(p=0.9, budget=budget),
         GrowingBlockTopK(ratio=min(budget / length, 1.0)),
-        SharedBlockTopK(select_every=2, **blocks),
-        UnbiasedBlockTopK(samples=max(1, pages // 4), **blocks),
-        *([GatedBlockTopK(gate=gate, **blocks)] if gate else []),
+        SharedBlockTopK(select_every=2, budget=budget),
+        UnbiasedBlockTopK(samples=max(1, pages // 4), budget=budget),
+        *([GatedBlockTopK(gate=gate, budget=budget)] if gate else []),
         LiteSysBlockTopK(pages=pages),
         LiteSysStridedBlocks(pages=pages, stride=PAGE_SIZE // 2),
         LiteSysRandomTokens(samples=budget - 4),

@@ -122,7 +122,7 @@ def kept_tokens(
         return there
     if isinstance(policy, TokenPolicy):
         return policy.mask(logits, lengths, k.shape[1]) & there
-    if type(policy) not in (BlockTopK, RandomBlocks):
+    if not isinstance(policy, BlockTopK | RandomBlocks) or type(policy) not in (BlockTopK, RandomBlocks):
         raise PolicyError(f"{policy}: the masked forward does not know how {policy.kind} chooses")
     paged = by_pages(k, policy.page_size)
     table = jnp.broadcast_to(jnp.arange(paged.shape[1], dtype=jnp.int32), (q.shape[0], paged.shape[1]))

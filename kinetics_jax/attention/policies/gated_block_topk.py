@@ -12,7 +12,6 @@ import numpy as np
 
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
-from kinetics_jax.attention.policies.counts import PublishedCounts
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -75,10 +74,6 @@ class GatedBlockTopK(BlockTopK):
                 f"[kv_heads, {head_dim}, {head_dim}]"
             )
         return tensors[name].astype(np.float32)
-
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
-        """The published code has no such rule."""
-        return None
 
 
 @functools.lru_cache(maxsize=2)

@@ -109,7 +109,9 @@ class GrowingBlockTopK(AttentionPolicy):
         order = rank_pages(
             step, scores, most=int(table.max()), sink_pages=self.sink_pages, recent_pages=self.recent_pages
         )
-        return keep_ranked(step, order, jnp.arange(order.shape[2]) < allowed[:, None, None])
+        return keep_ranked(
+            step, order, jnp.arange(order.shape[2], dtype=jnp.int32)[None, None] < allowed[:, None, None]
+        )
 
     def step_counts(self, lengths: np.ndarray) -> StepCounts:
         """The pages of each length; every full page is searched where some are left out."""

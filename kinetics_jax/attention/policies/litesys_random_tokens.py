@@ -65,16 +65,16 @@ class LiteSysRandomTokens(AttentionPolicy):
         assert step.keys is not None
         logits = step.token_logits()
         batch, heads, time = logits.shape
-        length, position = step.lengths[:, None, None], jnp.arange(time)
+        length, position = step.lengths[:, None, None], jnp.arange(time, dtype=jnp.int32)[None, None]
         draws = random_scores(step.keys, step.layer, step.kv_heads, self.samples, step.first_kv_head)
         between = length - self.sink_tokens - self.local
-        drawn = jnp.clip((draws * between).astype(jnp.int32), 0, between - 1) + self.sink_tokens
-        row, head = jnp.arange(batch)[:, None, None], jnp.arange(step.kv_heads)[:, None]
+        drawn = jnp.clip((draws * between.astype(jnp.float32)).astype(jnp.int32), 0, between - 1) + self.sink_tokens
+        row, head = jnp.arange(batch)[:, None, None], jnp.arange(step.kv_heads)[None, :, None]
         chosen = jnp.zeros((batch, step.kv_heads, time), bool).at[row, head, drawn].set(True, mode="drop")
         chosen = jnp.repeat(chosen, heads // step.kv_heads, axis=1)
         optional = (position >= self.sink_tokens) & (position < length - self.local) & (length > self.nominal_budget)
         if self.weights == "importance":
-            more = jnp.log(jnp.maximum(between, 1)) - math.log(self.samples)
+            more = jnp.log(jnp.maximum(between, 1).astype(jnp.float32)) - math.log(self.samples)
             logits = jnp.where(optional, logits + more, logits)
         return step.attend_tokens(logits, (position < length) & (~optional | chosen))
 

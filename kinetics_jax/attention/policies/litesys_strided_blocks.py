@@ -74,17 +74,17 @@ class LiteSysStridedBlocks(TokenPolicy):
         from kinetics_kernels.numerics import ranked
 
         batch, heads, time = logits.shape
-        length, position = lengths[:, None, None], jnp.arange(time)
+        length, position = lengths[:, None, None], jnp.arange(time, dtype=jnp.int32)[None, None]
         present = position < length
-        begins = np.arange(self.sink_tokens, time - self.page_size + 1, self.stride)
+        begins = np.arange(self.sink_tokens, time - self.page_size + 1, self.stride, dtype=np.int32)
         if not len(begins):
             return jnp.broadcast_to(present, logits.shape)
-        inside = begins[:, None] + np.arange(self.page_size)  # [blocks, page_size]
+        inside = begins[:, None] + np.arange(self.page_size, dtype=np.int32)  # [blocks, page_size]
         mean = jnp.where(present, logits, 0).reshape(batch, kv_heads, -1, time).mean(axis=2)
-        is_whole = begins + self.page_size <= length - self.local  # [batch, 1, blocks]
+        is_whole = begins[None, None] + self.page_size <= length - self.local  # [batch, 1, blocks]
         scores = jnp.where(is_whole, ranked(mean[..., inside].mean(axis=-1)), -jnp.inf)
         best, block = jax.lax.top_k(scores, min(2 * self.pages, len(begins)))
-        row, head = jnp.arange(batch)[:, None, None, None], jnp.arange(kv_heads)[:, None, None]
+        row, head = jnp.arange(batch)[:, None, None, None], jnp.arange(kv_heads)[None, :, None, None]
         tokens = jnp.where(best[..., None] > -jnp.inf, jnp.asarray(inside)[block], time)
         union = jnp.zeros((batch, kv_heads, time), bool).at[row, head, tokens].set(True, mode="drop")
         chosen = union & (jnp.cumsum(union, axis=-1) <= self.nominal_budget)

@@ -50,9 +50,10 @@ def log_masses(step: DecodeStep, searched: Bool[Array, " batch"]) -> PageScores:
     keys = step.k_pages.at[:, page].get(mode="clip").astype(jnp.float32)  # [kv_heads, batch, size, head_dim]
     query = step.mean_query * np.float32(keys.shape[-1] ** -0.5)
     logits = jnp.einsum("bhd,hbtd->bht", query, keys, precision=jax.lax.Precision.HIGHEST)
-    held = (jnp.arange(size) <= (place % size)[:, None])[:, None]
+    held = (jnp.arange(size, dtype=jnp.int32)[None] <= (place % size)[:, None])[:, None]
     own = jax.nn.logsumexp(jnp.where(held, logits, -jnp.inf), axis=-1, keepdims=True)
-    full, logical = page_logits(step, searched) + np.float32(np.log(size)), jnp.arange(step.max_pages)
+    logical = jnp.arange(step.max_pages, dtype=jnp.int32)[None]
+    full = page_logits(step, searched) + np.float32(np.log(size))
     return jnp.where((logical == current)[:, None], own, jnp.where((logical < current)[:, None], full, -jnp.inf))
 
 
@@ -66,7 +67,7 @@ def rank_pages(step: DecodeStep, scores: PageScores, *, most: int, sink_pages: i
     import jax.numpy as jnp
     from kinetics_kernels.numerics import ranked
 
-    logical, count = jnp.arange(step.max_pages), step.pages_in_use[:, None, None]
+    logical, count = jnp.arange(step.max_pages, dtype=jnp.int32)[None, None], step.pages_in_use[:, None, None]
     forced = (logical < sink_pages) | (logical >= count - recent_pages)
     scores = jnp.where(logical < count, jnp.where(forced, jnp.inf, ranked(scores)), -jnp.inf)
     order = jax.lax.top_k(scores, min(most, step.max_pages))[1]
@@ -84,9 +85,9 @@ def page_set(step: DecodeStep, pages: Ranking) -> Bool[Array, "batch kv_heads ma
     """True for the logical pages named; max_pages and above name none."""
     import jax.numpy as jnp
 
-    row, head = jnp.arange(step.batch)[:, None, None], jnp.arange(step.kv_heads)[:, None]
+    row, head = (jnp.arange(n, dtype=jnp.int32) for n in (step.batch, step.kv_heads))
     none = jnp.zeros((step.batch, step.kv_heads, step.max_pages), bool)
-    return none.at[row, head, pages].set(True, mode="drop")
+    return none.at[row[:, None, None], head[None, :, None], pages].set(True, mode="drop")
 
 
 def page_counts(

@@ -6,11 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
-from kinetics_jax.attention.policies.counts import PublishedCounts
 
 if TYPE_CHECKING:
     import jax
@@ -55,7 +52,3 @@ class SharedBlockTopK(BlockTopK):
             return step.reuse_pages(jnp.swapaxes(tables, 0, 1), covered.T), step.carried
         pages = step.select_pages(summary=self.summary, **{**self.choice(step), "pages": self.pages})
         return pages, {"tables": jnp.swapaxes(pages.tables, 0, 1), "covered": pages.covered.T}
-
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
-        """The published code has no such rule."""
-        return None

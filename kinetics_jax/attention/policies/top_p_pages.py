@@ -50,7 +50,7 @@ class TopPPages(BlockTopK):
         shares = jnp.exp(masses - jax.nn.logsumexp(masses, axis=-1, keepdims=True))
         ranked = jnp.take_along_axis(shares, jnp.minimum(order, step.max_pages - 1), axis=2)
         before = jnp.cumsum(ranked, axis=-1) - ranked
-        enough = (before >= self.p) & (jnp.arange(order.shape[2]) >= forced) & (self.p < 1)
+        enough = (before >= self.p) & (jnp.arange(order.shape[2])[None, None] >= forced) & (self.p < 1)
         return keep_ranked(step, order, ~enough)
 
     def step_counts(self, lengths: np.ndarray) -> StepCounts:
@@ -70,7 +70,3 @@ class TopPPages(BlockTopK):
     def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
         """Step by step."""
         return sum_steps(self.step_counts, prompt, steps)
-
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> None:
-        """The published code has no such rule."""
-        return None

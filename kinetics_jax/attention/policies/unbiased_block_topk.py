@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
-from kinetics_jax.attention.policies.counts import PublishedCounts
 from kinetics_jax.attention.policies.random_blocks import random_scores
 from kinetics_jax.attention.policies.ranked_pages import keep_ranked, log_masses, page_set, rank_pages
 
@@ -95,16 +92,13 @@ class UnbiasedBlockTopK(BlockTopK):
         masses = log_masses(step, step.lengths > self.budget)
         most = self.pages - self.samples
         exact = rank_pages(step, masses, most=most, sink_pages=self.sink_pages, recent_pages=self.recent_pages)
-        logical = jnp.arange(step.max_pages)
+        logical = jnp.arange(step.max_pages, dtype=jnp.int32)[None, None]
         rest = (logical < step.pages_in_use[:, None, None]) & ~page_set(step, exact)
         draws = random_scores(step.keys, step.layer, step.kv_heads, step.max_pages, step.first_kv_head)
         priorities = jnp.where(rest, ranked(masses - jnp.log(draws)), -jnp.inf)
         best, drawn = jax.lax.top_k(priorities, min(self.samples + 1, step.max_pages))
         threshold = best[..., self.samples :] if best.shape[-1] > self.samples else jnp.float32(-jnp.inf)
         best, drawn = best[..., : self.samples], drawn[..., : self.samples]
-        weights = jnp.maximum(threshold - jnp.take_along_axis(masses, drawn, axis=2), 0)
-        return exact, jnp.where(best > -jnp.inf, drawn, step.max_pages), weights
-
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
-        """The published code has no such rule."""
-        return None
+        there = best > -jnp.inf
+        weights = jnp.maximum(threshold - jnp.where(there, jnp.take_along_axis(masses, drawn, axis=2), 0), 0)
+        return exact, jnp.where(there, drawn, step.max_pages), weights

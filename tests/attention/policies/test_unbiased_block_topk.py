@@ -1,6 +1,9 @@
 """Block top-k with sampled pages: the estimator's expectation is dense attention."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import one_step
 import pytest
@@ -77,6 +80,15 @@ def test_of_few_pages_all_are_read_and_weigh_as_they_are():
     numerator, denominator = one_step.dense()
     np.testing.assert_allclose(out, [numerator / denominator[:, None]] * 3, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(lse, [np.log(denominator)] * 3, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_short_and_idle_rows():
+    """Fewer pages than it may draw: everything is read once, as it is."""
+    policy = kj.UnbiasedBlockTopK(budget=24, page_size=one_step.SIZE, samples=4)
+    keys = jax.random.split(jax.random.key(0), 5)
+    step = dataclasses.replace(one_step.step_of(policy, keys, rows=5), lengths=jnp.array([0, 1, 4, 5, 24]))
+    np.testing.assert_allclose(policy.attend(step), step.attend_all(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
