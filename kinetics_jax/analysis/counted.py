@@ -40,12 +40,38 @@ def costs_from(pool: Pool) -> CostsFrom:
 
 
 def costs_lines(pools: Sequence[Pool]) -> list[str]:
-    """Which pools are priced by what their samples counted, in a line; none where that is nobody's."""
-    counted = [str(pool) for pool in pools if pool.by_counts]
-    if not counted:
-        return []
-    which = counted[0] + (f" and {len(counted) - 1} more" if len(counted) > 1 else "")
-    return [f"{which}: attention and search cost what the samples counted, not what a formula says"]
+    """Which pools are priced by what their samples counted, and of which that contradicts the formula, a line each."""
+    lines = [contradiction(pool) for pool in pools if not pool.by_counts]
+    if counted := [str(pool) for pool in pools if pool.by_counts]:
+        which = counted[0] + (f" and {len(counted) - 1} more" if len(counted) > 1 else "")
+        lines.append(f"{which}: attention and search cost what the samples counted, not what a formula says")
+    return [line for line in lines if line]
+
+
+def contradiction(pool: Pool) -> str:
+    """A line where a pool's samples counted something else than the formula that prices them; empty where they did not,
+    or were not counted.
+    """
+    config = pool.config
+    if not isinstance(config, ModelConfig) or pool.attention.price == "measured" or not all(map(pool.owns, READS)):
+        return ""
+    problems = list(pool.problems.values())
+    steps = np.concatenate([np.maximum(np.array(problem.lengths, np.float64) - 1, 0) for problem in problems])
+    prompt = np.repeat([problem.prompt_tokens for problem in problems], [len(problem.lengths) for problem in problems])
+    counts = pool.attention.counts(prompt, steps, config.num_layers)
+    tokens = counts.dense.total + counts.forced.total + counts.chosen.total
+    for what, formula, kind in (
+        ("tokens attended to", tokens, READS[0]),
+        ("summary vectors read", counts.vectors.total, READS[1]),
+    ):
+        said = float(np.sum(np.broadcast_to(formula, steps.shape))) * config.num_kv_heads
+        counted = float(sum(np.sum(problem.own[kind]) for problem in problems))
+        if abs(counted - said) > 1e-9 * max(counted, said):
+            return (
+                f"{pool}: its samples counted {counted:.6g} {what}, and its formula says {said:.6g}; costs are the "
+                "formula's (--costs-from counts takes what was counted)"
+            )
+    return ""
 
 
 def mark_costs(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
