@@ -2,6 +2,7 @@
 promotion of dtypes and refused promotion of ranks. What other tests hold without a mode is left out without one.
 """
 
+import dataclasses
 import functools
 import os
 
@@ -50,6 +51,26 @@ def moe(tmp_path_factory):
 @pytest.mark.parametrize("attention", POLICIES)
 def test_every_policy_decodes(lm, attention):
     samples = lm.generate(tiny_prompts(2, first=30), sampling=GREEDY, attention=kj.parse_policy(attention))
+    assert [len(sample.output_tokens) for sample in samples] == [6, 6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(kj.AttentionPolicy):
+    """Pages of its own choice, looked up and counted, and those of a mask."""
+
+    page_size: int = 4
+    kind, price, cache_summary, summary_vectors = "own", "measured", "mean", 1
+
+    def attend(self, step):
+        kept = step.keep_pages(step.score_pages() > 0, at_most=step.max_pages)
+        table = jnp.broadcast_to(step.page_table[:, None], (step.batch, step.kv_heads, step.max_pages))
+        outs, sums = zip(step.paged_decode(*kept), step.paged_decode(table, step.cover(table)), strict=True)
+        return kernels.merge_partials(jnp.stack(outs), jnp.stack(sums))[0]
+
+
+@in_a_mode
+def test_a_policy_of_ones_own_decodes(lm):
+    samples = lm.generate(tiny_prompts(2, first=30), sampling=GREEDY, attention=Own())
     assert [len(sample.output_tokens) for sample in samples] == [6, 6]
 
 

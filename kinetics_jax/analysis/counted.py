@@ -40,19 +40,49 @@ def costs_from(pool: Pool) -> CostsFrom:
 
 
 def costs_lines(pools: Sequence[Pool]) -> list[str]:
-    """Which pools are priced by what their samples counted, and which by an upper bound, in a line each; none where
-    that is nobody's.
+    """Which pools are priced by what their samples counted, which by an upper bound, and of which the counts contradict
+    the formula, a line each.
     """
-    counted = [str(pool) for pool in pools if pool.by_counts]
-    bounded = [str(pool) for pool in pools if not pool.by_counts and pool.attention.price == "upper bound"]
-    return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
-        for names, said in (
-            (counted, "attention and search cost what the samples counted, not what a formula says"),
-            (bounded, "costs are an upper bound, for what the policy reads depends on the data"),
-        )
-        if names
-    ]
+    lines = [contradiction(pool) for pool in pools if not pool.by_counts]
+    for names, said in (
+        (
+            [str(pool) for pool in pools if pool.by_counts],
+            "attention and search cost what the samples counted, not what a formula says",
+        ),
+        (
+            [str(pool) for pool in pools if not pool.by_counts and pool.attention.price == "upper bound"],
+            "costs are an upper bound, for what it reads depends on the data",
+        ),
+    ):
+        if names:
+            lines.append(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}")
+    return [line for line in lines if line]
+
+
+def contradiction(pool: Pool) -> str:
+    """A line where a pool's samples counted something else than the formula that prices them; empty where they did not,
+    or were not counted.
+    """
+    config = pool.config
+    if not isinstance(config, ModelConfig) or pool.attention.price != "formula" or not all(map(pool.owns, READS)):
+        return ""
+    problems = list(pool.problems.values())
+    steps = np.concatenate([np.maximum(np.array(problem.lengths, np.float64) - 1, 0) for problem in problems])
+    prompt = np.repeat([problem.prompt_tokens for problem in problems], [len(problem.lengths) for problem in problems])
+    counts = pool.attention.counts(prompt, steps, config.num_layers)
+    tokens = counts.dense.total + counts.forced.total + counts.chosen.total
+    for what, formula, kind in (
+        ("tokens attended to", tokens, READS[0]),
+        ("summary vectors read", counts.vectors.total, READS[1]),
+    ):
+        said = float(np.sum(np.broadcast_to(formula, steps.shape))) * config.num_kv_heads
+        counted = float(sum(np.sum(problem.own[kind]) for problem in problems))
+        if abs(counted - said) > 1e-9 * max(counted, said):
+            return (
+                f"{pool}: its samples counted {counted:.6g} {what}, and its formula says {said:.6g}; costs are the "
+                "formula's (--costs-from counts takes what was counted)"
+            )
+    return ""
 
 
 def mark_costs(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:

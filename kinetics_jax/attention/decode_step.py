@@ -175,8 +175,8 @@ class DecodeStep:
         Raises PolicyError for a mask of another shape.
         """
         self._by_page("a mask", mask, "b")
-        logical = jnp.arange(self.max_pages, dtype=jnp.int32)
-        mask = mask & (logical < self.pages_in_use[:, None])[:, None]
+        logical = jnp.arange(self.max_pages, dtype=jnp.int32)[None, None]
+        mask = mask & (logical < self.pages_in_use[:, None, None])
         self.tally.blame(5, jnp.sum(mask, axis=-1, dtype=jnp.int32) > at_most)
         order = jnp.sort(jnp.where(mask, logical, self.max_pages), axis=-1)[..., : min(at_most, self.max_pages)]
         rows = jnp.arange(self.batch, dtype=jnp.int32)[:, None, None]

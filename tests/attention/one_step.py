@@ -40,7 +40,7 @@ def step_of(policy: AttentionPolicy, keys=None, *, rows: int = 1, layer: int = 0
         first_kv_head=0,
         first_in_group=0,
         ops=DecodeOps.on(None),
-        tally=Tally(rows, KV_HEADS, lengths),
+        tally=Tally(str(policy), rows, KV_HEADS, lengths),
     )
 
 
