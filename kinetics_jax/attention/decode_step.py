@@ -232,7 +232,7 @@ class DecodeStep:
             self.k_pages,
             self.v_pages,
             rows[..., None],
-            self.page_size * (rows >= 0),
+            jnp.where(rows >= 0, jnp.int32(self.page_size), 0),
         )
         return outs.reshape(many, *self.queries.shape), lses.reshape(many, *self.queries.shape[:2])
 
