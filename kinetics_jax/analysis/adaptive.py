@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from jaxtyping import Float
 
+from kinetics_jax.analysis.counted import sample_policy
 from kinetics_jax.analysis.defaults import max_sample_tokens
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.pricing import Pricing, batches
@@ -106,6 +107,7 @@ def problem_costs(pool: Pool, pricing: Pricing, batch: int | None) -> Iterator[t
             pool,
             prompt_tokens=int(problem.prompt_tokens),
             output_tokens=lengths,
+            attention=sample_policy(pool, problem, graded),
             batch=None if batch is None else max(batch, 1),
         )
         prefill = sum(float(np.mean(value)) for part, value in cost.shared.items() if part.startswith("prefill"))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kinetics_jax.analysis.comparable import one_task, other_prompts, other_settings, same_problems
 from kinetics_jax.analysis.problem_samples import ProblemSamples, SamplesError
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.architectures.architecture import PricedModel
@@ -24,6 +24,7 @@ from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
 OWN = ("cost", "seconds")  # what a source may say that a sample took
+READS = ("attended_tokens", "summary_vectors")  # and what it read, over layers and KV heads, as its run counted it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,9 +42,9 @@ class RunData:
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
     [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded;
     `answers_within`, alike: what those texts answered, empty where that is not known, unread without caps. `own`: by
-    kind of OWN, parallel too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`; None for
-    nothing. `source`: where the samples stand, for messages. Raises SamplesError if the parallel fields' lengths
-    differ, or caps are not whole numbers from 1 up in ascending order.
+    kind of OWN, parallel too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read
+    (READS); None for nothing. `source`: where the samples stand, for messages. Raises SamplesError if the parallel
+    fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
     """
 
     model: str
@@ -114,9 +115,12 @@ def run_data(run: Run) -> RunData:
     try:
         config = dict(run.header["config"])
         shape = ModelConfig(**{**config, "eos_token_ids": tuple(config.get("eos_token_ids", ()))})
-        attention = parse_policy(run.header["policy"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SamplesError(f"{run.path / 'run.json'}: config or policy cannot be read ({error})") from error
+        raise SamplesError(f"{run.path / 'run.json'}: config cannot be read ({error})") from error
+    try:
+        attention = parse_policy(run.header["policy"])
+    except PolicyError as error:
+        raise SamplesError(f"{run.path / 'run.json'}: {error}") from error
     settings = {
         **run.header.get("sampling", {}),
         "dtype": run.header.get("dtype"),
@@ -151,6 +155,7 @@ def run_data(run: Run) -> RunData:
         ended=[record.get("finish_reason") for record in run.samples],
         scores=scores if any(score is not None for score in scores) else (),
         answers_within=answers_within,
+        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
         source=str(run.path),
     )
 
@@ -161,7 +166,8 @@ class Pool:
 
     `config` is None where the architecture is not known. All problems have the same `caps`. `rule` says what became of
     undecided samples: they are "unsolved", or "drop": they count in lengths and costs, not in accuracies. `sources`:
-    where the samples stand.
+    where the samples stand. `costs_from`: what prices its attention, the policy's "formula" or the samples' "counts";
+    None: the formula, where the policy has one (`by_counts`).
     """
 
     model: str
@@ -171,6 +177,7 @@ class Pool:
     problems: dict[str, ProblemSamples]
     rule: Undecided = "unsolved"
     sources: tuple[str, ...] = ()
+    costs_from: Literal["formula", "counts"] | None = None
 
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
@@ -181,8 +188,17 @@ class Pool:
         others = f" and {len(self.sources) - 1} more" if len(self.sources) > 1 else ""
         return f"{self} ({self.sources[0]}{others})" if self.sources else str(self)
 
+    @property
+    def by_counts(self) -> bool:
+        """Whether its attention is priced by what its samples counted: where that was asked for, where its policy has
+        no formula, and where the formula is an upper bound and all samples counted.
+        """
+        price = self.attention.price
+        counted = price == "measured" or (price == "upper bound" and all(map(self.owns, READS)))
+        return self.costs_from == "counts" or (self.costs_from is None and counted)
+
     def owns(self, kind: str) -> bool:
-        """Whether the source says of every sample what it took, by a kind of OWN."""
+        """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
         return all(
             kind in problem.own and not np.any(np.isnan(problem.own[kind])) for problem in self.problems.values()
         )
