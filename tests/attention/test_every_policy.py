@@ -121,6 +121,8 @@ def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatc
     import kinetics_kernels as kernels
     import one_step
 
+    from kinetics_jax.attention.reads import Tally
+
     called = set()
 
     def noted(name, op):
@@ -136,7 +138,12 @@ def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatc
     step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
     ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
     step = dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops))
-    jax.eval_shape(lambda queries: policy.attend_and_carry(dataclasses.replace(step, queries=queries)), step.queries)
+
+    def traced(queries):
+        tally = Tally(str(policy), step.batch, step.kv_heads, step.lengths)  # counts in the trace that it was made in
+        return policy.attend_and_carry(dataclasses.replace(step, queries=queries, tally=tally))
+
+    jax.eval_shape(traced, step.queries)
     assert called == set(policy.ops)
 
 
