@@ -121,8 +121,6 @@ def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatc
     import kinetics_kernels as kernels
     import one_step
 
-    from kinetics_jax.attention.reads import Tally
-
     called = set()
 
     def noted(name, op):
@@ -135,15 +133,13 @@ def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatc
     for name in ("choose_pages", "score_pages", "token_logits", "masked_decode", "merge_partials"):
         monkeypatch.setattr(kernels, name, noted(name, getattr(kernels, name)))
     policy = dataclasses.replace(policy, dense_layers=()) if policy.dense_layers else policy
-    step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
-    ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
-    step = dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops))
 
-    def traced(queries):
-        tally = Tally(str(policy), step.batch, step.kv_heads, step.lengths)  # counts in the trace that it was made in
-        return policy.attend_and_carry(dataclasses.replace(step, queries=queries, tally=tally))
+    def attention():
+        step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
+        ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
+        return policy.attend_and_carry(dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops)))
 
-    jax.eval_shape(traced, step.queries)
+    jax.eval_shape(attention)
     assert called == set(policy.ops)
 
 
