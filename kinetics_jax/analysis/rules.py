@@ -24,7 +24,7 @@ from kinetics_jax.errors import spelled
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 ADD_ANSWERS = "fill in a column answer of its table, or of a trace, grade it (kinetics grade TRACE --caps N keeps them)"
-ADD_SCORES = "fill in a column score of its table"
+ADD_SCORES = "fill in a column score of its table, or score its run folder (kinetics grade RUN --score …)"
 
 
 def check_rule(rule: str) -> None:

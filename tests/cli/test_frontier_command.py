@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -305,6 +306,7 @@ def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, agai
         ({"against": "tokens", "batch": "8"}, "--against tokens has no caps, batch, chips"),
         ({"against": "tokens", "hardware": "nope"}, "no hardware named 'nope'"),
         ({"against": "tokens", "convention": "nope"}, "convention 'nope' is not known"),
+        ({"unsaid": Unsaid(tokenizer=Path("nope"))}, "--tokenizer nope: no such file or directory"),
         ({"against": "seconds"}, "seconds are missing for 8 of 8 problems .* fill in a column seconds"),
         ({"rule": "majority"}, "no majority, since what the samples answered is not known; fill in a column answer"),
         ({"rule": "weighted", "allocate": "best-of-n"}, "no weighted vote, since no verifier scored the samples"),
