@@ -9,15 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinetics_jax.attention.policies.base import AttentionPolicy as AttentionPolicy
     from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
     from kinetics_jax.attention.policies.dense import Dense as Dense
     from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
     from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
     from kinetics_jax.attention.policies.registry import parse_policy as parse_policy
+    from kinetics_jax.attention.policies.registry import register_policy as register_policy
     from kinetics_jax.attention.policies.sliding_window import SlidingWindow as SlidingWindow
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
+    from kinetics_jax.engine.agreement import Agreement as Agreement
+    from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
+    from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -26,8 +31,12 @@ if TYPE_CHECKING:
     from kinetics_jax.settings import Sampling as Sampling
 
 _HOMES = {
+    "Agreement": "engine.agreement",
+    "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
+    "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
+    "Drawn": "engine.replay",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
@@ -41,6 +50,7 @@ _HOMES = {
     "load": "language_model",
     "parse_policy": "attention.policies.registry",
     "read_run": "runs.folder",
+    "register_policy": "attention.policies.registry",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

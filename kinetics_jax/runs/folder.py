@@ -3,7 +3,8 @@
 run.json        what makes the samples what they are, and where they were made
 problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands)
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
-                (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds
+                (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds,
+                attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads)
 
 Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
 """
@@ -23,6 +24,7 @@ from kinetics_jax.errors import shown, spelled
 from kinetics_jax.files import encode_utf8, lock_file, open_regular, read_json, write_atomic
 from kinetics_jax.runs.records import (
     HEADER,
+    LATER_RECORD,
     PROBLEM,
     RECORD,
     SAMPLING,
@@ -33,8 +35,8 @@ from kinetics_jax.runs.records import (
     parse_line,
 )
 
-SCHEMA = 2  # 2 may hold samples whose logits were not finite
-SCHEMAS = (1, SCHEMA)  # that this version reads
+SCHEMA = 3  # 2 may hold samples whose logits were not finite, 3 holds counts of what samples read
+SCHEMAS = (1, 2, SCHEMA)  # that this version reads
 # Where a run was made, not what it is: a run may be continued with these changed.
 CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
 # Sampling settings that earlier versions did not have, with what they did.
@@ -203,7 +205,8 @@ class RunWriter:
 
         Raises TraceError if it cannot be written whole (on a full disk, say); earlier records stay readable.
         """
-        self._write(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS})))
+        fields = (name for name in RECORD_FIELDS if name in record or name not in LATER_RECORD)
+        self._write(encode_utf8(_line({field: record[field] for field in fields})))
         self._written.add((record["problem"], record["sample"]))
 
     def read_back(self) -> Run:

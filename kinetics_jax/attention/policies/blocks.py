@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy, PolicyError, check_settings
-from kinetics_jax.attention.policies.counts import Counts, Cut, Share, split_steps, triangle
+from kinetics_jax.attention.policies.counts import Counts, Cut, PublishedCounts, Share, split_steps, triangle
 
 if TYPE_CHECKING:
     from kinetics_jax.attention.decode_step import DecodeStep
@@ -35,8 +35,6 @@ class BlockPolicy(AttentionPolicy):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.page_size < 1:
-            raise PolicyError(f"{self.kind}: page_size must be at least 1, got {self.page_size}")
         if not self.pages and not self.budget:
             raise PolicyError(f"{self.kind}: give budget= (tokens) or pages=, at least 1")
         if self.budget % self.page_size:
@@ -99,6 +97,10 @@ class BlockPolicy(AttentionPolicy):
         searched = before.pages * choosing  # the prompt's full pages
         scores = Share(end.full_pages() - start.full_pages() - searched, searched)
         return attended._replace(scores=scores, vectors=scores.times(self.summary_vectors))
+
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9), without a search."""
+        return self.budget_filled(prompt, output)
 
     def with_page_size(self, page_size: int) -> AttentionPolicy:
         """As for every policy; `pages` follows from the budget."""
