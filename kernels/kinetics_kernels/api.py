@@ -2,7 +2,8 @@
 
 `backend=None` takes what the device's tuning table names for the call's shape, else the kernel made for the device,
 else the reference; a call that the kernel does not take falls back to the reference with a warning. A name forces a
-backend: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an
+backend, `xla`, `triton`, `mosaic_gpu`, `mosaic_tpu` or one of another package, `append_kv=xla,paged_decode=triton` some
+for some ops (choices.py). Beyond what is said here every op raises ValueError for an
 unknown backend and for query heads that are no multiple of the KV heads, and NotImplementedError, naming the reason,
 for what a forced backend cannot do, and where a decode op is differentiated. Page ids and lengths may be of any integer
 dtype, a batch may be empty. jit partitions no kernel: call ops on sharded arrays inside shard_map. Meanings in full:
