@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from kinetics_jax.analysis.counted import sample_policy, stacked
 from kinetics_jax.analysis.defaults import check_trials, default_trials, max_sample_tokens
 from kinetics_jax.analysis.pricing import Batches, Pricing, batches, weights_at
 from kinetics_jax.analysis.problem_samples import ProblemSamples
@@ -303,7 +304,11 @@ def _costs(
     problems = list(pool.problems.values())
     sizes = np.array([len(problem.lengths) for problem in problems])
     # Padded with samples of no tokens, which are not counted below.
-    lengths = _padded([sorted(problem.lengths) for problem in problems], 0)
+    ordered = [np.argsort(problem.lengths, kind="stable") for problem in problems]
+    lengths = _padded(
+        [[problem.lengths[i] for i in order] for problem, order in zip(problems, ordered, strict=True)], 0
+    )
+    policies = [sample_policy(pool, problem, order) for problem, order in zip(problems, ordered, strict=True)]
     real = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]
     # In `upstream` what trials share depends on how many there are; elsewhere one trial gives both shares.
@@ -314,6 +319,7 @@ def _costs(
         prompt_tokens=np.array([problem.prompt_tokens for problem in problems])[:, None, None, None],
         output_tokens=cut,
         trials=count,
+        attention=stacked(policies, lengths.shape[1]),
         batch=None if used is None else np.maximum(used, 1)[:, None],  # where none fits it does not matter
     )
     weights = (

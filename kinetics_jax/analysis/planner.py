@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from kinetics_jax.analysis.counted import typical_policy
 from kinetics_jax.analysis.defaults import (
     fewest_graded,
     max_sample_tokens,
@@ -204,6 +205,8 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
             f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
             "(kinetics calibrate measures a device)"
         )
+    elif hardware.source:
+        caveats.append(f"{hardware.name}: seconds are by a measured profile ({hardware.source})")
     if unknown := unknown_link(hardware, chips):
         caveats.append(unknown)
     return caveats
@@ -245,7 +248,7 @@ def _option(
     spent, first = None, math.inf
     if batch <= held.average:
         kv, weights = Pricing().widths(pool)
-        configuration = pool.priced(), pool.attention, hardware
+        configuration = pool.priced(), typical_policy(pool), hardware
         priced: dict[str, Any] = {
             "slots": batch,
             "cap": cap,

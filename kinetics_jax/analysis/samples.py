@@ -24,6 +24,7 @@ from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
 OWN = ("cost", "seconds")  # what a source may say that a sample took
+READS = ("attended_tokens", "summary_vectors")  # and what it read, over layers and KV heads, as its run counted it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ class RunData:
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
     [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded;
     `answers_within`, alike: what those texts answered, empty where that is not known. `own`: by kind of OWN, parallel
-    too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`; None for nothing. `source`: where
+    too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read (READS); None for nothing.
+    `source`: where
     the samples stand, for messages. Raises SamplesError if the parallel fields' lengths differ, or caps are not whole
     numbers from 1 up in ascending order.
     """
@@ -88,10 +90,10 @@ class RunData:
                 f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
                 f"got {caps}"
             )
-        for name in ("correct_within", "answers_within"):
+        for name, what in (("correct_within", "a grade"), ("answers_within", "an answer")):
             if any(len(row) != len(caps) for row in getattr(self, name)):
                 raise SamplesError(
-                    f"run of {self.model} {self.attention}: {name} needs an entry for each of {len(caps)} caps"
+                    f"run of {self.model} {self.attention}: {name} needs {what} for each of {len(caps)} caps"
                 )
 
 
@@ -154,6 +156,7 @@ def run_data(run: Run) -> RunData:
         ended=[record.get("finish_reason") for record in run.samples],
         scores=scores if any(score is not None for score in scores) else (),
         answers_within=answers_within,
+        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
         source=str(run.path),
     )
 
@@ -164,7 +167,8 @@ class Pool:
 
     `config` is None where the architecture is not known. All problems have the same `caps`. `rule` says what became of
     undecided samples: they are "unsolved", or "drop": they count in lengths and costs, not in accuracies. `sources`:
-    where the samples stand.
+    where the samples stand. `costs_from`: what prices its attention, the policy's "formula" or the samples' "counts";
+    None: the formula, where the policy has one (`by_counts`).
     """
 
     model: str
@@ -174,6 +178,7 @@ class Pool:
     problems: dict[str, ProblemSamples]
     rule: Undecided = "unsolved"
     sources: tuple[str, ...] = ()
+    costs_from: Literal["formula", "counts"] | None = None
 
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
@@ -184,8 +189,13 @@ class Pool:
         others = f" and {len(self.sources) - 1} more" if len(self.sources) > 1 else ""
         return f"{self} ({self.sources[0]}{others})" if self.sources else str(self)
 
+    @property
+    def by_counts(self) -> bool:
+        """Whether its attention is priced by what its samples counted."""
+        return self.costs_from == "counts" or (self.costs_from is None and self.attention.price == "measured")
+
     def owns(self, kind: str) -> bool:
-        """Whether the source says of every sample what it took, by a kind of OWN."""
+        """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
         return all(
             kind in problem.own and not np.any(np.isnan(problem.own[kind])) for problem in self.problems.values()
         )
@@ -210,8 +220,8 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), fill in a column cost or seconds of its samples, or set "
-                "accuracy against tokens (kinetics frontier --against tokens)"
+                "its config (--config MODEL=config.json), or let kinetics frontier take a column cost of its samples, "
+                "or set accuracy against their own seconds (--against seconds) or tokens (--against tokens)"
             )
         for what, missing, cure in (
             (

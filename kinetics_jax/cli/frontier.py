@@ -20,7 +20,7 @@ from kinetics_jax.cli.arguments import (
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
 from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import command_line, count_bar, print_table, quoted_name, say, table_without_noise
+from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say, table_without_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,7 @@ def frontier(
     kv_dtype: KvDtypeArg = None,
     weight_dtype: WeightDtypeArg = None,
     shared_prompt: bool = False,
+    costs_from: Literal["formula", "counts"] | None = None,
     joules: bool = False,
     allocate: Allocate = "none",
     law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
@@ -89,6 +90,8 @@ def frontier(
             on average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
         chips: Chips that work on every sequence together (tensor parallel).
         shared_prompt: Trials of a problem read whole pages of its prompt's KV once for all, in dense layers.
+        costs_from: What prices attention and search: the policy's formula, or what each sample counted while it ran
+            (runs of this version); default: the formula, and counts for a policy that has none.
         joules: What the N samples of a problem draw, on average; needs hardware whose energy was measured, such as
             h100-vllm.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
@@ -103,6 +106,7 @@ def frontier(
         report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
+    from kinetics_jax.analysis.counted import costs_lines, mark_costs, with_costs_from
     from kinetics_jax.analysis.energy import frontier_joules
     from kinetics_jax.analysis.frontier import cost_frontier, crossings
     from kinetics_jax.analysis.pricing import Pricing
@@ -145,6 +149,10 @@ def frontier(
         "--report",
     )
     chip = hardware_named(hardware)  # a name that is not known is refused, used or not
+    require(
+        costs_from is None or (against == "cost" and not report),
+        "--costs-from says how costs are counted, in tables; leave out --against and --report",
+    )
     if joules:
         measured_energy(chip)  # refuses hardware without
     if figure or report:
@@ -175,11 +183,13 @@ def frontier(
         table = _report(report, runs, options | {"undecided": unsaid.undecided})
     else:
         samples = unsaid.read(runs, bare_questions=bare_questions)
-        data = pooled(samples, undecided=unsaid.undecided)
+        data = with_costs_from(pooled(samples, undecided=unsaid.undecided), costs_from)
         for line in ending_lines(samples):
             say(line)
         if against == "cost":
             _say_own_costs(data)
+            for line in costs_lines(data):
+                say(line)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
         if rule and allocate != "long-cot":
             require_rule(data, rule, () if caps else (None,))
@@ -198,8 +208,10 @@ def frontier(
             table = _allocated(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
+        table = mark_costs(table, data)
     if against == "cost":
         say(_weights_line(table, chips=chips, hardware=hardware))
+    table = _with_reasons(table)
     if csv:
         write_atomic(csv, table_without_noise(table).to_csv(index=False))
     if figure:
@@ -211,7 +223,7 @@ def frontier(
         say(line)
     if allocate == "none" and len(leads := crossings(table, against)) > 1:
         say(_leads_line(leads))
-    print_table(_with_reasons(table), as_json)
+    print_table(table, as_json)
 
 
 def _say_own_costs(pools: list[Pool]) -> None:
@@ -235,8 +247,8 @@ def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     if "afforded" not in table or not (table["afforded"] == 0).any():
         return table
     table = table.copy()
-    table.insert(list(table.columns).index("limit") + 1, "note", [None] * len(table))
-    table.loc[table["afforded"] == 0, "note"] = "cannot be afforded"
+    notes = [None if afforded else "cannot be afforded" for afforded in table["afforded"]]
+    table.insert(list(table.columns).index("limit") + 1, "note", notes)
     return table
 
 
@@ -244,9 +256,10 @@ def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str:
     """What the costs of a table hold of the weights, in a line."""
     from kinetics_jax.analysis.frontier import weights_in
     from kinetics_jax.costs.batching import weight_words
+    from kinetics_jax.costs.hardware import chips_words
 
     rule, batch = weights_in(table)
-    where = f" {chips} x {quoted_name(hardware)} on average"
+    where = f" {chips_words(chips, hardware)} on average"
     more = {"fit": where, "none": ", as if endlessly many sequences shared their reads"}
     return f"costs: {weight_words(rule, batch)}{more.get(rule, '')}"
 

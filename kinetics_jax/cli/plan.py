@@ -13,7 +13,7 @@ from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDt
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import prose, quoted_name, say, without_noise
+from kinetics_jax.cli.terminal import prose, say, without_noise
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
@@ -42,6 +42,7 @@ def plan(
     replicas: int = 1,
     kv_dtype: KvDtypeArg = None,
     weight_dtype: WeightDtypeArg = None,
+    costs_from: Literal["formula", "counts"] | None = None,
     seconds: float | None = None,
     dollars: float | None = None,
     joules: float | None = None,
@@ -67,6 +68,8 @@ def plan(
         hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
         chips: Chips that share every sequence (tensor parallel).
         replicas: Copies of the model, of --chips chips each, that share the problems (data parallel).
+        costs_from: What the steps of attention are priced by: the policy's formula, or what the samples counted while
+            they ran (runs of this version); default: the formula, and counts for a policy that has none.
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
         joules: Budget in joules that the chips draw; needs hardware whose energy was measured, such as h100-vllm.
@@ -85,6 +88,7 @@ def plan(
     """
     from kinetics_jax.analysis import planner
     from kinetics_jax.analysis.advice import advise
+    from kinetics_jax.analysis.counted import costs_lines, with_costs_from
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.hardware import measured_energy
@@ -111,6 +115,7 @@ def plan(
             "--replicas": replicas != 1,
             "--kv-dtype": kv_dtype is not None,
             "--weight-dtype": weight_dtype is not None,
+            "--costs-from": costs_from is not None,
             "--seconds": seconds is not None,
             "--dollars": dollars is not None,
             "--joules": joules is not None,
@@ -141,7 +146,7 @@ def plan(
     types = {name: dtype for name, dtype in (("kv_dtype", kv_dtype), ("weight_dtype", weight_dtype)) if dtype}
     pools = [
         dataclasses.replace(pool, settings={**pool.settings, **types})
-        for pool in pooled(samples, undecided=unsaid.undecided)
+        for pool in with_costs_from(pooled(samples, undecided=unsaid.undecided), costs_from)
     ]
     options = planner.list_options(
         pools,
@@ -157,11 +162,12 @@ def plan(
     if joules is not None:
         options = planner.within_joules(options, joules)
     advice = advise(options, budget, seed=seed)
-    for line in (*ending_lines(samples), *options.warnings):
+    for line in (*ending_lines(samples), *costs_lines(pools), *options.warnings):
         say(line)
     if as_json:
         picked = {OLD_NAMES[name]: found for name, found in chosen_rules(advice, pools).items()}
-        print(json.dumps({**as_record(advice), "picked": picked}, indent=1, allow_nan=False))
+        sources = {str(pool): "counts" if pool.by_counts else "formula" for pool in pools}
+        print(json.dumps({**as_record(advice), "picked": picked, "costs_from": sources}, indent=1, allow_nan=False))
     else:
         _print(advice)
         _print_picks(advice, pools)
@@ -261,8 +267,7 @@ def _print_picks(advice: Advice, pools: list[Pool]) -> None:
     picks = chosen_rules(advice, pools)
     for rule, picked in picks.items():
         low, high = picked["interval"]
-        if rule != advice.options.rule:
-            prose(f"{WORDS[rule]}: {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
+        prose(f"{WORDS[rule]}: {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
     if not picks:
         pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
         why = lacks_words(pool, "majority", row["cap"]) or f"N = {row['N']} is more than the samples of a problem"
@@ -280,6 +285,7 @@ def _print(advice: Advice) -> None:
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
+    from kinetics_jax.costs.hardware import chips_words
 
     labels = {"run this": advice.chosen, "runner-up": advice.runner_up, "out of reach": advice.beyond}
     shown = {label: index for label, index in labels.items() if index is not None}
@@ -288,7 +294,7 @@ def _print(advice: Advice) -> None:
     options = advice.options
     copies = f"{options.replicas} replicas of " if options.replicas > 1 else ""
     prose(
-        f"\n{options.problems} problems on {copies}{options.chips} x {quoted_name(options.hardware.name)}; "
+        f"\n{options.problems} problems on {copies}{chips_words(options.chips, options.hardware.name)}; "
         f"{len(options.table)} configurations.\n"
         f"Accuracy {advice.accuracy:.3f} as measured, by {WORDS[options.rule]}; chosen among many on the same problems "
         f"it looks {advice.optimism:.3f} too good: expect {advice.expected_accuracy:.3f}, 95 % interval "
