@@ -8,6 +8,7 @@ the reference; and recorded beside the reference on a fixed set of cases, with a
 This one sums in another order than the reference does: half the pages at a time, merged by their log-sum-exps.
 """
 
+import importlib
 import pathlib
 import sys
 import tempfile
@@ -45,8 +46,7 @@ def main():
             lm = kj.load("chase-131k", backend=backend)
             print(f"{backend}: {lm.generate(['n7>n2'], sampling=kj.Sampling(temperature=0, max_tokens=24))[0].text!r}")
 
-        from compare_backends import main as compare  # the script of experiments/benchmarks
-
+        compare = importlib.import_module("compare_backends").main  # the script of experiments/benchmarks
         cases = ["--model", "none", "--only", "page8-group4", "--kernels", "my_kernels"]
         for out, backend in (("xla", "xla"), ("halves", "paged_decode=halves")):
             compare(["record", f"{folder}/{out}", "--backend", backend, *cases])

@@ -46,7 +46,7 @@ def main():
         tokens = sum(sample.attended_tokens for sample in samples) / drawn
         vectors = sum(sample.summary_vectors for sample in samples) / drawn
         answers = zip(samples, problems, strict=True)
-        right = sum(sample.text.endswith(f"{{{problem.answer}}}") for sample, problem in answers)
+        right = sum((sample.text or "").endswith(f"{{{problem.answer}}}") for sample, problem in answers)
         print(f"{policy}: {tokens:.0f} tokens, {vectors:.0f} vectors for one drawn; {right} of {len(problems)} right")
 
 

@@ -81,8 +81,8 @@ def chosen_backend(op: str, platform: str | None = None, summary: str | None = N
         return "xla", "only the jnp reference has it"
     parts, device = PARTS.get(op, (op,)), devices.target()
     backend, why = _suited(op, parts, device, PLATFORM_NAMES.get(platform or "", platform) or device.platform)
-    for part in parts if summary is not None and backend != "xla" else ():
-        if not has_kernel_code(part, backend, summary):
+    for part in parts if backend != "xla" else ():
+        if summary is not None and not has_kernel_code(part, backend, summary):
             return "xla", f"the jnp reference: {backend} has no code for summaries of kind {summary} in {part}"
     return backend, why
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from kinetics_kernels.kernel_files import KERNEL_OPS
@@ -38,12 +39,18 @@ def choice_for(op: str, spelling: Backend | None) -> Choice | None:
     return chosen.get(op, chosen.get(""))
 
 
-@functools.cache
-def parsed(spelling: Backend) -> dict[str, Choice]:
+def parsed(spelling: Backend) -> Mapping[str, Choice]:
     """The choices of a spelling by op, that for all others by "". Raises ValueError for what is no spelling."""
-    where, chosen = f"backend {spelling!r:.100}", {}
     if not isinstance(spelling, str):
-        raise ValueError(f"{where} is not a name, or OP=NAME,OP=NAME")
+        raise ValueError(
+            f"backend {spelling!r:.100} is not a text, as in 'triton' or 'append_kv=xla,paged_decode=triton'"
+        )
+    return _parsed(spelling)
+
+
+@functools.cache
+def _parsed(spelling: str) -> Mapping[str, Choice]:
+    where, chosen = f"backend {spelling!r:.100}", {}
     for entry in spelling.split(","):
         first, *options = entry.strip().split(":")
         op, equals, backend = (part.strip() for part in first.rpartition("="))

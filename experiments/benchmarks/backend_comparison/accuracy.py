@@ -46,7 +46,7 @@ def record_accuracy(
             for sample in lm.generate(prompts, n=samples, sampling=drawn, attention=policy):
                 problem = chosen[sample.problem]
                 counts[sample.problem] += bool(
-                    grader(completed(texts[problem.id], sample.text), problem.answer).correct
+                    grader(completed(texts[problem.id], sample.text or ""), problem.answer).correct
                 )
             right[str(policy)] = counts
             report(f"{task} {policy}: {sum(counts)} of {len(chosen) * samples} samples right")

@@ -56,7 +56,7 @@ def revision() -> str:
         return "no checkout, and kinetics_jax is not installed"
 
 
-def driver(device: jax.Device) -> str | None:
+def driver(device: Any) -> str | None:
     """The runtime that jax drives the device by, and of NVIDIA GPUs the driver; None on a CPU."""
     if device.platform == "cpu":
         return None
