@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
+    from kinetics_jax.engine.agreement import Agreement as Agreement
+    from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
+    from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
     from kinetics_jax.settings import Sampling as Sampling
 
 _HOMES = {
+    "Agreement": "engine.agreement",
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
+    "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
+    "Drawn": "engine.replay",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",

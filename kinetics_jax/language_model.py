@@ -23,12 +23,16 @@ from kinetics_kernels.backends import ATTENTION_OPS, backend_error
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.engine.agreement import ROWS, Agreement, agreements
+from kinetics_jax.engine.chosen_pages import ChosenPages, chosen_pages
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
@@ -256,6 +260,79 @@ class LanguageModel:
             for done in finished
         ]
         return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+
+    def agreement(
+        self,
+        prompt: str | Sequence[int],
+        tokens: Sequence[int],
+        *,
+        attention: AttentionPolicy | str,
+        problem: str = "0",
+        sample: int = 0,
+        seed: int = 0,
+    ) -> Agreement:
+        """How far a policy and dense attention agree on `tokens` drawn behind a prompt: see `Agreement`.
+
+        `problem`, `sample` and `seed` fix the draws of a random policy, as when the tokens were drawn. Raises
+        RequestError for what is no prompt or no token, and on a mesh.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        return self.agreements([Drawn(ids, tokens, problem, sample)], attention=attention, seed=seed)[0]
+
+    def agreements(
+        self, samples: Sequence[Drawn], *, attention: AttentionPolicy | str, seed: int = 0, rows: int = ROWS
+    ) -> list[Agreement]:
+        """`agreement` of many samples, at most `rows` side by side."""
+        policy, checked = self._replayed("agreement", attention, samples)
+        options = {"seed": seed, "backend": self.backend, "rows": max(1, min(rows, len(checked)))}
+        options["cache_dtype"] = self.dtype
+        return list(agreements(self.graph, self.weights, self.config, checked, policy=policy, **options))
+
+    def chosen_pages(
+        self,
+        prompt: str | Sequence[int],
+        tokens: Sequence[int],
+        *,
+        attention: AttentionPolicy | str,
+        at: Sequence[int] | None = None,
+        problem: str = "0",
+        sample: int = 0,
+        seed: int = 0,
+        rows: int = 1,
+    ) -> ChosenPages:
+        """The pages that a policy chose while it drew `tokens` behind a prompt, layer by layer, and the attention mass
+        they hold: see `ChosenPages`.
+
+        `at`: of these tokens alone, by output position from 1 on (the first token takes no decode step). `problem`,
+        `sample` and `seed` are as for `agreement`; `rows` as for `engine.chosen_pages`. Raises RequestError as well.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        policy, (drawn,) = self._replayed("chosen_pages", attention, [Drawn(ids, tokens, problem, sample)])
+        if wrong := [place for place in at or () if not 1 <= place < len(drawn.tokens)]:
+            raise RequestError(f"chosen_pages: at must hold positions in 1 … {len(drawn.tokens) - 1}, got {wrong[0]}")
+        return chosen_pages(
+            self.graph, self.weights, self.config, drawn, policy=policy, seed=seed, at=at, rows=rows,
+            cache_dtype=self.dtype, backend=self.backend,
+        )  # fmt: skip
+
+    def _replayed(
+        self, what: str, attention: AttentionPolicy | str, samples: Sequence[Drawn]
+    ) -> tuple[AttentionPolicy, list[Drawn]]:
+        """The policy and the samples, checked. Raises RequestError, beginning with `what`."""
+        if self.mesh is not None:
+            raise RequestError(f"{what}: is for one device, not for a mesh; load the model without mesh")
+        vocab, limit = self.config.vocab_size, self.config.max_position_embeddings
+        policy = as_policy(attention)
+        if (layer := policy.missing_layer(self.config.num_layers)) is not None:
+            raise RequestError(f"{policy}: there is no layer {layer}; the model has {self.config.num_layers}")
+        checked = []
+        for index, drawn in enumerate(samples):
+            where = f"{what}: sample {index}"
+            tokens = prompt_ids(f"{where}, its tokens", drawn.tokens, vocab) if len(drawn.tokens) else []
+            checked.append(dataclasses.replace(drawn, prompt=prompt_ids(where, drawn.prompt, vocab), tokens=tokens))
+            if (length := len(checked[-1].prompt) + len(tokens)) > limit:
+                raise RequestError(f"{where}: {length} tokens exceed the model's {limit} positions")
+        return policy, checked
 
 
 def load(

@@ -191,8 +191,12 @@ class Pool:
 
     @property
     def by_counts(self) -> bool:
-        """Whether its attention is priced by what its samples counted."""
-        return self.costs_from == "counts" or (self.costs_from is None and self.attention.price == "measured")
+        """Whether its attention is priced by what its samples counted: where that was asked for, where its policy has
+        no formula, and where the formula is an upper bound and all samples counted.
+        """
+        price = self.attention.price
+        counted = price == "measured" or (price == "upper bound" and all(map(self.owns, READS)))
+        return self.costs_from == "counts" or (self.costs_from is None and counted)
 
     def owns(self, kind: str) -> bool:
         """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""

@@ -179,7 +179,7 @@ def write_prompt(
 
 def summary_layers(policy: AttentionPolicy, num_layers: int) -> frozenset[int]:
     """The layers whose pages need summaries under a policy."""
-    return frozenset(policy.sparse_layers(num_layers) if policy.cache_summary else ())
+    return frozenset(filter(policy.searches, range(num_layers)) if policy.cache_summary else ())
 
 
 def empty_cache(

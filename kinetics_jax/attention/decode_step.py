@@ -175,14 +175,18 @@ class DecodeStep:
         Raises PolicyError for a mask of another shape.
         """
         self._by_page("a mask", mask, "b")
-        logical = jnp.arange(self.max_pages, dtype=jnp.int32)
-        mask = mask & (logical < self.pages_in_use[:, None])[:, None]
+        logical = jnp.arange(self.max_pages, dtype=jnp.int32)[None, None]
+        mask = mask & (logical < self.pages_in_use[:, None, None])
         self.tally.blame(5, jnp.sum(mask, axis=-1, dtype=jnp.int32) > at_most)
         order = jnp.sort(jnp.where(mask, logical, self.max_pages), axis=-1)[..., : min(at_most, self.max_pages)]
         rows = jnp.arange(self.batch, dtype=jnp.int32)[:, None, None]
         ids = self.page_table[rows, jnp.minimum(order, self.max_pages - 1)]
         tables = jnp.where(order < self.max_pages, ids, -1)
         return self._trusted(tables, self.cover(tables))
+
+    def reuse_pages(self, tables: PageTables, covered: Covered) -> Pages:
+        """Pages that an op named in an earlier layer of the same step, for a policy that carries them: not checked."""
+        return self._trusted(tables, covered)
 
     def cover(self, tables: PageTables) -> Covered:
         """The tokens that the pages of a table hold; those behind the current one hold none."""
@@ -211,6 +215,26 @@ class DecodeStep:
             check_pages(self.tally, tables, covered, self.page_table, self.lengths, self.page_size)
         self.tally.add(tokens=covered)
         return self.ops.paged_decode(self.queries, self.k_pages, self.v_pages, tables, covered)
+
+    def paged_decode_each(
+        self, tables: PageTables, covered: Covered
+    ) -> tuple[Float[Array, "pages batch heads head_dim"], Float[Array, "pages batch heads"]]:
+        """Attention to each page of a table alone, and its log-sum-exps, to be merged with weights (`merge_partials` of
+        kinetics_kernels). All pages are full ones: a page is one more row of the batch. -1 names none: 0 and -inf.
+        """
+        if not self.tally.knows(tables, covered):
+            check_pages(self.tally, tables, covered, self.page_table, self.lengths, self.page_size)
+        self.tally.add(tokens=covered)
+        many = tables.shape[2]
+        rows = jnp.moveaxis(tables, 2, 0).reshape(many * self.batch, self.kv_heads)
+        outs, lses = self.ops.paged_decode(
+            jnp.tile(self.queries, (many, 1, 1)),
+            self.k_pages,
+            self.v_pages,
+            rows[..., None],
+            jnp.where(rows >= 0, jnp.int32(self.page_size), 0),
+        )
+        return outs.reshape(many, *self.queries.shape), lses.reshape(many, *self.queries.shape[:2])
 
     def attend_pages(self, tables: PageTables, covered: Covered) -> Float[Array, "batch heads head_dim"]:
         """Attention to the pages of a table for every KV head, as `select_pages` and `choose_pages` return them."""
@@ -259,6 +283,13 @@ class DecodeStep:
     ) -> None:
         """Counts what a policy reads without the step's own ops: tokens attended, summary vectors of head_dim."""
         self.tally.add(tokens, vectors)
+
+    def own_summaries(self) -> jax.Array:
+        """The summaries of the policy's own kind, for a policy that scores pages itself; it counts what it reads.
+
+        Raises ValueError where the cache keeps none.
+        """
+        return self._summaries(self.policy.cache_summary or "mean")
 
     def _summaries(self, summary: str) -> jax.Array:
         if self.summaries is None or summary != self.summary:

@@ -135,7 +135,7 @@ def check_pages(
     logical = jnp.take_along_axis(order, at, axis=1).reshape(tables.shape)
     used = tables >= 0
     tally.blame(2, jnp.any(used & ~found, axis=-1))
-    place = jnp.where(used, logical, max_pages + jnp.arange(width, dtype=jnp.int32))
+    place = jnp.where(used, logical, max_pages + jnp.arange(width, dtype=jnp.int32)[None, None])
     tally.blame(3, jnp.any(place[..., 1:] <= place[..., :-1], axis=-1))
     last = lengths - (count - 1) * page_size  # tokens of the current page
     newest = (count - 1)[:, None, None]

@@ -175,6 +175,8 @@ def cost(
         say(f"batch {rule} does not fit, and has no seconds, on {', '.join(too_small)} (sequences that fit)")
     if rule is None and any(each.calibrated for each in known):
         say("a measured profile takes overheads in every step, which are left out without a batch (--batch fit)")
+    if policy.price == "upper bound" and convention != "upstream":
+        say(f"{policy.kind}: costs are an upper bound, for what it reads depends on the data; a run counts it")
     asked = {
         "model": config.name or model,
         "attention": str(policy),

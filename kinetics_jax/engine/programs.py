@@ -252,7 +252,7 @@ def decode_chunk(
         drawn = drawn.at[:, step].set(jnp.where(slots.active, token, IDLE))
         counts = counts.at[:, :, step].set(jnp.stack([reads.tokens, reads.vectors], axis=-1))
         # Where logits are not finite the model failed, not the policy, whatever its scores are.
-        faults = jnp.where((faults == 0) & (token != NONFINITE), reads.fault, faults)
+        faults = jnp.where((faults == 0) & (token != NONFINITE)[None], reads.fault, faults)
         slots = dataclasses.replace(
             slots,
             token=token,

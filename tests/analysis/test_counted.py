@@ -1,6 +1,7 @@
 """Costs from what samples counted, held to the formulas of every registered policy."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -125,6 +126,17 @@ def test_a_policy_without_a_formula_is_priced_by_counts_unless_told():
     for convention in ("paper", "upstream"):
         with pytest.raises(PolicyError, match=f"the traffic convention alone, not in {convention}"):
             cost_frontier(counted, convention=convention)
+
+
+def test_counts_that_contradict_a_formula_are_told():
+    for policy in POLICIES:
+        assert costs_lines(pool(policy)) == []
+    (line,) = costs_lines(pool(kj.TokenTopK(16), factor=2))
+    assert re.search(
+        r"token_topk:budget=16: its samples counted (\S+) tokens .*, and its formula says (\S+); costs are", line
+    )
+    assert costs_lines(pool(kj.TokenTopK(16), counts=False)) == []
+    assert len(costs_lines(with_costs_from(pool(kj.TokenTopK(16), factor=2), "counts"))) == 1  # which says so
 
 
 def test_samples_without_counts_are_refused():

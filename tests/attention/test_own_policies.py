@@ -334,7 +334,7 @@ class Returns(kj.AttentionPolicy):
         if self.what == "shape":
             return out[:, :1], carried
         if self.what == "carry":
-            return out, {"n": carried["n"] + 0.5}
+            return out, {"n": carried["n"].astype(jnp.float32)}
         if self.what == "more":
             return out, {"n": jnp.zeros(())}
         if self.what == "bare":

@@ -49,6 +49,8 @@ POLICIES = [
     kj.BlockTopK(pages=3, page_size=4, dense_layers=(), summary="min_max"),
     kj.RandomBlocks(pages=3, page_size=4, dense_layers=()),
     kj.TokenTopK(budget=6, dense_layers=()),
+    kj.UnbiasedBlockTopK(pages=4, page_size=4, samples=2, dense_layers=()),
+    kj.LiteSysRandomTokens(samples=6, dense_layers=(), weights="importance"),
 ]
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=24, seed=3)
 

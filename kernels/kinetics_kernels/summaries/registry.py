@@ -11,11 +11,12 @@ from kinetics_kernels.summaries.kind import SummaryKind
 from kinetics_kernels.summaries.mean import MEAN
 from kinetics_kernels.summaries.mean_std import MEAN_STD
 from kinetics_kernels.summaries.min_max import MIN_MAX
+from kinetics_kernels.summaries.two_means import TWO_MEANS
 
 GROUP = "kinetics_kernels.summaries"  # entry points NAME = "module:KIND" of installed packages
 CODE = {"append_kv": "make", "select_pages": "score"}  # what each op runs of a kind
 
-_kinds: dict[str, SummaryKind] = {kind.name: kind for kind in (MEAN, MIN_MAX, MEAN_STD)}
+_kinds: dict[str, SummaryKind] = {kind.name: kind for kind in (MEAN, MIN_MAX, MEAN_STD, TWO_MEANS)}
 
 
 def register_summary(kind: SummaryKind) -> SummaryKind:

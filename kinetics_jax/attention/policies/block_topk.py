@@ -29,6 +29,7 @@ class BlockTopK(BlockPolicy):
 
     kind: ClassVar[str] = "block_topk"
     place: ClassVar[int] = 1
+    ops: ClassVar[tuple[str, ...]] = ("select_pages", "paged_decode")
 
     @property
     def cache_summary(self) -> str:
@@ -44,8 +45,12 @@ class BlockTopK(BlockPolicy):
         vectors = (prompt * output + output**2 / 2) / self.page_size
         return self.budget_filled(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
 
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
-        """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens."""
+    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
+        """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens. A
+        rule that is built on this one has no published formula.
+        """
+        if type(self) is not BlockTopK:
+            return None
         return published_block_search(self.published_budget, self.page_size, prompt, output, trials)
 
 
