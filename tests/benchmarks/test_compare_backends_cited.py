@@ -129,7 +129,7 @@ def test_float64_has_no_last_kind_of_summary():
     """What is compared with knows three kinds, and takes a fourth for none of them."""
     keys = np.zeros((2, 4, 8))
     for summary_of in (cases.summary_of, kernel_oracle.summary_of):
-        with pytest.raises(ValueError, match="summary 'median' has no float64 rule here .there are: mean, min_max"):
+        with pytest.raises(ValueError, match=r"summary 'median' has no float64 rule here .there are: mean, min_max"):
             summary_of(keys, "median")
     with pytest.raises(ValueError, match="summary 'median' has no float64 rule here"):
         float64_ops.score_terms(np.zeros((1, 2, 8)), np.zeros((2, 3, 2, 8)), np.zeros((1, 3), int), "median")
