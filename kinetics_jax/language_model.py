@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Bool
-from kinetics_kernels.backends import Backend, backend_error
+from kinetics_kernels.backends import ATTENTION_OPS, backend_error
 
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
@@ -80,7 +80,7 @@ class LanguageModel:
         directory: Path,
         *,
         checkpoint: Checkpoint,
-        backend: Backend | None = None,
+        backend: str | None = None,
         mesh: Mesh | None = None,
         add_special_tokens: bool = True,
         files: FileStates | None = None,
@@ -93,7 +93,7 @@ class LanguageModel:
         self.mesh = mesh
         self.config, self.graph, self.weights, self.directory = config, graph, weights, directory
         self.checkpoint = checkpoint
-        self.backend: Backend | None = backend
+        self.backend = backend
         self.add_special_tokens, self.files = add_special_tokens, files
 
     @property
@@ -347,15 +347,16 @@ def load(
     """Loads a checkpoint: a built-in name, a Hugging Face or Orbax directory, a GGUF file, or a hub id.
 
     `dtype` (float32, bfloat16, float16) is what weights and cache are stored in; default: bfloat16 on an accelerator,
-    float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu; default: what suits
-    the device). `mesh` spreads model, cache and sequences over several devices: "data=2,tensor=4", a mapping, or a
-    `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads its own part of the weights.
+    float32 on a CPU. `backend` forces the kernels' backend (xla, triton, mosaic_gpu, mosaic_tpu, or one for each op:
+    append_kv=xla,paged_decode=triton; default: what suits the device). `mesh` spreads model, cache and sequences over
+    several devices: "data=2,tensor=4", a mapping, or a `jax.sharding.Mesh` (`sharding.make_mesh`); each device reads
+    its own part of the weights.
     `add_special_tokens`: whether texts get what the tokenizer adds by itself (`LanguageModel.encode`). Raises
     CheckpointError, ConfigError or MeshError saying what is wrong and where; warns of end tokens that are never drawn.
     """
     devices = None if mesh is None else make_mesh(mesh)
     checkpoint = resolve(name)
-    if backend is not None and (wrong := backend_error(backend)):
+    if backend is not None and (wrong := backend_error(backend, ops=ATTENTION_OPS)):
         raise ConfigError(wrong)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -379,7 +380,7 @@ def load(
             weights,
             directory,
             checkpoint=checkpoint,
-            backend=cast(Backend | None, backend),
+            backend=backend,
             mesh=devices,
             add_special_tokens=add_special_tokens,
             files=files,

@@ -26,14 +26,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
 from flax import nnx
 from jax.typing import DTypeLike
-from kinetics_kernels.backends import Backend
+from kinetics_kernels.backends import ATTENTION_OPS, Backend, backend_error
 
 from kinetics_jax.attention.shared_prefix import resolved_backend
 from kinetics_jax.config import ModelConfig
@@ -164,6 +164,8 @@ def result(arguments: argparse.Namespace) -> dict[str, Any]:
     for flag in ("gen_len", "page_size", "topk_page", "batch_size", "repeats"):
         if getattr(arguments, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(arguments, flag)}")
+    if arguments.backend is not None and (wrong := backend_error(arguments.backend, ops=ATTENTION_OPS)):
+        raise UserError(wrong)
     context = arguments.gen_len // 2
     if context < arguments.page_size:
         raise UserError(f"--gen-len {arguments.gen_len}: half of it must fill a page of {arguments.page_size} tokens")
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--world-size", type=int, default=8, help="devices that share the model (%(default)s)")
     parser.add_argument("--repeats", type=int, default=64, help="steps of a turn (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--backend", choices=get_args(Backend), help="default: what suits the device")
+    parser.add_argument("--backend", help="for all ops, or OP=NAME,OP=NAME; default: what suits the device")
     parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="print the record as JSON, or write it")
     arguments = parser.parse_args(argv)
     try:

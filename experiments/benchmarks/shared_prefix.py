@@ -26,7 +26,7 @@ import kinetics_kernels as kernels
 import numpy as np
 import pandas as pd
 from jax.typing import DTypeLike
-from kinetics_kernels.backends import Backend
+from kinetics_kernels.backends import ATTENTION_OPS, Backend, backend_error
 
 from kinetics_jax.attention.shared_prefix import (
     prefix_saving,
@@ -117,6 +117,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
+    if arguments.backend is not None and (wrong := backend_error(arguments.backend, ops=ATTENTION_OPS)):
+        parser.error(wrong)
     config = ModelConfig.named(arguments.model)
     dtype = jnp.dtype(arguments.dtype)
     rows = [

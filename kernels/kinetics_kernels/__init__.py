@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kinetics_kernels.api import grouped_matmul as grouped_matmul
     from kinetics_kernels.api import paged_decode as paged_decode
     from kinetics_kernels.api import select_pages as select_pages
+    from kinetics_kernels.kernel_files import register_backends as register_backends
     from kinetics_kernels.masked import litesys_mask as litesys_mask
     from kinetics_kernels.masked import masked_decode as masked_decode
     from kinetics_kernels.masked import sliding_window_mask as sliding_window_mask
@@ -38,6 +39,7 @@ _HOMES = {
     "masked_decode": "masked",
     "merge_partials": "reference",
     "paged_decode": "api",
+    "register_backends": "kernel_files",
     "register_summary": "summaries.registry",
     "score_pages": "reference",
     "select_pages": "api",

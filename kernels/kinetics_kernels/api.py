@@ -2,7 +2,8 @@
 
 `backend=None` takes what the device's tuning table names for the call's shape, else the kernel made for the device,
 else the reference; a call that the kernel does not take falls back to the reference with a warning. A name forces a
-backend: `xla`, `triton`, `mosaic_gpu` or `mosaic_tpu`. Beyond what is said here every op raises ValueError for an
+backend, `xla`, `triton`, `mosaic_gpu`, `mosaic_tpu` or one of another package, `append_kv=xla,paged_decode=triton` some
+for some ops (choices.py). Beyond what is said here every op raises ValueError for an
 unknown backend and for query heads that are no multiple of the KV heads, and NotImplementedError, naming the reason,
 for what a forced backend cannot do, and where a decode op is differentiated. Page ids and lengths may be of any integer
 dtype, a batch may be empty. jit partitions no kernel: call ops on sharded arrays inside shard_map. Meanings in full:
@@ -57,7 +58,7 @@ def append_kv(
 
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
-    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     *,
@@ -67,18 +68,24 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    scores: Float32[Array, "batch kv_heads max_pages"] | None = None,
     backend: Backend | None = None,
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step, and the tokens they hold.
 
     Of `pages` pages the first `sink_pages` and the last `recent_pages` are forced, the others have the best scores;
-    `scale` counts for `mean_std` alone. Returns `selected [batch, kv_heads, pages]`, physical ids in ascending logical
-    order, padded with -1, and `covered [batch, kv_heads]`, the tokens they hold. Raises ValueError for an unknown kind
-    of summary, or another kind's summaries, or if nothing is left to choose.
+    `scale`, that of the logits, counts for some kinds of summary. `scores [batch, kv_heads, max_pages]` by logical
+    page, from elsewhere, are taken instead of the summaries', which may be None then; no kernel takes them yet. Returns
+    `selected [batch, kv_heads, pages]`, physical ids in ascending logical order, padded with -1, and `covered [batch,
+    kv_heads]`, the tokens they hold. Raises ValueError for an unknown kind of summary, another kind's summaries, scores
+    of another shape, or if nothing is left to choose.
     """
-    check_heads("select_pages", q.shape[1], summaries.shape[0])
-    (q, summaries), page_table, lengths = _taken("select_pages", (q, summaries), page_table, lengths)
-    key = select_key(q, summaries, page_table, page_size=page_size, summary=summary)
+    if summaries is not None:
+        check_heads("select_pages", q.shape[1], summaries.shape[0])
+    (q, summaries, scores), page_table, lengths = _taken("select_pages", (q, summaries, scores), page_table, lengths)
+    key = None
+    if summaries is not None:
+        key = select_key(q, summaries, page_table, page_size=page_size, summary=summary)
     op = implementation("select_pages", _backend_for(page_table, backend), key)
     return op(
         q,
@@ -91,6 +98,7 @@ def select_pages(
         recent_pages=recent_pages,
         summary=summary,
         scale=scale,
+        scores=scores,
     )
 
 

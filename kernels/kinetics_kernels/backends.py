@@ -1,4 +1,4 @@
-"""Which backend an op runs on: `xla` is the jnp reference, the others are the modules of `ops/<op>/`.
+"""Which backend an op runs on: `xla` is the jnp reference, the others are kernels, found by their files.
 
 By default an op runs on what the device's tuning table names as the fastest for its shape; without an entry, on the
 kernel made for the device (devices.py); and on the reference if there is none, or if it does not take the call.
@@ -7,24 +7,42 @@ kernel made for the device (devices.py); and on the reference if there is none, 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from kinetics_kernels import devices, reference, tuning
+from kinetics_kernels.choices import Backend as Backend
+from kinetics_kernels.choices import Choice, choice_for, parsed
+from kinetics_kernels.kernel_files import ATTENTION_OPS as ATTENTION_OPS
+from kinetics_kernels.kernel_files import BACKENDS as BACKENDS
+from kinetics_kernels.kernel_files import (
+    KERNEL_OPS,
+    PLATFORM_NAMES,
+    kernel_files,
+    kernel_function,
+    kernel_names,
+    kernel_options,
+    runs_on,
+)
+from kinetics_kernels.kernel_files import PLATFORM_BACKENDS as PLATFORM_BACKENDS
+from kinetics_kernels.summaries.registry import has_kernel_code
 
-Backend = Literal["xla", "triton", "mosaic_gpu", "mosaic_tpu"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
-PLATFORM_BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "gpu": ("triton", "mosaic_gpu"),
-    "cuda": ("triton", "mosaic_gpu"),
-    "tpu": ("mosaic_tpu",),
-}
-PLATFORM_NAMES = {"cuda": "gpu"}  # as jax.default_backend spells them
-ATTENTION_OPS = ("append_kv", "select_pages", "paged_decode")
-KERNEL_OPS = (*ATTENTION_OPS, "grouped_matmul")
+OPS = (
+    "append_kv",
+    "block_topk_decode",
+    "choose_pages",
+    "grouped_matmul",
+    "litesys_mask",
+    "masked_decode",
+    "merge_partials",
+    "paged_decode",
+    "score_pages",
+    "select_pages",
+    "sliding_window_mask",
+    "token_logits",
+    "token_topk_mask",
+)
 PARTS = {"block_topk_decode": ("select_pages", "paged_decode")}  # ops made of others
 # Devices that kernels are made for, to answer about a platform of another machine.
 MADE_FOR = {
@@ -51,17 +69,25 @@ REASONS = {
 XLA_KERNELS = {("grouped_matmul", "tpu"): "; XLA has a kernel of its own, jax.lax.ragged_dot"}
 
 
-def chosen_backend(op: str, platform: str | None = None) -> tuple[Backend, str]:
+def chosen_backend(op: str, platform: str | None = None, summary: str | None = None) -> tuple[str, str]:
     """The backend that `backend=None` chooses for an op of this package, and the reason in words.
 
     `platform` is `cpu`, `gpu` (or `cuda`) or `tpu`, by default that of the device calls are for (`devices.target`).
     If that device has a tuning table, the backend it names most often; else a heuristic, and the reason says so. A call
-    that the kernel does not take falls back to the reference all the same.
+    that the kernel does not take falls back to the reference all the same: so does one with page summaries of a kind,
+    `summary`, that the kernel has no code for. Raises ValueError for an unknown kind.
     """
     if not kernel_backends(op):
         return "xla", "only the jnp reference has it"
     parts, device = PARTS.get(op, (op,)), devices.target()
-    platform = PLATFORM_NAMES.get(platform or "", platform) or device.platform
+    backend, why = _suited(op, parts, device, PLATFORM_NAMES.get(platform or "", platform) or device.platform)
+    for part in parts if backend != "xla" else ():
+        if summary is not None and not has_kernel_code(part, backend, summary):
+            return "xla", f"the jnp reference: {backend} has no code for summaries of kind {summary} in {part}"
+    return backend, why
+
+
+def _suited(op: str, parts: Sequence[str], device: devices.Device, platform: str) -> tuple[str, str]:
     if here := platform == device.platform:
         table = tuning.load_table(tuning.device_slug(device.kind))
         if table and (counts := tuning.chosen_backends(table, parts)):
@@ -83,39 +109,83 @@ def chosen_backend(op: str, platform: str | None = None) -> tuple[Backend, str]:
     return backend, f"by heuristic for {named}, {measured}: {why}"
 
 
-def backend_error(backend: str, platform: str | None = None) -> str | None:
-    """Why a backend cannot be forced on a platform (by default that of calls, `devices.target`); None if it can."""
+def used_backend(op: str, backend: Backend | None, summary: str | None = None) -> str:
+    """The name of the backend that an op runs on under a spelling, or under None by default; for an op made of others
+    that differ, theirs. `summary` as in `chosen_backend`.
+    """
+    names = []
+    for part in PARTS.get(op, (op,)):
+        choice = choice_for(part, backend)
+        names.append(choice.backend if choice else chosen_backend(part, summary=summary)[0])
+    return "+".join(dict.fromkeys(names))
+
+
+def backend_error(backend: Backend, platform: str | None = None, ops: Sequence[str] = KERNEL_OPS) -> str | None:
+    """Why a choice of backends cannot be forced on a platform; None if it can.
+
+    `platform` is by default that of calls (`devices.target`); `ops` are those that can be chosen for. A backend for all
+    ops may lack some: a call of these is refused, and names them.
+    """
     platform = platform or devices.target().platform
-    if backend not in BACKENDS:
-        return f"backend {backend!r} is not known (known: {', '.join(BACKENDS)})"
-    runs = ("xla", *PLATFORM_BACKENDS.get(platform, ()))
-    if backend not in runs:
-        return f"backend {backend!r} does not run on a {platform}; there: {', '.join(runs)}"
+    try:
+        chosen = parsed(backend)
+        for op, choice in chosen.items():
+            if op and op not in ops:
+                return f"backend {backend!r}: {op} cannot be chosen here ({', '.join(ops)})"
+            _check(op, choice)
+            runs = [name for name in kernel_names() if _on_platform(op, name, platform)]
+            if choice.backend not in runs:
+                where = f"{op}: " if op else ""
+                return f"{where}backend {choice.backend!r} does not run on a {platform}; there: {', '.join(runs)}"
+    except (ValueError, NotImplementedError) as error:
+        return str(error)
     return None
 
 
-def kernel_backends(op: str) -> list[Backend]:
+def _on_platform(op: str, name: str, platform: str) -> bool:
+    having = [each for each in ((op,) if op else KERNEL_OPS) if _has_kernel(each, name)]
+    return name == "xla" or any(runs_on(each, name, platform) for each in having)
+
+
+def kernel_backends(op: str) -> list[str]:
     """The backends, beside `xla`, that an op can be forced to."""
-    return [name for name in BACKENDS[1:] if all(_has_kernel(part, name) for part in PARTS.get(op, (op,)))]
+    return [name for name in kernel_names()[1:] if all(_has_kernel(part, name) for part in PARTS.get(op, (op,)))]
 
 
-def implementation(op: str, backend: str | None, key: tuning.Key | None = None) -> Callable[..., Any]:
+def implementation(op: str, backend: Backend | None, key: tuning.Key | None = None) -> Callable[..., Any]:
     """The function behind an op; for None the fastest of those measured at shapes like `key`, with its options.
 
     Without a `key`, or an entry for it in the device's tuning table, the kernel made for the device; a call that either
-    does not take falls back to the reference with a warning. Raises ValueError for an unknown backend,
-    NotImplementedError for one without the op.
+    does not take falls back to the reference with a warning. Raises ValueError for an unknown backend or option,
+    NotImplementedError for a backend without the op.
     """
-    if backend is None:
+    choice = choice_for(op, backend)
+    if choice is None:
         return _default_implementation(op, key)
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend {backend!r} is not known (known: {', '.join(BACKENDS)})")
-    if backend == "xla":
+    _check(op, choice)
+    if choice.backend == "xla":
         return getattr(reference, op)
-    if not _has_kernel(op, backend):
+    function = kernel_function(op, choice.backend)
+    return functools.partial(function, **dict(choice.options)) if choice.options else function
+
+
+def _check(op: str, choice: Choice) -> None:
+    """Raises ValueError for an unknown backend or option, NotImplementedError for a backend without the op."""
+    where, name = f"{op}: " if op else "", choice.backend
+    if name not in BACKENDS and name not in kernel_names():
+        raise ValueError(f"{where}backend {name!r:.60} is not known (known: {', '.join(kernel_names())})")
+    if op and name != "xla" and not _has_kernel(op, name):
         has = ", ".join(["xla", *kernel_backends(op)])
-        raise NotImplementedError(f"{op}: no {backend} kernel is written; backends of this op: {has}")
-    return getattr(importlib.import_module(_module(op, backend)), op)
+        owns = [other for other in KERNEL_OPS if _has_kernel(other, name)]
+        cure = f"; it has {', '.join(owns)}: choose for each op, as in {owns[0]}={name}" if owns else ""
+        raise NotImplementedError(f"{op}: no {name} kernel is written; backends of this op: {has}{cure}")
+    for option, _ in choice.options:
+        takes = kernel_options(op, name) if op else []
+        if not op:
+            raise ValueError(f"backend {str(choice)!r:.60}: an option belongs to an op, as in paged_decode={choice}")
+        if option not in takes:
+            has = f"it has: {', '.join(takes)}" if takes else "it has none"
+            raise ValueError(f"{op}: the {name} backend has no option {option!r:.60} ({has})")
 
 
 def _default_implementation(op: str, key: tuning.Key | None) -> Callable[..., Any]:
@@ -127,7 +197,7 @@ def _default_implementation(op: str, key: tuning.Key | None) -> Callable[..., An
     else:
         backend, options = devices.suited_backend(device), {}
         fallback = "falling back to the reference"
-        if not _has_kernel(op, backend):
+        if backend != "xla" and not _has_kernel(op, backend):
             backend = "xla"
     if backend == "xla":
         return getattr(reference, op)
@@ -135,7 +205,7 @@ def _default_implementation(op: str, key: tuning.Key | None) -> Callable[..., An
 
 
 def _call_or_fall_back(
-    op: str, backend: Backend, options: dict[str, Any], fallback: str, *args: Any, **settings: Any
+    op: str, backend: str, options: dict[str, Any], fallback: str, *args: Any, **settings: Any
 ) -> Any:
     """Calls a backend, or, with a warning, the reference if the kernel does not take the call."""
     try:
@@ -145,11 +215,5 @@ def _call_or_fall_back(
         return getattr(reference, op)(*args, **settings)
 
 
-@functools.cache
 def _has_kernel(op: str, backend: str) -> bool:
-    package = f"{__package__}.ops.{op}"
-    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(_module(op, backend)) is not None
-
-
-def _module(op: str, backend: str) -> str:
-    return f"{__package__}.ops.{op}.{backend}"
+    return backend in kernel_files(op)

@@ -8,12 +8,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
-from typing import TYPE_CHECKING
 
 import jax
-
-if TYPE_CHECKING:
-    from kinetics_kernels.backends import Backend
 
 # Compute capabilities of the GPUs that `targets` describes; a GPU of this machine is asked for its own.
 CAPABILITIES = {"A100": (8, 0), "H100": (9, 0), "H200": (9, 0)}
@@ -54,7 +50,7 @@ def named_device(kind: str) -> Device:
     return Device(kind, "cpu")
 
 
-def suited_backend(device: Device) -> Backend:
+def suited_backend(device: Device) -> str:
     """The backend made for a device; `xla` if none is.
 
     NVIDIA GPUs from Ampere on: `triton`, or, on Hopper, `mosaic_gpu` if jax no longer has Pallas-Triton. TPU v5e,

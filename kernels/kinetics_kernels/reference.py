@@ -156,7 +156,7 @@ def score_pages(
 
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
-    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     *,
@@ -166,15 +166,25 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    scores: Float32[Array, "batch kv_heads max_pages"] | None = None,
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
 
     `choose_pages` by the score that the summary's kind gives each page for q̄, the mean query of the group, in float32;
-    `scale` is that of the logits, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError
-    also what `score_pages` does.
+    `scale` is that of the logits, by default head_dim ** -0.5. `scores` by logical page, made elsewhere, stand in their
+    place: then nothing else is read, and `summaries` may be None. Returns what `choose_pages` does. Raises ValueError
+    as that and `score_pages` do, for scores of another shape, and where neither is given.
     """
-    check_summary("select_pages", summary, summaries)
-    scores = score_pages(q, summaries, page_table, summary=summary, scale=scale)
+    if scores is None:
+        if summaries is None:
+            raise ValueError("select_pages: give summaries, or scores of pages")
+        check_summary("select_pages", summary, summaries)
+        scores = score_pages(q, summaries, page_table, summary=summary, scale=scale)
+    elif jnp.ndim(scores) != 3 or scores.shape[::2] != page_table.shape or q.shape[1] % scores.shape[1]:
+        raise ValueError(
+            f"select_pages: scores of shape {jnp.shape(scores)} are not [batch, kv_heads, max_pages] of a page table "
+            f"of {page_table.shape} and {q.shape[1]} query heads"
+        )
     return choose_pages(
         scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
     )

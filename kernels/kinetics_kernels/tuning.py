@@ -15,12 +15,9 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import jax
-
-if TYPE_CHECKING:
-    from kinetics_kernels.backends import Backend
 
 TUNED = pathlib.Path(__file__).parent / "tuned"
 CURE = "delete it, or write it anew with experiments/benchmarks/tune_kernels.py"
@@ -53,7 +50,7 @@ class Entry:
 
     op: str
     key: Key
-    backend: Backend
+    backend: str
     options: dict[str, Any]
     seconds: float
 
@@ -130,12 +127,10 @@ def _entry(stored: dict[str, Any]) -> Entry:
             raise ValueError(f"{field.name} is {value!r}")
     if not isinstance(stored["options"], dict):
         raise TypeError(f"options are {stored['options']!r}")
-    return Entry(
-        str(stored["op"]), key, cast("Backend", str(stored["backend"])), stored["options"], float(stored["seconds"])
-    )
+    return Entry(str(stored["op"]), key, str(stored["backend"]), stored["options"], float(stored["seconds"]))
 
 
-def lookup(table: Table, op: str, key: Key) -> tuple[Backend, dict[str, Any]] | None:
+def lookup(table: Table, op: str, key: Key) -> tuple[str, dict[str, Any]] | None:
     """Backend and options of the measurement nearest to a key, or None if nothing of its kind was measured.
 
     Near in rows and pages: |log rows' / rows| + |log pages' / pages|, ties to the faster, among the entries of the op
@@ -152,9 +147,9 @@ def lookup(table: Table, op: str, key: Key) -> tuple[Backend, dict[str, Any]] | 
     return nearest.backend, dict(nearest.options)
 
 
-def chosen_backends(table: Table, ops: Sequence[str]) -> dict[Backend, int]:
+def chosen_backends(table: Table, ops: Sequence[str]) -> dict[str, int]:
     """How many of a table's entries of some ops name each backend, the most frequent first."""
-    counts: Counter[Backend] = Counter(entry.backend for entry in table.entries if entry.op in ops)
+    counts: Counter[str] = Counter(entry.backend for entry in table.entries if entry.op in ops)
     return dict(counts.most_common())
 
 

@@ -24,13 +24,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
-from kinetics_kernels.backends import Backend, chosen_backend
+from kinetics_kernels.backends import Backend, used_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
 
-# Query heads per KV head that a kernel takes at once; the reference takes any number.
+# Query heads per KV head that a kernel takes at once; the reference takes any number, a kernel of others 16 or more.
 GROUP_ROWS = {"xla": 64, "triton": 16, "mosaic_gpu": 64, "mosaic_tpu": 16}
+OTHERS_ROWS = 16
 
 
 @jax.tree_util.register_dataclass
@@ -54,12 +55,12 @@ class SharedPrefix:
 
 def resolved_backend(backend: Backend | None) -> str:
     """The backend that paged_decode uses: the forced one, or what suits the device."""
-    return backend or chosen_backend("paged_decode")[0]
+    return used_backend("paged_decode", backend)
 
 
 def prefix_width(slots: int, query_group: int, backend: Backend | None) -> int:
     """How many samples the first pass takes at once: as many as fit a kernel's query group; 1: nothing to share."""
-    return max(1, min(slots, GROUP_ROWS[resolved_backend(backend)] // query_group))
+    return max(1, min(slots, GROUP_ROWS.get(resolved_backend(backend), OTHERS_ROWS) // query_group))
 
 
 def prefix_obstacle(

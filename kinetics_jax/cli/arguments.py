@@ -36,8 +36,9 @@ AttentionArg = Annotated[str, tyro.conf.arg(metavar="POLICY", help=POLICY_HELP)]
 BackendArg = Annotated[
     str | None,
     tyro.conf.arg(
-        metavar="NAME",
-        help="Kernel backend: xla, triton, mosaic_gpu or mosaic_tpu; by default as `kinetics doctor` says.",
+        metavar="NAME|OP=NAME,…",
+        help="Kernel backend: xla, triton, mosaic_gpu, mosaic_tpu or one of another package, for all ops or for each, "
+        "as append_kv=xla,paged_decode=triton; by default as `kinetics doctor` says.",
     ),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import tyro
 
@@ -12,9 +12,6 @@ from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import BackendArg, JsonArg, config_of
 from kinetics_jax.cli.checks import MAX_PRICE, require, require_devices, require_ending, require_outputs
-
-if TYPE_CHECKING:
-    from kinetics_kernels.backends import Backend
 
 
 def calibrate(
@@ -66,11 +63,11 @@ def calibrate(
     require(not where, "--where goes with --from")
     shapes = {name: config_of(name) for name in model}
     policies = [policy for policy in map(parse_policy, attention) if policy != Dense()]
-    from kinetics_kernels.backends import backend_error
+    from kinetics_kernels.backends import ATTENTION_OPS, backend_error
     from tqdm import tqdm
 
     require_devices()
-    wrong = None if backend is None else backend_error(backend)
+    wrong = None if backend is None else backend_error(backend, ops=ATTENTION_OPS)
     require(not wrong, str(wrong))
     from kinetics_jax.costs.hardware import save_hardware
     from kinetics_jax.devices.calibration import calibrate as measure
@@ -83,8 +80,7 @@ def calibrate(
             bar.set_description(what)
             bar.update(bar.n < plan.parts - 1)
 
-        forced = cast("Backend | None", backend)  # one that exists, as checked above
-        result = measure(plan, name=name, backend=forced, price_per_hour=price_per_hour, on_part=on_part)
+        result = measure(plan, name=name, backend=backend, price_per_hour=price_per_hour, on_part=on_part)
         bar.update(plan.parts - bar.n)
     save_hardware(out, result.hardware, record=result.record())
     if as_json:

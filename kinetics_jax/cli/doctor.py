@@ -140,8 +140,7 @@ def _print_machine(as_json: bool) -> None:
     import importlib.metadata
 
     import jax
-    import kinetics_kernels
-    from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
+    from kinetics_kernels.backends import KERNEL_OPS, OPS, chosen_backend, kernel_backends
 
     from kinetics_jax.assets import LEDGER, builtin_models, family_models
 
@@ -158,8 +157,10 @@ def _print_machine(as_json: bool) -> None:
                 platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
                 for platform in ("cpu", "cuda", "tpu")
             }
-            for name in kinetics_kernels.__all__
+            for name in OPS
         },
+        "kernels": {name: ["xla", *kernel_backends(name)] for name in KERNEL_OPS},
+        "summaries": _summaries(),
         "policies": {
             kind: {
                 "kernels": [op for op in policy.ops if op in KERNEL_OPS],
@@ -171,7 +172,7 @@ def _print_machine(as_json: bool) -> None:
     if as_json:
         print(json.dumps(machine, indent=1))
         return
-    ops, policies = machine.pop("ops"), machine.pop("policies")
+    ops, kernels, summaries, policies = (machine.pop(name) for name in ("ops", "kernels", "summaries", "policies"))
     for section, content in machine.items():
         if not content:  # a family without checkpoints
             continue
@@ -184,8 +185,38 @@ def _print_machine(as_json: bool) -> None:
         for platform, chosen in [("everywhere", platforms["cpu"])] if alike else platforms.items():
             where = platform if alike else f"on {platform}"
             print(f"  {name} {where}: {chosen['backend']} ({chosen['why']})")
+    print("kernels that can be chosen, for all ops or as OP=NAME")
+    for name, backends in kernels.items():
+        print(f"  {name}: {', '.join(backends)}")
+    print("kinds of page summary")
+    for name, kind in summaries.items():
+        if "error" in kind:
+            print(f"  {kind['error']}")
+            continue
+        runs = [
+            f"{op} on {', '.join(backends)}, elsewhere on the reference" if backends else f"{op} on the reference alone"
+            for op, backends in kind["kernels"].items()
+        ]
+        print(f"  {name}, {kind['vectors']} vector{'s' * (kind['vectors'] != 1)} a page: {'; '.join(runs)}")
     print("policies: the ops that their decode rules call")
     for kind, called in policies.items():
         parts = {"backends as above": called["kernels"], "the reference everywhere": called["reference"]}
         said = [f"{', '.join(names)} ({where})" for where, names in parts.items() if names]
         print(f"  {kind}: {'; '.join(said) or 'does not say'}")
+
+
+def _summaries() -> dict[str, dict[str, Any]]:
+    """Of every kind of page summary: its vectors, and the backends whose kernels take it; or why it cannot be had."""
+    from kinetics_kernels.backends import kernel_backends
+    from kinetics_kernels.summaries.registry import CODE, has_kernel_code, summary_kind, summary_names
+
+    kinds: dict[str, dict[str, Any]] = {}
+    for name in summary_names():
+        try:
+            kind = summary_kind(name)
+        except ValueError as error:  # of an installed package that is broken: the others are told of
+            kinds[name] = {"error": str(error)}
+            continue
+        kernels = {op: [each for each in kernel_backends(op) if has_kernel_code(op, each, name)] for op in CODE}
+        kinds[name] = {"vectors": kind.vectors, "kernels": kernels}
+    return kinds

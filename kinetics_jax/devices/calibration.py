@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from kinetics_kernels.backends import Backend, chosen_backend
+from kinetics_kernels.backends import Backend, used_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.block_topk import BlockTopK
@@ -215,7 +215,7 @@ def calibrate(
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     size = jnp.dtype(dtype).itemsize
-    chosen = backend or chosen_backend("paged_decode")[0]
+    chosen = used_backend("paged_decode", backend)
     memory = device_memory()
     on_part("memory bandwidth")
     bandwidth = read_bandwidth(256)

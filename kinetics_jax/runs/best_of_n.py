@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
+from kinetics_kernels.backends import ATTENTION_OPS, used_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import stored_policy
@@ -217,7 +217,7 @@ def describe(
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "device": lm.device.device_kind,
         "mesh": mesh_spelling(lm.mesh) if lm.mesh else None,
-        "backends": {op: lm.backend or chosen_backend(op)[0] for op in ATTENTION_OPS},
+        "backends": {op: used_backend(op, lm.backend, policy.cache_summary) for op in ATTENTION_OPS},
         "git_revision": _git_revision(),
         "command": command,
     }

@@ -172,7 +172,7 @@ def test_pages_that_only_rounding_tells_apart_may_swap(recorded):
         (lambda path: (path / "arrays.npz").unlink(), "incomplete: there is no arrays.npz"),
         (lambda path: (path / "arrays.npz").write_bytes((path / "arrays.npz").read_bytes()[:-7]), "arrays.npz is torn"),
         (lambda path: (path / "index.json").write_text('{"schema": 1, '), "index.json is torn"),
-        (lambda path: (path / "index.json").write_text('{"schema": 99}'), "has schema 99, this is 1"),
+        (lambda path: (path / "index.json").write_text('{"schema": 99}'), "has schema 99, this is 2"),
         (shutil.rmtree, "holds no recording"),
     ],
     ids=["no arrays", "cut arrays", "cut index", "schema", "nothing"],

@@ -104,7 +104,21 @@ def test_a_share_of_a_model():
 def test_the_record(tmp_path, capsys):
     small = ["--model", "0.6B", "--gen-len", "64", "--page-size", "4", "--topk-page", "2", "--batch-size", "2"]
     out = tmp_path / "record.json"
-    one_layer.main([*small, "--repeats", "1", "--world-size", "8", "--dtype", "float32", "--json", str(out)])
+    one_layer.main(
+        [
+            *small,
+            "--repeats",
+            "1",
+            "--world-size",
+            "8",
+            "--dtype",
+            "float32",
+            "--json",
+            str(out),
+            "--backend",
+            "paged_decode=xla",
+        ]
+    )
     record = json.loads(out.read_text())
     assert (record["context"], record["layers"], record["model"]) == (32, 28, "Qwen/Qwen3-0.6B")
     for way in ("dense", "block_topk"):
@@ -119,6 +133,7 @@ def test_the_record(tmp_path, capsys):
     [
         (["--model", "9B"], "no published model named '9B'"),
         (["--world-size", "5"], "--world-size 5 does not divide num_heads"),
+        (["--backend", "append_kv=xla,paged_decode=cuda"], "paged_decode: backend 'cuda' is not known"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--gen-len", "16", "--page-size", "64"], "must fill a page of 64 tokens"),
     ],

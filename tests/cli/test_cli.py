@@ -11,8 +11,11 @@ import sys
 import numpy as np
 import pytest
 from command_line import kinetics
+from kinetics_kernels.summaries import registry
+from kinetics_kernels.summaries.kind import SummaryKind
 
 from kinetics_jax.assets import ASSETS, builtin_models, family_models
+from kinetics_jax.cli.doctor import doctor
 from kinetics_jax.runs.folder import read_run
 from kinetics_jax.runs.truncation import grade_cuts
 from kinetics_jax.tasks.problems import load_problems
@@ -62,6 +65,23 @@ def test_doctor_lists_the_builtin_models_smallest_first():
     assert "paged_decode on cuda: triton (by heuristic for NVIDIA GPUs of compute capability 8.0 and newer" in text
     assert "paged_decode on tpu: mosaic_tpu (by heuristic for TPU v5e, v5p and v6e, not measured on such a" in text
     assert "masked_decode everywhere: xla" in text
+    assert machine["kernels"]["grouped_matmul"] == ["xla", "triton"]
+    kernels = ["triton", "mosaic_gpu", "mosaic_tpu"]
+    assert machine["summaries"]["mean"] == {
+        "vectors": 1,
+        "kernels": dict.fromkeys(("append_kv", "select_pages"), kernels),
+    }
+    assert "min_max, 2 vectors a page: append_kv on triton, mosaic_gpu, mosaic_tpu, elsewhere on the reference" in text
+
+
+def test_doctor_says_which_kinds_of_summary_run_on_the_reference(monkeypatch, capsys):
+    kind = SummaryKind("ends", 2, lambda keys: (keys[..., 0, :], keys[..., -1, :]), lambda q, v, s, dot: dot(q, v[0]))
+    monkeypatch.setattr(registry, "_kinds", {**registry._kinds})
+    registry.register_summary(kind)
+    doctor()
+    assert (
+        "ends, 2 vectors a page: append_kv on the reference alone; select_pages on the ref" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
@@ -74,6 +94,8 @@ def test_a_chat_needs_a_chat_template():
 def test_a_backend_of_another_device_is_refused():
     refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "triton", code=2)
     assert "backend 'triton' does not run on a cpu; there: xla" in refused.stderr
+    refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "append_kv=xla,paged_decode=cuda", code=2)
+    assert "paged_decode: backend 'cuda' is not known (known: xla, triton" in refused.stderr
     refused = kinetics("generate", SMALLEST, "--prompt", "1", "--backend", "cuda", code=2)
     assert "backend 'cuda' is not known (known: xla, triton" in refused.stderr
 

@@ -47,4 +47,9 @@ def test_what_a_backend_cannot_do_is_refused_before_anything_runs(tmp_path):
 def test_a_backend_of_another_device_is_not_loaded(tmp_path):
     with pytest.raises(ConfigError, match="backend 'mosaic_tpu' does not run on a cpu; there: xla"):
         kj.load(write_checkpoint(tmp_path, tiny_config()), backend="mosaic_tpu")
+    with pytest.raises(ConfigError, match="paged_decode: backend 'triton' does not run on a cpu; there: xla"):
+        kj.load(tmp_path, backend="append_kv=xla,paged_decode=triton")
+    with pytest.raises(ConfigError, match="grouped_matmul cannot be chosen here"):
+        kj.load(tmp_path, backend="grouped_matmul=xla")
     assert kj.load(tmp_path, backend="xla").backend == "xla"
+    assert kj.load(tmp_path, backend="append_kv=xla,paged_decode=xla").backend == "append_kv=xla,paged_decode=xla"

@@ -12,7 +12,7 @@ import jax
 import kinetics_kernels as kernels
 import numpy as np
 import pytest
-from kinetics_kernels import backends, devices, reference, tuning
+from kinetics_kernels import backends, devices, masked, reference, tuning
 from kinetics_kernels.backends import BACKENDS, KERNEL_OPS, chosen_backend, implementation, kernel_backends
 
 from . import oracle
@@ -46,7 +46,9 @@ SUITED = {"cpu": "xla", "gpu": "triton", "cuda": "triton", "tpu": "mosaic_tpu"}
 
 @pytest.mark.parametrize("platform", SUITED)
 def test_a_platform_has_its_kernels_and_says_why(platform):
-    for op in kernels.__all__:
+    specified = {**vars(masked), **vars(reference)}
+    assert {*backends.OPS} == {name for name in kernels.__all__ if inspect.isfunction(specified.get(name))}
+    for op in backends.OPS:
         name, why = chosen_backend(op, platform)
         has_kernel = op in OPS or (op == "grouped_matmul" and platform != "tpu")
         assert name == (SUITED[platform] if has_kernel else "xla")

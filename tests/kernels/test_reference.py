@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinetics_kernels.backends import kernel_backends
 from kinetics_kernels.reference import page_summary
 from kinetics_kernels.summaries.registry import summary_names
 
@@ -284,3 +285,23 @@ def test_decode_holds_one_pass_of_tokens_not_the_context():
 
     assert temp_bytes(16_384) < temp_bytes(2048) + 16_384 * 4
     assert temp_bytes(16_384) < 0.05 * 2 * 4 * 16_384 * 64 * 4
+
+
+def test_scores_from_elsewhere_choose_the_pages():
+    """As `choose_pages` would; without summaries; refused by kernels, and in another shape."""
+    state = oracle.random_state(np.random.default_rng(4), [30, 17], page_size=4)
+    scores = np.random.default_rng(5).standard_normal((2, 2, state.page_table.shape[1])).astype(np.float32)
+    tables, choice = (state.page_table, state.lengths), {"page_size": 4, "pages": 4}
+    chosen = kernels.select_pages(state.q, None, *tables, **choice, scores=scores)
+    expected = kernels.choose_pages(scores, *tables, **choice)
+    for actual, wanted in zip(chosen, expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+    by_means = kernels.select_pages(state.q, state.summaries, *tables, **choice)
+    assert (np.asarray(chosen[0]) != np.asarray(by_means[0])).any()
+    with pytest.raises(ValueError, match=r"scores of shape \(2, 2, 3\) are not \[batch, kv_heads, max_pages\]"):
+        kernels.select_pages(state.q, None, *tables, **choice, scores=scores[..., :3])
+    with pytest.raises(ValueError, match="give summaries, or scores of pages"):
+        kernels.select_pages(state.q, None, *tables, **choice)
+    for backend in kernel_backends("select_pages"):
+        with pytest.raises(NotImplementedError, match=f"the {backend} backend takes summaries, and no scores"):
+            kernels.select_pages(state.q, None, *tables, **choice, scores=scores, backend=backend)

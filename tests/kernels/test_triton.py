@@ -62,16 +62,18 @@ def assert_close(actual, expected, dtype: str = "float32") -> None:
 
 
 @pytest.mark.slow
-@over_programs(SHAPES | {"dtype": list(TOLERANCE), "splits": [None, 1, 4], "scale": [None, 0.3]}, 9)
+@over_programs(
+    SHAPES | {"dtype": list(TOLERANCE), "splits": [None, 1, 4], "tokens": [None, 16, 32], "scale": [None, 0.3]}, 9
+)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_decode_matches_float64(programs, data, seed):
     shape = dict(data.draw(programs))
-    dtype, splits, scale = (shape.pop(name) for name in ("dtype", "splits", "scale"))
+    dtype, splits, tokens, scale = (shape.pop(name) for name in ("dtype", "splits", "tokens", "scale"))
     state = drawn_state(data, seed, **shape)
     q, k_pages, v_pages, _ = rounded(state, dtype)
     tables = state.page_table, state.lengths
-    out, lse = run(paged_decode, q, k_pages, v_pages, *tables, scale=scale, splits=splits)
+    out, lse = run(paged_decode, q, k_pages, v_pages, *tables, scale=scale, splits=splits, tokens=tokens)
     if scale is not None:
         state.q = state.q * (scale * shape["head_dim"] ** 0.5)
     expected_out, expected_lse = oracle.block_topk(state, pages=1000, sink=0, recent=1)

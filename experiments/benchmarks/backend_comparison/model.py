@@ -27,9 +27,10 @@ from kinetics_jax.engine.sampling import filter_logits, problem_hash, sample_key
 from kinetics_jax.errors import UserError
 from kinetics_jax.language_model import LanguageModel, load
 from kinetics_jax.settings import Sampling
-from kinetics_jax.tasks.problems import BUILTIN, load_problems
+from kinetics_jax.tasks.problems import BUILTIN, TASKS, TaskError, load_problems
 from kinetics_jax.tasks.prompts import render_prompts
 
+from .accuracy import record_accuracy
 from .recording import ComparisonError, arrays_sha256, failure_line
 
 
@@ -43,6 +44,9 @@ def record_model(
     max_tokens: int,
     seed: int,
     backend: str | None,
+    accuracy: int,
+    task: str,
+    task_problems: int,
     report: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What goes into a recording's index under `model`, and its arrays.
@@ -50,8 +54,9 @@ def record_model(
     The built-in problems, one greedy sample and `samples` drawn at temperature 1 of each, densely and under
     `attention`. `logits/full`, `logits/<policy> [problems, vocab]` after the prompt; per policy `tokens/<policy>
     [problems, 1 + samples, max_tokens]` int32, the greedy one first, -1 after the end, and `leads/<policy>`, by how
-    much each token leads the next best (in logits, plus their Gumbel noise if sampled), float32. If the backend
-    refuses, status is `refused` with the reason and there are no arrays; on any other failure it is `failed`. Raises
+    much each token leads the next best (in logits, plus their Gumbel noise if sampled), float32. With `accuracy`
+    samples of each of `task_problems` of `task`, the index has their grades under `accuracy`. If the backend refuses,
+    status is `refused` with the reason and there are no arrays; on any other failure it is `failed`. Raises
     ComparisonError for a user's mistake.
     """
     lm = load(name, dtype=dtype, backend=backend)
@@ -84,6 +89,8 @@ def record_model(
                 f"model/leads/{policy}": leads,
             }
             report(f"{name} {policy}: {len(prompts)} problems, {int((tokens >= 0).sum())} tokens")
+        if accuracy:
+            index["accuracy"] = record_accuracy(lm, task, task_problems, accuracy, policies, drawn, report)
     except Exception as error:  # the recorded ops are kept
         refused = isinstance(error, NotImplementedError) or isinstance(error.__cause__, NotImplementedError)
         if isinstance(error, UserError) and not refused:
@@ -94,11 +101,13 @@ def record_model(
     return index, arrays
 
 
-def check_model(name: str, attention: str) -> None:
-    """Raises ComparisonError if the model does not exist or the attention policy is not one."""
+def check_model(name: str, attention: str, task: str) -> None:
+    """Raises ComparisonError if the model does not exist, or the attention policy or task is not one."""
     try:
         resolve(name)
         parse_policy(attention)
+        if task not in TASKS:
+            raise TaskError(f"task {task!r} is not known (known: {', '.join(TASKS)})")
     except UserError as error:
         raise ComparisonError(str(error)) from error
 

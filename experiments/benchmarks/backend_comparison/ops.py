@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import kinetics_kernels as kernels
 import numpy as np
-from kinetics_kernels.backends import BACKENDS, PARTS, backend_error, chosen_backend, implementation
+from kinetics_kernels.backends import ATTENTION_OPS, PARTS, backend_error, chosen_backend, implementation, used_backend
+from kinetics_kernels.choices import choice_for, parsed
 
 from .cases import Case, State, cases_of, inputs_of
 from .recording import ComparisonError, arrays_sha256, failure_line
@@ -25,28 +26,34 @@ OUTPUTS = {
 
 
 def check_backend(backend: str | None, interpret: bool) -> None:
-    """Raises ComparisonError if a backend is unknown, or runs on this machine only by an interpreter."""
-    if backend is not None and backend not in BACKENDS:
-        raise ComparisonError(f"backend {backend!r} is not known (known: default, {', '.join(BACKENDS)})")
-    if interpret and backend in (None, "xla"):
+    """Raises ComparisonError if a choice of backends is none, or runs on this machine only by an interpreter."""
+    try:
+        chosen = {} if backend is None else parsed(backend)
+        for op in ATTENTION_OPS:
+            if op in chosen:
+                implementation(op, backend)
+    except (ValueError, NotImplementedError) as error:
+        raise ComparisonError(str(error)) from error
+    if interpret and not {choice.backend for choice in chosen.values()} - {"xla"}:
         raise ComparisonError("--interpret is for a kernel: name it with --backend")
-    if not interpret and backend is not None and (wrong := backend_error(backend)):
-        raise ComparisonError(f"{wrong}; --interpret simulates it")
+    wrong = None if backend is None else backend_error(backend, ops=ATTENTION_OPS)
+    if wrong and not (interpret and "does not run on a" in wrong):
+        raise ComparisonError(f"{wrong}; --interpret simulates it" if "does not run on a" in wrong else wrong)
 
 
 def interpreter(backend: str, op: str, dtype: str) -> tuple[str, Any]:
     """The interpreter of a backend's kernel: its name, and the value of the kernel's `interpret` argument.
 
-    Raises ComparisonError if this jax has none.
+    That of a backend which is none of this package's is called with True. Raises ComparisonError if this jax has none.
     """
-    if backend == "triton":
-        return "Pallas' interpreter", True
     if backend == "mosaic_tpu":
         if (op, dtype) == ("select_pages", "bfloat16"):
             return "Pallas' interpreter: the TPU one has no ref.bitcast", True
         from jax.experimental.pallas import tpu
 
         return "the TPU interpreter", tpu.InterpretParams()
+    if backend != "mosaic_gpu":
+        return "Pallas' interpreter" if backend == "triton" else f"interpreted by {backend}", True
     from jax.experimental.pallas import mosaic_gpu
 
     params = getattr(mosaic_gpu, "InterpretGPUParams", None)
@@ -56,7 +63,10 @@ def interpreter(backend: str, op: str, dtype: str) -> tuple[str, Any]:
 
 
 def interpreted_op(op: str, backend: str, dtype: str) -> tuple[str, Callable[..., Any]]:
-    """The interpreter's name, and the op under it. Raises NotImplementedError if the backend does not have the op."""
+    """The interpreter's name, and the op under it; the reference, and what suits the device, run as they are.
+
+    Raises NotImplementedError if the backend does not have the op.
+    """
     if op == "block_topk_decode":
         (first, select), (second, decode) = (interpreted_op(part, backend, dtype) for part in PARTS[op])
 
@@ -65,10 +75,12 @@ def interpreted_op(op: str, backend: str, dtype: str) -> tuple[str, Callable[...
             return decode(q, k_pages, v_pages, *chosen)
 
         return first if first == second else f"{first}; {second}", both
-    function = implementation(op, backend)
+    function, choice = implementation(op, backend), choice_for(op, backend)
+    if choice is None or choice.backend == "xla":
+        return "compiled", function
     if "interpret" not in inspect.signature(function).parameters:
-        raise NotImplementedError(f"{op}: the {backend} kernel cannot be interpreted")
-    how, value = interpreter(backend, op, dtype)
+        raise NotImplementedError(f"{op}: the {choice.backend} kernel cannot be interpreted")
+    how, value = interpreter(choice.backend, op, dtype)
     return how, functools.partial(function, interpret=value)
 
 
@@ -115,14 +127,20 @@ def record_ops(
             if status != "ok":
                 report(f"{case.name} {status}: {reason}")
         report(f"{state.name}: done")
-    why = f"forced{', interpreted' if interpret else ''}"
+
+    def chosen(op: str) -> dict[str, str]:
+        parts = [choice_for(part, backend) for part in PARTS.get(op, (op,))]
+        if None in parts:
+            name, why = chosen_backend(op) if parts == [None] * len(parts) else (used_backend(op, backend), "in part")
+            return {"backend": name, "why": why}
+        forced = dict.fromkeys(str(part) for part in parts)
+        interpreted = interpret and any(part.backend != "xla" for part in parts if part)
+        return {"backend": "+".join(forced), "why": f"forced{', interpreted' if interpreted else ''}"}
+
     return {
         "seed": seed,
         "states": [state.name for state in states],
         "inputs_sha256": arrays_sha256({name: array for name, array in arrays.items() if name.startswith("inputs/")}),
-        "backends": {
-            op: dict(zip(("backend", "why"), chosen_backend(op) if backend is None else (backend, why), strict=True))
-            for op in OUTPUTS
-        },
+        "backends": {op: chosen(op) for op in OUTPUTS},
         "cases": records,
     }, arrays

@@ -15,7 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 has neither revision, driver, variables, matmul precision, threads nor accuracy
 
 
 class ComparisonError(Exception):
@@ -86,7 +87,7 @@ def read_recording(path: Path) -> Recording:
         raise ComparisonError(f"{path} holds no recording: there is no index.json") from None
     except ValueError as error:
         raise ComparisonError(f"{path / 'index.json'} is torn: {error}") from None
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+    if not isinstance(index, dict) or index.get("schema") not in READABLE:
         schema = index.get("schema") if isinstance(index, dict) else None
         raise ComparisonError(f"{path} has schema {schema}, this is {SCHEMA}: record it again")
     file = path / "arrays.npz"

@@ -18,6 +18,7 @@ COLUMNS = {
     "block_topk_decode": (*ATTENTION, "undecided_rows"),
 }
 LOGIT, TOKEN = ("difference", "largest", "from_full_a", "from_full_b"), ("identical", "least_lead_a", "least_lead_b")
+ACCURACY = ("accuracy_a", "low_a", "high_a", "accuracy_b", "low_b", "high_b", "apart", "apart_low", "apart_high")
 LEGEND = """
 max_ulp, mean_ulp: elements of A from B, in their own ulps. row_ulp: in ulps of the row's largest element; error_a,
 error_b: from float64, likewise (bound of the three: {rows}). lse_ulp: float32, of
@@ -33,6 +34,7 @@ def print_tables(
         index = recording.index
         versions = ", ".join(f"{name} {version}" for name, version in index["versions"].items())
         print(f"{side}: {recording.path}: {index['device']['kind']}, {versions}", file=file)
+        print(f"   {index.get('revision', 'revision not recorded')}", file=file)
         for op, chosen in index["ops"]["backends"].items():
             print(f"   {op}: {chosen['backend']} ({chosen['why']})", file=file)
         for how, count in Counter(case["how"] for case in index["ops"]["cases"] if case["how"]).items():
@@ -48,7 +50,12 @@ def print_tables(
         bounds = ", ".join(f"{dtype} {bound:.2g}" for dtype, bound in LOGITS.items())
         print(f"\n{model[0]['model']}, {model[0]['dtype']}. Bound of logits, over the largest: {bounds}; a token may "
               "differ where it leads by at most twice that.", file=file)  # fmt: skip
-        _print_rows(model, ("what", *LOGIT, "samples", *TOKEN, "bound"), file)
+        _print_rows(
+            [row for row in model if "accuracy_a" not in row], ("what", *LOGIT, "samples", *TOKEN, "bound"), file
+        )
+        if graded := [row for row in model if "accuracy_a" in row]:
+            print("\nAccuracy, with 95% intervals over problems; apart: B minus A", file=file)
+            _print_rows(graded, ("what", "task", "problems", "samples", *ACCURACY), file)
         for row in model:
             for each in row.get("diverged", []):
                 print(f"  {row['what']}: problem {each['problem']} sample {each['sample']} from token "

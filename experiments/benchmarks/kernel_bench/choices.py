@@ -14,6 +14,7 @@ from kinetics_kernels.backends import PLATFORM_BACKENDS, implementation, kernel_
 # Values worth trying, by the name of the option.
 VALUES = {
     "splits": (1, 2, 4, 8, 16, 32),
+    "tokens": (16, 32, 64, 128),
     "stages": (2, 3, 4),
     "fused": (True, False),
     "block_tokens": (128, 256, 512, 1024, 2048),

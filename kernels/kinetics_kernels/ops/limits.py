@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 GPU_PROGRAMS = 264  # that fill the chip: two for each of an H100's 132 multiprocessors
 
 
@@ -10,3 +12,11 @@ def refuse_unless(backend: str, op: str, *needs: tuple[bool, str]) -> None:
     for met, taken in needs:
         if not met:
             raise NotImplementedError(f"{op}: the {backend} backend takes {taken}; backend='xla' takes any")
+
+
+def own_scores(backend: str, summaries: jax.Array | None, scores: jax.Array | None) -> jax.Array:
+    """The summaries that select_pages scores. Raises NotImplementedError for a call that brings scores instead."""
+    refuse_unless(backend, "select_pages", (scores is None, "summaries, and no scores made elsewhere"))
+    if summaries is None:
+        raise ValueError("select_pages: give summaries, or scores of pages")
+    return summaries

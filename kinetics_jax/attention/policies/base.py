@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.counts import (
     Counts,
@@ -21,7 +22,7 @@ from kinetics_jax.attention.policies.counts import (
     sum_steps,
 )
 from kinetics_jax.attention.policies.options import PolicyError as PolicyError
-from kinetics_jax.attention.policies.options import check_settings as check_settings
+from kinetics_jax.attention.policies.options import check_settings as check_options
 from kinetics_jax.attention.policies.options import spell
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ class AttentionPolicy:
 
     @property
     def cache_summary(self) -> str | None:
-        """The kind of page summary that the cache keeps in sparse layers: `mean`, `min_max` or `mean_std`."""
+        """The kind of page summary that the cache keeps in sparse layers, a name of `kinetics_kernels`' kinds."""
         return None
 
     @property
     def summary_vectors(self) -> int:
-        """Vectors of head_dim elements that an engine keeps for a page and KV head."""
-        return 0
+        """Vectors of head_dim elements that an engine keeps for a page and KV head: those of its kind of summary."""
+        return summary_kind(self.cache_summary).vectors if self.cache_summary else 0
 
     # What it carries for each sequence over layers and steps.
 
@@ -217,3 +218,22 @@ def no_formula(policy: AttentionPolicy) -> str:
         f"{policy} has no formula of its cost ({policy.kind} is priced as measured): sample it first (kinetics "
         "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
     )
+
+
+def check_settings(policy: AttentionPolicy) -> None:
+    """`options.check_settings`, and its `cache_summary`.
+
+    Raises PolicyError as that does, and for a kind that nobody registered, or that is not of the policy's vectors.
+    """
+    check_options(policy)
+    if policy.cache_summary is None:
+        return
+    try:
+        vectors = summary_kind(policy.cache_summary).vectors
+    except ValueError as error:
+        raise PolicyError(f"{policy.kind}: {error}") from error
+    if policy.summary_vectors != vectors:
+        raise PolicyError(
+            f"{policy.kind}: summary_vectors is {policy.summary_vectors}, and a {policy.cache_summary} summary has "
+            f"{vectors}; leave summary_vectors out"
+        )

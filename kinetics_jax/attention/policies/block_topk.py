@@ -6,9 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from kinetics_kernels.summaries.registry import summary_kind
 
-from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.blocks import BlockPolicy
 from kinetics_jax.attention.policies.counts import PublishedCounts
 
@@ -33,22 +31,10 @@ class BlockTopK(BlockPolicy):
     place: ClassVar[int] = 1
     ops: ClassVar[tuple[str, ...]] = ("select_pages", "paged_decode")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            summary_kind(self.summary)
-        except ValueError as error:
-            raise PolicyError(f"{self.kind}: {error}") from error
-
     @property
     def cache_summary(self) -> str:
         """Its `summary`."""
         return self.summary
-
-    @property
-    def summary_vectors(self) -> int:
-        """As many as its kind of summary has."""
-        return summary_kind(self.summary).vectors
 
     def choose(self, step: DecodeStep) -> Pages:
         """The pages with the best summaries, found anew for every KV head."""

@@ -40,20 +40,24 @@ def paged_decode(
     *,
     scale: float | None = None,
     splits: int | None = None,
+    tokens: int | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "batch q_heads head_dim"], Float32[Array, "batch q_heads"]]:
     """As `reference.paged_decode`; weights are rounded to V's dtype before the second product.
 
     `splits`: parts that the tokens of a row are cut into, a power of two; by default as many as fill the chip, whatever
     the table's width. A row's arithmetic depends on its own tokens and on `splits`, on nothing else: a selection that
-    keeps everything equals dense attention to the bit. Raises NotImplementedError for a dtype, head_dim, group or size
-    of pool that the kernel does not take.
+    keeps everything equals dense attention to the bit. `tokens`: of an iteration, a power of two from 16 to 128, by
+    default 64 of up to 128 bfloat16. Raises NotImplementedError for a dtype, head_dim, group, size of pool or number of
+    tokens that the kernel does not take.
     """
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages, page_size, _ = k_pages.shape
     group, table_pages = q_heads // kv_heads, page_table.shape[-1]
+    tokens = min(64, TILE_BYTES // (head_dim * q.dtype.itemsize)) if tokens is None else tokens
     refuse_unless(
         "paged_decode",
+        (tokens in (16, 32, 64, 128), f"tokens of an iteration of 16, 32, 64 or 128, not {tokens}"),
         (q.dtype in INPUT_DTYPES, f"q in float32, bfloat16 or float16, not {q.dtype}"),
         (q.dtype == k_pages.dtype == v_pages.dtype, f"q and pools of one dtype, not {q.dtype} and {k_pages.dtype}"),
         (head_dim in (16, 32, 64, 128, 256), f"a head_dim that is a power of two from 16 to 256, not {head_dim}"),
@@ -62,7 +66,6 @@ def paged_decode(
     )
     shaped = result_shapes(q, k_pages, v_pages, page_table, lengths)
     rows = batch * kv_heads
-    tokens = min(64, TILE_BYTES // (head_dim * q.dtype.itemsize))
     splits = default_splits(rows) if splits is None else splits
     attend = functools.partial(
         _attend,

@@ -18,12 +18,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kinetics_kernels.numerics import BEST
+from kinetics_kernels.ops.limits import own_scores
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
 from kinetics_kernels.reference import check_choice, check_summary
 from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Int32
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 MAX_PAGES = 8192  # one program holds the scores of every page in registers: 64 of them a thread at this width
 WARPGROUP = 128  # threads, each with a like share of the scores
@@ -32,7 +33,7 @@ HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
-    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     *,
@@ -42,6 +43,7 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    scores: Float32[Array, "batch kv_heads max_pages"] | None = None,
     interpret: Any = False,
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
@@ -49,6 +51,7 @@ def select_pages(
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a table wider
     than the kernel takes, or a kind of summary without code for it.
     """
+    summaries = own_scores("mosaic_gpu", summaries, scores)
     check_summary("select_pages", summary, summaries)
     check_choice(pages, sink_pages, recent_pages)
     batch, kv_heads, max_pages = page_table.shape[0], summaries.shape[0], page_table.shape[1]
@@ -57,7 +60,7 @@ def select_pages(
     )
     rows = batch * kv_heads
     table = jnp.pad(page_table, ((0, 0), (0, -max_pages % WARPGROUP)), constant_values=-1)
-    scores = page_scores(q, summaries, table, summary, q.shape[2] ** -0.5 if scale is None else scale)
+    made = page_scores(q, summaries, table, summary, q.shape[2] ** -0.5 if scale is None else scale)
     selected, covered = plgpu.kernel(
         functools.partial(
             _choose,
@@ -72,7 +75,7 @@ def select_pages(
         grid_names=("row",),
         kernel_name="choose_pages",
         interpret=interpret,
-    )(scores.reshape(rows, -1), table, lengths)
+    )(made.reshape(rows, -1), table, lengths)
     return selected.reshape(batch, kv_heads, pages), covered.reshape(batch, kv_heads)
 
 

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kinetics_kernels.numerics import result_shapes
+from kinetics_kernels.ops.limits import own_scores
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
 from kinetics_kernels.reference import check_summary, choose_pages
 from kinetics_kernels.summaries.registry import kernel_code
@@ -33,7 +34,7 @@ BUFFER_BYTES = 8 << 20
 
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
-    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     *,
@@ -43,6 +44,7 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    scores: Float32[Array, "batch kv_heads max_pages"] | None = None,
     block_pages: int | None = None,
     interpret: Any = False,
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
@@ -52,12 +54,13 @@ def select_pages(
     sixteenth of the copies. `block_pages`, a multiple of 128, are scored at a time, by default as many as fit;
     `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError as `page_scores`.
     """
+    summaries = own_scores("mosaic_tpu", summaries, scores)
     used = -(-lengths // page_size)
-    scores = page_scores(
+    made = page_scores(
         q, summaries, page_table, used, summary=summary, scale=scale, block_pages=block_pages, interpret=interpret
     )
     return choose_pages(
-        scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
+        made, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
     )
 
 

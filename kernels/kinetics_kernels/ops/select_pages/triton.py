@@ -23,13 +23,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from kinetics_kernels.numerics import BEST, result_shapes
-from kinetics_kernels.ops.limits import GPU_PROGRAMS
+from kinetics_kernels.ops.limits import GPU_PROGRAMS, own_scores
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import check_choice, check_summary
 from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Int32
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 MAX_PAGES = 16_384  # one program holds the key of every page in registers: 64 of them a thread at this width
 TILE_BYTES = 16_384  # of summaries in registers at a time: 64 pages of 128 bfloat16
@@ -39,7 +39,7 @@ HIGHEST_KEY, LOWEST_KEY = 0x7FFFFFFF, -0x80000000
 
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
-    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"] | None,
     page_table: Int[Array, "batch max_pages"],
     lengths: Int[Array, " batch"],
     *,
@@ -49,6 +49,7 @@ def select_pages(
     recent_pages: int = 1,
     summary: str = "mean",
     scale: float | None = None,
+    scores: Float32[Array, "batch kv_heads max_pages"] | None = None,
     fused: bool | None = None,
     interpret: bool = False,
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
@@ -58,6 +59,7 @@ def select_pages(
     the bytes favour. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, width of
     table or kind of summary that the kernels do not take.
     """
+    summaries = own_scores("triton", summaries, scores)
     kind = check_summary("select_pages", summary, summaries)
     check_choice(pages, sink_pages, recent_pages)
     batch, q_heads, head_dim = q.shape
