@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from kinetics_jax.attention.policies.base import AttentionPolicy as AttentionPolicy
     from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
     from kinetics_jax.attention.policies.dense import Dense as Dense
+    from kinetics_jax.attention.policies.gated_block_topk import GatedBlockTopK as GatedBlockTopK
+    from kinetics_jax.attention.policies.growing_block_topk import GrowingBlockTopK as GrowingBlockTopK
     from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
+    from kinetics_jax.attention.policies.litesys_random_tokens import LiteSysRandomTokens as LiteSysRandomTokens
+    from kinetics_jax.attention.policies.litesys_strided_blocks import LiteSysStridedBlocks as LiteSysStridedBlocks
     from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
     from kinetics_jax.attention.policies.registry import parse_policy as parse_policy
     from kinetics_jax.attention.policies.registry import register_policy as register_policy
+    from kinetics_jax.attention.policies.shared_block_topk import SharedBlockTopK as SharedBlockTopK
     from kinetics_jax.attention.policies.sliding_window import SlidingWindow as SlidingWindow
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
+    from kinetics_jax.attention.policies.top_p_pages import TopPPages as TopPPages
+    from kinetics_jax.attention.policies.unbiased_block_topk import UnbiasedBlockTopK as UnbiasedBlockTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
@@ -38,14 +45,21 @@ _HOMES = {
     "Dense": "attention.policies.dense",
     "Drawn": "engine.replay",
     "EngineSettings": "settings",
+    "GatedBlockTopK": "attention.policies.gated_block_topk",
+    "GrowingBlockTopK": "attention.policies.growing_block_topk",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
+    "LiteSysRandomTokens": "attention.policies.litesys_random_tokens",
+    "LiteSysStridedBlocks": "attention.policies.litesys_strided_blocks",
     "ModelConfig": "config",
     "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",
     "Sampling": "settings",
+    "SharedBlockTopK": "attention.policies.shared_block_topk",
     "SlidingWindow": "attention.policies.sliding_window",
     "TokenTopK": "attention.policies.token_topk",
+    "TopPPages": "attention.policies.top_p_pages",
+    "UnbiasedBlockTopK": "attention.policies.unbiased_block_topk",
     "generation_cost": "costs.cost",
     "load": "language_model",
     "parse_policy": "attention.policies.registry",
