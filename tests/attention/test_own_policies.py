@@ -342,6 +342,10 @@ class Returns(kj.AttentionPolicy):
             return out, {"n": jnp.zeros(())}
         if self.what == "bare":
             return out
+        if self.what == "summaries":
+            return step.attend_chosen(step.choose_pages(step.score_pages(), pages=3, sink_pages=1, recent_pages=1)), {}
+        if self.what == "raises":
+            raise LookupError("of its own")
         if self.what == "scores":
             return step.attend_chosen(step.choose_pages(step.lengths, pages=3, sink_pages=1, recent_pages=1)), carried
         if self.what == "uncounted":
@@ -361,6 +365,7 @@ class Returns(kj.AttentionPolicy):
         ("more", r"it carries \['n'\], and its `carried` declares \[\]"),
         ("bare", "attend_and_carry must return attention and what is carried"),
         ("scores", r"it gives scores of int32\[4\]; it must be floats \[4, 2, "),
+        ("summaries", "it scores page summaries, and its cache keeps none; say which: cache_summary"),
         ("uncounted", "it attends without the step's ops; say what it reads: step.count"),
         ("cond", "calls the step's ops inside jit, lax.cond, scan or vmap"),
     ],
@@ -368,6 +373,19 @@ class Returns(kj.AttentionPolicy):
 def test_results_of_another_kind_are_refused_before_a_step_is_taken(lm, what, says):
     with pytest.raises(PolicyError, match=f"returns.*: in layer 0 .*{says}"):
         list(run(lm, Returns(what=what)))
+
+
+def test_what_a_policys_own_code_raises_is_told_with_its_place(lm):
+    with pytest.raises(LookupError, match="of its own") as error:
+        list(run(lm, Returns(what="raises")))
+    assert error.value.__notes__[0].startswith("returns:what=raises: in layer 0 of test_own_policies.Returns")
+
+
+def test_a_policy_that_is_no_frozen_dataclass_is_refused_before_anything_runs(lm):
+    loose = dataclasses.dataclass(type("Loose", (AttentionPolicy,), {"kind": "loose", **RULE}))
+    for policy in (loose(), type("Bare", (AttentionPolicy,), {"kind": "bare", **RULE})()):
+        with pytest.raises(PolicyError, match="must be a frozen dataclass: write @dataclasses"):
+            lm.generate([[5, 6]], attention=policy)
 
 
 @pytest.mark.slow

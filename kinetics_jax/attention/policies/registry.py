@@ -153,6 +153,12 @@ def as_policy(attention: Any) -> AttentionPolicy:
         return parse_policy(attention)
     if not isinstance(attention, AttentionPolicy):
         raise PolicyError(f"attention must be a policy or its spelling, as in 'dense', got {spelled(attention, 60)}")
+    parameters = getattr(type(attention), "__dataclass_params__", None)
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        raise PolicyError(
+            f"attention {type(attention).__qualname__} must be a frozen dataclass: write "
+            "@dataclasses.dataclass(frozen=True)"
+        )
     return attention
 
 
