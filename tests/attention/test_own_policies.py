@@ -1,6 +1,7 @@
 """Policies of others: registered, found by entry points, refused by name; and what is said of wrong choices."""
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import kinetics
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_prompts, write_checkpoint
@@ -397,3 +399,36 @@ def test_counts_of_samples_are_sums_over_their_steps(lm):
         sparse = np.where(length <= 12, length, 8 + (length - 1) % 4 + 1)
         assert done.attended_tokens == 2 * (length.sum() + sparse.sum())
         assert done.summary_vectors == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LateNaN(kj.AttentionPolicy):
+    """Scores that are NaN in sequences of more than `after` tokens."""
+
+    after: int = 27
+    page_size: int = 4
+    kind, price = "late_nan", "measured"
+
+    def choose(self, step):
+        scores = jnp.where(step.lengths[:, None, None] > self.after, jnp.nan, scores_of(step))
+        return step.choose_pages(scores, pages=3, sink_pages=1, recent_pages=1)
+
+
+@pytest.mark.slow
+def test_a_command_that_a_fault_ends_keeps_its_records(tmp_path):
+    """Two samples of a prompt of 14 tokens end in time, those of one of 19 tokens do not; the same command goes on."""
+    kj.register_policy(LateNaN)
+    asked = {"short": "n1>n2", "long": "n1>n2 n3>n4 n5:+5 n6>n7 n8>end n9>n1"}
+    lines = [json.dumps({"id": name, "question": text, "answer": "3"}) for name, text in asked.items()]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    command = ["sample", "chase-131k", "--problems", tmp_path / "problems.jsonl", "--n", "2", "--slots", "2"]
+    command += ["--max-tokens", "12", "--attention", "late_nan", "--out", tmp_path / "run"]
+    kept = []
+    for _ in range(2):
+        said = kinetics(*command, code=2).stderr.splitlines()[-1]
+        assert said.startswith("kinetics: late_nan: in layer 0 it scores pages with NaN")
+        assert said.endswith("(problem 'long', sample 0)")
+        before, kept = kept, kj.read_run(tmp_path / "run").samples
+        assert kept[: len(before)] == before
+        assert [(record["problem"], record["sample"]) for record in kept[:2]] == [("short", 0), ("short", 1)]
+        assert ("long", 0) not in [(record["problem"], record["sample"]) for record in kept]
