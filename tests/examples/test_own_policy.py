@@ -68,6 +68,8 @@ def test_sampled_priced_by_count_and_on_a_frontier_beside_a_built_in_one(install
     assert all(row["cost"] > 0 for row in rows)
     plan = json.loads(kinetics("plan", tmp_path / "own", "--seconds", "100", "--json").stdout)
     assert plan["costs_from"] == {f"chase-131k {POLICY}": "counts"}
+    declared = json.loads(kinetics("doctor", "--json").stdout)["policies_of_packages"]
+    assert declared == {"fading_topk": "own_policy:FadingTopK of the package own-policy"}
     report = tmp_path / "report.html"
     said = kinetics("frontier", tmp_path / "own", tmp_path / "window", "--report", report).stderr
     assert all("attention and search cost what the samples counted" in text for text in (said, report.read_text()))

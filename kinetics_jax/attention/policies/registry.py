@@ -108,7 +108,7 @@ def policy_class(kind: str, where: str) -> type[AttentionPolicy]:
             raise PolicyError(f"{where}: {found[1]} must name a policy whose kind is {kind!r}, and its is {own}")
         register_policy(found[0])
     if kind not in POLICIES:
-        known = ", ".join(dict.fromkeys((*POLICIES, *entry_points.names())))
+        known = ", ".join(dict.fromkeys((*POLICIES, *entry_points.declared())))
         raise PolicyError(
             f"{where}: {spelled(kind, 40)} is not known (known: {known}); a policy of your own becomes known by "
             f"register_policy, or by an entry point {entry_points.GROUP!r} of an installed package"
