@@ -45,9 +45,9 @@ def speculation_cost(
     ahead = np.broadcast_to(np.asarray(drafts, np.float64), given.shape)
     if given.ndim != 1 or np.any(given < 1) or np.any(given > ahead + 1 + 1e-9) or np.any(ahead < 0):
         raise CostError("rounds must be a list of numbers of tokens, each from 1 to one more than its drafts")
-    chip = None if intensity is not None else hardware if isinstance(hardware, Hardware) else None
-    if intensity is None and chip is None:
-        chip = hardware_named(hardware or "h100")
+    chip = None
+    if intensity is None:
+        chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
     factor = chip.intensity if chip is not None else float(intensity or 0)
     stored = prompt_tokens + np.floor(np.cumsum(given) - given)  # tokens in the cache before each round
     side_by_side = None if batch is None else np.asarray(batch, np.float64)
