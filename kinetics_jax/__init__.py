@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
     from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
+    from kinetics_jax.engine.open import Decoder as Decoder
+    from kinetics_jax.engine.open import OpenSample as OpenSample
     from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
     from kinetics_jax.runs.folder import read_run as read_run
+    from kinetics_jax.settings import DrawRules as DrawRules
     from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.settings import Sampling as Sampling
 
@@ -37,10 +40,13 @@ _HOMES = {
     "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
     "Drawn": "engine.replay",
+    "Decoder": "engine.open",
+    "DrawRules": "settings",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
     "ModelConfig": "config",
+    "OpenSample": "engine.open",
     "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",
     "Sampling": "settings",

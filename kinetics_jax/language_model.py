@@ -31,6 +31,7 @@ from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.agreement import ROWS, Agreement, agreements
 from kinetics_jax.engine.chosen_pages import ChosenPages, chosen_pages
 from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.engine.open import Decoder
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.errors import CheckpointError
@@ -41,7 +42,7 @@ from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_DEFAULT_SLOTS = 32
+MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,38 @@ class LanguageModel:
             backend=self.backend,
             mesh=self.mesh,
             known_ids=self.known_ids if sampling.known_ids_only else None,
+        )
+
+    def open(
+        self,
+        *,
+        attention: AttentionPolicy | str = Dense(),
+        sampling: Sampling = Sampling(),
+        settings: EngineSettings | None = None,
+        max_length: int | None = None,
+        keep: bool = True,
+    ) -> Decoder:
+        """An engine that stays open: requests are added while it runs, each with settings of its own, and samples can
+        go on or fork after they ended (`Decoder`).
+
+        `attention` is the policy of all requests; `sampling` is that of requests that bring none. `settings` defaults
+        to 8 slots. `max_length` bounds the tokens of a prompt and its output together; default: the model's positions,
+        but at most 4096. `keep`: whether ended samples keep their pages until they are released. Raises RequestError
+        for what cannot be run.
+        """
+        has_text = (self.directory / "tokenizer.json").exists()
+        return Decoder(
+            self.engine(
+                sampling=dataclasses.replace(sampling, known_ids_only=False),
+                attention=attention,
+                settings=EngineSettings(slots=OPEN_SLOTS * row_shards(self.mesh)) if settings is None else settings,
+            ),
+            sampling=sampling,
+            max_length=max_length,
+            keep=keep,
+            encode=self.encode,
+            decode=self.decode if has_text else None,
+            known=lambda: self.known_ids,
         )
 
     @functools.cached_property
