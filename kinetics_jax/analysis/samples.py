@@ -141,6 +141,7 @@ def run_data(run: Run) -> RunData:
         correct_within=correct_within,
         answers=[record.get("answer") for record in run.samples],
         ended=[record.get("finish_reason") for record in run.samples],
+        scores=[record.get("score") for record in run.samples] if any("score" in each for each in run.samples) else [],
     )
 
 
