@@ -9,11 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinetics_jax.attention.policies.base import AttentionPolicy as AttentionPolicy
     from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
     from kinetics_jax.attention.policies.dense import Dense as Dense
     from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
     from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
     from kinetics_jax.attention.policies.registry import parse_policy as parse_policy
+    from kinetics_jax.attention.policies.registry import register_policy as register_policy
     from kinetics_jax.attention.policies.sliding_window import SlidingWindow as SlidingWindow
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from kinetics_jax.settings import Sampling as Sampling
 
 _HOMES = {
+    "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
     "Dense": "attention.policies.dense",
     "EngineSettings": "settings",
@@ -41,6 +44,7 @@ _HOMES = {
     "load": "language_model",
     "parse_policy": "attention.policies.registry",
     "read_run": "runs.folder",
+    "register_policy": "attention.policies.registry",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -44,7 +44,8 @@ MAX_DEFAULT_SLOTS = 32
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
-    `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end.
+    `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
+    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads.
     """
 
     problem: int
@@ -54,6 +55,8 @@ class Sample:
     text: str | None
     finish_reason: str
     seconds: float
+    attended_tokens: int
+    summary_vectors: int
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -267,6 +270,8 @@ class LanguageModel:
                 text=self.decode(done.output_tokens) if has_text else None,
                 finish_reason=done.finish_reason,
                 seconds=done.seconds,
+                attended_tokens=done.attended_tokens,
+                summary_vectors=done.summary_vectors,
             )
             for done in finished
         ]

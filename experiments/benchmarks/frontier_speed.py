@@ -180,6 +180,8 @@ def scalar_cost(config: ModelConfig, prompt: int, output: int, policy: Attention
         searched = (2 * prompt + output) // policy.page_size * output
         compute = 2 * parameters * output + 4 * attended * heads + searched * heads
         memory = 4 * attended * kv_heads + searched * kv_heads
+    elif policy != Dense():
+        raise ValueError(f"no scalar cost of {policy}")
     else:
         compute = 2 * parameters * output + 2 * (2 * prompt + output) * output * heads
         memory = 2 * (2 * prompt + output) * output * kv_heads

@@ -15,6 +15,7 @@ The page of the paper's authors shows this comparison for 8B on AIME24; the capt
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -36,7 +37,8 @@ def draw(table: Table, *, ylabel: str, heading: str, width: float) -> Figure:
     figure = blank(width, max(0.7 * width, 2.8), style)
     axes = figure.add_subplot()
     scale, prefix = unit(table["budget"])
-    for kind, dash, mark, colour in zip(ORDER, DASHES, MARKS, LIGHT_COLOURS, strict=False):
+    looks = zip(*map(itertools.cycle, (DASHES, MARKS, LIGHT_COLOURS)), strict=False)
+    for kind, (dash, mark, colour) in zip(dict.fromkeys((*ORDER, *table["kind"])), looks, strict=False):
         rows = table[table["kind"] == kind]
         if rows.empty:
             continue
@@ -64,7 +66,7 @@ def script(arguments: argparse.Namespace) -> None:
         raise UserError(f"figure 8 compares kinds of attention; the runs of model {model!r} have only one")
     splits = (long_cot if arguments.long_cot else best_of_n)(pools, Choice(arguments.in_sample, arguments.fixed), costs)
     kind_of = kinds(splits[0].select)
-    groups = {kind: kind_of == kind for kind in ORDER if kind in kind_of}
+    groups = {kind: kind_of == kind for kind in dict.fromkeys((*ORDER, *kind_of)) if kind in kind_of}
     table, _ = frontier_table(splits, "eFLOPs", groups, budgets=budgets_of(splits, "eFLOPs"))
     table = table.rename(columns={"group": "kind"})
     ylabel = "Right within the cap (%)" if arguments.long_cot else "Problems solved, pass@N (%)"

@@ -20,7 +20,7 @@ from kinetics_kernels.reference import page_summary
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.causal import causal_attention
 from kinetics_jax.attention.decode import decode_attend
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.random_blocks import RandomBlocks, random_scores
@@ -122,7 +122,8 @@ def kept_tokens(
         return there
     if isinstance(policy, TokenPolicy):
         return policy.mask(logits, lengths, k.shape[1]) & there
-    assert isinstance(policy, BlockTopK | RandomBlocks), policy
+    if type(policy) not in (BlockTopK, RandomBlocks):
+        raise PolicyError(f"{policy}: the masked forward does not know how {policy.kind} chooses")
     paged = by_pages(k, policy.page_size)
     table = jnp.broadcast_to(jnp.arange(paged.shape[1], dtype=jnp.int32), (q.shape[0], paged.shape[1]))
     budget: dict[str, Any] = {
@@ -176,10 +177,9 @@ def go_on(
 
     `draws` (of each layer) as `random_draws` gives them, for RandomBlocks alone.
     """
-    dense_layers = getattr(policy, "dense_layers", ())
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: None):
-        chosen = Dense() if layer in dense_layers else policy
+        chosen = Dense() if policy.is_dense(layer) else policy
         layer_draws = draws[layer] if draws and isinstance(chosen, RandomBlocks) else None
         return masked_attention(chosen, q, k, v, (prefix.keys[layer], prefix.values[layer]), layer_draws), state
 

@@ -125,6 +125,37 @@ def set_summaries(
     return summaries.at[where].set(new.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
+def score_pages(
+    q: Float[Array, "batch q_heads head_dim"],
+    summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
+    page_table: Int[Array, "batch max_pages"],
+    *,
+    summary: str = "mean",
+    scale: float | None = None,
+) -> Float32[Array, "batch kv_heads max_pages"]:
+    """The scores by which `select_pages` chooses, of every page that the table names; of others, and of pages that are
+    not full, what is stored there says nothing. Raises ValueError for an unknown kind of summary, or summaries of
+    another kind's shape.
+    """
+    check_summary("score_pages", summary, summaries)
+    batch, q_heads, head_dim = q.shape
+    kv_heads = summaries.shape[0]
+    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
+    stored = (
+        jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
+    )  # [kv_heads, batch, max_pages, (2,) head_dim]
+
+    def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
+        return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
+
+    if summary == "mean":
+        return dot(query, stored)
+    if summary == "min_max":
+        return dot(jnp.minimum(query, 0), stored[..., 0, :]) + dot(jnp.maximum(query, 0), stored[..., 1, :])
+    query = query * (head_dim**-0.5 if scale is None else scale)
+    return dot(query, stored[..., 0, :]) + dot(0.5 * jnp.square(query), jnp.square(stored[..., 1, :]))
+
+
 def select_pages(
     q: Float[Array, "batch q_heads head_dim"],
     summaries: Float[Array, "kv_heads num_pages *vectors head_dim"],
@@ -147,23 +178,7 @@ def select_pages(
     also for an unknown kind of summary, or summaries of another kind's shape.
     """
     check_summary("select_pages", summary, summaries)
-    batch, q_heads, head_dim = q.shape
-    kv_heads = summaries.shape[0]
-    query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
-    stored = (
-        jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
-    )  # [kv_heads, batch, max_pages, (2,) head_dim]
-
-    def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
-        return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
-
-    if summary == "mean":
-        scores = dot(query, stored)
-    elif summary == "min_max":
-        scores = dot(jnp.minimum(query, 0), stored[..., 0, :]) + dot(jnp.maximum(query, 0), stored[..., 1, :])
-    else:
-        query = query * (head_dim**-0.5 if scale is None else scale)
-        scores = dot(query, stored[..., 0, :]) + dot(0.5 * jnp.square(query), jnp.square(stored[..., 1, :]))
+    scores = score_pages(q, summaries, page_table, summary=summary, scale=scale)
     return choose_pages(
         scores, page_table, lengths, page_size=page_size, pages=pages, sink_pages=sink_pages, recent_pages=recent_pages
     )

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.reads import Reads
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.sharding.mesh import ROWS, kv_copies, pool_spec
+from kinetics_jax.sharding.mesh import ROWS, constrained, kv_copies, pool_spec
 
 # Of one layer: K, V and its summaries, None where its policy needs none.
 KVPool = Float[Array, "kv_heads num_pages page_size head_dim"]
@@ -29,16 +30,20 @@ class PagedCache:
     `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
 
     `carried` is what the policy carries for each sequence over layers and steps: arrays `[kv_heads, rows, …]` by name.
+    `reads` is what the step under way has read so far, None where nobody counts (`counting`).
 
-    On a `mesh`, each device of its tensor axis holds its own KV heads (copies, where there are fewer; `kv_heads` counts
-    them all), and each shard of the sequences its own `num_pages / shards` pages, whose ids count from 0.
+    On a `mesh`, each device of its tensor axis holds its own KV heads (`kv_copies` of each side by side, where there
+    are fewer; `kv_heads` counts them all), and each shard of the sequences its own `num_pages / shards` pages, whose
+    ids count from 0.
     """
 
     k: tuple[KVPool, ...]
     v: tuple[KVPool, ...]
     summaries: tuple[jax.Array | None, ...]
     carried: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    reads: Reads | None = None
     summary: str = dataclasses.field(default="mean", metadata={"static": True})
+    kv_copies: int = dataclasses.field(default=1, metadata={"static": True})
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
@@ -56,7 +61,8 @@ class PagedCache:
         """An empty cache of `num_pages` pages, those of all shards of a mesh; layers in `summary_layers` keep page
         summaries, in `dtype` too, of the kind `summary`.
         """
-        kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, mesh)
+        copies = kv_copies(config.num_kv_heads, mesh)
+        kv_heads = config.num_kv_heads * copies
         pool = (kv_heads, num_pages, page_size, config.head_dim)
         kept = (*pool[:2], *([2] if SUMMARY_VECTORS[summary] == 2 else []), config.head_dim)
         layers, device = range(config.num_layers), NamedSharding(mesh, pool_spec()) if mesh else None
@@ -67,6 +73,7 @@ class PagedCache:
                 jnp.zeros(kept, dtype, device=device) if layer in summary_layers else None for layer in layers
             ),
             summary=summary,
+            kv_copies=copies,
             mesh=mesh,
         )
 
@@ -109,6 +116,18 @@ class PagedCache:
             return jnp.where(chosen.reshape(1, -1, *[1] * (array.ndim - 2)), jnp.zeros_like(array), array)
 
         return dataclasses.replace(self, carried={name: emptied(array) for name, array in self.carried.items()})
+
+    def counting(self, rows: int) -> PagedCache:
+        """The cache for one step of `rows` rows whose reads are counted."""
+        reads = Reads.none(self.k[0].shape[0], rows)
+        if self.mesh is not None:
+            reads = jax.tree.map(lambda counts: constrained(counts, self.mesh, *pool_spec()), reads)
+        return dataclasses.replace(self, reads=reads)
+
+    def counted(self) -> tuple[PagedCache, Reads]:
+        """The cache after that step, and what the step read."""
+        assert self.reads is not None
+        return dataclasses.replace(self, reads=None), self.reads
 
     def without_rows(self) -> PagedCache:
         """The pages alone: nothing that is carried for a row."""

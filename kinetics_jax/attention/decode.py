@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache, Pools
-from kinetics_jax.attention.decode_step import DecodeOps, DecodeStep
+from kinetics_jax.attention.decode_step import DecodeOps, DecodeStep, described
 from kinetics_jax.attention.heads import Heads, on_mesh
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
+from kinetics_jax.attention.reads import Reads, Tally
 from kinetics_jax.attention.shared_prefix import SharedPrefix, shared_prefix_decode
 from kinetics_jax.models.qwen3 import Attend
 
-Kept = tuple[Pools, dict[str, jax.Array]]  # of one layer, and what the policy carries
+Kept = tuple[Pools, dict[str, jax.Array], Reads | None]  # of one layer; what the policy carries; what the step read
 
 
 def decode_attend(
@@ -45,10 +48,12 @@ def decode_attend(
             raise ValueError("shared prefixes are for one device: the cache lies on a mesh")
 
         def body(heads: Heads, q: jax.Array, k: jax.Array, v: jax.Array, kept: Kept, table, lengths, keys=None):
-            pools, carried = kept
+            pools, carried, reads = kept
             pools = ops.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary)
             k_pages, v_pages, summaries = pools
+            tally = Tally(table.shape[0], k_pages.shape[0], lengths)
             step = DecodeStep(
+                policy=policy,
                 layer=layer,
                 queries=q[:, 0],
                 group_queries=heads.group_queries[:, 0],
@@ -63,18 +68,56 @@ def decode_attend(
                 first_kv_head=heads.first,
                 first_in_group=heads.within,
                 ops=ops,
+                tally=tally,
             )
             if not policy.is_dense(layer):
-                out, carried = policy.attend_and_carry(step)
+                out, carried = sparse_attention(policy, step)
             elif shared is not None:
                 out = shared_prefix_decode(q[:, 0], k_pages, v_pages, lengths, shared, backend=backend)
+                tally.add(tokens=lengths[:, None])
             else:
                 out = step.attend_all()
-            return out[:, None], (pools, carried)
+            return out[:, None], (pools, carried, None if reads is None else reads.plus(tally, layer))
 
         rows = (page_table, lengths, *([keys] if policy.needs_keys else []))
-        kept = cache.pools(layer), cache.carried
-        out, (pools, carried) = on_mesh(cache.mesh, body, q, k, v, kept, *rows)
-        return out, dataclasses.replace(cache.with_layer(layer, *pools), carried=carried)
+        kept = cache.pools(layer), cache.carried, cache.reads
+        out, (pools, carried, reads) = on_mesh(cache.mesh, body, q, k, v, kept, *rows)
+        return out, dataclasses.replace(cache.with_layer(layer, *pools), carried=carried, reads=reads)
 
     return attend
+
+
+def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the policy returns for a step, `attend_and_carry`, after a look at it while it is traced.
+
+    Raises PolicyError, naming the layer, for results of another shape or type than the step's, for attention that
+    nothing was counted for, and for ops called inside a control flow of jax; what depends on data is blamed in `tally`.
+    """
+    where = f"{policy}: in layer {step.layer}"
+    found = policy.attend_and_carry(step)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise PolicyError(f"{where} attend_and_carry must return attention and what is carried, a dict")
+    out, carried = found
+    for what, value, like in [
+        ("attention", out, step.queries),
+        *((f"carried {name!r}", carried.get(name), array) for name, array in step.carried.items()),
+    ]:
+        if (given := described(value)) != (wanted := described(like)):
+            raise PolicyError(f"{where} its {what} is {given}; it must be {wanted}")
+    if len(carried) > len(step.carried):
+        raise PolicyError(f"{where} it carries {sorted(carried)}, and its `carried` declares {sorted(step.carried)}")
+    if not step.tally.tokens:
+        raise PolicyError(
+            f"{where} it attends without the step's ops; say what it reads: step.count(tokens=…, vectors=…)"
+        )
+    try:
+        tokens = functools.reduce(jnp.add, step.tally.tokens)
+        if policy.budget:
+            step.tally.blame(6, tokens > policy.budget)
+        step.tally.fault()
+    except jax.errors.UnexpectedTracerError as error:
+        raise PolicyError(
+            f"{where} it calls the step's ops inside lax.cond, scan or vmap, where reads cannot be counted; call them "
+            "outside, or kinetics_kernels' inside and step.count outside"
+        ) from error
+    return out, carried

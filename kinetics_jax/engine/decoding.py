@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import empty_cache
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
+from kinetics_jax.attention.reads import join_halves, policy_fault
 from kinetics_jax.attention.shared_prefix import SharedPrefix, prefix_width, share_prefixes
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.capacity import SMALLER_POOL, bytes_per_page, describe_pool
@@ -55,7 +56,8 @@ PAGES_PER_COPY = 64  # of a sample on their way to the host or back
 class Finished:
     """One finished sample: its token ids, the end token included, and why it ended: `stop` (it drew an end token),
     `length` (it has max_tokens), `repetition` (its last `Sampling.repetition_window` tokens repeat) or `nonfinite` (the
-    logits of its next token were not finite; it may have no token).
+    logits of its next token were not finite; it may have no token). `attended_tokens` and `summary_vectors` are what
+    its decode steps read, over layers and KV heads, as the device counted it.
     """
 
     problem: str
@@ -64,6 +66,8 @@ class Finished:
     output_tokens: list[int]
     finish_reason: str
     seconds: float
+    attended_tokens: int
+    summary_vectors: int
 
 
 @dataclasses.dataclass
@@ -226,35 +230,47 @@ class Decoding:
         """Decodes to the end; yields every sample as it finishes.
 
         `on_chunk` is called with the number of tokens that each chunk drew, after what finished in it was yielded.
+        Raises PolicyError for a policy that chooses what it may not, after the other samples of that chunk.
         """
         while any(schedule.unfinished for schedule in self.schedules):
             self._preempt()
             self._refill()
-            first, drawn, active = self._decode()
+            first, drawn, active, counts, faults = self._decode()
             new_tokens = 0
             going = active.copy()
             running = [(schedule, *item) for schedule in self.schedules for item in schedule.running.items()]
+            broken: PolicyError | None = None
             for schedule, slot, sample in running:
+                if faults[slot]:
+                    where = f"problem {sample.request.problem!r:.80}, sample {sample.sample}"
+                    broken = broken or policy_fault(self.setup.policy, int(faults[slot]), where)
+                    continue
                 fresh = [int(first[slot])] if not sample.tokens else []
                 fresh += drawn[slot][drawn[slot] != IDLE].tolist()
+                before = max(len(sample.tokens), 1)  # the first token takes no decode step
                 sample.add(fresh)
+                sample.read += counts[slot, : max(len(sample.tokens) - before, 0)].sum(axis=0)
                 new_tokens += len(fresh) - sample.nonfinite
                 going[slot] &= not sample.repeats
                 if not going[slot]:
                     if sample.nonfinite:
                         self._warn_once(sample)
                     yield self._finished(schedule.finish(slot))
+            if broken is not None:  # what finished beside it is kept
+                raise broken
             if not np.array_equal(going, active):
                 self.slots = dataclasses.replace(self.slots, active=self._rows(going))
             on_chunk(new_tokens)
 
-    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Decodes a chunk. Returns the token that each slot began with, those it drew, and whether it goes on."""
+    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Decodes a chunk. Returns the token that each slot began with, those it drew, whether it goes on, what each
+        step read (int64 `[slots, chunk, 2]`), and the policy's faults.
+        """
         for schedule in self.schedules:
             schedule.reserve(self.table)
         setup, before = self.setup, self.slots
         waits = any(schedule.waiting or schedule.preempted for schedule in self.schedules)
-        self.cache, self.slots, drawn = decode_chunk(
+        self.cache, self.slots, drawn, reads = decode_chunk(
             setup.graph,
             setup.weights,
             self.cache,
@@ -265,9 +281,9 @@ class Decoding:
             setup.known_ids,
             **setup.decodes,
         )
-        first, drawn, active = jax.device_get((before.token, drawn, self.slots.active))
+        first, drawn, active, reads = jax.device_get((before.token, drawn, self.slots.active, reads))
         self._count(drawn, waits)
-        return first, drawn, active
+        return first, drawn, active, join_halves(reads.counts), reads.fault
 
     def _count(self, drawn: np.ndarray, waits: bool) -> None:
         busy = drawn != IDLE
@@ -411,6 +427,8 @@ class Decoding:
             output_tokens=running.tokens,
             finish_reason="stop" if ended else unfinished,
             seconds=time.perf_counter() - running.began,
+            attended_tokens=int(running.read[0]),
+            summary_vectors=int(running.read[1]),
         )
 
 

@@ -19,6 +19,7 @@ from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import prefill_attend, prefill_chunk_attend
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.reads import split_halves
 from kinetics_jax.attention.shared_prefix import SharedPrefix
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, sample_keys, sample_tokens
 from kinetics_jax.settings import Sampling
@@ -83,6 +84,22 @@ class Resumed:
     seed: Key[Array, ""]  # of the run
     problem: UInt32[Array, ""]  # the problem's hash
     sample: Int32[Array, ""]  # its index
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChunkReads:
+    """What the decode steps of a chunk read, summed over layers and KV heads: KV tokens, then summary vectors, in
+    halves (`attention.reads.join_halves`); and the first fault of the policy in each slot, 0 for none.
+    """
+
+    counts: UInt32[Array, "slots chunk 2 2"]
+    fault: Int32[Array, " slots"]
+
+    @classmethod
+    def of(cls, counts: jax.Array, faults: jax.Array, *, copies: int) -> ChunkReads:
+        """From counts `[kv_heads, slots, chunk, 2]` and faults `[kv_heads, slots]`; `copies` of each KV head."""
+        return cls(split_halves(counts, copies), jnp.max(faults, axis=0))
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("cache",))
@@ -203,34 +220,39 @@ def decode_chunk(
     eos: tuple[int, ...],
     chunk: int,
     backend: Backend | None = None,
-) -> tuple[PagedCache, Slots, Int[Array, "slots chunk"]]:
+) -> tuple[PagedCache, Slots, Int[Array, "slots chunk"], ChunkReads]:
     """Up to `chunk` decode steps in one while_loop; ends early when `patience` slots have stopped since it began.
 
     `page_table [slots, max_pages]` int32 must name pages for the next `chunk` tokens of every active slot; `patience`
     is a scalar int32. `shared`, `backend`: see decode_attend; `known_ids` are those that may be drawn, None: all.
     Returns the cache, the slots and the tokens drawn, `[slots, chunk]` int32, IDLE where a slot was not active,
-    NONFINITE where its logits were not finite.
+    NONFINITE where its logits were not finite; and what each step read.
     """
     model = nnx.merge(graph, weights)
+    rows, kv_heads = slots.token.shape[0], cache.k[0].shape[0]
     began = jnp.sum(slots.active, dtype=jnp.int32)
 
     def running(carry) -> jax.Array:
-        step, _, slots, _ = carry
+        step, _, slots, _, _, _ = carry
         left = jnp.sum(slots.active, dtype=jnp.int32)
         return (step < chunk) & (left > 0) & (began - left < patience)
 
     def one_step(carry):
-        step, cache, slots, drawn = carry
+        step, cache, slots, drawn, counts, faults = carry
         lengths = jnp.where(slots.active, slots.stored + 1, 0)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
         attend = decode_attend(policy, page_table, lengths, keys, shared=shared, backend=backend)
-        hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache)
+        hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache.counting(rows))
+        cache, reads = cache.counted()
         logits = _allowed(model.logits(hidden[:, 0]), known_ids)
         token = _draw(logits, slots.key, slots.produced, sampling, slots.mesh)
         token = jnp.where(slots.active, token, slots.token)
         drew = slots.active.astype(jnp.int32)
         produced = slots.produced + drew
         drawn = drawn.at[:, step].set(jnp.where(slots.active, token, IDLE))
+        counts = counts.at[:, :, step].set(jnp.stack([reads.tokens, reads.vectors], axis=-1))
+        # Where logits are not finite the model failed, not the policy, whatever its scores are.
+        faults = jnp.where((faults == 0) & (token != NONFINITE), reads.fault, faults)
         slots = dataclasses.replace(
             slots,
             token=token,
@@ -238,11 +260,14 @@ def decode_chunk(
             produced=produced,
             active=slots.active & _goes_on(token, eos) & (produced < slots.limit),
         )
-        return step + 1, cache, slots.in_place(), drawn
+        return step + 1, cache, slots.in_place(), drawn, counts, faults
 
     drawn = constrained(jnp.full((slots.token.shape[0], chunk), IDLE, jnp.int32), slots.mesh, ROWS)
-    _, cache, slots, drawn = jax.lax.while_loop(running, one_step, (np.int32(0), cache, slots, drawn))
-    return cache, slots, drawn
+    counts = constrained(jnp.zeros((kv_heads, rows, chunk, 2), jnp.uint32), slots.mesh, *pool_spec())
+    faults = constrained(jnp.zeros((kv_heads, rows), jnp.int32), slots.mesh, *pool_spec())
+    start = np.int32(0), cache, slots, drawn, counts, faults
+    _, cache, slots, drawn, counts, faults = jax.lax.while_loop(running, one_step, start)
+    return cache, slots, drawn, ChunkReads.of(counts, faults, copies=cache.kv_copies)
 
 
 @jax.jit

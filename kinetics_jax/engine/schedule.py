@@ -44,7 +44,8 @@ class Prompt:
 @dataclasses.dataclass
 class Running:
     """A sample that has begun: its pages so far, its tokens so far. `age` counts samples in the order they began,
-    `began` is the time; `saved` is the copy of its pages while it is preempted; `nonfinite`: no token could be drawn.
+    `began` is the time; `saved` is the copy of its pages while it is preempted; `nonfinite`: no token could be drawn;
+    `read`: KV tokens attended and summary vectors read so far.
     """
 
     request: Request
@@ -57,6 +58,7 @@ class Running:
     repeats: bool = False
     nonfinite: bool = False
     saved: Any = None
+    read: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
 
     @property
     def stored(self) -> int:

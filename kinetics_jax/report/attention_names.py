@@ -51,8 +51,12 @@ def _options(attention: str) -> dict[str, str]:
     return {name: value for name, _, value in (part.partition("=") for part in parts if part)}
 
 
-def _budget(options: dict[str, str]) -> int:
-    return int(options.get("budget") or int(options.get("pages", 0)) * int(options.get("page_size", 1)))
+def _budget(options: dict[str, str]) -> float:
+    """In tokens; a policy of another package may call something else a budget, or none."""
+    try:
+        return float(options.get("budget") or float(options.get("pages", 0)) * float(options.get("page_size", 1)))
+    except ValueError:
+        return 0.0
 
 
 def _shared(options: list[dict[str, str]]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.registry import as_policy
+from kinetics_jax.attention.policies.registry import stored_policy
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.files import FileError, read_json
 from kinetics_jax.language_model import LanguageModel
@@ -73,7 +73,7 @@ def best_of_n(
     be graded, FunctionError for a function that cannot be called; an exception from `on_progress`, called after
     each chunk, ends the run cleanly.
     """
-    policy = as_policy(policy)
+    policy = stored_policy(policy)
     added = lm.add_special_tokens if add_special_tokens is None else add_special_tokens
     how = grading(grader, score, seconds=grader_seconds).of(problems)
     if prompts is None:

@@ -4,7 +4,8 @@ run.json        what makes the samples what they are, and where they were made
 problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands); where there
                 are any, choices, and fields (the other columns of its file)
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
-                (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds; where there is
+                (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds,
+                attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads); where there is
                 one, score (a verifier's), and why (the reason that there is no grade or score)
 
 Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
@@ -25,6 +26,7 @@ from kinetics_jax.errors import shown, spelled
 from kinetics_jax.files import encode_utf8, lock_file, open_regular, read_json, write_atomic
 from kinetics_jax.runs.records import (
     HEADER,
+    LATER_RECORD,
     OPTIONAL,
     OPTIONAL_PROBLEM,
     PROBLEM,
@@ -37,7 +39,8 @@ from kinetics_jax.runs.records import (
     parse_line,
 )
 
-# 2 may hold samples whose logits were not finite; 3, scores, reasons, own graders, choices and fields of problems.
+# 2 may hold samples whose logits were not finite; 3, counts of what samples read, scores, reasons, own graders, choices
+# and other columns of problems.
 SCHEMA = 3
 SCHEMAS = (1, 2, SCHEMA)  # that this version reads
 # Where a run was made, not what it is: a run may be continued with these changed.
@@ -214,8 +217,9 @@ class RunWriter:
 
         Raises TraceError if it cannot be written whole (on a full disk, say); earlier records stay readable.
         """
-        more = {field: record[field] for field in OPTIONAL if record.get(field) is not None}
-        self._write(encode_utf8(_line({field: record[field] for field in RECORD_FIELDS} | more)))
+        fields = [name for name in RECORD_FIELDS if name in record or name not in LATER_RECORD]
+        fields += [name for name in OPTIONAL if record.get(name) is not None]
+        self._write(encode_utf8(_line({field: record[field] for field in fields})))
         self._written.add((record["problem"], record["sample"]))
 
     def read_back(self) -> Run:

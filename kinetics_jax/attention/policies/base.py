@@ -20,29 +20,30 @@ from kinetics_jax.attention.policies.counts import (
     filled,
     sum_steps,
 )
-from kinetics_jax.errors import UserError
-from kinetics_jax.settings import MAX_TOKENS, whole_number
+from kinetics_jax.attention.policies.options import PolicyError as PolicyError
+from kinetics_jax.attention.policies.options import check_settings as check_settings
+from kinetics_jax.attention.policies.options import spell
 
 if TYPE_CHECKING:
     import jax
 
-    from kinetics_jax.attention.decode_step import DecodeStep
+    from kinetics_jax.attention.decode_step import DecodeStep, Pages
 
 PAGE_SIZE = 16
 
 
-class PolicyError(UserError):
-    """An attention policy that makes no sense; the message names the option, its value and the cure."""
-
-
 class AttentionPolicy:
-    """Base of all policies. A policy is a frozen dataclass of whole numbers, text and `dense_layers`.
+    """Base of all policies, those of this package and those of others (`kj.register_policy`).
+
+    A policy is a frozen dataclass. Its settings are fields of whole numbers, floats, text, switches, or tuples of one
+    of the first three (`options.py`).
 
     Settings every policy has: `page_size`, tokens of a page of the KV cache; `dense_layers`, which attend to
     everything; `budget`, the most tokens that a sparse layer attends to per KV head (0: not fixed).
 
-    A policy must give `kind`, `attend` and `step_counts` (or `sparse_counts`). The other members have defaults for a
-    policy that keeps no summaries, draws nothing at random and has no formula in the `upstream` convention.
+    A policy must give `kind`, `choose` (or `attend`) and `step_counts` (or `sparse_counts`), or `price = "measured"`.
+    The other members have defaults for a policy that keeps no summaries, draws nothing at random and has no formula in
+    the `upstream` convention.
     """
 
     kind: ClassVar[str]  # the name in spellings
@@ -51,9 +52,13 @@ class AttentionPolicy:
     implied: ClassVar[tuple[str, ...]] = ()  # options that follow from those
     needs_keys: ClassVar[bool] = False  # a decode step needs its rows' random keys
     masks_logits: ClassVar[bool] = False  # computes every logit and masks: exact, and no faster than dense
+    price: ClassVar[str] = "formula"  # or "measured": it has none, and its runs are priced by what they counted
     page_size: int = PAGE_SIZE
     dense_layers: tuple[int, ...] = ()
     budget: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     # What it needs of the cache.
 
@@ -73,17 +78,31 @@ class AttentionPolicy:
         """Arrays by name: their shape for a sequence and KV head, and their dtype. All begin as zeros."""
         return {}
 
-    # Its decode rule.
+    # Its decode rule: what one decode step of a sparse layer attends to, from what `step` offers.
 
-    def attend(self, step: DecodeStep) -> jax.Array:
-        """Attention `[batch, heads, head_dim]` of one decode step in a sparse layer, from what `step` offers."""
-        raise NotImplementedError(f"{self.kind} has no decode rule")
+    def choose(self, step: DecodeStep) -> Pages | jax.Array:
+        """The pages that each KV head attends to, as the step's `choose_pages`, `select_pages` and `keep_pages` return
+        them, or a table `[batch, kv_heads, pages]` of physical ids in the order of the text, -1 behind the last. The
+        step is then attended to and counted.
+        """
+        raise NotImplementedError(f"{self.kind} has no decode rule: write choose(step)")
 
-    def attend_and_carry(self, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`attend`, and what `step.carried` becomes, of the same shapes: the next sparse layer is given it, after the
+    def choose_and_carry(self, step: DecodeStep) -> tuple[Pages | jax.Array, dict[str, jax.Array]]:
+        """`choose`, and what `step.carried` becomes, of the same shapes: the next sparse layer is given it, after the
         last one the next step's first. A policy that carries something writes this instead.
         """
-        return self.attend(step), step.carried
+        return self.choose(step), step.carried
+
+    def attend(self, step: DecodeStep) -> jax.Array:
+        """Attention `[batch, heads, head_dim]`, for a policy that does more than choose pages."""
+        return self.attend_and_carry(step)[0]
+
+    def attend_and_carry(self, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`attend`, and what `step.carried` becomes, for such a policy that carries something."""
+        if type(self).attend is not AttentionPolicy.attend:
+            return self.attend(step), step.carried
+        chosen, carried = self.choose_and_carry(step)
+        return step.attend_chosen(chosen), carried
 
     # What it costs, in counts per KV head of one sparse layer.
 
@@ -93,7 +112,10 @@ class AttentionPolicy:
         A policy writes this or `sparse_counts`; each has the other as its default.
         """
         if type(self).sparse_counts is AttentionPolicy.sparse_counts:
-            raise NotImplementedError(f"{self.kind} does not count what it attends to")
+            raise PolicyError(
+                f"{self} has no formula of its cost ({self.kind} is priced as measured): sample it first (kinetics "
+                "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
+            )
         counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
         return StepCounts(*(share.total for share in counts[1:]))
 
@@ -104,6 +126,14 @@ class AttentionPolicy:
         return sum_steps(self.step_counts, prompt, steps)
 
     def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Its own counts, in every layer. A policy for which equations (8) and (9) were published takes those
+        (`budget_filled`).
+        """
+        counts = self.sparse_counts(prompt, output)
+        attended = counts.dense.total + counts.forced.total + counts.chosen.total
+        return PublishedCounts(attended, vectors=counts.vectors.total, vectors_read=counts.vectors.total)
+
+    def budget_filled(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
         """Equations (8) and (9), integral in length: the budget's tokens once they are there, before that all."""
         return PublishedCounts(filled(self.published_budget, prompt, output))
 
@@ -167,34 +197,5 @@ class AttentionPolicy:
             value = getattr(self, field.name)
             if field.name not in (*self.spelled, *self.implied) and value != field.default:
                 shown[field.name] = value
-        options = ",".join(f"{name}={_spell(value)}" for name, value in shown.items())
+        options = ",".join(f"{name}={spell(value)}" for name, value in shown.items())
         return f"{self.kind}:{options}" if options else self.kind
-
-
-def check_settings(policy: Any) -> None:
-    """Makes a policy's numbers Python's own and sorts its `dense_layers`, which are a set.
-
-    Raises PolicyError for a value of another type than its field's, and for a number beyond any context.
-    """
-    for field in dataclasses.fields(policy):
-        value, where = getattr(policy, field.name), f"{policy.kind}: {field.name}"
-        if field.type == "int":
-            value = whole_number(value, where, PolicyError)
-            if value > MAX_TOKENS:
-                raise PolicyError(f"{where} must be at most {MAX_TOKENS}, got {value}")
-        elif field.type == "str" and not isinstance(value, str):
-            raise PolicyError(f"{where} must be a name, got {value!r:.40}")
-        elif field.type == "tuple[int, ...]":
-            if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise PolicyError(f"{where} must be a list of layers, as in (0, 1), got {value!r:.40}")
-            layers = {whole_number(layer, f"{where}: a layer", PolicyError) for layer in value}
-            if min(layers, default=0) < 0:
-                raise PolicyError(f"{where} counts from 0, got {min(layers)}")
-            value = tuple(sorted(layers))
-        object.__setattr__(policy, field.name, value)
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value)) or "none"
-    return str(value)

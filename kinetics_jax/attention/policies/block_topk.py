@@ -12,9 +12,7 @@ from kinetics_jax.attention.policies.blocks import BlockPolicy
 from kinetics_jax.attention.policies.counts import PublishedCounts
 
 if TYPE_CHECKING:
-    import jax
-
-    from kinetics_jax.attention.decode_step import DecodeStep
+    from kinetics_jax.attention.decode_step import DecodeStep, Pages
 
 SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
 
@@ -51,14 +49,14 @@ class BlockTopK(BlockPolicy):
         """One vector or two, by the kind of summary."""
         return SUMMARY_VECTORS[self.summary]
 
-    def attend(self, step: DecodeStep) -> jax.Array:
+    def choose(self, step: DecodeStep) -> Pages:
         """The pages with the best summaries, found anew for every KV head."""
-        return step.attend_pages(*step.select_pages(summary=self.summary, **self.choice(step)))
+        return step.select_pages(summary=self.summary, **self.choice(step))
 
     def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
         """Equations (8) and (9): the search reads a vector for every page in every step."""
         vectors = (prompt * output + output**2 / 2) / self.page_size
-        return super().paper_counts(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
+        return self.budget_filled(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
 
     def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
         """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kinetics_jax.attention.policies.base import PAGE_SIZE, AttentionPolicy, PolicyError, check_settings
-from kinetics_jax.attention.policies.counts import Counts, Cut, Share, split_steps, triangle
+from kinetics_jax.attention.policies.counts import Counts, Cut, PublishedCounts, Share, split_steps, triangle
 
 if TYPE_CHECKING:
     from kinetics_jax.attention.decode_step import DecodeStep
@@ -99,6 +99,10 @@ class BlockPolicy(AttentionPolicy):
         searched = before.pages * choosing  # the prompt's full pages
         scores = Share(end.full_pages() - start.full_pages() - searched, searched)
         return attended._replace(scores=scores, vectors=scores.times(self.summary_vectors))
+
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9), without a search."""
+        return self.budget_filled(prompt, output)
 
     def with_page_size(self, page_size: int) -> AttentionPolicy:
         """As for every policy; `pages` follows from the budget."""

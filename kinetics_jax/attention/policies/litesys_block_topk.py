@@ -13,7 +13,10 @@ from kinetics_jax.attention.policies.counts import Counts, Cut, PublishedCounts,
 from kinetics_jax.attention.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
+    import jax
     from jaxtyping import Array, Bool, Float, Int
+
+    from kinetics_jax.attention.decode_step import DecodeStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,11 @@ class LiteSysBlockTopK(TokenPolicy):
         return self.pages * self.page_size
 
     @property
+    def threshold(self) -> int:
+        """The longest sequence that is attended to as a whole."""
+        return -(-(self.sink_tokens + self.local + self.nominal_budget) // self.page_size) * self.page_size
+
+    @property
     def published_budget(self) -> float:
         """The tokens of its blocks and its window, as published."""
         return float(self.local + self.nominal_budget)
@@ -56,6 +64,14 @@ class LiteSysBlockTopK(TokenPolicy):
     def summary_vectors(self) -> int:
         """The mean key of every whole block: what an engine for this rule would keep. Decoding here computes logits."""
         return 1
+
+    def attend(self, step: DecodeStep) -> jax.Array:
+        """Attention over the tokens of the mask, once each block's mean is looked at."""
+        import jax.numpy as jnp
+
+        blocks = (step.lengths - self.local - self.sink_tokens) // self.page_size
+        step.count(vectors=jnp.where(step.lengths > self.threshold, blocks, 0)[:, None])
+        return super().attend(step)
 
     def mask(
         self, logits: Float[Array, "batch heads time"], lengths: Int[Array, " batch"], kv_heads: int
@@ -79,8 +95,7 @@ class LiteSysBlockTopK(TokenPolicy):
         local window, of which `length - local - sink_tokens` tokens make whole ones, after reading each one's mean key.
         """
         size, outside, free = float(self.page_size), self.local + self.sink_tokens, self.pages * self.page_size
-        threshold = -(-(outside + free) // self.page_size) * self.page_size
-        whole, choosing = split_steps(prompt, steps, threshold)
+        whole, choosing = split_steps(prompt, steps, self.threshold)
         start, end = prompt + whole - outside, prompt + steps - outside  # tokens to cut into blocks, before and after
         start_cut, end_cut = Cut(start, size), Cut(end, size)
         rest = end_cut.remainders() - start_cut.remainders()
@@ -108,7 +123,7 @@ class LiteSysBlockTopK(TokenPolicy):
     def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
         """As block top-k: the search reads a vector for every block in every step."""
         vectors = (prompt * output + output**2 / 2) / self.page_size
-        return super().paper_counts(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
+        return self.budget_filled(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
 
     def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
         """`pages` is its k, beside the local window; sink tokens are not charged."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import jax
     from jaxtyping import Array, Float, Int, Key
 
-    from kinetics_jax.attention.decode_step import DecodeStep
+    from kinetics_jax.attention.decode_step import DecodeStep, Pages
 
 # Folded into a token's key: beyond any vocabulary, whose draws count up from 0 under the same key.
 RANDOM_BLOCKS = 0x52424C4B
@@ -27,11 +27,11 @@ class RandomBlocks(BlockPolicy):
     place: ClassVar[int] = 4
     needs_keys: ClassVar[bool] = True
 
-    def attend(self, step: DecodeStep) -> jax.Array:
+    def choose(self, step: DecodeStep) -> Pages:
         """The pages with the largest draws."""
         assert step.keys is not None
         scores = random_scores(step.keys, step.layer, step.kv_heads, step.max_pages, step.first_kv_head)
-        return step.attend_pages(*step.choose_pages(scores, **self.choice(step)))
+        return step.choose_pages(scores, **self.choice(step))
 
 
 def random_scores(

@@ -54,6 +54,10 @@ class SlidingWindow(TokenPolicy):
         whole, choosing = split_steps(prompt, steps, self.budget)
         return Counts(forced=Share(triangle(whole) + choosing * self.budget, prompt * whole))
 
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9), without a search."""
+        return self.budget_filled(prompt, output)
+
     def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
         """The window beside the sink tokens is its local budget; the published sign."""
         window = float(self.budget - self.sink_tokens)

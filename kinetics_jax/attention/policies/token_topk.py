@@ -51,6 +51,10 @@ class TokenTopK(TokenPolicy):
         own = triangle(whole) + choosing * self.budget
         return Counts(forced=Share(steps), chosen=Share(own - steps, prompt * whole))  # the current token is forced
 
+    def paper_counts(self, prompt: np.ndarray, output: np.ndarray) -> PublishedCounts:
+        """Equations (8) and (9), without a search."""
+        return self.budget_filled(prompt, output)
+
     def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
         """The published sign: what fills the budget is added."""
         return PublishedCounts(self.budget * output + np.maximum(self.budget - prompt, 0) ** 2 / 2)
