@@ -25,6 +25,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
+from kinetics_jax.checkpoints.generation_config import Recommended, read_recommended
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
@@ -234,6 +235,23 @@ class LanguageModel:
         )
 
     @functools.cached_property
+    def recommended(self) -> Recommended | None:
+        """How the checkpoint's generation_config.json recommends to sample it (`recommended.sampling(max_tokens=…)`);
+        None where it does not. Raises CheckpointError for what cannot be.
+        """
+        return read_recommended(self.directory)
+
+    def _default_sampling(self) -> Sampling:
+        if self.recommended is None:
+            return Sampling()
+        warnings.warn(
+            f"{self.config.name}: sampled as it recommends ({self.recommended.words}); sampling=kj.Sampling(…) says it "
+            "otherwise",
+            stacklevel=3,
+        )
+        return self.recommended.sampling()
+
+    @functools.cached_property
     def known_ids(self) -> Bool[np.ndarray, " vocab"]:
         """Which ids a token of the tokenizer has, and the end tokens. Raises CheckpointError without a tokenizer."""
         ids = np.array([*self.tokenizer.get_vocab(with_added_tokens=True).values(), *self.config.eos_token_ids])
@@ -246,7 +264,7 @@ class LanguageModel:
         prompts: Prompts,
         *,
         n: Count = 1,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
@@ -254,11 +272,13 @@ class LanguageModel:
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is the policy that
-        decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the
-        sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises RequestError for
-        prompts that cannot fit, or that are neither texts nor token ids.
+        Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
+        `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
+        the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
+        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises
+        RequestError for prompts that cannot fit, or that are neither texts nor token ids.
         """
+        sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
