@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -336,10 +336,16 @@ class LanguageModel:
         self, samples: Sequence[Drawn], *, attention: AttentionPolicy | str, seed: int = 0, rows: int = ROWS
     ) -> list[Agreement]:
         """`agreement` of many samples, at most `rows` side by side."""
+        return list(self.each_agreement(samples, attention=attention, seed=seed, rows=rows))
+
+    def each_agreement(
+        self, samples: Sequence[Drawn], *, attention: AttentionPolicy | str, seed: int = 0, rows: int = ROWS
+    ) -> Iterator[Agreement]:
+        """`agreements`, one by one as they are known."""
         policy, checked = self._replayed("agreement", attention, samples)
-        options = {"seed": seed, "backend": self.backend, "rows": max(1, min(rows, len(checked)))}
-        options["cache_dtype"] = self.dtype
-        return list(agreements(self.graph, self.weights, self.config, checked, policy=policy, **options))
+        options: Any = {"seed": seed, "cache_dtype": self.dtype, "backend": self.backend}
+        rows = max(1, min(rows, len(checked)))
+        return agreements(self.graph, self.weights, self.config, checked, policy=policy, rows=rows, **options)
 
     def chosen_pages(
         self,

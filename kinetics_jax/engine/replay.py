@@ -46,12 +46,13 @@ class Part:
 
 class Rows:
     """Up to `rows` samples with a row and pages each: `table [rows, width]` int32, `num_pages` in all, and `keys
-    [rows]`, the samples' random keys.
+    [rows]`, the samples' random keys. The table has room for `longest` tokens at least.
     """
 
-    def __init__(self, samples: Sequence[Drawn], *, rows: int, page_size: int, seed: int):
+    def __init__(self, samples: Sequence[Drawn], *, rows: int, page_size: int, seed: int, longest: int = 0):
         self.samples, self.page_size = samples, page_size
-        self.width = table_width(pages_for(max(len(each.prompt) + len(each.tokens) for each in samples), page_size))
+        longest = max(longest, *(len(each.prompt) + len(each.tokens) for each in samples))
+        self.width = table_width(pages_for(longest, page_size))
         self.num_pages = rows * self.width
         self.table = np.full((rows, self.width), -1, np.int32)
         for row, sample in enumerate(samples):

@@ -6,7 +6,8 @@ problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
                 (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds,
                 attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads); where there is
-                one, score (a verifier's), and why (the reason that there is no grade or score)
+                one, score (a verifier's), why (the reason that there is no grade or score), agreement (of its policy
+                with dense attention, token by token) and speculation (its rounds and their price)
 
 Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
 """
