@@ -35,6 +35,7 @@ from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.open import Decoder
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
 from kinetics_jax.engine.replay import Drawn
+from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
@@ -44,13 +45,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
+NO_MESH = "{}: is for one device, not for a mesh; load the model without mesh"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
     `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
-    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads.
+    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads. Where they were
+    asked for: its policy's `agreement` with dense attention; the tokens that each of its `rounds` of speculation gave.
     """
 
     problem: int
@@ -62,6 +65,8 @@ class Sample:
     seconds: float
     attended_tokens: int
     summary_vectors: int
+    agreement: Agreement | None = None
+    rounds: tuple[int, ...] | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -268,6 +273,7 @@ class LanguageModel:
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
+        agreement: bool = False,
         on_chunk: Callable[[int], None] = lambda tokens: None,
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
@@ -275,11 +281,14 @@ class LanguageModel:
         Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
         `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
         the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
-        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises
-        RequestError for prompts that cannot fit, or that are neither texts nor token ids.
+        each shard of the sequences). `agreement`: whether samples get theirs with dense attention. `on_chunk` is called
+        with the number of tokens that each decode chunk drew. Raises RequestError for prompts that cannot fit, or that
+        are neither texts nor token ids.
         """
         sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
+        if agreement and self.mesh is not None:
+            raise RequestError(NO_MESH.format("agreement"))
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
         vocab = self.config.vocab_size
@@ -309,9 +318,14 @@ class LanguageModel:
                 seconds=done.seconds,
                 attended_tokens=done.attended_tokens,
                 summary_vectors=done.summary_vectors,
+                rounds=done.rounds if isinstance(done, Speculated) else None,
             )
             for done in finished
         ]
+        if agreement:
+            drawn = [Drawn(encoded[s.problem], s.output_tokens, str(s.problem), s.sample) for s in samples]
+            found = self.each_agreement(drawn, attention=attention, seed=sampling.seed)
+            samples = [dataclasses.replace(s, agreement=each) for s, each in zip(samples, found, strict=True)]
         return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
 
     def agreement(
@@ -379,7 +393,7 @@ class LanguageModel:
     ) -> tuple[AttentionPolicy, list[Drawn]]:
         """The policy and the samples, checked. Raises RequestError, beginning with `what`."""
         if self.mesh is not None:
-            raise RequestError(f"{what}: is for one device, not for a mesh; load the model without mesh")
+            raise RequestError(NO_MESH.format(what))
         vocab, limit = self.config.vocab_size, self.config.max_position_embeddings
         policy = as_policy(attention)
         if (layer := policy.missing_layer(self.config.num_layers)) is not None:

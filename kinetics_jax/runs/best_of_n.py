@@ -21,7 +21,7 @@ from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.setup import Finished
 from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.files import FileError, read_json
-from kinetics_jax.language_model import LanguageModel
+from kinetics_jax.language_model import NO_MESH, LanguageModel
 from kinetics_jax.runs.dense_model import add_agreement, speculate_header, speculation_record
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError
 from kinetics_jax.runs.grade_again import UNDECIDED, Progress
@@ -82,7 +82,7 @@ def best_of_n(
     """
     policy = stored_policy(policy)
     if agreement and lm.mesh is not None:
-        raise RequestError("agreement: is for one device, not for a mesh; leave one of them out")
+        raise RequestError(NO_MESH.format("agreement"))
     added = lm.add_special_tokens if add_special_tokens is None else add_special_tokens
     how = grading(grader, score, seconds=grader_seconds).of(problems)
     if prompts is None:

@@ -40,7 +40,8 @@ def speculation_record(
     """What a record says of a sample's speculation: `rounds`, the tokens that each gave; `drafted` and `accepted`, of
     all drafts those that the sample holds; `accepted_length`, tokens of a round in the mean; and the price of its
     decoding in Tera-eFLOPs at the `intensity` of an H100: `draft` and `verify` steps, their sum `cost`, and what dense
-    decoding would have cost (`dense_cost`). Prefill is in none of them, nor are reads of the weights, as by default.
+    decoding would have cost (`dense_cost`). `prefill` stands apart; reads of the weights are amortised away, as by
+    default.
     """
     widths = {"kv_bytes": itemsize, "weight_bytes": itemsize}
     drafts = drafts_of(sample.rounds, ahead, max_tokens)
@@ -73,6 +74,7 @@ def speculation_record(
         "intensity": hardware(CHIP).intensity,
         **costs,
         "cost": sum(costs.values()),
+        "prefill": prefill,
         "dense_cost": float(dense.total) - prefill,
     }
 

@@ -100,3 +100,20 @@ def test_a_long_prompt_in_chunks(tmp_path_factory):
     dense = log_softmax(np.asarray(long.logits([[*prompt, 5, 6, 7, 8]])[0, -5:-1]), axis=-1)
     np.testing.assert_allclose(agreement.dense_logprobs, dense[range(4), [5, 6, 7, 8]], atol=1e-4)
     np.testing.assert_allclose(agreement.overlap, 1, atol=1e-4)  # a budget that holds everything
+
+
+@pytest.mark.slow
+def test_generated_samples_have_it_on_request(lm):
+    """The same as of the sample's tokens afterwards, with the sample's own random draws."""
+    prompts = tiny_prompts(2, first=21)
+    policy, sampling = kj.RandomBlocks(pages=4, page_size=4, dense_layers=()), kj.Sampling(max_tokens=20, seed=3)
+    samples = lm.generate(prompts, n=2, attention=policy, sampling=sampling, agreement=True)
+    for sample in samples:
+        assert sample.agreement is not None
+        again = lm.agreement(
+            prompts[sample.problem], sample.output_tokens, attention=policy, seed=3,
+            problem=str(sample.problem), sample=sample.sample,
+        )  # fmt: skip
+        np.testing.assert_allclose(sample.agreement.overlap, again.overlap, atol=1e-5)
+        assert sample.agreement.overlap.min() < 0.9
+    assert lm.generate(prompts, attention=policy, sampling=sampling)[0].agreement is None
