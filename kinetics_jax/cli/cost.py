@@ -307,7 +307,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     total = float(cost.total)
     if "speculate" in asked:
         print(
-            f"Dense samples by speculation: {asked['speculate']} drafts a round, of which {asked['accept']:g} are kept.\n"
+            f"Dense samples by speculation: {asked['speculate']} drafts a round, {asked['accept']:g} of them kept.\n"
             f"It costs {total / asked['dense_total']:.1%} of dense decoding, {asked['dense_total']:,.4g}.\n"
         )
 

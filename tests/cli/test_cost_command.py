@@ -207,7 +207,7 @@ def test_speculation_is_priced(capsys):
     assert kept["parts"]["verify_dense_kv_reads"] < 0.21 * dense["parts"]["dense_kv_reads"]
     assert {name.split("_")[0] for name in kept["parts"]} == {"prefill", "draft", "verify"}
     cost(**asked, speculate=4, accept=0.8)
-    assert "4 drafts a round, of which 0.8 are kept" in capsys.readouterr().out
+    assert "4 drafts a round, 0.8 of them kept" in capsys.readouterr().out
     for wrong, words in (
         ({"speculate": 4}, "go together"),
         ({"accept": 0.5}, "go together"),
