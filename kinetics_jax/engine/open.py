@@ -28,7 +28,7 @@ from kinetics_jax.errors import spelled
 from kinetics_jax.settings import DrawRules, RequestError, Sampling, whole_number
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Branch(Running):
     """A sample of an open decoder, its `owner`: `path` names the fork that it is, of which fork of its sample; `forks`
     were made of it; `turn` counts how often it went on.

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ def test_a_sample_that_goes_on_is_one_that_never_stopped(lm, policy):
     assert len({tuple(tokens) for tokens in outputs(third).values()}) == 40  # noise of their own
     assert outputs(again) == outputs(third)
     for name in list(second)[::4]:
-        forced = kept(second[name]) + [60]
+        forced = [*kept(second[name]), 60]
         assert third[name].output_tokens == alone(single, name, forced, max_tokens=9).output_tokens
     (schedule,) = decoder.decoding.schedules
     assert len(schedule.kept) == 40
@@ -208,7 +209,7 @@ def test_rules_of_requests_side_by_side(lm):
             assert set(output) <= {7, 9, 11, 3}
             assert 3 not in output[:6]
         if name == "hook":
-            assert all((a + b) % 2 for a, b in zip(output, output[1:], strict=False))
+            assert all((a + b) % 2 for a, b in itertools.pairwise(output))
         if name == "broken":
             assert (sample.finish_reason, len(output)) == ("nonfinite", 3)
         if name == "nothing":
