@@ -28,13 +28,13 @@ from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files,
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine.draws import RuleArguments
+from kinetics_jax.engine.draws import RuleArguments, asked_sampling
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.open import Decoder, OpenSample
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
 from kinetics_jax.engine.sampling import prompt_digest, prompt_name
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
+from kinetics_jax.settings import DrawRules, EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 
@@ -209,7 +209,7 @@ class LanguageModel:
         attention: AttentionPolicy | str = Dense(),
         sampling: Sampling = Sampling(),
         settings: EngineSettings | None = None,
-        max_length: int | None = None,
+        max_length: Count | None = None,
         keep: bool = True,
     ) -> Decoder:
         """An engine that stays open: requests are added while it runs, each with settings of its own, and samples can
@@ -220,6 +220,7 @@ class LanguageModel:
         but at most 4096. `keep`: whether ended samples keep their pages until they are released. Raises RequestError
         for what cannot be run.
         """
+        sampling = asked_sampling(sampling, None, sampling)
         has_text = (self.directory / "tokenizer.json").exists()
         return Decoder(
             self.engine(
@@ -265,6 +266,7 @@ class LanguageModel:
         output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are neither texts
         nor token ids.
         """
+        DrawRules(**rules)  # type: ignore[arg-type]  # refused before anything else
         n = whole_number(n, "generate: n", RequestError)
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
