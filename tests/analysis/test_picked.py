@@ -134,7 +134,9 @@ def test_a_plan_counts_what_is_picked():
     with pytest.raises(EstimateError, match=r"--trials 16: .* has 8 graded samples"):
         list_options(pools, HARDWARE["h100"], rule="majority", trials=[16], caps=[250])
     silent = pooled([run(answers=(), scores=())])
-    with pytest.raises(PlanError, match=r"--rule majority: .* what the samples answered is not known; fill in a column answer"):
+    with pytest.raises(
+        PlanError, match=r"--rule majority: .* what the samples answered is not known; fill in a column answer"
+    ):
         list_options(silent, HARDWARE["h100"], rule="majority")
 
 
