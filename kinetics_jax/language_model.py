@@ -25,6 +25,7 @@ from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
+from kinetics_jax.checkpoints.generation_config import Recommended, read_recommended
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
@@ -47,7 +48,8 @@ MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
-    `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end. `id` is the
+    `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
+    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads. `id` is the
     prompt's name, which with the seed and `sample` fixes the draws. `stopped_by`, `log_probs` and `draw_log_probs` are
     as in `OpenSample`, None unless `generate` was asked for them.
     """
@@ -59,6 +61,8 @@ class Sample:
     text: str | None
     finish_reason: str
     seconds: float
+    attended_tokens: int
+    summary_vectors: int
     id: str = ""
     stopped_by: str | int | None = None
     log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
@@ -207,7 +211,7 @@ class LanguageModel:
         self,
         *,
         attention: AttentionPolicy | str = Dense(),
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         settings: EngineSettings | None = None,
         max_length: Count | None = None,
         keep: bool = True,
@@ -215,12 +219,12 @@ class LanguageModel:
         """An engine that stays open: requests are added while it runs, each with settings of its own, and samples can
         go on or fork after they ended (`Decoder`).
 
-        `attention` is the policy of all requests; `sampling` is that of requests that bring none. `settings` defaults
-        to 8 slots. `max_length` bounds the tokens of a prompt and its output together; default: the model's positions,
-        but at most 4096. `keep`: whether ended samples keep their pages until they are released. Raises RequestError
-        for what cannot be run.
+        `attention` is the policy of all requests; `sampling` is that of requests that bring none, by default as in
+        `generate`. `settings` defaults to 8 slots. `max_length` bounds the tokens of a prompt and its output together;
+        default: the model's positions, but at most 4096. `keep`: whether ended samples keep their pages until they are
+        released. Raises RequestError for what cannot be run.
         """
-        sampling = asked_sampling(sampling, None, sampling)
+        sampling = self._default_sampling() if sampling is None else asked_sampling(sampling, None, sampling)
         has_text = (self.directory / "tokenizer.json").exists()
         return Decoder(
             self.engine(
@@ -237,6 +241,23 @@ class LanguageModel:
         )
 
     @functools.cached_property
+    def recommended(self) -> Recommended | None:
+        """How the checkpoint's generation_config.json recommends to sample it (`recommended.sampling(max_tokens=…)`);
+        None where it does not. Raises CheckpointError for what cannot be.
+        """
+        return read_recommended(self.directory)
+
+    def _default_sampling(self) -> Sampling:
+        if self.recommended is None:
+            return Sampling()
+        warnings.warn(
+            f"{self.config.name}: sampled as it recommends ({self.recommended.words}); sampling=kj.Sampling(…) says it "
+            "otherwise",
+            stacklevel=3,
+        )
+        return self.recommended.sampling()
+
+    @functools.cached_property
     def known_ids(self) -> Bool[np.ndarray, " vocab"]:
         """Which ids a token of the tokenizer has, and the end tokens. Raises CheckpointError without a tokenizer."""
         ids = np.array([*self.tokenizer.get_vocab(with_added_tokens=True).values(), *self.config.eos_token_ids])
@@ -249,7 +270,7 @@ class LanguageModel:
         prompts: Prompts,
         *,
         n: Count = 1,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
@@ -258,15 +279,17 @@ class LanguageModel:
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is the policy that
-        decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the
-        sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. `rules` are the fields
-        of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples; a prompt draws by a
-        digest of its tokens and how often it stood before in the call, so that other prompts, and a prompt with its
-        output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are neither texts
-        nor token ids.
+        Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
+        `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
+        the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
+        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew.
+        `rules` are the fields of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples; a
+        prompt draws by a digest of its tokens and how often it stood before in the call, so that other prompts, and a
+        prompt with its output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are
+        neither texts nor token ids.
         """
         DrawRules(**rules)  # type: ignore[arg-type]  # refused before anything else
+        sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
@@ -314,6 +337,8 @@ class LanguageModel:
                 finish_reason=done.finish_reason,
                 seconds=done.seconds,
                 id=done.problem,
+                attended_tokens=done.attended_tokens,
+                summary_vectors=done.summary_vectors,
             )
             for done in finished
         ]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quickest
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose
+from kinetics_jax.analysis.rule_names import MONOTONE
 from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 
 HALVINGS = 200
@@ -133,9 +134,9 @@ def distinct(options: Options, limit: float) -> Int[np.ndarray, " rows"]:
 
 def _never_better(options: Options, rows: np.ndarray) -> Bool[np.ndarray, "rows rows"]:
     """[i, j]: row i cannot be more accurate than row j, of the same model and attention with no fewer samples and no
-    lower cap. Not where grades of cut texts say otherwise, nor where one of N answers is picked: that can get worse.
+    lower cap. Not where grades of cut texts say otherwise, nor by a rule that can get worse with more samples.
     """
-    if options.pick != "any":
+    if options.rule not in MONOTONE:
         return np.zeros((len(rows), len(rows)), bool)
     table = options.table.iloc[rows]
     source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
@@ -152,7 +153,7 @@ def _never_better(options: Options, rows: np.ndarray) -> Bool[np.ndarray, "rows 
 def _draws(options: Options, rows: np.ndarray, seed: int) -> Float[np.ndarray, "draws rows"]:
     table = options.table.iloc[rows]
     source = table.groupby(["model", "attention"], sort=False).ngroup().to_numpy()
-    trials = table["N"].to_numpy() if options.pick == "any" else np.ones(len(rows), int)
+    trials = table["N"].to_numpy() if options.rule == "pass" else np.ones(len(rows), int)
     return accuracy_draws(options.solved[rows], source, trials, seed=seed)
 
 

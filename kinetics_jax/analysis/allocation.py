@@ -71,10 +71,12 @@ def apply_choice(
 
 
 def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float = 0.95) -> pd.DataFrame:
-    """A row per limit: `limit`, `accuracy` (mean over problems) with its interval `low` … `high` from redrawing
-    problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`, `cap`, `batch`,
-    the cheaper of equally frequent ones; None if nothing is affordable) with the `share` of problems that get it;
-    `batch_rule` (`batching.Rule`), and `undecided` samples behind all of it (and `dropped`, see `samples.pooled`).
+    """A row per limit: `limit`, the decision `rule`, `accuracy` (mean over problems) with its interval `low` … `high`
+    from redrawing problems, `cost` (mean), and the configuration that most problems get (`model`, `attention`, `N`,
+    `cap`, `batch`, the cheaper of equally frequent ones) with the `share` of problems that get it; `afforded`, the
+    share of problems that can afford any (the others count as not solved, at no cost); `batch_rule` (`batching.Rule`),
+    and `undecided` samples behind all of it (and `dropped`, see `samples.pooled`). Where no problem affords any,
+    accuracy and cost are NaN and there is no configuration.
 
     The interval is that of these choices; it knows nothing of their optimism.
     """
@@ -88,17 +90,21 @@ def allocation_table(cells: Grid, allocation: Allocation, *, confidence: float =
         best = min(zip(-counts, mean_cost[used], used, strict=True))[2] if used.max() >= 0 else -1
         names = [name for name in ("model", "attention", "N", "cap", "batch") if name in cells.configurations]
         named: dict[str, Any] = dict.fromkeys(names)
+        afforded = float(np.mean(allocation.choice[i] >= 0))
+        known = np.nan if not afforded else 1.0
         if best >= 0:
             named = {name: cells.configurations[name].to_numpy()[best] for name in named}
         rows.append(
             {
                 "limit": limit,
-                "accuracy": float(np.mean(allocation.accuracy[i])),
-                "low": float(low[i]),
-                "high": float(high[i]),
-                "cost": float(np.mean(allocation.cost[i])),
+                "rule": cells.rule,
+                "accuracy": known * float(np.mean(allocation.accuracy[i])),
+                "low": known * float(low[i]),
+                "high": known * float(high[i]),
+                "cost": known * float(np.mean(allocation.cost[i])),
                 **named,
-                "share": float(np.mean(allocation.choice[i] == best)),
+                "share": known * float(np.mean(allocation.choice[i] == best)),
+                "afforded": afforded,
                 "batch_rule": cells.batch_rule,
                 **cells.undecided,
             }
@@ -120,9 +126,10 @@ def honest_allocation(
     the other; the mean over `splits` random halvings, each used both ways.
 
     A row per limit and `choice`: `per_problem` (`best_per_problem`) and `for_all` (`best_for_all`). Columns `limit`,
-    `choice`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing problems, `cost` spent
-    there, which may exceed the limit; `seen`, the accuracy that the choosing half promised; `optimism`, the difference;
-    `batch_rule` (`batching.Rule`); `undecided` samples (and `dropped`).
+    `choice`, the decision `rule`; `accuracy` on the unseen half with its interval `low` … `high` from redrawing
+    problems, `cost` spent there, which may exceed the limit; `seen`, the accuracy that the choosing half promised;
+    `optimism`, the difference; `afforded`, the share of problems and halves that can afford anything (where it is 0
+    there is no number: NaN); `batch_rule` (`batching.Rule`); `undecided` samples (and `dropped`).
 
     `options` are those of `grid.grid`; N goes up to half of each pool's own samples. `on_progress` is called with
     (halvings done, all). Raises SamplesError for less than one halving, and as `grid.grid` and `grid.split_in_halves`
@@ -135,7 +142,7 @@ def honest_allocation(
         raise SamplesError(f"an honest allocation needs at least one halving, got {splits}")
     rules = {"per_problem": best_per_problem, "for_all": best_for_all}
     shape = len(limits), len(pools[0].problems)
-    unseen, seen, spent = ({name: np.zeros(shape) for name in rules} for _ in range(3))
+    unseen, seen, spent, able = ({name: np.zeros(shape) for name in rules} for _ in range(4))
     if options.get("trials") is None:
         options["trials"] = trials_of_halves(pools)
     rule_of_batch = ""
@@ -149,6 +156,7 @@ def honest_allocation(
                 seen[name] += chosen.accuracy
                 unseen[name] += elsewhere.accuracy
                 spent[name] += elsewhere.cost
+                able[name] += chosen.choice >= 0
         if on_progress:
             on_progress(split + 1, splits)
     rows = []
@@ -156,16 +164,20 @@ def honest_allocation(
         accuracy = unseen[name] / (2 * splits)
         low, high = accuracy_interval(accuracy.T)
         promised = seen[name].mean(axis=1) / (2 * splits)
+        afforded = able[name].mean(axis=1) / (2 * splits)
+        known = np.where(afforded > 0, 1.0, np.nan)
         rows += [
             {
                 "limit": limit,
                 "choice": name,
-                "accuracy": float(accuracy[i].mean()),
-                "low": float(low[i]),
-                "high": float(high[i]),
-                "cost": float(spent[name][i].mean() / (2 * splits)),
-                "seen": float(promised[i]),
-                "optimism": float(promised[i] - accuracy[i].mean()),
+                "rule": options.get("rule", "pass"),
+                "accuracy": float(known[i] * accuracy[i].mean()),
+                "low": float(known[i] * low[i]),
+                "high": float(known[i] * high[i]),
+                "cost": float(known[i] * spent[name][i].mean() / (2 * splits)),
+                "seen": float(known[i] * promised[i]),
+                "optimism": float(known[i] * (promised[i] - accuracy[i].mean())),
+                "afforded": float(afforded[i]),
                 "batch_rule": rule_of_batch,
                 **undecided_counts(pools),
             }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kinetics_jax.analysis.counted import sample_policy
 from kinetics_jax.analysis.defaults import max_sample_tokens
 from kinetics_jax.analysis.pricing import Pricing
 from kinetics_jax.analysis.samples import Pool
@@ -43,7 +44,7 @@ def _joules(pool: Pool, pricing: Pricing, trials: int, cap: int, batch: Any) -> 
             prompt_tokens=int(problem.prompt_tokens),
             output_lengths=np.minimum(problem.lengths, cap),
             trials=trials,
-            attention=pool.attention,
+            attention=sample_policy(pool, problem, range(len(problem.lengths)), shape=(-1, 1)),
             hardware=pricing.chip,
             kv_bytes=kv,
             weight_bytes=weights,

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from kinetics_jax.analysis.defaults import rounded_accuracy
-from kinetics_jax.analysis.grid import grid
-from kinetics_jax.analysis.picked import with_picks
+from kinetics_jax.analysis.grid import Grid, grid
+from kinetics_jax.analysis.picked import with_rule
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.batching import Batch
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.stats.intervals import accuracy_interval
+from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,20 +34,24 @@ def cost_frontier(
     shared_prompt: bool = False,
     kv_bytes: float | None = None,
     weight_bytes: float | None = None,
+    rule: str = "pass",
 ) -> pd.DataFrame:
     """Accuracy and cost of every (model, attention, N): a table with one row each, in the order of the runs.
 
     Columns: `model`, its `parameters` (used per token), `attention` (its spelling), `N`; `problems`, `samples`,
-    `undecided` behind the row (and `dropped`, see `samples.pooled`); `accuracy`, the mean over problems of pass@N, and
-    the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see `stats.intervals.accuracy_interval`);
-    `majority` and what else can pick an answer, each with its interval, see `picked.with_picks`;
-    `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean Tera-eFLOPs per
-    problem of N trials over the measured lengths (equation 10); `batch_rule` and `batch`, how many sequences share the
-    reads of the weights (`grid.Grid`); beside `cost` what it would be with the weights for free
-    (`cost_without_weights`), and at `batch_full`, what fits when every sequence may grow to its cap (`cost_full`);
-    `on_frontier`, see `pareto`. Where not one sequence fits, `batch` is 0, costs are NaN, and the row is on no
-    frontier. `attrs` says how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`,
-    `chips`, `batch_rule`.
+    `undecided` behind the row (and `dropped`, see `samples.pooled`); the decision `rule` (`rules.Rule`), its
+    `accuracy`, mean over problems, and the 95 % interval `low` … `high` from redrawing problems (a fixed seed; see
+    `stats.intervals.accuracy_interval`); where a model has dense attention beside another, `difference`, the accuracy
+    less that of dense attention at the same N and cap, with its paired interval `difference_low` … `difference_high`;
+    under the rule `pass` also `majority` and what else can pick an answer, each with its interval, see
+    `picked.with_picks`; `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean
+    Tera-eFLOPs per problem of N trials over the measured lengths (equation 10), and on several chips `communication`,
+    which `cost` holds too; `batch_rule` and `batch`, how many sequences share the reads of the weights (`grid.Grid`);
+    beside `cost` what it would be with the weights for free (`cost_without_weights`), and at `batch_full`, what fits
+    when every sequence may grow to its cap (`cost_full`); `on_frontier`, see `pareto`. Where not one sequence fits,
+    `batch` is 0, costs are NaN, the row is on no frontier, and a column `no_cost` says why. Of a pool whose source
+    states its samples' `cost`, `batch_rule` is "own", and what makes up the cost is NaN. `attrs` says how cost was
+    counted: `convention`, `hardware` (None with an intensity), `intensity`, `chips`, `batch_rule`; and the `rule`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
@@ -62,11 +66,13 @@ def cost_frontier(
     pools = pooled(runs)
     costs: dict[str, Any] = {"convention": convention, "hardware": hardware, "intensity": intensity}
     costs |= {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes, "batch": batch, "chips": chips}
-    cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, **costs)
+    cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, rule=rule, **costs)
+    differences = against_dense(cells, pools)
     names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
     tables = []
     for pool in pools:
-        of_pool = cells.rows((names == pool.model) & (attentions == str(pool.attention)))
+        mine = (names == pool.model) & (attentions == str(pool.attention))
+        of_pool, own = cells.rows(mine), pool.owns("cost")
         low, high = accuracy_interval(of_pool.accuracy.T)
         table = of_pool.configurations
         batches = {name: table[name].to_numpy() for name in ("batch", "batch_full")}
@@ -74,20 +80,25 @@ def cost_frontier(
         tables.append(
             table.assign(
                 **pool.counts,
+                rule=rule,
                 accuracy=rounded_accuracy(np.mean(of_pool.accuracy, axis=1)),
                 low=low,
                 high=high,
+                **{name: column[mine] for name, column in differences.items()},
                 mean_output_tokens=np.mean(of_pool.tokens, axis=1),
-                compute=_mean(of_pool.compute),
-                memory=_mean(of_pool.memory),
+                compute=np.nan if own else _mean(of_pool.compute),
+                memory=np.nan if own else _mean(of_pool.memory),
+                **({"communication": np.nan if own else _mean(of_pool.communication)} if chips > 1 else {}),
                 cost=_mean(of_pool.cost),
-                batch_rule=cells.batch_rule,
+                batch_rule="own" if own else cells.batch_rule,
                 **batches,
-                cost_without_weights=_mean(of_pool.cost_without_weights),
-                cost_full=_mean(of_pool.cost_full),
+                cost_without_weights=np.nan if own else _mean(of_pool.cost_without_weights),
+                cost_full=np.nan if own else _mean(of_pool.cost_full),
             )
         )
     table = pd.concat(tables, ignore_index=True)
+    if np.any(table["cost"].isna()):
+        table["no_cost"] = np.where(table["cost"].isna(), "not one sequence fits beside the weights", None)
     table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
     name = hardware.name if isinstance(hardware, Hardware) else hardware
     table.attrs = {
@@ -96,8 +107,61 @@ def cost_frontier(
         "intensity": intensity,
         "chips": chips,
         "batch_rule": cells.batch_rule,
+        "rule": rule,
     }
-    return with_picks(table, pools)
+    return with_rule(table, pools, rule)
+
+
+def against_dense(cells: Grid, pools: Sequence[Pool]) -> dict[str, Float[np.ndarray, " configurations"]]:
+    """Columns `difference`, `difference_low`, `difference_high`: accuracy less that of the same model's dense attention
+    at the same N and cap, paired by problem; NaN for rows without such, or where that was run with other settings.
+    Empty where no row has one.
+    """
+    keys = [tuple(row) for row in cells.configurations[["model", "N", "cap"]].to_numpy().tolist()]
+    names = list(zip(cells.configurations["model"], cells.configurations["attention"], strict=True))
+    of = {(pool.model, str(pool.attention)): pool for pool in pools}
+    dense = {key: row for row, key in enumerate(keys) if names[row][1] == "dense"}
+    rows = [
+        row
+        for row, key in enumerate(keys)
+        if key in dense and names[row][1] != "dense" and not of[names[row]].settings_apart(of[key[0], "dense"])
+    ]
+    if not rows:
+        return {}
+    others = [dense[keys[row]] for row in rows]
+    low, high = difference_interval(cells.accuracy[rows].T, cells.accuracy[others].T)
+    middle = rounded_accuracy(np.mean(cells.accuracy[rows] - cells.accuracy[others], axis=1))
+    columns = {}
+    for name, values in zip(("difference", "difference_low", "difference_high"), (middle, low, high), strict=True):
+        columns[name] = np.full(len(keys), np.nan)
+        columns[name][rows] = values
+    return columns
+
+
+def crossings(table: pd.DataFrame, spent: str = "cost") -> list[tuple[float, str]]:
+    """From which cost on which (model, attention) leads the frontier of a table, cheapest first: where the lead
+    changes.
+
+    `spent`: the column of costs. Accuracy is the table's own, by its rule.
+    """
+    on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=[spent, "accuracy"], kind="stable")
+    leads: list[tuple[float, str]] = []
+    for row in on.to_dict("records"):
+        name = f"{row['model']} {row['attention']}"
+        if not leads or leads[-1][1] != name:
+            leads.append((float(row[spent]), name))
+    return leads
+
+
+def weights_in(table: pd.DataFrame) -> tuple[str, float | None]:
+    """The rule by which a table's costs hold the weights (`batching.Rule`; "own" where all rows state their own costs),
+    and the batch where one was given.
+    """
+    priced = table[table["batch_rule"] != "own"]
+    if not len(priced):
+        return "own", None
+    rule = str(priced["batch_rule"].iloc[0])
+    return rule, float(priced["batch"].iloc[0]) if rule == "given" and "batch" in priced else None
 
 
 def _mean(amounts: Float[np.ndarray, "configurations problems"]) -> Float[np.ndarray, " configurations"]:

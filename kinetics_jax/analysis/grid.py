@@ -15,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from kinetics_jax.analysis.counted import sample_policy, stacked
 from kinetics_jax.analysis.defaults import check_trials, default_trials, max_sample_tokens
 from kinetics_jax.analysis.pricing import Batches, Pricing, batches, weights_at
-from kinetics_jax.analysis.samples import Pool, ProblemSamples, SamplesError, undecided_counts
+from kinetics_jax.analysis.problem_samples import ProblemSamples
+from kinetics_jax.analysis.rules import check_rule, rule_accuracy
+from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.costs.batching import Batch, Rule
 from kinetics_jax.costs.cost import COMMUNICATION
 from kinetics_jax.costs.hardware import Hardware
@@ -37,12 +40,13 @@ class Grid:
     where not one fits, NaN where the weights are amortised away) and `batch_full` (how many fit when each may grow to
     its cap; NaN where that is not known). `batch_rule` says how the batch was found (`batching.Rule`).
 
-    The arrays are float64: `accuracy`, pass@N under the cap; `compute` and `memory`, Tera-eFLOPs of one attempt of N
-    trials, expected over the measured lengths (equation 10), infinite where not one sequence fits; `tokens`, mean
-    tokens of one sample under the cap; `weights`, what of `memory` is reads of the weights, and `weights_full`, what it
-    would be at `batch_full`; `communication`, between several chips (a single 0 where there is none of these three).
-    `problems` are their ids; `undecided` is how many samples the grader did not decide, as `samples.undecided_counts`
-    says it.
+    The arrays are float64: `accuracy`, of N samples under the cap by the decision `rule` (`rules.Rule`); `compute` and
+    `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10), infinite where
+    not one sequence fits; `tokens`, mean tokens of one sample under the cap; `weights`, what of `memory` is reads of
+    the weights, and `weights_full`, what it would be at `batch_full`; `communication`, between several chips; `own`,
+    what the samples' source says that they cost, for pools that are not priced otherwise (a single 0 where there is
+    none of these four). `problems` are their ids; `undecided` is how many samples the grader did not decide, as
+    `samples.undecided_counts` says it.
     """
 
     configurations: pd.DataFrame
@@ -55,12 +59,14 @@ class Grid:
     weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     weights_full: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     communication: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    own: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     batch_rule: Rule = "none"
+    rule: str = "pass"
 
     @property
     def cost(self) -> Float[np.ndarray, "configurations problems"]:
-        """Equation (4): compute plus memory, and communication, in Tera-eFLOPs."""
-        return self.compute + self.memory + self.communication
+        """Equation (4): compute plus memory, and communication, in Tera-eFLOPs; or what the source says."""
+        return self.compute + self.memory + self.communication + self.own
 
     @property
     def cost_without_weights(self) -> Float[np.ndarray, "configurations problems"]:
@@ -80,6 +86,12 @@ class Grid:
         """
         if law not in LAWS:
             raise SamplesError(f"law {law!r} is not known (known: {', '.join(LAWS)})")
+        if law != "eFLOPs" and np.any(self.own):
+            named = self.configurations["model"].iloc[int(np.argmax(self.own.any(axis=1)))]
+            raise SamplesError(
+                f"law {law}: {named} states costs of its own, of which arithmetic and reads are not known; leave --law "
+                "out"
+            )
         roofline = np.maximum(self.compute, self.memory) + self.communication
         return {"eFLOPs": self.cost, "FLOPs": self.compute, "max": roofline}[law]
 
@@ -97,12 +109,14 @@ class Grid:
             *(array[chosen] for array in (self.accuracy, self.compute, self.memory, self.tokens)),
             undecided=self.undecided,
             batch_rule=self.batch_rule,
+            rule=self.rule,
             **{
                 name: array[chosen] if array.ndim else array
                 for name, array in (
                     ("weights", self.weights),
                     ("weights_full", self.weights_full),
                     ("communication", self.communication),
+                    ("own", self.own),
                 )
             },
         )
@@ -121,6 +135,7 @@ def grid(
     batch: Batch = "auto",
     chips: int = 1,
     shared_prompt: bool = False,
+    rule: str = "pass",
 ) -> Grid:
     """All of (pool, N, cap), pools as made by `samples.pooled`; pools slowest, then caps, then N.
 
@@ -131,8 +146,10 @@ def grid(
     where the pool has it; else it is right when it is right and ends within the cap. Dropped samples count for lengths
     and cost alone. Costs are those of `cost.best_of_n_cost`; the other arguments are those of `pricing.Pricing`, which
     by default counts the reads of the weights with the batch that fits. Where not one sequence fits, compute and
-    memory are infinite, and a warning names the pool. Warns too where cut texts were graded for some pools and not for
-    others, since the grades then follow two rules. Raises SamplesError if an architecture or a token count is missing,
+    memory are infinite, and a warning names the pool. A pool whose source states a `cost` of each sample costs that, N
+    times the mean of a problem, whatever the other arguments. `rule` is the decision rule that accuracy is of
+    (`rules.Rule`). Warns too where cut texts were graded for some pools and not for others, since the grades then
+    follow two rules. Raises SamplesError if an architecture, a token count or what the rule needs is missing,
     EstimateError for more trials than graded samples, CostError and HardwareError for impossible costs.
     """
     import pandas as pd
@@ -151,6 +168,7 @@ def grid(
         chips=chips,
         shared_prompt=shared_prompt,
     )
+    check_rule(rule)
     names = tuple(pools[0].problems)
     _warn_of_two_rules(pools, caps)
     rows: list[dict[str, Any]] = []
@@ -158,29 +176,34 @@ def grid(
     for pool in pools:
         if tuple(pool.problems) != names:
             raise SamplesError(f"{pools[0]} and {pool} hold different problems; accuracies would not compare")
-        config = pool.priced()
-        most = max_sample_tokens(pool)
-        of_pool = np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
         counts = np.array(default_trials(pool) if trials is None else trials(pool) if callable(trials) else trials)
         check_trials(pool, counts)
-        accuracy = _accuracy(pool, of_pool, counts)
-        side_by_side = batches(pool, pricing, of_pool)
-        spent = _costs(pool, of_pool, counts, pricing, side_by_side)
+        of_pool = _caps(pool, caps)
+        if rule == "pass" and not pool.owns("cost"):
+            accuracy = _accuracy(pool, of_pool, counts)
+        else:
+            by_cap = [rule_accuracy(pool, rule, counts.tolist(), cap) for cap in ([None] if caps is None else of_pool)]
+            accuracy = np.stack(by_cap, axis=1)
+        if pool.owns("cost"):
+            side_by_side, spent = Batches(None, None), _own_costs(pool, counts)
+        else:
+            side_by_side = batches(pool, pricing, of_pool)
+            spent = *_costs(pool, of_pool, counts, pricing, side_by_side), np.zeros(accuracy.shape)
         parts.append(tuple(array.reshape(len(names), -1).T for array in (accuracy, *spent)))
         rows += [
             {
                 "model": pool.model,
-                "parameters": config.active_parameters,
+                "parameters": pool.parameters,
                 "attention": str(pool.attention),
                 "N": int(n),
-                "cap": int(cap),
+                "cap": int(cap) if cap < np.inf else np.nan,
                 "batch": np.nan if side_by_side.used is None else int(side_by_side.used[i]),
                 "batch_full": np.nan if side_by_side.full is None else int(side_by_side.full[i]),
             }
             for i, cap in enumerate(of_pool)
             for n in counts
         ]
-    accuracy, compute, memory, tokens, weights, weights_full, communication = (
+    accuracy, compute, memory, tokens, weights, weights_full, communication, own = (
         np.concatenate(each) for each in zip(*parts, strict=True)
     )
     return Grid(
@@ -194,8 +217,21 @@ def grid(
         weights,
         weights_full,
         communication,
+        own,
         pricing.rule,
+        rule,
     )
+
+
+def _caps(pool: Pool, caps: Sequence[int] | None) -> np.ndarray:
+    """The caps of a pool's rows; infinite for one whose cost is its source's, which is of whole samples alone."""
+    if pool.owns("cost"):
+        if caps is not None:
+            raise SamplesError(f"{pool.where}: its own costs are of whole samples, not of cut ones; leave --caps out")
+        return np.array([np.inf])
+    pool.priced()
+    most = max_sample_tokens(pool)
+    return np.array([most] if caps is None else sorted({min(int(cap), most) for cap in caps}))
 
 
 def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[Pool]]:
@@ -217,23 +253,10 @@ def split_in_halves(pools: Sequence[Pool], seed: int) -> tuple[list[Pool], list[
                 raise EstimateError(f"{pool}: problem {name!r} has {len(graded)} graded samples; two halves need two")
             order = rng.permutation(graded)
             middle = -(-len(order) // 2)
-            split[0][name], split[1][name] = _subset(problem, order[:middle]), _subset(problem, order[middle:])
+            split[0][name], split[1][name] = problem.subset(order[:middle]), problem.subset(order[middle:])
         first.append(dataclasses.replace(pool, problems=split[0], settings=settings))
         second.append(dataclasses.replace(pool, problems=split[1], settings=settings))
     return first, second
-
-
-def _subset(problem: ProblemSamples, chosen: np.ndarray) -> ProblemSamples:
-    """The samples whose indices are `chosen [n]`."""
-    return dataclasses.replace(
-        problem,
-        lengths=[problem.lengths[i] for i in chosen],
-        grades=[problem.grades[i] for i in chosen],
-        correct_within=[problem.correct_within[i] for i in chosen] if problem.correct_within else [],
-        answers=[problem.answers[i] for i in chosen] if problem.answers else [],
-        undecided=[problem.undecided[i] for i in chosen] if problem.undecided else [],
-        scores=[problem.scores[i] for i in chosen] if problem.scores else [],
-    )
 
 
 def _warn_of_two_rules(pools: Sequence[Pool], caps: Sequence[int] | None) -> None:
@@ -281,7 +304,9 @@ def _costs(
     problems = list(pool.problems.values())
     sizes = np.array([len(problem.lengths) for problem in problems])
     # Padded with samples of no tokens, which are not counted below.
-    lengths = _padded([sorted(problem.lengths) for problem in problems], 0)
+    ordered = [np.argsort(problem.lengths, kind="stable") for problem in problems]
+    lengths = _padded([np.array(problem.lengths)[order] for problem, order in zip(problems, ordered, strict=True)], 0)
+    policies = [sample_policy(pool, problem, order) for problem, order in zip(problems, ordered, strict=True)]
     real = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]
     # In `upstream` what trials share depends on how many there are; elsewhere one trial gives both shares.
@@ -292,6 +317,7 @@ def _costs(
         prompt_tokens=np.array([problem.prompt_tokens for problem in problems])[:, None, None, None],
         output_tokens=cut,
         trials=count,
+        attention=stacked(policies, lengths.shape[1]),
         batch=None if used is None else np.maximum(used, 1)[:, None],  # where none fits it does not matter
     )
     weights = (
@@ -318,6 +344,14 @@ def _costs(
         compute, memory = (np.where(used[:, None] > 0, amount, np.inf) for amount in (compute, memory))
     tokens = np.broadcast_to(np.sum(np.where(real, cut, 0), axis=1) / sizes[:, None, None], memory.shape)
     return compute, memory, tokens, of_decode + of_prefill, weights_full, expected(_communicates)
+
+
+def _own_costs(pool: Pool, trials: np.ndarray) -> tuple[np.ndarray, ...]:
+    """As `_costs`, and what the source says of N samples, of which nothing else is known."""
+    own = np.array([np.mean(problem.own["cost"]) for problem in pool.problems.values()])[:, None, None] * trials
+    tokens = np.array([np.mean(problem.lengths) for problem in pool.problems.values()])[:, None, None]
+    nothing = np.zeros(own.shape)
+    return nothing, nothing, np.broadcast_to(tokens, own.shape), nothing, nothing, nothing, own
 
 
 def _communicates(name: str) -> bool:

@@ -141,6 +141,8 @@ def read_paper_trace(
         asked=dict(zip(ids, zip(trace.questions, trace.answers, strict=True), strict=True)),
         caps=grades.caps if grades else (),
         correct_within=grades.within(trace.correct) if grades else (),
+        answers=(grades.answer or ()) if grades else (),
+        answers_within=grades.answers_within if grades else (),
     )
 
 

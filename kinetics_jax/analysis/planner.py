@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from kinetics_jax.analysis.counted import typical_policy
 from kinetics_jax.analysis.defaults import (
     fewest_graded,
     max_sample_tokens,
@@ -17,8 +18,10 @@ from kinetics_jax.analysis.defaults import (
     rounded_accuracy,
 )
 from kinetics_jax.analysis.first_answer import first_answer_seconds
-from kinetics_jax.analysis.picked import cannot_pick, contradictions, picked_accuracy
+from kinetics_jax.analysis.picked import contradictions
 from kinetics_jax.analysis.pricing import Pricing
+from kinetics_jax.analysis.rule_names import VOTES
+from kinetics_jax.analysis.rules import check_rule, drawn_noise, lacks, rule_accuracy
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.analysis.workload import Workload, busiest_share, workload, workload_seconds
 from kinetics_jax.costs.hardware import Hardware
@@ -73,10 +76,9 @@ class Options:
     """Every configuration, and what it would achieve and take. `table`: a row each, with `model, parameters, attention,
     N, cap, batch, accuracy, seconds, prefill_seconds, first_answer` (seconds, see `first_answer_seconds`), `dollars,
     joules` (NaN where the energy was not measured), `fits` (sequences that memory holds on average, `batching.Room`;
-    `seconds` is infinite where `batch` is more),
-    `fits_full` (if each may grow to its cap), `undecided` samples of the runs (and `dropped`, see `samples.pooled`).
-    `solved`: pass@N, or the accuracy of what the rule `pick` (of `picked.RULES`) picks among N answers. `replicas`
-    copies of the model, of `chips` chips each, share the problems.
+    `seconds` is infinite where `batch` is more), `fits_full` (if each may grow to its cap), `undecided` samples of the
+    runs (and `dropped`, see `samples.pooled`). `solved`: the accuracy of N samples by the decision `rule`
+    (`rules.Rule`). `replicas` copies of the model, of `chips` chips each, share the problems.
     """
 
     table: pd.DataFrame
@@ -86,7 +88,7 @@ class Options:
     problems: int
     warnings: tuple[str, ...]
     replicas: int = 1
-    pick: str = "any"
+    rule: str = "pass"
 
 
 def list_options(
@@ -99,7 +101,7 @@ def list_options(
     trials: Sequence[int] | None = None,
     caps: Sequence[int] | None = None,
     batches: Sequence[int] | None = None,
-    pick: str = "any",
+    rule: str = "pass",
 ) -> Options:
     """All configurations of the pools' models and attentions, N, caps and batches, with accuracy and seconds.
 
@@ -107,10 +109,10 @@ def list_options(
     each (`workload.busiest_share`). `trials` defaults to the powers of two up to the fewest graded samples and all of
     these; beyond those, pass@N is the expectation under a Beta(½, ½) prior on each problem's rate, and a warning says
     so. `caps` default to the run's max_tokens, its half, and those at which cut texts were graded. `batches` default to
-    `batch_sizes`. `pick`: "any" counts pass@N, a rule of `picked.RULES` what it picks among the N answers; a cap at
-    which it cannot is left out. Raises SamplesError if an architecture or token counts are missing, PlanError for
-    numbers below 1, or if no cap is within what the samples show, EstimateError where a rule would have to pick among
-    more than the graded samples.
+    `batch_sizes`. `rule` says what counts as solved (`rules.Rule`); a cap at which the samples lack what it needs is
+    left out. Raises SamplesError if an architecture or token counts are missing, PlanError for numbers below 1, or if
+    no cap is within what the samples show, EstimateError where a rule would have to pick among more than the graded
+    samples.
     """
     import pandas as pd
 
@@ -121,6 +123,7 @@ def list_options(
     for name, values in (("trials", trials), ("caps", caps), ("batches", batches)):
         if values is not None and (not values or min(values) < 1):
             raise PlanError(f"plan: {name} must be whole numbers from 1 up, got {list(values)}")
+    check_rule(rule)
     measured = len(pools[0].problems)
     count = measured if problems is None else problems
     most = max(trials or (max(map(fewest_graded, pools)),))
@@ -130,10 +133,13 @@ def list_options(
             "give fewer --problems (seconds and money grow with them) or --trials"
         )
     warnings = _caveats(hardware, chips=chips, asked=count, measured=measured)
-    if most > 1 and (odd := contradictions(pools)):
+    if most > 1 and rule in ("pass", *VOTES) and (odd := contradictions(pools)):
         warnings.append(odd)
     rows: list[dict[str, Any]] = []
     solved: list[np.ndarray] = []
+    left_out: list[str] = []
+    if noise := drawn_noise(pools, rule, trials or range(1, most + 1)):
+        warnings.append(f"accuracies by {rule} are partly means over drawn sets: standard error at most {noise:.1g}")
     for pool in pools:
         limit, graded = max_sample_tokens(pool), fewest_graded(pool)
         for cap in sorted(set(caps or (limit, max(1, limit // 2), *pool.caps))):
@@ -142,8 +148,9 @@ def list_options(
                     f"{pool}: samples ended at {limit} tokens; nothing is known of a cap of {cap}, left out"
                 )
                 continue
-            if pick != "any" and (why := cannot_pick(pool, pick, cap)):
-                warnings.append(f"{pool}, cap {cap}: left out, no {pick.replace('_', ' ')}: {why}")
+            if why := lacks(pool, rule, cap):
+                warnings.append(f"cap {cap} is left out: {why}")
+                left_out.append(why)
                 continue
             counts = sorted(set(trials or (*powers_of_two(graded), graded)))
             warnings += [
@@ -152,15 +159,15 @@ def list_options(
                 if n > graded
             ]
             held = _Held.of(pool, hardware, cap=cap, chips=chips)
-            solved_within = pass_at_n(pool, counts, cap) if pick == "any" else picked_accuracy(pool, pick, counts, cap)
+            solved_within = pass_at_n(pool, counts, cap) if rule == "pass" else rule_accuracy(pool, rule, counts, cap)
             for n, accuracy in zip(counts, solved_within.T, strict=True):
                 work = busiest_share(workload(pool, problems=count, trials=n, cap=cap), replicas)
                 sizes = sorted(set(batches or batch_sizes(work.lengths.size, held.average)))
                 options = {"cap": cap, "held": held, "chips": chips, "paid": chips * replicas}
                 rows += [_option(pool, hardware, work, accuracy, batch=batch, **options) for batch in sizes]
                 solved += [accuracy] * len(sizes)
-    if not rows and pick != "any":
-        raise PlanError(f"plan: --pick {pick}: {warnings[-1]}")
+    if not rows and left_out:
+        raise PlanError(f"plan: --rule {rule}: {left_out[0]}")
     if not rows:
         raise PlanError(f"plan: no cap of {list(caps or ())} is within what the samples show")
     return Options(
@@ -171,7 +178,7 @@ def list_options(
         problems=count,
         warnings=tuple(dict.fromkeys(warnings)),
         replicas=replicas,
-        pick=pick,
+        rule=rule,
     )
 
 
@@ -239,7 +246,7 @@ def _option(
     spent, first = None, math.inf
     if batch <= held.average:
         kv, weights = Pricing().widths(pool)
-        configuration = pool.priced(), pool.attention, hardware
+        configuration = pool.priced(), typical_policy(pool), hardware
         priced: dict[str, Any] = {
             "slots": batch,
             "cap": cap,

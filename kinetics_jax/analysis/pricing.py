@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Int
 
 from kinetics_jax.analysis.samples import Pool
+from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.costs.batching import Batch, Room, Rule, room, too_many
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.cost import CONVENTIONS, Cost, generation_cost
@@ -99,16 +100,25 @@ class Pricing:
         )
 
     def cost(
-        self, pool: Pool, *, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike, trials: Any = 1, batch: Any
+        self,
+        pool: Pool,
+        *,
+        prompt_tokens: npt.ArrayLike,
+        output_tokens: npt.ArrayLike,
+        trials: Any = 1,
+        batch: Any,
+        attention: AttentionPolicy,
     ) -> Cost:
-        """`generation_cost` of a pool's model and attention; `batch` is None or numbers, as `Batches` has them."""
+        """`generation_cost` of a pool's model; `attention` is what `counted.sample_policy` says of the samples; `batch`
+        is None or numbers, as `Batches` has them.
+        """
         kv, weights = self.widths(pool)
         return generation_cost(
             pool.priced(),
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             trials=trials,
-            attention=pool.attention,
+            attention=attention,
             convention=self.convention,
             hardware=self.hardware,
             intensity=self.intensity,

@@ -1,10 +1,11 @@
-"""The samples of one problem, and what they are under a cap on their tokens."""
+"""The samples of one problem: their lengths, grades, answers and scores, whole or cut."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,10 @@ class ProblemSamples:
 
     `prompt_tokens`: length of the prompt, NaN where it was not recorded. Parallel, one entry per sample: `lengths`,
     output tokens, NaN where they were not recorded; `grades`, None where the sample counts in no accuracy; where cut
-    texts were graded, `correct_within [samples][caps]` for `caps` in ascending order; where all samples' answers are
-    known, `answers`, None for a sample that gives none; where there are any, `scores`, NaN for a sample without one;
-    `undecided`, which ones the grader did not decide.
+    texts were graded, `correct_within [samples][caps]` for `caps` in ascending order, and, where it is known, what
+    those texts answered, `answers_within [samples][caps]`; where all samples' answers are known, `answers`, None for a
+    sample that gives none; where there are any, `scores`, NaN for a sample without one; `undecided`, which ones the
+    grader did not decide; `own`, by kind (`cost`, `seconds`) what each sample took by its source, NaN for nothing.
     """
 
     prompt_tokens: float
@@ -36,6 +38,8 @@ class ProblemSamples:
     answers: list[str | None] = dataclasses.field(default_factory=list)
     undecided: list[bool] = dataclasses.field(default_factory=list)
     scores: list[float] = dataclasses.field(default_factory=list)
+    answers_within: list[tuple[str | None, ...]] = dataclasses.field(default_factory=list)
+    own: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def graded(self) -> int:
@@ -83,6 +87,48 @@ class ProblemSamples:
     def tokens_under(self, caps: npt.ArrayLike) -> Float[np.ndarray, "samples caps"]:
         """Tokens of the samples, had each been cut: min(length, cap); NaN where the length was not recorded."""
         return np.minimum(np.array(self.lengths, np.float64)[:, None], np.atleast_1d(np.asarray(caps, np.float64)))
+
+    def votes_under(self, cap: int | None) -> Votes:
+        """What the graded samples say, had each been cut after `cap` tokens; None: as they are.
+
+        At a cap of `caps` a cut sample says what its cut text does; else it says nothing and is wrong. A cut sample has
+        no score: a verifier scored the whole. `answers` and `scores` are empty where they are not known. Raises
+        SamplesError if a token count is missing that the cap needs.
+        """
+        if cap is None:
+            grades, ends = [None if grade is None else float(grade) for grade in self.grades], [True] * len(self.grades)
+        else:
+            column = self.grades_under([cap])[:, 0]
+            grades = [None if math.isnan(grade) else grade for grade in column]
+            ends = [length <= cap for length in self.lengths]
+        kept = [i for i, grade in enumerate(grades) if grade is not None]
+        of_cut: list[str | None] = [None] * len(grades)
+        if cap in self.caps and self.answers_within:
+            of_cut = [row[self.caps.index(cap)] for row in self.answers_within]
+        return Votes(
+            answers=[self.answers[i] if ends[i] else of_cut[i] for i in kept] if self.answers else [],
+            right=[grades[i] == 1 for i in kept],
+            scores=[self.scores[i] if ends[i] else -math.inf for i in kept] if self.scores else [],
+        )
+
+    def subset(self, chosen: Sequence[int] | np.ndarray) -> ProblemSamples:
+        """The samples whose indices are `chosen`."""
+        parallel = ("lengths", "grades", "correct_within", "answers", "undecided", "scores", "answers_within")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in parallel}
+        picked = {name: [values[i] for i in chosen] for name, values in fields.items() if values}
+        own = {kind: [values[i] for i in chosen] for kind, values in self.own.items()}
+        return dataclasses.replace(self, **picked, own=own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Votes:
+    """Of a problem's graded samples: `answers`, None for nothing said, whether each is `right`, and a verifier's
+    `scores`, -inf for a text that it did not see; `answers` and `scores` are empty where they are not known.
+    """
+
+    answers: list[str | None]
+    right: list[bool]
+    scores: list[float]
 
 
 def _as_numbers(grades: Iterable[bool | None]) -> np.ndarray:

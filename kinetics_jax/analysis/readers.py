@@ -81,7 +81,7 @@ def read_all(
     if prompt_tokens is not None and not 1 <= prompt_tokens <= MAX_COUNT:
         raise SamplesError(f"prompts of {prompt_tokens} tokens cannot be: 1 … {MAX_COUNT}")
     runs = [
-        run
+        run if run.source else dataclasses.replace(run, source=str(source))
         for path in paths
         for source in sources(Path(path))
         for run in _read(source, model=model, attention=policy, tokenizer=tokenizer, bare_questions=bare_questions)

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_jax.analysis.problem_samples import ProblemSamples as ProblemSamples
-from kinetics_jax.analysis.problem_samples import SamplesError as SamplesError
+from kinetics_jax.analysis.comparable import one_task, other_prompts, other_settings, same_problems
+from kinetics_jax.analysis.problem_samples import ProblemSamples, SamplesError
 from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ModelConfig
@@ -23,6 +23,8 @@ from kinetics_jax.runs.folder import Run
 from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
+OWN = ("cost", "seconds")  # what a source may say that a sample took
+READS = ("attended_tokens", "summary_vectors")  # and what it read, over layers and KV heads, as its run counted it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,8 +40,12 @@ class RunData:
     `finish_reason`); empty where that is not known. `settings`: what runs must agree in to be pooled. `task`: its name,
     for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
-    [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded. Raises
-    SamplesError if the parallel fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
+    [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded;
+    `answers_within`, alike: what those texts answered, empty where that is not known. `own`: by kind of OWN, parallel
+    too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read (READS); None for nothing.
+    `source`: where
+    the samples stand, for messages. Raises SamplesError if the parallel fields' lengths differ, or caps are not whole
+    numbers from 1 up in ascending order.
     """
 
     model: str
@@ -59,6 +65,9 @@ class RunData:
     answers: Sequence[str | None] = ()
     ended: Sequence[str | None] = ()
     scores: Sequence[float | None] = ()
+    answers_within: Sequence[Sequence[str | None]] = ()
+    own: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         counts = {
@@ -68,8 +77,11 @@ class RunData:
         if self.caps:
             counts["correct_within"] = len(self.correct_within)
         counts |= {
-            field: len(getattr(self, field)) for field in ("answers", "ended", "scores") if len(getattr(self, field))
+            field: len(getattr(self, field))
+            for field in ("answers", "ended", "scores", "answers_within")
+            if len(getattr(self, field))
         }
+        counts |= {kind: len(amounts) for kind, amounts in self.own.items()}
         if len(set(counts.values())) > 1:
             raise SamplesError(f"run of {self.model} {self.attention}: fields of different lengths, {counts}")
         caps = list(self.caps)
@@ -78,10 +90,11 @@ class RunData:
                 f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
                 f"got {caps}"
             )
-        if any(len(grades) != len(caps) for grades in self.correct_within):
-            raise SamplesError(
-                f"run of {self.model} {self.attention}: correct_within needs a grade for each of {len(caps)} caps"
-            )
+        for name in ("correct_within", "answers_within"):
+            if any(len(row) != len(caps) for row in getattr(self, name)):
+                raise SamplesError(
+                    f"run of {self.model} {self.attention}: {name} needs an entry for each of {len(caps)} caps"
+                )
 
 
 def reconcile(source: object, what: str, stated: Any, given: Any) -> Any:
@@ -122,7 +135,8 @@ def run_data(run: Run) -> RunData:
             f"cost are off; the command that began the run finishes it",
             stacklevel=2,
         )
-    caps, correct_within = grades_within(run)
+    caps, correct_within, answers_within = grades_within(run)
+    scores = [record.get("score") for record in run.samples]
     return RunData(
         model=run.header["model"],
         attention=attention,
@@ -140,6 +154,10 @@ def run_data(run: Run) -> RunData:
         correct_within=correct_within,
         answers=[record.get("answer") for record in run.samples],
         ended=[record.get("finish_reason") for record in run.samples],
+        scores=scores if any(score is not None for score in scores) else (),
+        answers_within=answers_within,
+        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
+        source=str(run.path),
     )
 
 
@@ -148,7 +166,9 @@ class Pool:
     """All samples of one model under one attention, by problem id in ascending order.
 
     `config` is None where the architecture is not known. All problems have the same `caps`. `rule` says what became of
-    undecided samples: they are "unsolved", or "drop": they count in lengths and costs, not in accuracies.
+    undecided samples: they are "unsolved", or "drop": they count in lengths and costs, not in accuracies. `sources`:
+    where the samples stand. `costs_from`: what prices its attention, the policy's "formula" or the samples' "counts";
+    None: the formula, where the policy has one (`by_counts`).
     """
 
     model: str
@@ -157,9 +177,28 @@ class Pool:
     settings: Mapping[str, Any]
     problems: dict[str, ProblemSamples]
     rule: Undecided = "unsolved"
+    sources: tuple[str, ...] = ()
+    costs_from: Literal["formula", "counts"] | None = None
 
     def __str__(self) -> str:
         return f"{self.model} {self.attention}"
+
+    @property
+    def where(self) -> str:
+        """Its name and, where it is known, the first file or folder of its samples: for messages."""
+        others = f" and {len(self.sources) - 1} more" if len(self.sources) > 1 else ""
+        return f"{self} ({self.sources[0]}{others})" if self.sources else str(self)
+
+    @property
+    def by_counts(self) -> bool:
+        """Whether its attention is priced by what its samples counted."""
+        return self.costs_from == "counts" or (self.costs_from is None and self.attention.price == "measured")
+
+    def owns(self, kind: str) -> bool:
+        """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
+        return all(
+            kind in problem.own and not np.any(np.isnan(problem.own[kind])) for problem in self.problems.values()
+        )
 
     @property
     def caps(self) -> tuple[int, ...]:
@@ -181,8 +220,8 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), or set accuracy against tokens (kinetics frontier --against "
-                "tokens)"
+                "its config (--config MODEL=config.json), fill in a column cost or seconds of its samples, or set "
+                "accuracy against tokens (kinetics frontier --against tokens)"
             )
         for what, missing, cure in (
             (
@@ -243,11 +282,11 @@ def pooled(runs: Iterable[RunData] | Iterable[Pool], *, undecided: Undecided = "
         members[run.model, str(run.attention)].append(run)
     if not members:
         raise SamplesError("no runs to compare")
-    _one_task([run for group in members.values() for run in group])
+    one_task([run for group in members.values() for run in group])
     pools = [_pool(group, undecided) for group in members.values()]
-    _same_problems(pools)
+    same_problems(pools)
     caveats = [_undecided_words(pool) for pool in pools if pool.counts["undecided"]]
-    caveats += _other_settings(pools) + _other_prompts([run for group in members.values() for run in group])
+    caveats += other_settings(pools) + other_prompts([run for group in members.values() for run in group])
     for caveat in caveats:
         warnings.warn(caveat, stacklevel=2)
     return pools
@@ -274,81 +313,17 @@ def _undecided_words(pool: Pool) -> str:
     )
 
 
-def _one_task(runs: list[RunData]) -> None:
-    """Accuracies over different tasks do not compare; nor do problems that share nothing but their id."""
-    tasks: dict[str, set[str]] = collections.defaultdict(set)
-    for run in runs:
-        tasks[run.task].update(run.problem)
-    if len({frozenset(problems) for task, problems in tasks.items() if task}) > 1:
-        raise SamplesError(
-            f"runs of several tasks ({', '.join(sorted(filter(None, tasks)))}): accuracies over different problems do "
-            "not compare; give the runs of one task at a time"
-        )
-    asked: dict[str, tuple[Hashable, RunData]] = {}
-    for run in runs:
-        for problem, what in run.asked.items():
-            before, other = asked.setdefault(problem, (what, run))
-            if before != what:
-                raise SamplesError(
-                    f"problem {problem!r} is not the same in {other.model} {other.attention} (task {other.task}) and "
-                    f"{run.model} {run.attention} (task {run.task}); compare runs of one problem set"
-                )
-    prompts: dict[tuple[str, str], tuple[str, RunData]] = {}
-    for run in runs:
-        for problem, text in run.prompts.items():
-            before, other = prompts.setdefault((run.model, problem), (text, run))
-            if before != text:
-                raise SamplesError(
-                    f"{run.model}: problem {problem!r} was put to it in different words under {other.attention} and "
-                    f"{run.attention} (another template, or thinking on and off); compare runs of one kind of prompt"
-                )
-
-
-def _other_settings(pools: list[Pool]) -> list[str]:
-    """A line that names the settings in which pools differ, with their values; those that a pool does not say are left
-    out, and so are the weights of unlike models.
-    """
-    names = dict.fromkeys(name for pool in pools for name in pool.settings if name != "weights")
-    apart = []
-    for name in names:
-        stated = [(pool, pool.settings[name]) for pool in pools if pool.settings.get(name) is not None]
-        values = {repr(value): (pool, value) for pool, value in reversed(stated)}
-        if len(values) > 1:
-            shown = [f"{value!s:.20} for {pool}" for pool, value in reversed(values.values())]
-            more = f", and {len(shown) - 2} more" if len(shown) > 2 else ""
-            apart.append(f"{name} ({', '.join(shown[:2])}{more})")
-    weights: dict[str, set[str]] = collections.defaultdict(set)
-    for pool in pools:
-        if pool.settings.get("weights") is not None:
-            weights[pool.model].add(repr(pool.settings["weights"]))
-    apart += [f"the weights of {model}" for model, found in weights.items() if len(found) > 1]
-    if not apart:
-        return []
-    return [f"the runs differ in {'; '.join(apart)}: what is compared is that too, not the model and attention alone"]
-
-
-def _other_prompts(runs: list[RunData]) -> list[str]:
-    """A line where models read a problem in different words. (Of one model, `_one_task` refuses that.)"""
-    first: dict[str, tuple[str, RunData]] = {}
-    for run in runs:
-        for problem, text in run.prompts.items():
-            before, other = first.setdefault(problem, (text, run))
-            if before != text:
-                return [
-                    f"problem {problem!r:.60} was put to {other.model} and {run.model} in different words (their chat "
-                    "templates, or thinking on and off): what is compared is that too"
-                ]
-    return []
-
-
 def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
     if undecided not in get_args(Undecided):
         raise SamplesError(f"undecided samples can be {' or '.join(get_args(Undecided))}, not {undecided!r:.40}")
     run = runs[0]
-    pool = Pool(run.model, run.attention, run.config, run.settings, {}, undecided)
+    sources = tuple(dict.fromkeys(each.source for each in runs if each.source))
+    pool = Pool(run.model, run.attention, run.config, run.settings, {}, undecided, sources)
     without = False if undecided == "unsolved" else None  # what an undecided sample counts as
     caps, said = _common_caps(runs), all(len(run.answers) for run in runs)
     scored = any(len(run.scores) for run in runs)
+    cut_said = all(len(run.answers_within) for run in runs)
+    owned = list(dict.fromkeys(kind for run in runs for kind in run.own))
     problems, seen = pool.problems, set[tuple[str, Hashable]]()
     for run in runs:
         if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
@@ -382,8 +357,13 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
             if scored:
                 score = run.scores[i] if len(run.scores) else None
                 entry.scores.append(math.nan if score is None else float(score))
+            for kind in owned:
+                amount = run.own[kind][i] if kind in run.own else None
+                entry.own.setdefault(kind, []).append(math.nan if amount is None else float(amount))
             if caps:
                 entry.correct_within.append(tuple(_grade(run.correct_within[i][column], without) for column in columns))
+                if cut_said:
+                    entry.answers_within.append(tuple(run.answers_within[i][column] for column in columns))
     if not problems:
         raise SamplesError(f"{pool}: the run holds no samples yet")
     bare = [problem for problem, entry in problems.items() if not entry.graded]
@@ -413,15 +393,3 @@ def _counts(values: npt.ArrayLike | Sequence[int | None]) -> list[float]:
 
 def _grade(value: bool | None, without: bool | None) -> bool | None:
     return without if value is None else bool(value)
-
-
-def _same_problems(pools: list[Pool]) -> None:
-    """Accuracies over different problems do not compare: an unfinished run would win by its easy beginning."""
-    first, *others = pools
-    for pool in others:
-        odd = sorted(first.problems.keys() ^ pool.problems.keys())
-        if odd:
-            raise SamplesError(
-                f"{first} has {len(first.problems)} problems, {pool} has {len(pool.problems)}, and they differ "
-                f"(in {odd[0]!r}, for one); finish the runs, or give runs over the same problems"
-            )

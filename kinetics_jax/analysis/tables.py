@@ -4,6 +4,9 @@ Columns: `problem, sample, tokens, correct`, optionally `prompt_tokens`, `model`
 `finish_reason`, `score` (a verifier's), and settings (`temperature`, `max_tokens`, `dtype`, …); others are not read. A
 count that is left empty is missing, never zero. Rows that leave empty what others say are read as a configuration of
 their own.
+
+`cost` (Tera-eFLOPs) and `seconds` are what the sample took, by whoever drew it; with one of them `tokens` is not
+needed. `method` names a way of drawing samples that is not this package's: it stands for the model, or behind its name.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile
+from kinetics_jax.analysis.samples import OWN, RunData, SamplesError, reconcile
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.config import ConfigError, ModelConfig
@@ -43,6 +46,9 @@ COLUMNS = {
     "answer": ("answer",),
     "finish_reason": ("finish_reason",),
     "score": ("score",),
+    "method": ("method",),
+    "cost": ("cost",),
+    "seconds": ("seconds",),
 }
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_window")
 SETTINGS += ("dtype", "kv_dtype", "weight_dtype")
@@ -51,6 +57,7 @@ VERDICTS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 ENDINGS = (".csv", ".jsonl", ".parquet")
 MAX_TABLE = 16 << 30  # bytes of a CSV or Parquet file
 MAX_COUNT = 10**9  # tokens of a sample
+MAX_AMOUNT = 1e15  # Tera-eFLOPs or seconds of a sample
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 Row = tuple[str, dict[str, Any]]  # its place ("line 7"), and its fields
 
@@ -141,7 +148,9 @@ def read_table(path: Path, rows: Sequence[Row], model: str | None, attention: At
     if not rows:
         raise SamplesError(f"{path}: holds no samples")
     there = dict.fromkeys(name for _, fields in rows for name in fields)
-    if missing := [column for column in REQUIRED if not there.keys() & set(COLUMNS[column])]:
+    own = [column for column in OWN if column in there]
+    needed = [column for column in REQUIRED if column != "tokens" or not own]
+    if missing := [column for column in needed if not there.keys() & set(COLUMNS[column])]:
         raise SamplesError(
             f"{path}: no column {', '.join(missing)}; a table of samples has {', '.join(REQUIRED)}, the paper's own "
             f"files query, prediction, score; this one has {shown(', '.join(there), 300)}"
@@ -157,14 +166,15 @@ def read_table(path: Path, rows: Sequence[Row], model: str | None, attention: At
     _tell_of_gaps(path, read, model, attention)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
     for row in read:
-        groups[row.get("model"), row.get("attention"), row.get("run"), _settings(row)].append(row)
+        groups[row.get("model"), row.get("method"), row.get("attention"), row.get("run"), _settings(row)].append(row)
     runs = collections.defaultdict(set)
-    for named, policy, run, _ in groups:
-        runs[named, policy].add(run)
-    return [
-        _run(path, group, _name(path, named, run if len(runs[named, policy]) > 1 else None, model), policy, attention)
-        for (named, policy, run, _), group in groups.items()
-    ]
+    for named, method, policy, run, _ in groups:
+        runs[named, method, policy].add(run)
+    data = []
+    for (named, method, policy, run, _), group in groups.items():
+        more = [method, run if len(runs[named, method, policy]) > 1 else None]
+        data.append(_run(path, group, _name(path, named, more, model), policy, attention))
+    return data
 
 
 def _settings(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -181,7 +191,7 @@ def _tell_of_gaps(
         silent = [row for row in rows if row.get(column) is None]
         return silent if len(silent) < len(rows) else []
 
-    if model is None and (silent := without("model")):
+    if model is None and (silent := [row for row in without("model") if row.get("method") is None]):
         raise SamplesError(
             f"{path}, {silent[0]['where']}: names no model, where other rows do ({len(silent)} of {len(rows)} rows "
             "name none); fill the column model in"
@@ -208,14 +218,19 @@ def _tell_of_gaps(
         )
 
 
-def _name(path: Path, stated: str | None, run: str | None, given: str | None) -> str:
-    """The model's name; with the run's if a model has several: they differ in something that the table does not say."""
+def _name(path: Path, stated: str | None, more: Sequence[str | None], given: str | None) -> str:
+    """The model's name, or the method's where the table says none; behind it what else tells its rows apart: the
+    method, and the run if there are several, which differ in something that the table does not say.
+    """
+    apart = [each for each in more if each]
     name = reconcile(path, "model", stated, given)
+    if name is None and more[0]:
+        name, *apart = apart
     if name is None:
         raise SamplesError(f"{path}: says no model; add a column model, or give the model's name (--model)")
     shape = published_config(name)
     name = shape.name if shape else name
-    return f"{name} ({run})" if run else name
+    return f"{name} ({', '.join(apart)})" if apart else name
 
 
 def published_config(model: str) -> PricedModel | None:
@@ -258,6 +273,7 @@ def _run(
         answers=column("answer"),
         ended=column("finish_reason"),
         scores=column("score"),
+        own={kind: column(kind) for kind in OWN if column(kind)},
         settings=dict(_settings(rows[0])),
     )
 
@@ -275,6 +291,8 @@ def _row(where: str, fields: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{column} cannot be {spelled(values[0])} ({error})") from error
         if column in ("problem", "sample") and row[column] is None:
             raise ValueError(f"no {column}")
+    if row["of_a_run"]:
+        row["seconds"] = None  # of the engine's batch, not of a sample by itself
     return row
 
 
@@ -294,6 +312,7 @@ def _value(column: str, value: Any) -> Any:
         "max_tokens": _count,
         "correct": _verdict,
         "attention": _policy,
+        **dict.fromkeys(OWN, _amount),
         **dict.fromkeys(("score", "temperature", "top_p", "top_k", "min_p", "repetition_window"), _setting),
     }
     return readers.get(column, str)(str(value).strip())
@@ -315,6 +334,13 @@ def _setting(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("a number is needed, or nothing")
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= MAX_AMOUNT:
+        raise ValueError(f"a number from 0 to {MAX_AMOUNT:g} is needed, or nothing")
     return number
 
 

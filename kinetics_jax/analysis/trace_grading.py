@@ -31,12 +31,14 @@ from kinetics_jax.tasks.math_grading import UNGRADED, unreadable_answers
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from kinetics_jax.tasks.grading import Grader
+    from kinetics_jax.tasks.grading import Grade, Grader
 
 
 @dataclasses.dataclass(frozen=True)
 class TextToCut:
-    """One sample to be graded at `caps`, so far as its text is longer; `answer` is None for one that is left out."""
+    """One sample to be graded at `caps`, so far as its text is longer; `answer` is None for one that is left out.
+    `done` and `said`: the grades and answers that it has, by cap.
+    """
 
     sample: int
     of: str
@@ -45,6 +47,7 @@ class TextToCut:
     text: str
     caps: tuple[int, ...]
     done: dict[str, bool | None]
+    said: dict[str, str | None]
 
 
 def grade_cut_texts(
@@ -75,7 +78,9 @@ def grade_cut_texts(
         header, lines, _ = read_grades(path, cure) if os.path.lexists(path) else (None, {}, 0)
         begun, more, torn = read_grades(partial, cure)
         if (lines and not _made_by(header, maker)) or (more and not _made_by(begun, maker)):
-            warnings.warn(f"{path}: made with another grader or tokenizer; its texts are graded again", stacklevel=2)
+            warnings.warn(
+                f"{path}: made with another grader, tokenizer or version; its texts are graded again", stacklevel=2
+            )
         earlier = (lines if _made_by(header, maker) else {}) | (more if _made_by(begun, maker) else {})
         everything = tuple(sorted({*wanted, *(header["caps"] if header else ())}))
         jobs, ready = _split(trace, everything, earlier, left_out)
@@ -118,12 +123,13 @@ def _split(
         if line is not None and line["of"] != of:
             line = None
         done = {str(cap): line["correct"][str(cap)] for cap in caps if line and str(cap) in line["correct"]}
+        said = {cap: line["answers"][cap] for cap in done} if line else {}
         if line is not None and len(done) == sum(cap < line["tokens"] for cap in caps):
-            ready[i] = line | {"correct": done}
+            ready[i] = line | {"correct": done, "answers": said}
             continue
         question = trace.questions[i]
         answer = None if question_id(question) in left_out else trace.answers[i]
-        jobs.append(TextToCut(i, of, question, answer, trace.texts[i], caps, done))
+        jobs.append(TextToCut(i, of, question, answer, trace.texts[i], caps, done, said))
     return jobs, ready
 
 
@@ -131,11 +137,15 @@ def _grade_cuts_of(job: TextToCut, tokenizer: Tokenizer, grader: Grader) -> dict
     """The line of one sample."""
     text, question = (each.encode("utf-8", "replace").decode() for each in (job.text, job.question))
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
-    correct = dict(job.done)
+    correct, said = dict(job.done), dict(job.said)
+
+    def graded(text: str) -> Grade:
+        return UNGRADED if job.answer is None else grader(text, job.answer)
+
     for cap in job.caps:
         if cap < len(tokens) and str(cap) not in correct:
-            cut = tokenizer.decode(tokens[:cap], skip_special_tokens=True)
-            correct[str(cap)] = (UNGRADED if job.answer is None else grader(cut, job.answer)).correct
+            grade = graded(tokenizer.decode(tokens[:cap], skip_special_tokens=True))
+            correct[str(cap)], said[str(cap)] = grade.correct, grade.answer
     of_question = len(tokenizer.encode(question, add_special_tokens=False).ids)
     return {
         "sample": job.sample,
@@ -143,4 +153,6 @@ def _grade_cuts_of(job: TextToCut, tokenizer: Tokenizer, grader: Grader) -> dict
         "tokens": len(tokens),
         "question_tokens": of_question,
         "correct": correct,
+        "answers": said,
+        "answer": graded(text).answer,
     }

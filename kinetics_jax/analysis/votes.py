@@ -17,10 +17,11 @@ from kinetics_jax.tasks.wrapping import TooDeep, plain
 
 EXACT_SAMPLES = 256  # of a problem, for the exact expectation of a majority
 EXACT_DRAWS = 20_000  # sets of k samples that a weighted vote goes through one by one
+DRAWS = 4000  # sets beyond them
 
 
 def majority_vote(
-    answers: Sequence[Hashable], correct: Sequence[bool], k: npt.ArrayLike, *, draws: int = 4000, seed: int = 0
+    answers: Sequence[Hashable], correct: Sequence[bool], k: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0
 ) -> Amount:
     """Probability that the most frequent answer among k of one problem's samples is right.
 
@@ -34,7 +35,7 @@ def majority_vote(
     Exact up to 256 samples, beyond that the mean over `draws` seeded draws. Raises EstimateError unless 1 <= k <= n,
     and for a right sample without an answer.
     """
-    labels, right = _labels(answers, correct)
+    labels, right = labelled(answers, correct)
     ks = _sizes(k, len(labels))
     sizes = np.bincount(labels[labels >= 0], minlength=1)
     silent = int(np.sum(labels < 0))
@@ -54,7 +55,7 @@ def weighted_vote(
     weights: Float[npt.ArrayLike, " samples"],
     k: npt.ArrayLike,
     *,
-    draws: int = 4000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Amount:
     """As `majority_vote`, where a sample's vote counts `weights` (a verifier's score, say), at least 0.
@@ -62,7 +63,7 @@ def weighted_vote(
     Exact where there are at most 20,000 sets of k samples, else the mean over `draws` seeded draws; ties, to 1e-9 of
     the winner's weight, are broken at random in the expectation. An answer of no weight at all can still tie.
     """
-    labels, right = _labels(answers, correct)
+    labels, right = labelled(answers, correct)
     ks = _sizes(k, len(labels))
     scores = np.asarray(weights, np.float64)
     if scores.shape != labels.shape or not np.all((scores >= 0) & np.isfinite(scores)):
@@ -101,7 +102,7 @@ def best_by_score(scores: Float[npt.ArrayLike, " samples"], correct: Sequence[bo
     return np.array(won).reshape(ks.shape)[()]
 
 
-def _labels(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.ndarray, int]:
+def labelled(answers: Sequence[Hashable], correct: Sequence[bool]) -> tuple[np.ndarray, int]:
     """Whole numbers for answers, -1 for none, and the number of the right one, -1 where no sample has it."""
     if len(answers) != len(correct) or not len(answers):
         raise EstimateError(

@@ -94,13 +94,16 @@ def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Arr
     nothing was counted for, and for ops called inside a control flow of jax; what depends on data is blamed in `tally`.
     """
     where = f"{policy}: in layer {step.layer}"
-    out, carried = policy.attend_and_carry(step)
+    found = policy.attend_and_carry(step)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise PolicyError(f"{where} attend_and_carry must return attention and what is carried, a dict")
+    out, carried = found
     for what, value, like in [
         ("attention", out, step.queries),
         *((f"carried {name!r}", carried.get(name), array) for name, array in step.carried.items()),
     ]:
-        if (found := described(value)) != (wanted := described(like)):
-            raise PolicyError(f"{where} its {what} is {found}; it must be {wanted}")
+        if (given := described(value)) != (wanted := described(like)):
+            raise PolicyError(f"{where} its {what} is {given}; it must be {wanted}")
     if len(carried) > len(step.carried):
         raise PolicyError(f"{where} it carries {sorted(carried)}, and its `carried` declares {sorted(step.carried)}")
     if not step.tally.tokens:

@@ -147,13 +147,14 @@ class DecodeStep:
         self._count_search(pages * self.page_size, summary)
         return self._trusted(*chosen)
 
-    def choose_pages(
-        self, scores: Float[Array, "batch kv_heads max_pages"], *, pages: int, sink_pages: int, recent_pages: int
-    ) -> Pages:
-        """The forced pages and those with the largest of any `scores`, with the tokens that they cover.
+    def choose_pages(self, scores: Any, *, pages: int, sink_pages: int, recent_pages: int) -> Pages:
+        """The forced pages and those with the largest of any `scores [batch, kv_heads, max_pages]`, by logical page,
+        with the tokens that they cover.
 
-        The largest win, ties go to the lower page. NaN for a page that could be chosen is the policy's fault.
+        The largest win, ties go to the lower page. NaN for a page that could be chosen is the policy's fault. Raises
+        PolicyError for scores of another shape.
         """
+        self._by_page("scores", scores, "f")
         count, logical = self.pages_in_use[:, None], jnp.arange(self.max_pages, dtype=jnp.int32)[None]
         free = (logical >= sink_pages) & (logical < count - recent_pages)
         self.tally.blame(1, jnp.any(jnp.isnan(scores) & free[:, None], axis=-1))
@@ -168,10 +169,12 @@ class DecodeStep:
         )
         return self._trusted(*chosen)
 
-    def keep_pages(self, mask: Bool[Array, "batch kv_heads max_pages"], *, at_most: int) -> Pages:
-        """The pages where `mask` is true, by logical page, of those in use: any number of them up to `at_most`, which
-        may differ between rows and KV heads. A mask of more pages is the policy's fault.
+    def keep_pages(self, mask: Any, *, at_most: int) -> Pages:
+        """The pages where `mask [batch, kv_heads, max_pages]` is true, by logical page, of those in use: any number of
+        them up to `at_most`, which may differ between rows and KV heads. A mask of more pages is the policy's fault.
+        Raises PolicyError for a mask of another shape.
         """
+        self._by_page("a mask", mask, "b")
         logical = jnp.arange(self.max_pages, dtype=jnp.int32)
         mask = mask & (logical < self.pages_in_use[:, None])[:, None]
         self.tally.blame(5, jnp.sum(mask, axis=-1, dtype=jnp.int32) > at_most)
@@ -211,7 +214,7 @@ class DecodeStep:
         """Attention to the pages of a table for every KV head, as `select_pages` and `choose_pages` return them."""
         return self.paged_decode(tables, covered)[0]
 
-    def attend_chosen(self, chosen: Pages | PageTables) -> Float[Array, "batch heads head_dim"]:
+    def attend_chosen(self, chosen: Any) -> Float[Array, "batch heads head_dim"]:
         """Attention to what a policy's `choose` returned. Raises PolicyError for what is no pages."""
         tables, covered = chosen if isinstance(chosen, tuple) and len(chosen) == 2 else (chosen, None)
         heads = (self.batch, self.kv_heads)
@@ -265,6 +268,15 @@ class DecodeStep:
         """Every full page's vectors, in rows of more than `budget` tokens."""
         read = jnp.where(self.lengths > budget, self.lengths // self.page_size, 0)
         self.tally.add(vectors=read[:, None] * SUMMARY_VECTORS[summary])
+
+    def _by_page(self, what: str, value: object, kind: str) -> None:
+        shape = (self.batch, self.kv_heads, self.max_pages)
+        wanted = {"f": jnp.floating, "b": jnp.bool_}[kind]
+        if not (isinstance(value, jax.Array) and value.shape == shape and jnp.issubdtype(value.dtype, wanted)):
+            raise PolicyError(
+                f"{self.policy}: in layer {self.layer} it gives {what} of {described(value)}; it must be "
+                f"{'floats' if kind == 'f' else 'bools'} {list(shape)}: batch, KV heads, pages"
+            )
 
     def _trusted(self, tables: PageTables, covered: Covered) -> Pages:
         self.tally.trust(tables, covered)

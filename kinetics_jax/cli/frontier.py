@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from kinetics_jax.analysis.rule_names import Rule, rule_line
 from kinetics_jax.cli.arguments import (
     MAX_SAMPLES,
     JsonArg,
@@ -19,7 +20,7 @@ from kinetics_jax.cli.arguments import (
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
 from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say, table_without_noise
+from kinetics_jax.cli.terminal import command_line, count_bar, print_table, quoted_name, say, table_without_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,7 @@ FIGURE_KINDS = (".png", ".pdf", ".svg")
 DEFAULT_LIMITS = 24  # cost limits of an allocation
 MAX_CAP = 1 << 31  # tokens
 MAX_CHIPS = 1024
+MOST_LEADS = 6  # that are printed
 MAX_SPLITS = 10_000  # halvings; more say nothing that these do not
 Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 
@@ -37,7 +39,8 @@ Allocate = Literal["none", "best-of-n", "long-cot", "adaptive"]
 def frontier(
     runs: Positional[tuple[Path, ...]],
     *,
-    against: Literal["cost", "tokens"] = "cost",
+    against: Literal["cost", "tokens", "seconds"] = "cost",
+    rule: Rule | None = None,
     hardware: str = "h100",
     convention: str = "traffic",
     bare_questions: bool = False,
@@ -48,6 +51,7 @@ def frontier(
     kv_dtype: KvDtypeArg = None,
     weight_dtype: WeightDtypeArg = None,
     shared_prompt: bool = False,
+    costs_from: Literal["formula", "counts"] | None = None,
     joules: bool = False,
     allocate: Allocate = "none",
     law: Literal["eFLOPs", "FLOPs", "max"] = "eFLOPs",
@@ -66,11 +70,16 @@ def frontier(
 
     With --allocate, instead, what every cost per problem can buy: the paper's Algorithm 1 (best-of-n: N, at the longest
     cap) or 2 (long-cot: the cap, at N = 1), with the best configuration of each problem and with one for all. Or
-    (adaptive) what is saved by sampling each problem until it is solved, in waves, against N samples for all.
+    (adaptive) what is saved by sampling each problem until it is solved, or its vote decided, in waves, against N
+    samples for all.
 
     Args:
         runs: Run folders, files of samples (.csv, .jsonl, .parquet), or directories of them.
-        against: What accuracy is set against: cost, or generated tokens, which needs no architecture and no prompts.
+        against: What accuracy is set against: cost; generated tokens, which needs no architecture and no prompts; or
+            seconds, those of a table's column seconds.
+        rule: What becomes of N answers: pass (any of N right, which somebody has to know), majority, weighted and
+            best-of-verifier (by a table's column score), or average (of single samples). Default: pass, with what a
+            majority and a verifier would pick beside it.
         hardware: Chip, or a .json profile, whose FLOP/byte ratio prices memory traffic.
         convention: How costs are counted: traffic, paper or upstream (see the documentation of costs).
         bare_questions: Prompts of the paper's traces without the 80 tokens around a question, as its code prices
@@ -81,6 +90,8 @@ def frontier(
             on average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
         chips: Chips that work on every sequence together (tensor parallel).
         shared_prompt: Trials of a problem read whole pages of its prompt's KV once for all, in dense layers.
+        costs_from: What prices attention and search: the policy's formula, or what each sample counted while it ran
+            (runs of this version); default: the formula, and counts for a policy that has none.
         joules: What the N samples of a problem draw, on average; needs hardware whose energy was measured, such as
             h100-vllm.
         allocate: One row per configuration (none), per cost limit, or per configuration sampled adaptively.
@@ -95,10 +106,11 @@ def frontier(
         report: Write the whole report to this file (.html; run folders only).
         as_json: Print the table as JSON.
     """
+    from kinetics_jax.analysis.counted import costs_lines, mark_costs, with_costs_from
     from kinetics_jax.analysis.energy import frontier_joules
-    from kinetics_jax.analysis.frontier import cost_frontier
-    from kinetics_jax.analysis.picked import PASS_AT_N
+    from kinetics_jax.analysis.frontier import cost_frontier, crossings
     from kinetics_jax.analysis.pricing import Pricing
+    from kinetics_jax.analysis.rules import require_rule
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.analysis.token_frontier import token_frontier
     from kinetics_jax.costs.hardware import hardware as hardware_named
@@ -129,18 +141,27 @@ def frontier(
         or not (
             report or caps or shared_prompt or batch or chips != 1 or kv_dtype or weight_dtype or allocate != "none"
         ),
-        "--against tokens has no caps, batch, chips, types, shared prompts, allocation or report; leave those out",
+        f"--against {against} has no caps, batch, chips, types, shared prompts, allocation or report; leave those out",
     )
     require(
         not joules or (against == "cost" and allocate == "none" and convention == "traffic" and not report),
         "--joules stands beside the costs of the traffic convention; leave out --against, --allocate, --convention and "
         "--report",
     )
+    chip = hardware_named(hardware)  # a name that is not known is refused, used or not
+    require(
+        costs_from is None or (against == "cost" and not report),
+        "--costs-from says how costs are counted, in tables; leave out --against and --report",
+    )
     if joules:
-        measured_energy(hardware_named(hardware))  # refuses hardware without
+        measured_energy(chip)  # refuses hardware without
     if figure or report:
         require_figures()
     _check_allocation(allocate, caps=caps, trials=trials, limits=limits, honest=honest, law=law, wave=wave, probe=probe)
+    require(
+        allocate != "adaptive" or rule in (None, "pass", "majority"),
+        f"--allocate adaptive stops by what is right (--rule pass) or by votes (--rule majority), not by {rule}",
+    )
     require(
         not report or allocate == "none",
         "--report shows every configuration; with --allocate take --csv, --figure or --json",
@@ -153,6 +174,8 @@ def frontier(
     )
     require_between("--chips", chips, 1, MAX_CHIPS)
     options: dict[str, Any] = {"convention": convention, "hardware": hardware, "trials": trials or None}
+    if allocate != "adaptive":
+        options["rule"] = rule or "pass"
     options |= {"chips": chips, "kv_bytes": bytes_of(kv_dtype), "weight_bytes": bytes_of(weight_dtype)}
     if batch is not None:
         options["batch"] = batch_of(batch)
@@ -160,12 +183,19 @@ def frontier(
         table = _report(report, runs, options | {"undecided": unsaid.undecided})
     else:
         samples = unsaid.read(runs, bare_questions=bare_questions)
-        data = pooled(samples, undecided=unsaid.undecided)
+        data = with_costs_from(pooled(samples, undecided=unsaid.undecided), costs_from)
         for line in ending_lines(samples):
             say(line)
+        if against == "cost":
+            _say_own_costs(data)
+            for line in costs_lines(data):
+                say(line)
         options |= {"caps": caps or None, "shared_prompt": shared_prompt}
-        if against == "tokens":
-            table = token_frontier(data, trials=trials or None)
+        if rule and allocate != "long-cot":
+            require_rule(data, rule, () if caps else (None,))
+        if against != "cost":
+            Pricing(convention=convention)  # refuses one that is not known
+            table = token_frontier(data, trials=trials or None, rule=rule or "pass", amount=against)
         elif allocate == "none":
             table = cost_frontier(data, **options)
             if joules:
@@ -173,11 +203,12 @@ def frontier(
                 drawn = frontier_joules(data, table, Pricing(**{name: options[name] for name in of_row}))
                 table.insert(list(table.columns).index("cost") + 1, "joules", drawn)
         elif allocate == "adaptive":
-            table = _adaptive(data, wave=wave, probe=probe, options=options)
+            table = _adaptive(data, wave=wave, probe=probe, rule=rule, options=options)
         else:
             table = _allocated(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
+        table = mark_costs(table, data)
     if against == "cost":
         say(_weights_line(table, chips=chips, hardware=hardware))
     if csv:
@@ -187,18 +218,47 @@ def frontier(
         from kinetics_jax.report.figures import allocation_figure, frontier_figure
 
         save_figure((frontier_figure if allocate == "none" else allocation_figure)(table), figure)
-    for line in table.attrs.get("picks", [PASS_AT_N] if allocate in ("best-of-n", "adaptive") else ()):
+    for line in table.attrs.get("picks", [rule_line(rule or "pass")] if allocate == "best-of-n" else ()):
         say(line)
-    print_table(table, as_json)
+    if allocate == "none" and len(leads := crossings(table, against)) > 1:
+        say(_leads_line(leads))
+    print_table(_with_reasons(table), as_json)
+
+
+def _say_own_costs(pools: list[Pool]) -> None:
+    """Of which pools the cost is what their samples' source states, and that nothing is computed there."""
+    if own := [str(pool) for pool in pools if pool.owns("cost")]:
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        say(
+            f"{own[0]}{more}: costs are the column cost of the samples, taken as Tera-eFLOPs a sample; none is computed"
+        )
+
+
+def _leads_line(leads: list[tuple[float, str]]) -> str:
+    """Which configuration leads the frontier from which cost on."""
+    said = [f"{name} from {spent:.4g}" for spent, name in leads[:MOST_LEADS]]
+    more = f", and {len(leads) - MOST_LEADS} more changes" if len(leads) > MOST_LEADS else ""
+    return f"the frontier is led by {', '.join(said)}{more}"
+
+
+def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
+    """An allocation's table that says of rows without a number that nothing can be afforded."""
+    if "afforded" not in table or not (table["afforded"] == 0).any():
+        return table
+    table = table.copy()
+    table.insert(list(table.columns).index("limit") + 1, "note", [None] * len(table))
+    table.loc[table["afforded"] == 0, "note"] = "cannot be afforded"
+    return table
 
 
 def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str:
     """What the costs of a table hold of the weights, in a line."""
+    from kinetics_jax.analysis.frontier import weights_in
     from kinetics_jax.costs.batching import weight_words
 
-    rule = table["batch_rule"].iloc[0]
-    batch = table["batch"].iloc[0] if rule == "given" and "batch" in table else None
-    more = {"fit": f" {chips} x {hardware} on average", "none": ", as if endlessly many sequences shared their reads"}
+    rule, batch = weights_in(table)
+    where = f" {chips} x {quoted_name(hardware)} on average"
+    more = {"fit": where, "none": ", as if endlessly many sequences shared their reads"}
     return f"costs: {weight_words(rule, batch)}{more.get(rule, '')}"
 
 
@@ -271,12 +331,14 @@ def _allocated(
             part.insert(1, "choice", name)
             tables.append(part)
         table = pd.concat(tables, ignore_index=True)
-    table.attrs["law"] = law
+    table.attrs |= {"law": law, "rule": options.get("rule", "pass")}
     return table
 
 
-def _adaptive(pools: list[Pool], *, wave: int, probe: int | None, options: dict[str, Any]) -> pd.DataFrame:
+def _adaptive(
+    pools: list[Pool], *, wave: int, probe: int | None, rule: str | None, options: dict[str, Any]
+) -> pd.DataFrame:
     from kinetics_jax.analysis.adaptive import replay_table
 
     del options["caps"]  # --caps is refused with --allocate adaptive
-    return replay_table(pools, wave=wave, probe=probe, **options)
+    return replay_table(pools, wave=wave, probe=probe, rule=rule, **options)

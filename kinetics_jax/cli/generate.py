@@ -57,7 +57,7 @@ def generate(
     if chat:
         prompt = ChatTemplate(lm.directory, thinking=True).user_turn(prompt)
     add = special_tokens and not chat  # a chat template writes its own
-    sampling = draw.sampling(lm, [prompt], add_special_tokens=add)
+    sampling, _ = draw.made(lm, [prompt], add_special_tokens=add)
     with warm_up_report() as on_chunk:
         samples = lm.generate(
             [prompt], n=n, sampling=sampling, attention=policy, add_special_tokens=add, on_chunk=on_chunk

@@ -8,16 +8,21 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kinetics_jax.analysis.rule_names import MONOTONE, WORDS, Rule, rule_line
 from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDtypeArg
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import say, without_noise
+from kinetics_jax.cli.terminal import prose, quoted_name, say, without_noise
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
     from kinetics_jax.analysis.samples import Pool, RunData, Undecided
 
+PICKS: dict[str, Rule] = {"any": "pass", "majority": "majority"}
+PICKS |= {"best-score": "best-of-verifier", "weighted-vote": "weighted"}
+OLD_NAMES = {"pass": "any", "majority": "majority", "best-of-verifier": "best_score", "weighted": "weighted_vote"}
+OLD_NAMES |= {"average": "average"}  # of rules, in JSON
 COLUMNS = ("model", "attention", "N", "cap", "batch", "accuracy", "undecided", "seconds", "first_answer", "dollars")
 COLUMNS += ("joules",)
 MOST_ALTERNATIVES = 8  # that are printed; JSON has them all
@@ -37,12 +42,14 @@ def plan(
     replicas: int = 1,
     kv_dtype: KvDtypeArg = None,
     weight_dtype: WeightDtypeArg = None,
+    costs_from: Literal["formula", "counts"] | None = None,
     seconds: float | None = None,
     dollars: float | None = None,
     joules: float | None = None,
     target_accuracy: float | None = None,
     half_width: float | None = None,
-    pick: Literal["any", "majority", "best-score", "weighted-vote"] = "any",
+    rule: Rule | None = None,
+    pick: Literal["any", "majority", "best-score", "weighted-vote"] | None = None,
     problems: int | None = None,
     trials: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
@@ -61,13 +68,16 @@ def plan(
         hardware: Chip, or the .json profile that `kinetics calibrate` wrote.
         chips: Chips that share every sequence (tensor parallel).
         replicas: Copies of the model, of --chips chips each, that share the problems (data parallel).
+        costs_from: What the steps of attention are priced by: the policy's formula, or what the samples counted while
+            they ran (runs of this version); default: the formula, and counts for a policy that has none.
         seconds: Budget in seconds, prefill and decode of all problems.
         dollars: Budget in money, at the hardware's price or --price.
         joules: Budget in joules that the chips draw; needs hardware whose energy was measured, such as h100-vllm.
         target_accuracy: Find the cheapest way to this accuracy.
         half_width: Instead: how many problems and samples for a 95 % interval of ± this (0.02 for two points).
-        pick: How one of N answers is taken: any right one, by someone who knows it (pass@N); the majority's; by a
-            verifier's scores, the highest or summed over equal answers.
+        rule: What becomes of N answers: pass (any of N right, which somebody has to know; the default), majority,
+            weighted and best-of-verifier (by a table's column score), or average (of single samples).
+        pick: The rule by its earlier names: any is pass, best-score is best-of-verifier, weighted-vote is weighted.
         problems: How many problems are to be solved; default: as many as the runs have.
         trials: Numbers of samples N to choose from; default: powers of two and all samples.
         caps: Caps on the tokens of a sample to choose from; default: the runs' own and half of it.
@@ -78,6 +88,7 @@ def plan(
     """
     from kinetics_jax.analysis import planner
     from kinetics_jax.analysis.advice import advise
+    from kinetics_jax.analysis.counted import costs_lines, with_costs_from
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.hardware import measured_energy
@@ -104,11 +115,13 @@ def plan(
             "--replicas": replicas != 1,
             "--kv-dtype": kv_dtype is not None,
             "--weight-dtype": weight_dtype is not None,
+            "--costs-from": costs_from is not None,
             "--seconds": seconds is not None,
             "--dollars": dollars is not None,
             "--joules": joules is not None,
             "--target-accuracy": target_accuracy is not None,
-            "--pick": pick != "any",
+            "--rule": rule not in (None, "pass"),
+            "--pick": pick not in (None, "any"),
             "--problems": problems is not None,
             "--caps": caps != (),
             "--batches": batches != (),
@@ -121,6 +134,7 @@ def plan(
         require(not given, f"--half-width asks how many problems and samples, on no hardware: leave out {given}")
         _half_width(unsaid.read(runs), half_width, tuple(dict.fromkeys(trials)) or (1,), unsaid.undecided, as_json)
         return
+    by = _rule(rule, pick)
     budget = planner.Budget(seconds, dollars, target_accuracy, joules)
     chip = hardware_named(hardware)
     if joules is not None:
@@ -132,7 +146,7 @@ def plan(
     types = {name: dtype for name, dtype in (("kv_dtype", kv_dtype), ("weight_dtype", weight_dtype)) if dtype}
     pools = [
         dataclasses.replace(pool, settings={**pool.settings, **types})
-        for pool in pooled(samples, undecided=unsaid.undecided)
+        for pool in with_costs_from(pooled(samples, undecided=unsaid.undecided), costs_from)
     ]
     options = planner.list_options(
         pools,
@@ -143,24 +157,32 @@ def plan(
         trials=trials or None,
         caps=caps or None,
         batches=batches or None,
-        pick=pick.replace("-", "_"),
+        rule=by,
     )
     if joules is not None:
         options = planner.within_joules(options, joules)
     advice = advise(options, budget, seed=seed)
-    for line in (*ending_lines(samples), *options.warnings):
+    for line in (*ending_lines(samples), *costs_lines(pools), *options.warnings):
         say(line)
     if as_json:
-        print(json.dumps({**as_record(advice), "picked": chosen_picks(advice, pools)}, indent=1, allow_nan=False))
+        picked = {OLD_NAMES[name]: found for name, found in chosen_rules(advice, pools).items()}
+        sources = {str(pool): "counts" if pool.by_counts else "formula" for pool in pools}
+        print(json.dumps({**as_record(advice), "picked": picked, "costs_from": sources}, indent=1, allow_nan=False))
     else:
         _print(advice)
         _print_picks(advice, pools)
 
 
+def _rule(rule: Rule | None, pick: str | None) -> Rule:
+    """The rule by either flag. Raises UserError where they name two."""
+    named = PICKS[pick] if pick else rule or "pass"
+    require(rule in (None, named), f"--rule {rule} and --pick {pick} name two rules; leave --pick out")
+    return named
+
+
 def _half_width(
     samples: list[RunData], half_width: float, trials: tuple[int, ...], undecided: Undecided, as_json: bool
 ) -> None:
-    from kinetics_jax.analysis.picked import PASS_AT_N
     from kinetics_jax.analysis.sample_size import half_width_table
     from kinetics_jax.analysis.samples import pooled
     from kinetics_jax.cli.terminal import print_table
@@ -168,13 +190,13 @@ def _half_width(
     table = half_width_table(pooled(samples, undecided=undecided), half_width, trials)
     print_table(table, as_json)
     if not as_json:
-        print(
+        prose(
             f"\nProblems, with so many samples of each, for a 95 % interval of ± {half_width:g} over all problems of "
-            "the kind.\nhalf_width_now: what the samples at hand give. these_problems: samples of each of the problems "
-            "at hand,\nfor an interval over these alone."
+            "the kind. half_width_now: what the samples at hand give. these_problems: samples of each of the problems "
+            "at hand, for an interval over these alone."
         )
         if any(table["N"] > 1):
-            print(PASS_AT_N)
+            prose(rule_line("pass"))
 
 
 def as_record(advice: Advice) -> dict[str, Any]:
@@ -210,42 +232,47 @@ def as_record(advice: Advice) -> dict[str, Any]:
         "replicas": advice.options.replicas,
         "problems": advice.options.problems,
         "configurations": len(advice.options.table),
-        "pick": advice.options.pick,
+        "rule": advice.options.rule,
+        "pick": OLD_NAMES[advice.options.rule],
         "warnings": list(advice.options.warnings),
     }
 
 
-def chosen_picks(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]:
-    """What every rule that can pick among the N samples of the chosen configuration achieves, with its interval."""
+def chosen_rules(advice: Advice, pools: list[Pool]) -> dict[str, dict[str, Any]]:
+    """What every rule but pass@N makes of the N samples of the chosen configuration, with its interval, where they have
+    what it takes.
+    """
     from kinetics_jax.analysis.defaults import fewest_graded
-    from kinetics_jax.analysis.picked import RULES, cannot_pick, picked_accuracy
+    from kinetics_jax.analysis.rules import lacks, rule_accuracy
     from kinetics_jax.stats.intervals import accuracy_interval
 
     row = advice.row(advice.chosen)
     pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
     picks = {}
-    for rule in RULES:
-        if row["N"] <= fewest_graded(pool) and cannot_pick(pool, rule, row["cap"]) is None:
-            solved = picked_accuracy(pool, rule, [row["N"]], row["cap"])[:, 0]
+    for rule in ("majority", "best-of-verifier", "weighted"):
+        if row["N"] <= fewest_graded(pool) and lacks(pool, rule, row["cap"]) is None:
+            solved = rule_accuracy(pool, rule, [row["N"]], row["cap"])[:, 0]
             low, high = accuracy_interval(solved)
             picks[rule] = {"accuracy": float(solved.mean()), "interval": [float(low), float(high)]}
     return picks
 
 
 def _print_picks(advice: Advice, pools: list[Pool]) -> None:
-    from kinetics_jax.analysis.picked import PASS_AT_N, RULES
+    from kinetics_jax.analysis.rules import lacks_words
 
     row = advice.row(advice.chosen)
     if row["N"] == 1:
         return
-    if advice.options.pick == "any":
-        print(PASS_AT_N)
-    picks = chosen_picks(advice, pools)
+    prose(rule_line(advice.options.rule))
+    picks = chosen_rules(advice, pools)
     for rule, picked in picks.items():
         low, high = picked["interval"]
-        print(f"{rule.replace('_', ' ')} ({RULES[rule]}): {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
+        if rule != advice.options.rule:
+            prose(f"{WORDS[rule]}: {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
     if not picks:
-        print("What a majority would pick is not known: the samples' answers are not on record.")
+        pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
+        why = lacks_words(pool, "majority", row["cap"]) or f"N = {row['N']} is more than the samples of a problem"
+        prose(f"What a majority would pick is not known: {why}.")
 
 
 def _finite(value: Any) -> Any:
@@ -266,46 +293,46 @@ def _print(advice: Advice) -> None:
     print_table(table.dropna(axis=1, how="all"), False)
     options = advice.options
     copies = f"{options.replicas} replicas of " if options.replicas > 1 else ""
-    print(
-        f"\n{options.problems} problems on {copies}{options.chips} x {options.hardware.name}; "
+    prose(
+        f"\n{options.problems} problems on {copies}{options.chips} x {quoted_name(options.hardware.name)}; "
         f"{len(options.table)} configurations.\n"
-        f"Accuracy {advice.accuracy:.3f} as measured; chosen among many on the same problems it looks "
-        f"{advice.optimism:.3f} too good:\nexpect {advice.expected_accuracy:.3f}, 95 % interval {advice.low:.3f} … "
-        f"{advice.high:.3f} over problems; the score of one run falls\ninto {advice.run_low:.3f} … "
-        f"{advice.run_high:.3f} (95 %). first_answer: seconds until all N samples of a first problem have ended."
+        f"Accuracy {advice.accuracy:.3f} as measured, by {WORDS[options.rule]}; chosen among many on the same problems "
+        f"it looks {advice.optimism:.3f} too good: expect {advice.expected_accuracy:.3f}, 95 % interval "
+        f"{advice.low:.3f} … {advice.high:.3f} over problems; the score of one run falls into {advice.run_low:.3f} … "
+        f"{advice.run_high:.3f} (95 %).\nfirst_answer: seconds until all N samples of a first problem have ended."
     )
     _print_certainty(advice)
     for label, index in shown.items():
         if index in advice.why_not:
-            print(f"{label}: {advice.why_not[index]}")
+            prose(f"{label}: {advice.why_not[index]}")
 
 
 def _print_certainty(advice: Advice) -> None:
     """How sure the choice is, and the configurations that may be as right."""
     from kinetics_jax.analysis.certainty import LEVEL
 
-    target, pass_at_n = advice.target_accuracy, advice.options.pick == "any"
+    target, monotone = advice.target_accuracy, advice.options.rule in MONOTONE
     right = "the most accurate within the budget" if target is None else f"the quickest that reaches {target:g}"
     loss = "expected loss against the best" if target is None else f"expected shortfall below {target:g}"
     probability = f"{advice.probabilities[advice.chosen]:.2f}"
     if target is None and advice.as_accurate:
-        print(
+        prose(
             f"It is the cheapest of those as accurate ({len(advice.as_accurate) + 1} configurations), and {right} with "
-            f"probability {probability},\nshared among those that are alike on every problem; {loss}: "
+            f"probability {probability}, shared among those that are alike on every problem; {loss}: "
             f"{advice.regret:.3f} of accuracy."
         )
     else:
-        print(f"It is {right} with probability {probability}; {loss}: {advice.regret:.3f} of accuracy.")
+        prose(f"It is {right} with probability {probability}; {loss}: {advice.regret:.3f} of accuracy.")
     others = advice.alternatives[1:]
     compared = "all compared with the best" if target is None else "all compared with the target"
-    contained = ";\nfewer samples or a lower cap of the same left out" if target is None and pass_at_n else ""
-    print(
+    contained = "; fewer samples or a lower cap of the same left out" if target is None and monotone else ""
+    prose(
         f"The data cannot tell {len(others)} of {len(advice.probabilities) - 1} other configurations from the right "
         f"one ({LEVEL:.0%}, {compared} at once{contained}){':' if others else '.'}"
     )
     for index in others[:MOST_ALTERNATIVES]:
         row = advice.row(index)
-        print(
+        prose(
             f"  {row['model']} {row['attention']} N={row['N']} cap={row['cap']}: accuracy {row['accuracy']:.3f}, "
             f"{row['seconds']:.4g} s, probability {advice.probabilities[index]:.2f}"
         )

@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from kinetics_jax.errors import escape_controls
 if TYPE_CHECKING:
     from kinetics_jax.runs.best_of_n import Progress
 
+WIDTH = 120  # of a line of prose
 NOISE = 1e-12  # no amount that is printed is so small, but for what is left of a difference of equal numbers
 
 
@@ -144,14 +146,40 @@ def table_without_noise(table: Any) -> Any:
 
 
 def print_table(table: Any, as_json: bool) -> None:
-    """A data frame to standard output, as aligned text or as JSON records, without noise."""
+    """A data frame to standard output, as aligned text or as JSON records, without noise. What is missing is null in
+    JSON; in text nothing, and a column that is missing everywhere is left out.
+    """
     table = table_without_noise(table)
     if as_json:
         records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         print(json.dumps(records, indent=1, allow_nan=False))
     else:
+        table = table.dropna(axis="columns", how="all")
+        gaps = table.columns[table.isna().any()]
+        table = table.assign(**{str(name): table[name].map(_cell).astype(object) for name in gaps})
         text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
         print(escape_controls(text, keep="\n"))
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a column in which some are missing, as text; numbers as in the other columns."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def quoted_name(name: str) -> str:
+    """A name that stands behind a number of chips, in quotes where it has spaces: `2 x "my chip.json"`."""
+    return f'"{name}"' if " " in name else name
+
+
+def prose(text: str) -> None:
+    """Sentences to standard output, in lines of at most WIDTH characters; a line break of their own begins a new one.
+    Control characters of names in them are not obeyed.
+    """
+    for line in escape_controls(text, keep="\n").split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        print(textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
 
 
 def say(line: str) -> None:

@@ -23,8 +23,12 @@ Rule = Literal["fit", "given", "none"]
 MAX_BATCH = 1 << 16  # sequences that a command may ask for
 
 
-def weight_words(rule: Rule, batch: float | None = None) -> str:
-    """What a cost holds of the weights, for labels and notes; `batch` is the one that was given."""
+def weight_words(rule: str, batch: float | None = None) -> str:
+    """What a cost holds of the weights, by a `Rule`, for labels and notes; `batch` is the one that was given. "own":
+    the samples' source states the cost.
+    """
+    if rule == "own":
+        return "as the samples' source states them"
     if rule == "none":
         return "weights left out"
     number = "the batch asked for" if batch is None else f"a batch of {batch:.0f}"

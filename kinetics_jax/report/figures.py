@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.analysis.frontier import weights_in
+from kinetics_jax.analysis.rule_names import AXES, rule_of
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.report.attention_names import spoken_kind
 from kinetics_jax.report.figure_style import (
@@ -40,7 +42,8 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
     style = style_for(table, dark=dark)
     figure = blank(width, 0.85 * width, style)
     axes = figure.add_subplot()
-    spent, label = ("cost", _cost_label(table)) if "cost" in table else ("tokens", "Tokens per problem")
+    spent = next(amount for amount in ("cost", "tokens", "seconds") if amount in table)
+    label = _cost_label(table) if spent == "cost" else f"{spent.capitalize()} per problem"
     on = table.loc[table["on_frontier"].to_numpy(bool)].sort_values(by=[spent, "accuracy"])
     grey = {"color": style.theme["envelope"], "lw": 4, "alpha": 0.4, "solid_capstyle": "round"}
     axes.plot(on[spent], 100 * on["accuracy"], drawstyle="steps-post", solid_joinstyle="round", zorder=1, **grey)
@@ -50,16 +53,18 @@ def frontier_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5
     axes.set_xscale("log")
     known = table[spent].dropna()  # what does not fit has no cost
     _cost_ticks(axes, min(known, default=1.0), max(known, default=1.0))
-    axes.set(xlabel=label, ylabel="Problems solved, pass@N (%)")
+    axes.set(xlabel=label, ylabel=AXES[rule_of(table)])
     panel(axes, style)
     legend(figure, style, more=[handle(label="Pareto envelope", **grey)])
     return figure
 
 
 def pass_at_k_figure(table: pd.DataFrame, *, dark: bool = False, width: float = 5.0) -> Figure:
-    """Pass@N against N with its interval as a band, a panel per model; `table` as for `frontier_figure`."""
+    """Accuracy, by the table's rule, against N with its interval as a band, a panel per model; `table` as for
+    `frontier_figure`.
+    """
     style = style_for(table, dark=dark)
-    figure, panels = _panels(style, width, "Samples per problem, N", "Problems solved, pass@N (%)")
+    figure, panels = _panels(style, width, "Samples per problem, N", AXES[rule_of(table)])
     counts = sorted(set(table["N"]))
     for model, attention, rows in _lines(table, style, by="N"):
         axes = panels[model]
@@ -142,7 +147,7 @@ def allocation_figure(table: pd.DataFrame, *, dark: bool = False, width: float =
     _cost_ticks(axes, min(table["limit"]), max(table["limit"]))
     axes.set(
         xlabel=_cost_label(table, "Cost allowed", "FLOPs" if table.attrs.get("law") == "FLOPs" else "eFLOPs"),
-        ylabel="Problems solved (%)",
+        ylabel=AXES[rule_of(table)],
     )
     panel(axes, style)
     axes.legend(fontsize=SMALL, frameon=False, labelcolor=style.theme["ink"], handlelength=2.2)
@@ -154,9 +159,7 @@ def _cost_label(table: pd.DataFrame, what: str = "Cost", unit: str = "eFLOPs") -
     label = f"{what} per problem (Tera-{unit})"
     if unit == "FLOPs":
         return label
-    rule = table["batch_rule"].iloc[0]
-    batch = table["batch"].iloc[0] if rule == "given" and "batch" in table else None
-    return f"{label}\n{weight_words(rule, batch)}"
+    return f"{label}\n{weight_words(*weights_in(table))}"
 
 
 def _option_markers(table: pd.DataFrame, style: Style) -> tuple[dict[tuple[str, str], str], list[Any]]:

@@ -57,7 +57,7 @@
       line: { color: colours[line.model], dash: line.dash, width: 1.6 },
       marker: { symbol: line.symbol, size: 9, color: colours[line.model] },
       customdata: line.points.map((point) => point.text),
-      text: line.points.map((point) => point.text.slice(0, 2).join("<br>")),
+      text: line.points.map((point) => point.text.slice(0, point.hover).join("<br>")),
       hovertemplate: "%{text}<extra></extra>",
     }));
     const under = {
@@ -76,7 +76,7 @@
       margin: { l: 46, r: 12, t: 12, b: 44 }, hovermode: "closest", dragmode: "pan",
       hoverlabel: { align: "left", bgcolor: theme.ground, font: { color: theme.ink, size: 12 } },
       xaxis: { ...axis, type: "log", title: { text: "Cost per problem (Tera-eFLOPs)" } },
-      yaxis: { ...axis, range: [-2, 104], title: { text: "Problems solved, pass@N (%)" } },
+      yaxis: { ...axis, range: [-2, 104], title: { text: data.accuracy } },
     };
   }
 

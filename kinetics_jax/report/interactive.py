@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.analysis.picked import COLUMNS
+from kinetics_jax.analysis.rule_names import AXES, WORDS, rule_of
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figure_style import DARK, LIGHT, style_for
 
@@ -60,8 +63,9 @@ def figure_data(table: pd.DataFrame) -> dict[str, Any]:
     light, dark = style_for(table, dark=False), style_for(table, dark=True)
     short = attention_names(table["attention"]).short
     by_line: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rule = rule_of(table)
     for row in table.dropna(subset="cost").sort_values(by="N").to_dict("records"):  # what does not fit has no cost
-        by_line.setdefault((row["model"], row["attention"]), []).append(_point(row, short(row["attention"])))
+        by_line.setdefault((row["model"], row["attention"]), []).append(_point(row, short(row["attention"]), rule))
     lines = []
     for model in light.colours:
         for attention in light.markers:
@@ -80,19 +84,46 @@ def figure_data(table: pd.DataFrame) -> dict[str, Any]:
         "models": [{"name": n, "light": c, "dark": dark.colours[n]} for n, c in light.colours.items()],
         "attentions": [{"name": name, "short": short(name)} for name in light.markers],
         "lines": lines,
+        "accuracy": AXES[rule],
         "themes": {"light": LIGHT, "dark": DARK},
     }
 
 
-def _point(row: Mapping[Any, Any], attention: str) -> dict[str, Any]:
-    """A point of the figure: percentages, and the lines that it shows when touched."""
+def _point(row: Mapping[Any, Any], attention: str, rule: str) -> dict[str, Any]:
+    """A point of the figure: percentages, and the lines that it shows when touched, the first of them beside it."""
     accuracy, low, high = (100 * float(row[name]) for name in ("accuracy", "low", "high"))
-    lines = [
-        f"{row['model']}, {attention}, N = {row['N']}",
-        f"pass@{row['N']} {accuracy:.1f} % (95 % interval {low:.1f} … {high:.1f})",
-        f"cost {row['cost']:.4g} Tera-eFLOPs a problem: compute {row['compute']:.4g}, memory {row['memory']:.4g}",
-        f"{row['mean_output_tokens']:.1f} tokens a sample",
-    ]
-    if row.get("batch") is not None and row["batch"] == row["batch"]:
-        lines[-1] += f"; weights shared by {row['batch']:.0f} sequences"
-    return {"x": float(row["cost"]), "y": accuracy, "low": low, "high": high, "text": [html.escape(t) for t in lines]}
+    what = f"{_spoken(rule, row['N'])} {_percent(accuracy, low, high)}"
+    shown = [f"{row['model']}, {attention}, N = {row['N']}", what]
+    for column, by in COLUMNS.items():  # what else could pick among the same answers
+        if known(row.get(column)):
+            ends = (100 * float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
+            shown.append(f"{_spoken(by, row['N'])} {_percent(*ends)}")
+    cost = f"cost {row['cost']:.4g} Tera-eFLOPs a problem"
+    parts = [f"{name} {row[name]:.4g}" for name in ("compute", "memory", "communication") if known(row.get(name))]
+    more = [f"{cost}: {', '.join(parts)}" if parts else f"{cost}, by its source"]
+    if known(row["mean_output_tokens"]):
+        more.append(f"{row['mean_output_tokens']:.1f} tokens a sample")
+    if known(row.get("batch")):
+        more[-1] += f"; weights shared by {row['batch']:.0f} sequences"
+    return {
+        "x": float(row["cost"]),
+        "y": accuracy,
+        "low": low,
+        "high": high,
+        "hover": len(shown),
+        "text": [html.escape(line) for line in (*shown, *more)],
+    }
+
+
+def _spoken(rule: str, trials: int) -> str:
+    """`pass@8`, `majority of 8`."""
+    return re.sub(r"\bN\b", str(trials), WORDS[rule].partition(" (")[0])
+
+
+def _percent(accuracy: float, low: float, high: float) -> str:
+    return f"{accuracy:.1f} % (95 % interval {low:.1f} … {high:.1f})"
+
+
+def known(value: Any) -> bool:
+    """Whether a cell holds something."""
+    return value is not None and value == value

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
-from kinetics_jax.analysis.frontier import cost_frontier
-from kinetics_jax.analysis.picked import RULES
+from kinetics_jax.analysis.frontier import cost_frontier, crossings, weights_in
+from kinetics_jax.analysis.picked import COLUMNS
+from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of
 from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 3.6  # inches; labels stay legible when a figure fills a phone
-ACCURACY = "Accuracy, % (95 % interval)"
+PERCENT = "% (95 % interval)"
+ACCURACY = f"Accuracy, {PERCENT}"
 TOKENS = "Tokens per sample"
 CSS = """
 :root { color-scheme: light dark; --ink: #222; --ground: #fff; --faint: #ddd; --soft: #f4f5f6; --mark: #eaf3ea;
@@ -83,15 +85,17 @@ def report_tables(
     intensity: float | None = None,
     trials: Sequence[int] | None = None,
     undecided: Undecided = "unsolved",
+    rule: str = "pass",
     **costs: Any,
 ) -> Tables:
     """The tables of run folders as read; options, `costs` among them (batch, chips, bytes of an element), and errors as
-    in `analysis.frontier.cost_frontier`, `undecided` as in `analysis.samples.pooled`.
+    in `analysis.frontier.cost_frontier`, the decision `rule` too, which is the frontier's; `undecided` as in
+    `analysis.samples.pooled`. The ablations are of one sample, of which every rule makes the same.
     """
     pools = pooled(map(run_data, runs), undecided=undecided)
     return Tables(
         frontier=cost_frontier(
-            pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, **costs
+            pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, rule=rule, **costs
         ),
         length=length_ablation(pools),
         budget=budget_ablation(pools),
@@ -116,8 +120,9 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
         "Explore the frontier": interactive.interactive_frontier(tables.frontier),
         "Accuracy against samples": (
             f"{_picture(pass_at_k_figure, tables.frontier, alt='Accuracy against samples')}\n"
-            "<p>Pass@N, estimated without bias from all samples of a problem; bands are 95 % intervals from redrawing "
-            f"problems. {_text(' '.join(tables.frontier.attrs.get('picks', ())))}</p>\n"
+            f"<p>{_text(rule_line(rule_of(tables.frontier)))} It is estimated without bias from all samples of a "
+            f"problem; bands are 95 % intervals from redrawing problems. "
+            f"{_text(' '.join(tables.frontier.attrs.get('picks', ())[1:]))}</p>\n"
             f"{_coverage_table(tables.frontier)}{_picks_tables(tables.frontier)}"
         ),
         "Shorter answers": (
@@ -244,20 +249,21 @@ def _how_to_read(table: pd.DataFrame) -> str:
     undecided, samples = sum(per_run["undecided"]), sum(per_run["samples"])
     counted = "are left out of accuracies (dropped, as asked)" if "dropped" in table else "count as unsolved"
     left_out = f" {undecided} of {samples} samples are undecided and {counted}." if undecided else ""
+    leads = crossings(table)
+    led = f" It is led by {', '.join(f'{name} from {cost:.4g}' for cost, name in leads)}." if len(leads) > 1 else ""
     return (
-        "Each point is N samples of one model under one attention. Accuracy is pass@N: the share of problems with at "
-        "least one right answer among N samples, estimated without bias from all samples drawn; which of N answers is "
-        "right, somebody has to know. Bars are 95 % intervals from redrawing problems. Cost counts arithmetic and "
-        "memory reads per problem, in Tera-eFLOPs "
-        f"(“{convention}” convention, {priced}; {_weights(table)}). The table lists the frontier: rows that no other "
-        f"row matches in accuracy at less cost.{left_out}"
+        f"Each point is N samples of one model under one attention. {rule_line(rule_of(table))} It is estimated "
+        "without bias from all samples drawn. Bars are 95 % intervals from redrawing problems. Cost counts arithmetic "
+        f"and memory reads per problem, in Tera-eFLOPs (“{convention}” convention, {priced}; {_weights(table)}). The "
+        f"table lists the frontier: rows that no other row matches in accuracy at less cost.{led}{left_out}"
     )
 
 
 def _weights(table: pd.DataFrame) -> str:
     """What the costs hold of the weights, and how many sequences share them."""
-    rule, batches = table["batch_rule"].iloc[0], list(table["batch"])
-    words = weight_words(rule, batches[0] if rule == "given" else None)
+    rule, batch = weights_in(table)
+    batches = list(table["batch"].dropna())
+    words = weight_words(rule, batch)
     if rule != "fit":
         return words
     none = " (0: not one sequence fits, and the row has no cost)" if 0 in batches else ""
@@ -267,8 +273,9 @@ def _weights(table: pd.DataFrame) -> str:
 
 def _frontier_table(table: pd.DataFrame) -> str:
     """The rows on the frontier by cost, and behind a fold all of them with what makes up their cost."""
-    heads = ("Model", "Attention", "N", ACCURACY, "Cost")
-    behind = (*heads, "Compute", "Memory", "Without weights", "Batch", TOKENS)
+    heads = ("Model", "Attention", "N", f"{_rule_head(table)}, {PERCENT}", "Cost")
+    parts = ["compute", "memory", *(["communication"] if "communication" in table else [])]
+    behind = (*heads, *map(str.capitalize, parts), "Without weights", "Batch", TOKENS)
     name = attention_names(table["attention"]).short
 
     def cells(row: Mapping[Any, Any], *more: str) -> tuple[str, ...]:
@@ -279,7 +286,7 @@ def _frontier_table(table: pd.DataFrame) -> str:
         (
             cells(
                 row,
-                *(_number(row[name]) for name in ("compute", "memory", "cost_without_weights", "batch")),
+                *(_number(row[name]) for name in (*parts, "cost_without_weights", "batch")),
                 f"{row['mean_output_tokens']:.1f}",
             ),
             "on" if row["on_frontier"] else "",
@@ -288,6 +295,12 @@ def _frontier_table(table: pd.DataFrame) -> str:
     ]
     best = _table(heads, [(cells(row), "") for row in on])
     return f"{best}\n{_fold(f'All {len(every)} rows', _table(behind, every))}"
+
+
+def _rule_head(table: pd.DataFrame) -> str:
+    """`Pass@N`, `Majority of N`: what the accuracies of a table are."""
+    words = WORDS[rule_of(table)].partition(" (")[0]
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def _accuracy(row: Mapping[Any, Any]) -> str:
@@ -300,19 +313,20 @@ def _interval(low: float, high: float, sign: str = "") -> str:
 
 
 def _coverage_table(table: pd.DataFrame) -> str:
-    """Pass@N with its interval."""
-    return _fold("Pass@N with 95 % intervals", _by_trials(table, "accuracy", "low", "high", "pass@"))
+    """Accuracy by N, by the table's rule, with its interval."""
+    head = "pass@" if rule_of(table) == "pass" else "N = "
+    return _fold(f"{_rule_head(table)} with 95 % intervals", _by_trials(table, "accuracy", "low", "high", head))
 
 
 def _picks_tables(table: pd.DataFrame) -> str:
     """What every rule picks of N answers that can, with its interval."""
     return "".join(
         _fold(
-            f"{rule.replace('_', ' ').capitalize()} of N: {what}, with 95 % intervals",
-            _by_trials(table, rule, f"{rule}_low", f"{rule}_high", "N = "),
+            f"{WORDS[rule][0].upper()}{WORDS[rule][1:]}, with 95 % intervals",
+            _by_trials(table, column, f"{column}_low", f"{column}_high", "N = "),
         )
-        for rule, what in RULES.items()
-        if rule in table
+        for column, rule in COLUMNS.items()
+        if column in table
     )
 
 

@@ -30,6 +30,7 @@ GRADE: dict[str, Kind] = {
     "of": TEXT,
     "cap": CAP,
 }
+ANSWER = {"answer": RECORD["answer"]}  # where the line has it
 CAPS = {
     "caps": Kind(
         "a list of whole numbers of tokens", lambda value: isinstance(value, list) and all(map(CAP.holds, value))
@@ -41,8 +42,8 @@ Key = tuple[str, int, int, int]  # problem, seed, sample, cap
 @dataclasses.dataclass(frozen=True)
 class CutGrades:
     """The file as read. `maker`: its first line. `caps`: all that were asked for, ascending. `grades`: those that are
-    of the samples as they are now. `torn`: bytes of a last line that was not written to its end; `ended`: whether
-    the last whole line has its line feed.
+    of the samples as they are now; `answers`: what those texts said. `torn`: bytes of a last line that was not
+    written to its end; `ended`: whether the last whole line has its line feed.
     """
 
     maker: dict[str, Any]
@@ -50,6 +51,7 @@ class CutGrades:
     grades: dict[Key, bool | None]
     torn: int
     ended: bool
+    answers: dict[Key, str | None] = dataclasses.field(default_factory=dict)
 
 
 def read_cut_grades(run: Run) -> CutGrades | None:
@@ -71,24 +73,30 @@ def read_cut_grades(run: Run) -> CutGrades | None:
     now = {sample_key(record): sample_digest(run, record) for record in run.samples}
     caps: set[int] = set()
     grades: dict[Key, bool | None] = {}
+    answers: dict[Key, str | None] = {}
     for number, record in enumerate(records[1:], start=2):
-        if fault := misfits(record, CAPS if "caps" in record else GRADE):
+        if fault := misfits(record, CAPS if "caps" in record else GRADE) or misfits(record, ANSWER, all_needed=False):
             raise TraceError(f"{path}, line {number}: not a grade ({fault}); remove the file and grade again")
         if "caps" in record:
             caps.update(record["caps"])
         elif now.get(key := sample_key(record)) == record["of"]:
             grades[*key, record["cap"]] = record["correct"]
-    return CutGrades(records[0], tuple(sorted(caps)), grades, len(lines.torn), lines.ended)
+            if "answer" in record:
+                answers[*key, record["cap"]] = record["answer"]
+    return CutGrades(records[0], tuple(sorted(caps)), grades, len(lines.torn), lines.ended, answers)
 
 
-def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ...]]]:
-    """Caps, ascending, and for each sample of the run its grades at them, as `RunData` takes them.
+def grades_within(
+    run: Run,
+) -> tuple[tuple[int, ...], list[tuple[bool | None, ...]], list[tuple[str | None, ...]]]:
+    """Caps, ascending, and for each sample of the run its grades and its answers at them, as `RunData` takes them; no
+    answers where the file holds grades without.
 
     Only caps at which every longer sample was graded; a warning names the others.
     """
     cut = read_cut_grades(run)
     if cut is None:
-        return (), []
+        return (), [], []
     longer = {
         cap: [sample_key(record) for record in run.samples if len(record["output_tokens"]) > cap] for cap in cut.caps
     }
@@ -101,12 +109,22 @@ def grades_within(run: Run) -> tuple[tuple[int, ...], list[tuple[bool | None, ..
             stacklevel=3,
         )
     caps = tuple(cap for cap in cut.caps if not ungraded[cap])
-    return caps, [tuple(_grade(cut, record, cap) for cap in caps) for record in run.samples] if caps else []
+    if not caps:
+        return (), [], []
+    grades = [tuple(_grade(cut, record, cap) for cap in caps) for record in run.samples]
+    if any((*key, cap) not in cut.answers for cap in caps for key in longer[cap]):
+        return caps, grades, []
+    return caps, grades, [tuple(_answer(cut, record, cap) for cap in caps) for record in run.samples]
 
 
 def _grade(cut: CutGrades, record: dict[str, Any], cap: int) -> bool | None:
     ends = len(record["output_tokens"]) <= cap
     return record["correct"] if ends else cut.grades[*sample_key(record), cap]
+
+
+def _answer(cut: CutGrades, record: dict[str, Any], cap: int) -> str | None:
+    ends = len(record["output_tokens"]) <= cap
+    return record.get("answer") if ends else cut.answers[*sample_key(record), cap]
 
 
 def sample_key(record: dict[str, Any]) -> tuple[str, int, int]:

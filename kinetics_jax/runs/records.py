@@ -18,6 +18,7 @@ NONFINITE = "nonfinite"  # how a sample ends whose logits are not finite
 MAX_LINE = 256 << 20  # bytes of a record: a million tokens and their text take a tenth
 MAX_TOKENS = 1 << 31  # of a prompt or a sample; ids of tokens are below it too
 MAX_SAMPLES = 10**9  # numbers of samples
+MAX_READ = 1 << 62  # tokens that a sample attends to in all
 
 
 class TraceError(UserError):
@@ -82,8 +83,24 @@ RECORD: dict[str, Kind] = {
     "answer": TEXT.or_null(),
     "grader": NAME,
     "seconds": number(0, 1e12),
+    # What the sample's decode steps read, over layers and KV heads, as the device counted it.
+    "attended_tokens": whole(0, MAX_READ).or_null(),
+    "summary_vectors": whole(0, MAX_READ).or_null(),
 }
+# Of a record, where it is there: what not every run has.
+OPTIONAL: dict[str, Kind] = {"score": number(-1e300, 1e300).or_null(), "why": TEXT.or_null()}
+LATER_RECORD = ("attended_tokens", "summary_vectors")  # which earlier versions did not write
 PROBLEM: dict[str, Kind] = {"id": NAME, "question": TEXT, "answer": TEXT, "prompt": TEXT}
+OPTIONAL_PROBLEM: dict[str, Kind] = {
+    "choices": Kind("a list of texts", lambda value: isinstance(value, list) and all(map(TEXT.holds, value))),
+    "fields": OBJECT,
+}
+FUNCTION = Kind(
+    "an object with a function's name and fingerprint",
+    lambda value: (
+        isinstance(value, dict) and all(isinstance(each, str) for each in value.values()) and "function" in value
+    ),
+)
 # Of run.json. Earlier versions, and runs made by hand, lack some: a field is judged where it is there.
 HEADER: dict[str, Kind] = {
     "model": NAME,
@@ -98,6 +115,10 @@ HEADER: dict[str, Kind] = {
     "chunk": whole(1, MAX_SAMPLES),
     "prefill_chunk": whole(1, MAX_TOKENS),
     "shared_prefix": FLAG,
+    **dict.fromkeys(("grader", "score"), FUNCTION.or_null()),
+    **dict.fromkeys(("template", "instruction", "system"), TEXT.or_null()),
+    **dict.fromkeys(("prompt_template", "recommended"), OBJECT.or_null()),
+    "shuffled_choices": whole(0, 2**63).or_null(),
     "command": TEXT.or_null(),
 }
 SAMPLING: dict[str, Kind] = {
@@ -114,7 +135,7 @@ SAMPLING: dict[str, Kind] = {
 
 def misfits(fields: Mapping[str, Any], schema: Mapping[str, Kind], *, all_needed: bool = True) -> str:
     """What is wrong with an object in one clause, its first fault; empty for nothing. Other fields are not judged."""
-    if all_needed and (missing := [name for name in schema if name not in fields]):
+    if all_needed and (missing := [name for name in schema if name not in fields and name not in LATER_RECORD]):
         return f"missing {', '.join(missing)}"
     for name, kind in schema.items():
         if name in fields and not kind.holds(fields[name]):

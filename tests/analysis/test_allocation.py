@@ -156,7 +156,7 @@ def test_an_envelope_keeps_what_pays_with_its_labels():
 def test_replay_of_a_fixed_number_is_the_grid(shared):
     pools = pooled([coin_run(1, 0.3, samples=8)])
     cells = grid(pools, trials=[4], shared_prompt=shared)
-    got = replay(pools[0], StopRule(most=4, wave=4, until_solved=False), orders=4000, shared_prompt=shared)
+    got = replay(pools[0], StopRule(most=4, wave=4, until_solved=False), shared_prompt=shared)
     assert got.samples == 4
     np.testing.assert_allclose(got.accuracy, cells.accuracy.mean(), atol=0.01)
     np.testing.assert_allclose(got.cost, cells.cost.mean(), rtol=2e-3)
@@ -167,7 +167,7 @@ def test_replay_until_solved_by_its_closed_form(wave):
     """P(a wave begins) is the miss rate of the samples before it; equal lengths make cost a matter of counting."""
     run = coin_run(2, 0.25, samples=8)
     pools = pooled([RunData(**{**vars(run), "output_tokens": [1000] * 160})])
-    got = replay(pools[0], StopRule(most=8, wave=wave), orders=6000, shared_prompt=False)
+    got = replay(pools[0], StopRule(most=8, wave=wave), shared_prompt=False)
     right = np.array([problem.right for problem in pools[0].problems.values()])
     starts = range(0, 8, wave)
     begins = [np.ones(20) if start == 0 else 1 - pass_at_k(8, right, start) for start in starts]
@@ -185,8 +185,8 @@ def test_replay_until_solved_by_its_closed_form(wave):
 
 def test_a_probe_gives_up_early():
     pools = pooled([coin_run(3, 0.15, samples=16)])
-    full = replay(pools[0], StopRule(most=16, wave=2), orders=2000)
-    probing = replay(pools[0], StopRule(most=16, wave=2, probe=4), orders=2000)
+    full = replay(pools[0], StopRule(most=16, wave=2))
+    probing = replay(pools[0], StopRule(most=16, wave=2, probe=4))
     right = np.array([problem.right for problem in pools[0].problems.values()])
     np.testing.assert_allclose(probing.accuracy, pass_at_k(16, right, 4).mean(), atol=0.01)
     assert probing.samples < full.samples
@@ -203,8 +203,8 @@ def test_every_wave_pays_for_its_own_reads_of_the_prompt():
     run = coin_run(4, 0.0, problems=3, samples=4)
     pool = pooled([RunData(**{**vars(run), "output_tokens": lengths, "prompt_tokens": [5000] * 12})])[0]
     rule = {"most": 4, "until_solved": False}
-    together = replay(pool, StopRule(wave=4, **rule), orders=5)
-    apart = replay(pool, StopRule(wave=1, **rule), orders=5)
+    together = replay(pool, StopRule(wave=4, **rule))
+    apart = replay(pool, StopRule(wave=1, **rule))
     cost = generation_cost(pool.config, prompt_tokens=5000, output_tokens=[200, 400, 600, 800], shared_prompt=True)
     reads = sum(value for name, value in cost.shared.items() if name.endswith("_reads"))
     np.testing.assert_allclose(apart.cost - together.cost, reads.sum() - reads.max(), rtol=1e-9)
@@ -270,7 +270,7 @@ def test_honest_under_caps_of_a_table_without_max_tokens():
 
 def test_adaptive_beside_fixed():
     pools = pooled([coin_run(1, 0.4, samples=8), coin_run(2, 0.6, samples=8, attention=BlockTopK(budget=256))])
-    table = replay_table(pools, wave=2, orders=400)
+    table = replay_table(pools, wave=2)
     assert list(table["N"]) == [1, 2, 4, 8] * 2
     cells = grid(pools, shared_prompt=True)
     np.testing.assert_allclose(table["fixed_accuracy"], cells.accuracy.mean(axis=1))
@@ -279,7 +279,7 @@ def test_adaptive_beside_fixed():
     np.testing.assert_allclose(table["saved"][[0, 4]], 0, atol=0.02)  # one sample is one sample
     assert (table["saved"][table["N"] == 8] > 0.3).all()
     assert (table["samples"] <= table["N"]).all()
-    probing = replay_table(pools, trials=[2, 8], wave=2, probe=4, orders=100)
+    probing = replay_table(pools, trials=[2, 8], wave=2, probe=4)
     assert (probing["samples"][probing["N"] == 8] <= table["samples"][table["N"] == 8].to_numpy()).all()
     with pytest.raises(SamplesError, match="probe must be in"):
         replay_table(pools, trials=[4], probe=0)

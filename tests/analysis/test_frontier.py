@@ -296,7 +296,7 @@ def test_a_run_folder_becomes_run_data():
     assert (data.task, data.asked) == ("t", {"a": ("?", "1")})
     with pytest.raises(SamplesError, match=r"run\.json: missing config"):
         run_data(Run(Path("run"), {**run, "config": None}, {}, []))
-    with pytest.raises(SamplesError, match=r"run\.json: config or policy cannot be read .*colour"):
+    with pytest.raises(SamplesError, match=r"run\.json: config cannot be read .*colour"):
         run_data(Run(Path("run"), {**run, "config": {"colour": 1}}, {}, []))
     with pytest.raises(SamplesError, match="'sparse' is not known"):
         run_data(Run(Path("run"), {**run, "policy": "sparse"}, {}, []))

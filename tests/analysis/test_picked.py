@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.frontier import cost_frontier
-from kinetics_jax.analysis.picked import PASS_AT_N, cannot_pick, contradictions, picked_accuracy
+from kinetics_jax.analysis.picked import COLUMNS, contradictions
 from kinetics_jax.analysis.planner import PlanError, list_options
 from kinetics_jax.analysis.readers import read_all
-from kinetics_jax.analysis.samples import RunData, pooled
+from kinetics_jax.analysis.rule_names import rule_line
+from kinetics_jax.analysis.rules import lacks, lacks_words, rule_accuracy
+from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
 from kinetics_jax.analysis.token_frontier import token_frontier
 from kinetics_jax.analysis.votes import best_by_score
 from kinetics_jax.attention.policies.dense import Dense
@@ -60,8 +62,8 @@ def test_the_best_by_score_is_the_mean_over_all_draws_and_ties(samples, data):
 def test_a_frontier_has_columns_for_every_rule_that_can_pick():
     table = cost_frontier([run()], trials=[1, 2, 8])
     (pool,) = pooled([run()])
-    for rule in ("majority", "best_score", "weighted_vote"):
-        expected = picked_accuracy(pool, rule, [1, 2, 8]).mean(axis=0)
+    for rule, by in COLUMNS.items():
+        expected = rule_accuracy(pool, by, [1, 2, 8]).mean(axis=0)
         np.testing.assert_allclose(table[rule], expected, atol=1e-12)
         assert (table[f"{rule}_low"] <= table[rule]).all()
         assert (table[f"{rule}_high"] >= table[rule]).all()
@@ -69,7 +71,7 @@ def test_a_frontier_has_columns_for_every_rule_that_can_pick():
         assert (table[rule] <= table["accuracy"] + 1e-12).all()
     assert table["majority"][2] == pytest.approx(0.5)  # three "4" and three "5" of eight tie
     assert table["best_score"][2] == pytest.approx(0.5)  # of two samples at 0.9 one is right
-    assert table.attrs["picks"] == [PASS_AT_N]
+    assert table.attrs["picks"] == [rule_line("pass")]
     against_tokens = token_frontier([run()], trials=[1, 2, 8])
     np.testing.assert_allclose(against_tokens["majority"], table["majority"])
 
@@ -85,9 +87,9 @@ def test_what_cannot_pick_is_said_in_a_line():
     assert "best_score" in negative
     assert negative.attrs["picks"][1:] == ["No weighted vote beside it: a vote cannot be weighed by scores below 0."]
     (pool,) = pooled([run(rated=([None, *SCORES[1:]], SCORES))])
-    assert cannot_pick(pool, "best_score") == "1 of 16 samples have no score"
-    with pytest.raises(EstimateError, match="no best score: 1 of 16"):
-        picked_accuracy(pool, "best_score", [2])
+    assert lacks_words(pool, "best-of-verifier") == "1 of 16 samples have no score"
+    with pytest.raises(SamplesError, match="Qwen3-0.6B dense: no best of verifier, since 1 of 16 .*; fill those in"):
+        rule_accuracy(pool, "best-of-verifier", [2])
     single = cost_frontier([run()], trials=[1])
     assert "majority" not in single
     assert "picks" not in single.attrs
@@ -99,11 +101,11 @@ def test_a_sample_that_is_cut_has_no_say():
     assert list(cut["cap"]) == [170, 250]
     # of p0 all end within 170 tokens, of p1 none does; of p1 all end within 250
     np.testing.assert_allclose(cut["majority"], [0.25, 0.5])
-    np.testing.assert_allclose(picked_accuracy(pool, "best_score", [8], 170)[:, 0], [0.5, 0.0])
+    np.testing.assert_allclose(rule_accuracy(pool, "best-of-verifier", [8], 170)[:, 0], [0.5, 0.0])
     graded = run(caps=[170], correct_within=[(answer == "4",) for answer in (*ANSWERS, *ANSWERS[::-1])])
     (pool,) = pooled([graded])
-    assert "is not stored" in str(cannot_pick(pool, "majority", 170))
-    assert cannot_pick(pool, "majority", 250) is None
+    assert "is not stored" in str(lacks(pool, "majority", 170))
+    assert lacks(pool, "majority", 250) is None
     table = cost_frontier([graded], trials=[8], caps=[170, 250])
     assert list(table["majority"].isna()) == [True, False]
     assert "No majority for" in table.attrs["picks"][1]
@@ -118,22 +120,24 @@ def test_tables_bring_scores(tmp_path):
     ]
     path.write_text("\n".join(["problem,sample,tokens,correct,model,prompt_tokens,answer,score", *rows]) + "\n")
     (pool,) = pooled(read_all([path]))
-    np.testing.assert_allclose(picked_accuracy(pool, "best_score", [8])[:, 0], 0.5)
+    np.testing.assert_allclose(rule_accuracy(pool, "best-of-verifier", [8])[:, 0], 0.5)
     np.testing.assert_allclose(pool.problems["a"].scores, SCORES)
 
 
 def test_a_plan_counts_what_is_picked():
     pools = pooled([run()])
-    table = list_options(pools, HARDWARE["h100"], pick="majority", caps=[250]).table
+    table = list_options(pools, HARDWARE["h100"], rule="majority", caps=[250]).table
     assert set(table["N"]) == {1, 2, 4, 8}
     by_n = table.drop_duplicates("N").set_index("N")["accuracy"]
     np.testing.assert_allclose(by_n[8], 0.5)
     np.testing.assert_allclose(by_n[1], 3 / 8)
     with pytest.raises(EstimateError, match=r"--trials 16: .* has 8 graded samples"):
-        list_options(pools, HARDWARE["h100"], pick="majority", trials=[16], caps=[250])
+        list_options(pools, HARDWARE["h100"], rule="majority", trials=[16], caps=[250])
     silent = pooled([run(answers=(), scores=())])
-    with pytest.raises(PlanError, match=r"--pick majority: .* what the samples answered is not known"):
-        list_options(silent, HARDWARE["h100"], pick="majority")
+    with pytest.raises(
+        PlanError, match=r"--rule majority: .* what the samples answered is not known; fill in a column answer"
+    ):
+        list_options(silent, HARDWARE["h100"], rule="majority")
 
 
 def test_answers_that_contradict_grades_are_named_once(tmp_path):

@@ -101,7 +101,11 @@ def test_other_texts_other_tokenizers_and_broken_grades(tmp_path, tokenizer):
         assert read_all([path])[0].caps == ()
     whole = beside.read_text()
     for broken, says in (
-        (whole.replace('"schema": 1', '"schema": 9'), "not grades of schema 9|not grades of schema 1"),
+        (whole.replace('"schema": 2', '"schema": 9'), "not grades of schema 1 or 2"),
+        (
+            whole.replace('"answers": {"2": "3"}', '"answers": {"2": 3}'),
+            "answers holds something else than texts by cap",
+        ),
         (whole.replace('"tokens": 4', '"tokens": -4'), "line 2: not a grade .tokens cannot be -4"),
         (whole.replace('{"2": true}', '{"2": "yes"}'), "line 2: not a grade .correct holds something else"),
     ):

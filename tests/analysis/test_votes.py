@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_jax.analysis.picked import picked_accuracy
+from kinetics_jax.analysis.rules import rule_accuracy
 from kinetics_jax.analysis.samples import RunData, pooled
 from kinetics_jax.analysis.votes import majority_vote, weighted_vote
 from kinetics_jax.attention.policies.dense import Dense
@@ -125,9 +125,9 @@ def test_the_undecided_vote_and_are_not_right():
         answers=[RIGHT, "1", "1", RIGHT, RIGHT, None],
     )
     (pool,) = pooled([run], undecided="drop")
-    np.testing.assert_allclose(picked_accuracy(pool, "majority", [1, 2]), [[1 / 3, 1 / 3], [1 / 2, 1]])
+    np.testing.assert_allclose(rule_accuracy(pool, "majority", [1, 2]), [[1 / 3, 1 / 3], [1 / 2, 1]])
     (pool,) = pooled([run])  # the right one loses to a pair of "1", and ties with each of the others
-    np.testing.assert_allclose(picked_accuracy(pool, "majority", [1, 2]), [[1 / 4, 1 / 4], [1 / 2, 1]])
+    np.testing.assert_allclose(rule_accuracy(pool, "majority", [1, 2]), [[1 / 4, 1 / 4], [1 / 2, 1]])
     (silent,) = pooled([dataclasses.replace(run, answers=())])
     with pytest.raises(EstimateError, match="no majority: what the samples answered is not known"):
-        picked_accuracy(silent, "majority", [1])
+        rule_accuracy(silent, "majority", [1])

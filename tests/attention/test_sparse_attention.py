@@ -35,17 +35,20 @@ def lm(tmp_path_factory):
 
 @functools.partial(jax.jit, static_argnames=("graph", "policy"))
 def step(graph, weights, cache, tokens, lengths, table, keys, *, policy):
-    """One token per row in, logits `[batch, vocab]` out; `lengths` counts it, 0 for an idle row."""
+    """One token per row in; logits `[batch, vocab]` and what was read out; `lengths` counts it, 0 for an idle row."""
     model = nnx.merge(graph, weights)
     attend = decode_attend(policy, table, lengths, keys)
+    cache = cache.counting(len(tokens))
     hidden, cache = model(tokens[:, None], jnp.maximum(lengths - 1, 0)[:, None], attend, cache)
-    return cache, model.logits(hidden[:, 0])
+    cache, reads = cache.counted()
+    return cache, model.logits(hidden[:, 0]), reads
 
 
-def decode(lm, policy, *, key=None, pages=None, row=0, rows=1, width=64, poison=jnp.nan, steps=STEPS):
+def decode(lm, policy, *, key=None, pages=None, row=0, rows=1, width=64, poison=jnp.nan, steps=STEPS, read=None):
     """Greedy decoding of PROMPT in one row of a batch: its tokens, and the logits `[steps, vocab]` that gave them.
 
-    `pages` are the physical ids to use, in logical order. Every page nobody wrote holds `poison`.
+    `pages` are the physical ids to use, in logical order. Every page nobody wrote holds `poison`. What every step
+    read is appended to `read`: tokens, vectors and faults, of each KV head.
     """
     key = seed_key(3) if key is None else key
     size = policy.page_size
@@ -65,7 +68,9 @@ def decode(lm, policy, *, key=None, pages=None, row=0, rows=1, width=64, poison=
         token, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         token[row], lengths[row] = tokens[-1], len(PROMPT) + position
         keys = jnp.broadcast_to(jax.random.fold_in(key, position), (rows,))
-        cache, logits = step(lm.graph, lm.weights, cache, token, lengths, table, keys, policy=policy)
+        cache, logits, reads = step(lm.graph, lm.weights, cache, token, lengths, table, keys, policy=policy)
+        if read is not None:
+            read.append([np.asarray(each[:, row]) for each in (reads.tokens, reads.vectors, reads.fault)])
         kept.append(np.asarray(logits[row]))
         tokens.append(int(kept[-1].argmax()))
     return tokens, np.array(kept), cache
@@ -74,8 +79,17 @@ def decode(lm, policy, *, key=None, pages=None, row=0, rows=1, width=64, poison=
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_decoding_is_the_policy_and_nothing_else(lm, policy):
-    """With NaN in every page nobody wrote, logits equal those of the masked forward, token after token."""
-    tokens, logits, _ = decode(lm, policy)
+    """With NaN in every page nobody wrote, logits equal those of the masked forward, token after token; and every step
+    reads what the policy's formula counts, without a fault.
+    """
+    tokens, logits, _ = decode(lm, policy, read=(read := []))
+    attended, vectors, faults = np.moveaxis(np.array(read, np.int64), 1, 0)  # [steps, kv_heads] each
+    assert not faults.any()
+    if policy.price == "formula":
+        length = len(PROMPT) + np.arange(1.0, STEPS)
+        counts = policy.counts(length - 1, np.ones_like(length), lm.config.num_layers)
+        np.testing.assert_array_equal(attended.T, [counts.dense.total + counts.forced.total + counts.chosen.total] * 2)
+        np.testing.assert_array_equal(vectors.T, [np.broadcast_to(counts.vectors.total, length.shape)] * 2)
     text, first = PROMPT + tokens[:-1], len(PROMPT) - 1
     expected = masked_logits(lm, text, len(PROMPT), policy, key=seed_key(3))[first:]
     np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path):
     run = read_run(tmp_path / "run")
     assert run.samples == [record("a", 0, text="ü \u2028 \n"), record("b", 1)]
     assert list(run.problems) == ["a", "b"]
-    assert run.header["schema"] == 2
+    assert run.header["schema"] == 3
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["problems.jsonl", "run.json", "samples.jsonl"]
 
 

@@ -72,17 +72,14 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
             raise PolicyError(
                 f"register_policy: {kind}: {field.name} is of type {type_of(field):.60}; it may be {', '.join(allowed)}"
             )
-    for what, members in (
-        ("how it chooses: write choose(step)", RULES),
-        ("its cost: write step_counts(lengths)", SUMS),
-    ):
-        inherited = all(getattr(policy, name) is getattr(AttentionPolicy, name) for name in members)
-        if inherited and not (members is SUMS and policy.price == "measured"):
-            cure = ', or price = "measured"' if members is SUMS else ""
-            raise PolicyError(f"register_policy: {kind} does not say {what}{cure}")
     if policy.price not in PRICES:
+        price = spelled(policy.price, 40)
+        raise PolicyError(f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {price}")
+    if _inherits(policy, RULES):
+        raise PolicyError(f"register_policy: {kind} does not say how it chooses: write choose(step)")
+    if policy.price == "formula" and _inherits(policy, SUMS):
         raise PolicyError(
-            f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {policy.price!r:.40}"
+            f'register_policy: {kind} does not say its cost: write step_counts(lengths), or price = "measured"'
         )
     before = POLICIES.get(kind)
     if before is not None and (before.__module__, before.__qualname__) != (policy.__module__, policy.__qualname__):
@@ -92,6 +89,11 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
         )
     POLICIES[kind] = policy
     return policy
+
+
+def _inherits(policy: type[AttentionPolicy], members: tuple[str, ...]) -> bool:
+    """Whether all of these members are still those of the base."""
+    return all(getattr(policy, name) is getattr(AttentionPolicy, name) for name in members)
 
 
 def policy_class(kind: str, where: str) -> type[AttentionPolicy]:
