@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
+    from kinetics_jax.runs.best_of_n import best_of_n as best_of_n
     from kinetics_jax.runs.folder import read_run as read_run
     from kinetics_jax.settings import DrawRules as DrawRules
     from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.settings import Sampling as Sampling
+    from kinetics_jax.tasks.problems import Problem as Problem
+    from kinetics_jax.tasks.problems import load_problems as load_problems
 
 _HOMES = {
     "Agreement": "engine.agreement",
@@ -47,13 +50,16 @@ _HOMES = {
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
     "ModelConfig": "config",
     "OpenSample": "engine.open",
+    "Problem": "tasks.problems",
     "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",
     "Sampling": "settings",
     "SlidingWindow": "attention.policies.sliding_window",
     "TokenTopK": "attention.policies.token_topk",
+    "best_of_n": "runs.best_of_n",
     "generation_cost": "costs.cost",
     "load": "language_model",
+    "load_problems": "tasks.problems",
     "parse_policy": "attention.policies.registry",
     "read_run": "runs.folder",
     "register_policy": "attention.policies.registry",

@@ -72,8 +72,8 @@ def cost(
         joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
         half_width: Also: how many problems make a 95 % interval of ± this certain (0.02 for two points), and what those
             cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
-        speculate: Price dense samples by self-speculation: so many tokens are drafted by --attention before a dense pass
-            verifies them.
+        speculate: Price dense samples by self-speculation: so many tokens are drafted by --attention before one dense
+            pass verifies them.
         accept: With --speculate, the part of drafts that are kept, as `kinetics sample --speculate` measures it.
         as_json: Print JSON; amounts in units of 1e12.
     """

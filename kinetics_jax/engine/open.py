@@ -28,7 +28,7 @@ from kinetics_jax.errors import spelled
 from kinetics_jax.settings import DrawRules, RequestError, Sampling, whole_number
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Branch(Running):
     """A sample of an open decoder, its `owner`: `path` names the fork that it is, of which fork of its sample; `forks`
     were made of it; `turn` counts how often it went on.
@@ -106,6 +106,7 @@ class Decoder:
             to_device=self.decoding.place,
         )
         self._prompts: dict[str, str] = {}  # digests, by id
+        self._newest: dict[str, list[int]] = {}
         self._samples: collections.Counter[str] = collections.Counter()  # indices given away, by id
         self._bare: collections.Counter[str] = collections.Counter()  # prompts without an id, by digest
         self._ready: collections.deque[OpenSample] = collections.deque()
@@ -137,7 +138,7 @@ class Decoder:
         decoding = self._open()
         sampling = asked_sampling(sampling, max_tokens, self.sampling)
         ids = self._tokens(prompt, "prompt", special=add_special_tokens)
-        start = self._tokens(forced, "forced", special=False) if len(forced) else []
+        start = self._forced(forced, "forced")
         draw = Draw(sampling, DrawRules(**rules))  # type: ignore[arg-type]
         self._check(draw, len(ids), len(start))
         digest, bare = prompt_digest(ids), id is None
@@ -148,7 +149,7 @@ class Decoder:
             raise RequestError(f"id {id!r:.60} stands for another prompt; ids fix the random draws and must differ")
         indices = self._indices(id, n, samples)
         self._bare[digest] += bare
-        self._prompts[id] = digest
+        self._prompts[id], self._newest[id] = digest, indices
         request = Request(id, ids, indices, _absolute(draw, len(start)))
         self.rows.note(draw)
         keep = self.keep if keep is None else keep
@@ -159,6 +160,10 @@ class Decoder:
             branch.watches = self._watches(branch)
         decoding.schedules[0].enqueue(branches)
         return id
+
+    def newest(self, id: str) -> list[int]:
+        """The indices of the samples that the newest `add` of an id asked for."""
+        return list(self._newest[id])
 
     def extend(
         self,
@@ -182,7 +187,7 @@ class Decoder:
         assert old is not None
         sampling = asked_sampling(sampling, max_tokens, old.sampling)
         draw = Draw(sampling, dataclasses.replace(old.rules, **{"min_tokens": 0, **rules}))  # type: ignore[arg-type]
-        forced = self._tokens(tokens, "tokens", special=False) if len(tokens) else []
+        forced = self._forced(tokens, "tokens")
         kept = branch.tokens
         if not keep_end and not branch.failed and kept and kept[-1] in self._end_tokens(old.rules):
             kept = kept[:-1]
@@ -288,11 +293,18 @@ class Decoder:
             self.step()
         return self._ready.popleft()
 
-    def step(self) -> None:
-        """Decodes one chunk; what ends in it is returned by the next `next_sample`s."""
+    def ready(self) -> Iterator[OpenSample]:
+        """The samples that have ended and were not returned yet; nothing is decoded for it. Raises as `next_sample`."""
+        while self._ready or self._fault:
+            if (sample := self.next_sample()) is not None:
+                yield sample
+
+    def step(self) -> int:
+        """Decodes one chunk, and returns how many tokens it drew; `ready` has what ended in it."""
         chunk = self._open().step()
         self._fault = chunk.fault
         self._ready += [self._sample(branch) for branch in chunk.ended if isinstance(branch, Branch)]
+        return chunk.tokens
 
     @property
     def unfinished(self) -> bool:
@@ -308,6 +320,10 @@ class Decoder:
         if isinstance(tokens, str):
             return self.encode(tokens, add_special_tokens=special)
         return prompt_ids(where, tokens, self.engine.setup.config.vocab_size)
+
+    def _forced(self, tokens: Any, where: str) -> list[int]:
+        empty = hasattr(tokens, "__len__") and not len(tokens)
+        return [] if empty else self._tokens(tokens, where, special=False)
 
     def _end_tokens(self, rules: DrawRules) -> set[int]:
         return {*self.engine.setup.config.eos_token_ids, *rules.stop_ids}
@@ -326,11 +342,11 @@ class Decoder:
         if draw.rules.stop and self.decode is None:
             raise RequestError("stop texts need a tokenizer, and the checkpoint has none; give stop_ids")
         if (left := self.max_length - prompt - output) < draw.sampling.max_tokens:
-            cure = f"lower max_tokens to {left} at most" if left > 0 else "shorten it"
+            cure = f"lower max_tokens to {left} at most" if left > 0 else "shorten them"
+            more = ", or open it with a larger one" if self.max_length < config.max_position_embeddings else ""
             raise RequestError(
                 f"{prompt} prompt tokens{f', {output} of output' if output else ''} and max_tokens "
-                f"{draw.sampling.max_tokens} exceed the decoder's max_length {self.max_length}; {cure}, or open it "
-                "with a larger one"
+                f"{draw.sampling.max_tokens} exceed the decoder's max_length {self.max_length}; {cure}{more}"
             )
 
     def _indices(self, id: str, n: Any, samples: Iterable[int] | None) -> list[int]:

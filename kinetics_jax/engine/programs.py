@@ -356,13 +356,15 @@ class _Steps(NamedTuple):
             return (step < chunk) & (left > 0) & (began - left < self.patience)
 
         def one_step(carry):
-            step, cache, slots, drawn, counts, faults, rows, chances = carry
+            step, before, slots, drawn, counts, faults, rows, chances = carry
             lengths = jnp.where(slots.active, slots.stored + 1, 0)
             keys = jax.vmap(jax.random.fold_in)(slots.key, slots.produced)
             attend = decode_attend(
                 self.policy, self.page_table, lengths, keys, shared=self.shared, backend=self.backend
             )
-            hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, cache.counting(count))
+            hidden, cache = model(slots.token[:, None], slots.stored[:, None], attend, before.counting(count))
+            if rows is not None:  # a sample that ended goes on from what was carried then
+                cache = cache.with_carried_of(before, ~slots.active)
             cache, reads = cache.counted()
             logits = _allowed(model.logits(hidden[:, 0]), self.known_ids)
             (token, pairs), goes_on, rows = draw(logits, slots, step, rows)

@@ -57,7 +57,7 @@ class Prompt:
     logits: Any = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Running:
     """One sample: its pages so far, its tokens so far, at most `limit` of them.
 

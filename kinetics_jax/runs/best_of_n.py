@@ -18,10 +18,11 @@ from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import stored_policy
 from kinetics_jax.engine.engine import Request
+from kinetics_jax.engine.replays import NO_MESH
 from kinetics_jax.engine.setup import Finished
 from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.files import FileError, read_json
-from kinetics_jax.language_model import NO_MESH, LanguageModel
+from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.dense_model import add_agreement, speculate_header, speculation_record
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError
 from kinetics_jax.runs.grade_again import UNDECIDED, Progress

@@ -43,7 +43,7 @@ def speculation_record(
     decoding would have cost (`dense_cost`). `prefill` stands apart; reads of the weights are amortised away, as by
     default.
     """
-    widths = {"kv_bytes": itemsize, "weight_bytes": itemsize}
+    widths: Any = {"kv_bytes": itemsize, "weight_bytes": itemsize}
     drafts = drafts_of(sample.rounds, ahead, max_tokens)
     spent = speculation_cost(
         config,

@@ -195,9 +195,11 @@ class RunWriter:
             self._begin(run, problems)
             return
         changed = _differences(before.header, run)
-        changed += _other_problems(list(before.problems.values()), problems)
+        others = _other_problems(list(before.problems.values()), problems)
+        named = any(change.startswith(("template", "instruction", "system", "prompt_template")) for change in changed)
+        changed += [] if named and others != [OTHER_PROBLEMS] else others
         if changed:
-            cure = "give another folder"
+            cure = "give another folder, or the command that began it"
             if any(change.startswith(("grader", "score")) for change in changed):
                 cure += ", or go on as the run began and grade its samples by the other afterwards (kinetics grade)"
             raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); {cure}")
@@ -312,6 +314,9 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = ""
     return changes
 
 
+OTHER_PROBLEMS = "the problems differ"
+
+
 def _other_problems(stored: list[dict[str, Any]], asked: list[dict[str, Any]]) -> list[str]:
     """In what a run's problems differ from those asked for. Of earlier versions' no other columns are stored."""
     if len(stored) == len(asked):
@@ -323,7 +328,7 @@ def _other_problems(stored: list[dict[str, Any]], asked: list[dict[str, Any]]) -
         return []
     texts = ({**new, "prompt": old["prompt"]} for old, new in zip(stored, asked, strict=False))
     if len(stored) != len(asked) or list(texts) != stored:
-        return ["the problems differ"]
+        return [OTHER_PROBLEMS]
     first = next(new["id"] for old, new in zip(stored, asked, strict=True) if old != new)
     return [
         f"the prompt of problem {_spelled(first)} and maybe of others: its template, instruction or thinking differ"

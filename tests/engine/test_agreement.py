@@ -112,7 +112,7 @@ def test_generated_samples_have_it_on_request(lm):
         assert sample.agreement is not None
         again = lm.agreement(
             prompts[sample.problem], sample.output_tokens, attention=policy, seed=3,
-            problem=str(sample.problem), sample=sample.sample,
+            problem=sample.id, sample=sample.sample,
         )  # fmt: skip
         np.testing.assert_allclose(sample.agreement.overlap, again.overlap, atol=1e-5)
         assert sample.agreement.overlap.min() < 0.9
