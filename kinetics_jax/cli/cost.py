@@ -109,7 +109,7 @@ def cost(
         rule != "fit" or (intensity is None and convention == "traffic"),
         "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
     )
-    widths = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
+    widths: dict[str, Any] = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
 
     def chip(named: str) -> Hardware:
         profile = hardware_named(named)
