@@ -80,8 +80,8 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
         yield from measure.agreement(lm, model, tokens, records, budget=256, prefix=1024, scored=16)
 
     asked = [len(measure.needle_policies(arguments.needle_budgets, length)) for length in arguments.lengths]
-    compared = len(measure.policies(arguments.budgets))
-    total = 7 + arguments.windows * (compared + 1) + arguments.haystacks * sum(asked)
+    compared = len(measure.policies(arguments.budgets)) + len(measure.others(arguments.budgets, arguments.prefix))
+    total = 8 + arguments.windows * (compared + 1) + arguments.haystacks * sum(asked)
     return records, total, all_units()
 
 

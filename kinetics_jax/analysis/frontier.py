@@ -15,6 +15,8 @@ from kinetics_jax.analysis.picked import with_rule
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.batching import Batch
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 
 if TYPE_CHECKING:
@@ -46,12 +48,13 @@ def cost_frontier(
     under the rule `pass` also `majority` and what else can pick an answer, each with its interval, see
     `picked.with_picks`; `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean
     Tera-eFLOPs per problem of N trials over the measured lengths (equation 10), and on several chips `communication`,
-    which `cost` holds too; `batch_rule` and `batch`, how many sequences share the reads of the weights (`grid.Grid`);
-    beside `cost` what it would be with the weights for free (`cost_without_weights`), and at `batch_full`, what fits
-    when every sequence may grow to its cap (`cost_full`); `on_frontier`, see `pareto`. Where not one sequence fits,
-    `batch` is 0, costs are NaN, the row is on no frontier, and a column `no_cost` says why. Of a pool whose source
-    states its samples' `cost`, `batch_rule` is "own", and what makes up the cost is NaN. `attrs` says how cost was
-    counted: `convention`, `hardware` (None with an intensity), `intensity`, `chips`, `batch_rule`; and the `rule`.
+    which `cost` holds too, where their link is known; `batch_rule` and `batch`, how many sequences share the reads of
+    the weights (`grid.Grid`); beside `cost` what it would be with the weights for free (`cost_without_weights`), and at
+    `batch_full`, what fits when every sequence may grow to its cap (`cost_full`); `on_frontier`, see `pareto`. Where
+    not one sequence fits, `batch` is 0, costs are NaN, the row is on no frontier, and a column `no_cost` says why. Of a
+    pool whose source states its samples' `cost`, `batch_rule` is "own", and what makes up the cost is NaN. `attrs` says
+    how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`, `chips`, `batch_rule`; and the
+    `rule`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
@@ -68,6 +71,8 @@ def cost_frontier(
     costs |= {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes, "batch": batch, "chips": chips}
     cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, rule=rule, **costs)
     differences = against_dense(cells, pools)
+    chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
+    linked = unknown_link(chip, chips) is None
     names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
     tables = []
     for pool in pools:
@@ -88,7 +93,11 @@ def cost_frontier(
                 mean_output_tokens=np.mean(of_pool.tokens, axis=1),
                 compute=np.nan if own else _mean(of_pool.compute),
                 memory=np.nan if own else _mean(of_pool.memory),
-                **({"communication": np.nan if own else _mean(of_pool.communication)} if chips > 1 else {}),
+                **(
+                    {"communication": _mean(of_pool.communication) if linked and not own else np.nan}
+                    if chips > 1
+                    else {}
+                ),
                 cost=_mean(of_pool.cost),
                 batch_rule="own" if own else cells.batch_rule,
                 **batches,

@@ -90,10 +90,10 @@ class RunData:
                 f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
                 f"got {caps}"
             )
-        for name in ("correct_within", "answers_within"):
+        for name, what in (("correct_within", "a grade"), ("answers_within", "an answer")):
             if any(len(row) != len(caps) for row in getattr(self, name)):
                 raise SamplesError(
-                    f"run of {self.model} {self.attention}: {name} needs an entry for each of {len(caps)} caps"
+                    f"run of {self.model} {self.attention}: {name} needs {what} for each of {len(caps)} caps"
                 )
 
 
@@ -196,8 +196,12 @@ class Pool:
 
     @property
     def by_counts(self) -> bool:
-        """Whether its attention is priced by what its samples counted."""
-        return self.costs_from == "counts" or (self.costs_from is None and self.attention.price == "measured")
+        """Whether its attention is priced by what its samples counted: where that was asked for, where its policy has
+        no formula, and where the formula is an upper bound and all samples counted.
+        """
+        price = self.attention.price
+        counted = price == "measured" or (price == "upper bound" and all(map(self.owns, READS)))
+        return self.costs_from == "counts" or (self.costs_from is None and counted)
 
     def owns(self, kind: str) -> bool:
         """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
@@ -225,8 +229,8 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), fill in a column cost or seconds of its samples, or set "
-                "accuracy against tokens (kinetics frontier --against tokens)"
+                "its config (--config MODEL=config.json), or let kinetics frontier take a column cost of its samples, "
+                "or set accuracy against their own seconds (--against seconds) or tokens (--against tokens)"
             )
         for what, missing, cure in (
             (

@@ -32,11 +32,19 @@ class RecordedStep(DecodeStep):
 
     def paged_decode(self, tables: PageTables, covered: Covered) -> tuple[jax.Array, jax.Array]:
         """As `DecodeStep.paged_decode`."""
+        self._note(tables)
+        return super().paged_decode(tables, covered)
+
+    def paged_decode_each(self, tables: PageTables, covered: Covered) -> tuple[jax.Array, jax.Array]:
+        """As `DecodeStep.paged_decode_each`."""
+        self._note(tables)
+        return super().paged_decode_each(tables, covered)
+
+    def _note(self, tables: PageTables) -> None:
         own = self.page_table[:, None, :, None]
         chosen = jnp.any((own == tables[:, :, None]) & (own >= 0), axis=-1)  # [batch, kv_heads, max_pages]
         of_heads = jnp.repeat(chosen, self.group_queries.shape[1] // self.kv_heads, axis=1)
         self.seen.append(jnp.repeat(of_heads, self.page_size, axis=2))
-        return super().paged_decode(tables, covered)
 
     def attend_tokens(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
         """As `DecodeStep.attend_tokens`."""

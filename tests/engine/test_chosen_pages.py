@@ -83,6 +83,8 @@ def test_the_replay_chooses_what_the_run_chose(lm):
         kj.TokenTopK(budget=9),
         pytest.param(kj.RandomBlocks(pages=4, page_size=4, dense_layers=(1,)), marks=pytest.mark.exhaustive),
         pytest.param(kj.SlidingWindow(budget=9), marks=pytest.mark.exhaustive),
+        pytest.param(kj.TopPPages(p=0.6, pages=6, page_size=4, dense_layers=(1,)), marks=pytest.mark.exhaustive),
+        pytest.param(kj.UnbiasedBlockTopK(pages=5, page_size=4, samples=2), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ PolicyClass = TypeVar("PolicyClass", bound=type[AttentionPolicy])
 BASE_TYPES = {"page_size": ("int",), "budget": ("int",), "dense_layers": ("tuple[int, ...]",)}  # of AttentionPolicy
 RULES = ("choose", "choose_and_carry", "attend", "attend_and_carry")
 SUMS = ("step_counts", "sparse_counts")
-PRICES = ("formula", "measured")
+PRICES = ("formula", "upper bound", "measured")
 KIND = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -77,7 +77,7 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
         raise PolicyError(f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {price}")
     if _inherits(policy, RULES):
         raise PolicyError(f"register_policy: {kind} does not say how it chooses: write choose(step)")
-    if policy.price == "formula" and _inherits(policy, SUMS):
+    if policy.price != "measured" and _inherits(policy, SUMS):
         raise PolicyError(
             f'register_policy: {kind} does not say its cost: write step_counts(lengths), or price = "measured"'
         )
