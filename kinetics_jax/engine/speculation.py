@@ -74,7 +74,9 @@ def speculate_chunk(
         index, cache, slots, drawn, counts, faults = carry
         count = jnp.where(slots.active, jnp.clip(slots.limit - slots.produced - 1, 0, ahead), 0)
         before = cache.carried
-        follow = int(bool(before))  # a policy that carries something takes a step for the last draft too, as for any token
+        follow = int(
+            bool(before)
+        )  # a policy that carries something takes a step for the last draft too, as for any token
 
         def draft(carry, place: jax.Array):
             cache, token = carry

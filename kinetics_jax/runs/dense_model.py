@@ -11,6 +11,7 @@ import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.costs.batching import room
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import hardware
 from kinetics_jax.costs.speculation import speculation_cost
@@ -40,26 +41,26 @@ def speculation_record(
     """What a record says of a sample's speculation: `rounds`, the tokens that each gave; `drafted` and `accepted`, of
     all drafts those that the sample holds; `accepted_length`, tokens of a round in the mean; and the price of its
     decoding in Tera-eFLOPs at the `intensity` of an H100: `draft` and `verify` steps, their sum `cost`, and what dense
-    decoding would have cost (`dense_cost`). `prefill` stands apart; reads of the weights are amortised away, as by
-    default.
+    decoding would have cost (`dense_cost`). `prefill` stands apart. Weights are read once for the `batch` of such
+    samples that fits beside them on one, as prices are by default; null, and no reads, where none does.
     """
     widths: Any = {"kv_bytes": itemsize, "weight_bytes": itemsize}
-    drafts = drafts_of(sample.rounds, ahead, max_tokens)
+    drafts, tokens = drafts_of(sample.rounds, ahead, max_tokens), 1 + sum(sample.rounds)
+    fits = room(config, CHIP, prompt_tokens=sample.prompt_tokens, output_tokens=tokens, attention=draft, **widths)
+    together: Any = {"hardware": CHIP, "batch": fits.batch or None, **widths}
     spent = speculation_cost(
         config,
         prompt_tokens=sample.prompt_tokens,
         rounds=np.array(sample.rounds),
         drafts=drafts,
         draft=draft,
-        hardware=CHIP,
-        **widths,
+        **together,
     )
     dense = generation_cost(
         config,
         prompt_tokens=sample.prompt_tokens,
-        output_tokens=1 + sum(sample.rounds),
-        hardware=CHIP,
-        **widths,
+        output_tokens=tokens,
+        **together,
     )
     costs = {
         kind: sum(float(part) for name, part in spent.parts.items() if name.startswith(f"{kind}_"))
@@ -72,6 +73,7 @@ def speculation_record(
         "accepted": sum(sample.rounds) - len(sample.rounds),
         "accepted_length": round(sample.accepted_length, DIGITS),
         "intensity": hardware(CHIP).intensity,
+        "batch": fits.batch or None,
         **costs,
         "cost": sum(costs.values()),
         "prefill": prefill,

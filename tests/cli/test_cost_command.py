@@ -241,6 +241,7 @@ def test_bad_input_is_refused(wrong, message):
 def test_speculation_is_priced(capsys):
     """A draft that is always kept is cheaper than one that never is; the parts are of drafts and dense passes."""
     asked = {"model": "Qwen/Qwen3-8B", "output": (16384,), "attention": "block_topk:pages=64,page_size=16"}
+    asked["batch"] = "none"
     kept, refused = (printed(capsys, **asked, speculate=4, accept=accept) for accept in (1.0, 0.0))
     dense = printed(capsys, **{**asked, "attention": "dense"})
     assert kept["dense_total"] == pytest.approx(dense["total"])

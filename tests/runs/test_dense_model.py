@@ -80,9 +80,10 @@ def test_speculation_is_recorded_with_its_price(lm, tmp_path):
         assert told["accepted_length"] == pytest.approx(np.mean(told["rounds"]), abs=1e-4)
         assert told["cost"] == told["draft"] + told["verify"]
         assert told["draft"] > 0
+        assert told["batch"] > 1000  # of so small a model's samples
         price = kj.generation_cost(
             lm.config, prompt_tokens=record["prompt_tokens"], output_tokens=len(record["output_tokens"]),
-            hardware="h100", kv_bytes=4, weight_bytes=4,
+            hardware="h100", kv_bytes=4, weight_bytes=4, batch=told["batch"],
         )  # fmt: skip
         assert told["dense_cost"] + told["prefill"] == pytest.approx(float(price.total))
         drafted, accepted = drafted + told["drafted"], accepted + told["accepted"]
