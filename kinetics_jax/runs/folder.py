@@ -329,9 +329,7 @@ def _other_problems(stored: list[dict[str, Any]], asked: list[dict[str, Any]]) -
     if len(stored) != len(asked) or list(texts) != stored:
         return [OTHER_PROBLEMS]
     first = next(new["id"] for old, new in zip(stored, asked, strict=True) if old != new)
-    return [
-        f"the prompt of problem {_spelled(first)} and maybe of others: its template, instruction or thinking differ"
-    ]
+    return [f"the prompts differ, first that of problem {_spelled(first)}: template, instruction or thinking"]
 
 
 def regrade(
