@@ -126,8 +126,9 @@ def _setting(path: Path, name: str, value: Any) -> float | int:
         return 0
     if name == "top_k" and isinstance(value, float) and value.is_integer():
         value = int(value)
+    given: dict[str, Any] = {name: value}
     try:
-        return getattr(Sampling(**{name: value}), name)
+        return getattr(Sampling(**given), name)
     except SamplingError as error:
         raise _refusal(path, name, value, str(error).removeprefix("sampling: ")) from error
 

@@ -133,14 +133,20 @@ def test_scores_of_a_grader_and_of_a_verifier(tmp_path, mine):
     assert run.header["grader"]["function"] == "mine.py:rated"
     (pool,) = pooled([run_data(run)])
     np.testing.assert_array_equal(pool.problems["a"].scores, [1 / 4, 1 / 4])
-    # A package's grader leaves a verifier's scores; an own one may have its own.
+    # A verifier's scores stay under other grades, unless the grader returns its own, which go with its grades.
     run, _ = grade_again(path, grader="math", overwrite=True)
-    assert run.samples[0].get("score") is None  # `rated` made grades and scores: both go
-    grade_again(path, score=mine("judge"))
-    run, _ = grade_again(path, grader="math")
     assert [record["score"] for record in run.samples] == [1 / 4, 1 / 4, 1 / 10]
-    with pytest.raises(TraceError, match=r"scores by mine.py:judge, which a grader's own would replace"):
-        grade_again(path, grader=mine("last"))
+    with pytest.raises(
+        TraceError, match=r"holds scores by mine.py:judge, and mine.py:rated returns its own; --overwrite"
+    ):
+        grade_again(path, grader=mine("rated"))
+    run, _ = grade_again(path, grader=mine("last"))
+    assert [record["score"] for record in run.samples] == [1 / 4, 1 / 4, 1 / 10]
+    run, _ = grade_again(path, grader=mine("rated"), overwrite=True)
+    assert [record["score"] for record in run.samples] == [4, 4, 10]
+    assert "score" not in run.header
+    run, _ = grade_again(path, overwrite=True)
+    assert not any("score" in record for record in run.samples)
 
 
 def test_a_grader_that_fails_costs_its_sample_a_grade_and_nothing_else(tmp_path, mine):
