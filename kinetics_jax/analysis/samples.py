@@ -90,10 +90,10 @@ class RunData:
                 f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
                 f"got {caps}"
             )
-        for name in ("correct_within", "answers_within"):
+        for name, what in (("correct_within", "a grade"), ("answers_within", "an answer")):
             if any(len(row) != len(caps) for row in getattr(self, name)):
                 raise SamplesError(
-                    f"run of {self.model} {self.attention}: {name} needs an entry for each of {len(caps)} caps"
+                    f"run of {self.model} {self.attention}: {name} needs {what} for each of {len(caps)} caps"
                 )
 
 
@@ -220,8 +220,8 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), fill in a column cost or seconds of its samples, or set "
-                "accuracy against tokens (kinetics frontier --against tokens)"
+                "its config (--config MODEL=config.json), or let kinetics frontier take a column cost of its samples, "
+                "or set accuracy against their own seconds (--against seconds) or tokens (--against tokens)"
             )
         for what, missing, cure in (
             (

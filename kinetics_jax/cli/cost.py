@@ -12,9 +12,10 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import AttentionArg, Dtype, JsonArg, batch_of, priced_model
 from kinetics_jax.cli.checks import require, require_between
-from kinetics_jax.cli.terminal import say
+from kinetics_jax.cli.terminal import prose, say
 from kinetics_jax.costs.batching import too_many
 from kinetics_jax.costs.conventions import CostError
+from kinetics_jax.costs.hardware import chips_words
 from kinetics_jax.costs.widths import TYPE_BYTES
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def cost(
     convention: str = "traffic",
     hardware: str | None = None,
     intensity: float | None = None,
-    batch: Annotated[str, tyro.conf.arg(metavar="fit|N|none")] = "none",
+    batch: Annotated[str | None, tyro.conf.arg(metavar="fit|N|none")] = None,
     chips: int = 1,
     shared_prompt: bool = False,
     kv_dtype: Dtype = "bfloat16",
@@ -59,7 +60,7 @@ def cost(
         hardware: Chip, or a .json profile; default: h100 prices the reads, and seconds are given for all known chips.
         intensity: FLOP per byte that prices the reads, instead of a chip's.
         batch: Sequences that decode side by side and share the reads of the weights: fit (as many as each chip holds on
-            average), a number, or none (the weights cost nothing).
+            average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
         chips: Chips that the model is split over (tensor parallel).
         shared_prompt: Trials read whole pages of the prompt's KV once for all, in dense layers.
         kv_dtype: Type of the KV cache.
@@ -89,7 +90,9 @@ def cost(
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
     if half_width is not None:
         check_half_width(half_width)
-    policy, config, rule = parse_policy(attention), priced_model(model), batch_of(batch)
+    policy, config = parse_policy(attention), priced_model(model)
+    fits_by_default = batch is None and intensity is None and convention == "traffic"
+    rule = "fit" if fits_by_default else None if batch is None else batch_of(batch)
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
         "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
@@ -127,7 +130,18 @@ def cost(
 
     with_energy = measured_energy(chip(hardware) if hardware else None) if joules else []
     priced_on = chip(hardware or "h100") if intensity is None else None
+    if fits_by_default and priced_on is not None and not room_on(priced_on).batch:
+        say(
+            f"not one sequence fits beside the weights on {chips_words(chips, priced_on.name)}, so the weights are "
+            "left out; give more --chips or other --hardware"
+        )
+        rule = None
     side_by_side = rule if priced_on is None else _batch_on(priced_on, rule, room_on(priced_on), chips)
+    if fits_by_default and rule == "fit" and priced_on is not None:
+        say(
+            f"weights shared by the {side_by_side} sequences that fit {chips_words(chips, priced_on.name)} on average, "
+            "as in kinetics frontier; --batch none leaves them out"
+        )
     total = priced(side_by_side, hardware=priced_on, intensity=intensity)
     names = [each.name for each in with_energy] if joules else HARDWARE
     known = [chip(hardware)] if hardware else [chip(name) for name in names if _has_peak(name, compute_dtype)]
@@ -160,7 +174,7 @@ def cost(
     if too_small:
         say(f"batch {rule} does not fit, and has no seconds, on {', '.join(too_small)} (sequences that fit)")
     if rule is None and any(each.calibrated for each in known):
-        say("a measured profile takes overheads in every step, which are left out without --batch (fit, or a number)")
+        say("a measured profile takes overheads in every step, which are left out without a batch (--batch fit)")
     asked = {
         "model": config.name or model,
         "attention": str(policy),
@@ -183,10 +197,10 @@ def cost(
     if as_json:
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
     else:
-        _print(total, asked, rows)
+        _print(total, asked, rows, measured=[each.calibrated for each in known])
     if needed and not as_json:
-        print(
-            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always\nsolved, "
+        prose(
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always solved, "
             "the others never, so that more samples of each do not help): "
             f"{needed * float(total.total):,.4g} Tera-eFLOPs."
         )
@@ -196,7 +210,7 @@ def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, 
     """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
     what fits was asked for and nothing does.
     """
-    where = f"{chips} x {chip.name}"
+    where = chips_words(chips, chip.name)
     if rule == "fit":
         if not fitting.batch:
             raise CostError(
@@ -259,7 +273,8 @@ def _amounts(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
+def _print(cost: Cost, asked: dict[str, Any], rows: list[dict], *, measured: list[bool]) -> None:
+    """`measured`: of every row whether its chip's rates were measured with an engine."""
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
@@ -272,7 +287,7 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     weights = weight_words(asked["batch_rule"], asked["batch"])
     if asked["batch_rule"] == "fit":
         weights += f", {asked['batch']} sequences"
-    print(
+    prose(
         f"{asked['model']}, {asked['attention']}: {asked['trials']} trials of {length} for a prompt of "
         f"{asked['prompt_tokens']}; {asked['convention']} convention, I = {asked['intensity']:.4g}{where}, "
         f"{asked['kv_dtype']} KV, {asked['weight_dtype']} weights; {weights}\n"
@@ -292,9 +307,14 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     empty = [name for name in ("price", "joules", "batch") if all(each[name] is None for each in rows)]
     table = table.drop(columns=empty)
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
-    print(
-        f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"
-        f"{longest} tokens ({sequence:.3g} GB a chip) fit beside the weights ({weights:.3g} GB a chip),\n"
-        f"{RESERVE:.0%} in reserve; the fewest chips, a power of two, that hold one.\n"
+    if all(measured):
+        rates = "at the rates and with the overheads that were measured, in the profile's own form or not overlapped"
+    else:
+        of_some = ", measured ones at their own rates" if any(measured) else ""
+        rates = f"at the data sheet's peak rates{of_some}, arithmetic and reads overlapped or not"
+    prose(
+        f"\nSeconds of all trials {rates}; how many sequences of {longest} tokens ({sequence:.3g} GB a chip) fit "
+        f"beside the weights ({weights:.3g} GB a chip), {RESERVE:.0%} in reserve; the fewest chips, a power of two, "
+        "that hold one.\n"
     )
     print_table(table, False)

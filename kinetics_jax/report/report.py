@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
 from kinetics_jax.analysis.frontier import cost_frontier, crossings, weights_in
 from kinetics_jax.analysis.picked import COLUMNS
-from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of
+from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of, short_name
 from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
@@ -299,7 +299,7 @@ def _frontier_table(table: pd.DataFrame) -> str:
 
 def _rule_head(table: pd.DataFrame) -> str:
     """`Pass@N`, `Majority of N`: what the accuracies of a table are."""
-    words = WORDS[rule_of(table)].partition(" (")[0]
+    words = short_name(rule_of(table))
     return f"{words[0].upper()}{words[1:]}"
 
 
@@ -322,7 +322,7 @@ def _picks_tables(table: pd.DataFrame) -> str:
     """What every rule picks of N answers that can, with its interval."""
     return "".join(
         _fold(
-            f"{WORDS[rule][0].upper()}{WORDS[rule][1:]}, with 95 % intervals",
+            f"{short_name(rule).capitalize()}: {WORDS[rule].partition(' (')[2][:-1]}, with 95 % intervals",
             _by_trials(table, column, f"{column}_low", f"{column}_high", "N = "),
         )
         for column, rule in COLUMNS.items()
