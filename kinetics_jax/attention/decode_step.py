@@ -185,12 +185,14 @@ class DecodeStep:
         return self._trusted(tables, self.cover(tables))
 
     def cover(self, tables: PageTables) -> Covered:
-        """The tokens that the pages of a table hold."""
+        """The tokens that the pages of a table hold; those behind the current one hold none."""
         last = jnp.maximum(self.pages_in_use - 1, 0)
         current = jnp.take_along_axis(self.page_table, last[:, None], axis=1)[..., None]
-        full = jnp.sum(tables >= 0, axis=-1, dtype=jnp.int32) * self.page_size
+        here = tables == current
+        there = jnp.any(here, axis=-1)
+        used = jnp.where(there, jnp.argmax(here, axis=-1) + 1, jnp.sum(tables >= 0, axis=-1)).astype(jnp.int32)
         empty = (last + 1) * self.page_size - self.lengths  # places of the current page without a token
-        return full - jnp.where(jnp.any(tables == current, axis=-1), empty[:, None], 0)
+        return used * self.page_size - jnp.where(there, empty[:, None], 0)
 
     # Attention, which is counted.
 
@@ -216,12 +218,13 @@ class DecodeStep:
 
     def attend_chosen(self, chosen: Any) -> Float[Array, "batch heads head_dim"]:
         """Attention to what a policy's `choose` returned. Raises PolicyError for what is no pages."""
-        tables, covered = chosen if isinstance(chosen, tuple) and len(chosen) == 2 else (chosen, None)
-        heads = (self.batch, self.kv_heads)
+        pair = isinstance(chosen, tuple) and len(chosen) == 2
+        tables: Any = chosen[0] if pair else chosen
+        covered: Any = chosen[1] if pair else None
 
-        def fits(value: object, ndim: int) -> bool:
-            shaped = isinstance(value, jax.Array) and value.ndim == ndim and value.shape[:2] == heads
-            return shaped and value.dtype.kind in "iu"
+        def fits(value: Any, ndim: int) -> bool:
+            shaped = isinstance(value, jax.Array) and value.shape[:2] == (self.batch, self.kv_heads)
+            return shaped and value.ndim == ndim and jnp.issubdtype(value.dtype, jnp.integer)
 
         if not (fits(tables, 3) and (covered is None or fits(covered, 2))):
             raise PolicyError(

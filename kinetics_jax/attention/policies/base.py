@@ -112,10 +112,7 @@ class AttentionPolicy:
         A policy writes this or `sparse_counts`; each has the other as its default.
         """
         if type(self).sparse_counts is AttentionPolicy.sparse_counts:
-            raise PolicyError(
-                f"{self} has no formula of its cost ({self.kind} is priced as measured): sample it first (kinetics "
-                "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
-            )
+            raise PolicyError(no_formula(self))
         counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
         return StepCounts(*(share.total for share in counts[1:]))
 
@@ -199,3 +196,11 @@ class AttentionPolicy:
                 shown[field.name] = value
         options = ",".join(f"{name}={spell(value)}" for name, value in shown.items())
         return f"{self.kind}:{options}" if options else self.kind
+
+
+def no_formula(policy: AttentionPolicy) -> str:
+    """Why a policy that is priced as measured has no cost before it was sampled."""
+    return (
+        f"{policy} has no formula of its cost ({policy.kind} is priced as measured): sample it first (kinetics "
+        "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
+    )

@@ -29,7 +29,7 @@ def load(kind: str, where: str) -> tuple[Any, str] | None:
     if not entries:
         return None
     if len(entries) > 1:
-        who = " and ".join(f"{entry.value} of {_package(entry)}" for entry in entries.values())
+        who = " and ".join(f"{entry.value} of {_package(entry)}" for _, entry in sorted(entries.items()))
         raise PolicyError(f"{where}: two packages declare it ({shown(who, 200)}); uninstall one of them")
     entry = next(iter(entries.values()))
     words = f"the entry point {entry.name} = {shown(entry.value, 100)!r} of {_package(entry)}"
