@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
+    from kinetics_jax.engine.open import Decoder as Decoder
+    from kinetics_jax.engine.open import OpenSample as OpenSample
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
     from kinetics_jax.runs.best_of_n import best_of_n as best_of_n
     from kinetics_jax.runs.folder import read_run as read_run
+    from kinetics_jax.settings import DrawRules as DrawRules
     from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.settings import Sampling as Sampling
     from kinetics_jax.tasks.problems import Problem as Problem
@@ -34,10 +37,13 @@ _HOMES = {
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
     "Dense": "attention.policies.dense",
+    "Decoder": "engine.open",
+    "DrawRules": "settings",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
     "ModelConfig": "config",
+    "OpenSample": "engine.open",
     "Problem": "tasks.problems",
     "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",

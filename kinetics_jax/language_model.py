@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -9,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +29,29 @@ from kinetics_jax.checkpoints.generation_config import Recommended, read_recomme
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.engine.draws import RuleArguments, asked_sampling
 from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.engine.open import Decoder, OpenSample
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.engine.sampling import prompt_digest, prompt_name
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
+from kinetics_jax.settings import DrawRules, EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_DEFAULT_SLOTS = 32
+MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
     `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
-    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads.
+    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads. `id` is the
+    prompt's name, which with the seed and `sample` fixes the draws. `stopped_by`, `log_probs` and `draw_log_probs` are
+    as in `OpenSample`, None unless `generate` was asked for them.
     """
 
     problem: int
@@ -57,6 +63,10 @@ class Sample:
     seconds: float
     attended_tokens: int
     summary_vectors: int
+    id: str = ""
+    stopped_by: str | int | None = None
+    log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
+    draw_log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -197,6 +207,39 @@ class LanguageModel:
             known_ids=self.known_ids if sampling.known_ids_only else None,
         )
 
+    def open(
+        self,
+        *,
+        attention: AttentionPolicy | str = Dense(),
+        sampling: Sampling | None = None,
+        settings: EngineSettings | None = None,
+        max_length: Count | None = None,
+        keep: bool = True,
+    ) -> Decoder:
+        """An engine that stays open: requests are added while it runs, each with settings of its own, and samples can
+        go on or fork after they ended (`Decoder`).
+
+        `attention` is the policy of all requests; `sampling` is that of requests that bring none, by default as in
+        `generate`. `settings` defaults to 8 slots. `max_length` bounds the tokens of a prompt and its output together;
+        default: the model's positions, but at most 4096. `keep`: whether ended samples keep their pages until they are
+        released. Raises RequestError for what cannot be run.
+        """
+        sampling = self._default_sampling() if sampling is None else asked_sampling(sampling, None, sampling)
+        has_text = (self.directory / "tokenizer.json").exists()
+        return Decoder(
+            self.engine(
+                sampling=dataclasses.replace(sampling, known_ids_only=False),
+                attention=attention,
+                settings=EngineSettings(slots=OPEN_SLOTS * row_shards(self.mesh)) if settings is None else settings,
+            ),
+            sampling=sampling,
+            max_length=max_length,
+            keep=keep,
+            encode=self.encode,
+            decode=self.decode if has_text else None,
+            known=lambda: self.known_ids,
+        )
+
     @functools.cached_property
     def recommended(self) -> Recommended | None:
         """How the checkpoint's generation_config.json recommends to sample it (`recommended.sampling(max_tokens=…)`);
@@ -232,15 +275,20 @@ class LanguageModel:
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
         on_chunk: Callable[[int], None] = lambda tokens: None,
+        **rules: Unpack[RuleArguments],
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
         Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
         `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
         the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
-        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises
-        RequestError for prompts that cannot fit, or that are neither texts nor token ids.
+        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew.
+        `rules` are the fields of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples; a
+        prompt draws by a digest of its tokens and how often it stood before in the call, so that other prompts, and a
+        prompt with its output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are
+        neither texts nor token ids.
         """
+        DrawRules(**rules)  # type: ignore[arg-type]  # refused before anything else
         sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
         if n < 1:
@@ -252,30 +300,55 @@ class LanguageModel:
             else prompt_ids(f"prompt {index}", prompt, vocab)
             for index, prompt in enumerate(prompt_list(prompts))
         ]
-        requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
+        names, seen = [], collections.Counter[str]()
+        for digest in map(prompt_digest, encoded):
+            names.append(prompt_name(digest, seen[digest]))
+            seen[digest] += 1
+        requests = [Request(name, prompt, range(n)) for name, prompt in zip(names, encoded, strict=True)]
         if settings is None:
             shards = row_shards(self.mesh)
             each = -(-n * len(requests) // shards)
             settings = EngineSettings(slots=shards * max(1, min(MAX_DEFAULT_SLOTS, each)))
+        place = {name: index for index, name in enumerate(names)}
+        samples: list[Sample] = []
+        if rules and requests:
+            job = self.engine(sampling=sampling, attention=attention, settings=settings).check(requests)
+            longest = job.longest_prompt + sampling.max_tokens
+            options: Any = {"attention": attention, "settings": settings, "max_length": longest, "keep": False}
+            with self.open(sampling=sampling, **options) as decoder:
+                for request in requests:
+                    decoder.add(request.prompt, n=n, id=request.problem, **rules)
+                while decoder.unfinished:
+                    tokens = decoder.step()
+                    samples += [_as_sample(done, place[done.id]) for done in decoder.ready()]
+                    on_chunk(tokens)
+            return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
         has_text = (self.directory / "tokenizer.json").exists()
         finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
             requests, on_chunk=on_chunk
         )
-        samples = [
+        samples += [
             Sample(
-                problem=int(done.problem),
+                problem=place[done.problem],
                 sample=done.sample,
                 prompt_tokens=done.prompt_tokens,
                 output_tokens=done.output_tokens,
                 text=self.decode(done.output_tokens) if has_text else None,
                 finish_reason=done.finish_reason,
                 seconds=done.seconds,
+                id=done.problem,
                 attended_tokens=done.attended_tokens,
                 summary_vectors=done.summary_vectors,
             )
             for done in finished
         ]
         return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+
+
+def _as_sample(done: OpenSample, problem: int) -> Sample:
+    """What `generate` returns of a decoder's sample."""
+    names = {field.name for field in dataclasses.fields(Sample)} - {"problem"}
+    return Sample(problem=problem, **{name: getattr(done, name) for name in names})
 
 
 def load(
