@@ -283,8 +283,8 @@ class LanguageModel:
         `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
         the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
         each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew.
-        `rules` are the fields of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples; a
-        prompt draws by a digest of its tokens and how often it stood before in the call, so that other prompts, and a
+        `rules` are the fields of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples;
+        a prompt draws by a digest of its tokens and how often it stood before in the call, so that other prompts, and a
         prompt with its output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are
         neither texts nor token ids.
         """
