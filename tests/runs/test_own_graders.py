@@ -1,12 +1,13 @@
 """Run folders graded and scored by the user's own functions: what is kept, replaced, refused and continued."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from kinetics_jax.analysis.samples import pooled, run_data
+from kinetics_jax.analysis.samples import SamplesError, pooled, run_data
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.runs.folder import RunWriter, TraceError, read_run
 from kinetics_jax.runs.grade_again import grade_again
@@ -89,6 +90,18 @@ def fingerprint(mine):
     from kinetics_jax.tasks.own_functions import own_function
 
     return {"fingerprint": own_function(mine("last")).fingerprint}
+
+
+@pytest.mark.filterwarnings("ignore:.*unfinished")
+def test_runs_of_other_graders_are_not_pooled_and_the_difference_is_told(tmp_path, mine):
+    ours = write(tmp_path / "ours")
+    run, _ = grade_again(ours, grader=mine("last"))
+    theirs = read_run(write(tmp_path / "theirs", policy="block_topk:budget=64,page_size=16"))
+    with pytest.warns(UserWarning, match=r"the runs differ in grader \(mine.py:last .* the task's"):
+        pooled([run_data(run), run_data(theirs)])
+    again = dataclasses.replace(theirs, header={**theirs.header, "policy": "dense", "sampling": {"max_tokens": 20}})
+    with pytest.raises(SamplesError, match="grader"):
+        pooled([run_data(run), run_data(again)])
 
 
 def test_own_grades_are_replaced_only_when_told(tmp_path, mine):
