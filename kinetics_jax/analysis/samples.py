@@ -127,6 +127,7 @@ def run_data(run: Run) -> RunData:
         "dtype": run.header.get("dtype"),
         **{name: run.header[name] for name in ("kv_dtype", "weight_dtype") if run.header.get(name)},
         "weights": run.header.get("weights"),
+        "grader": " ".join((run.header.get("grader") or {"function": "the task's"}).values()),
     }
     own: dict[str, list[float | None]] = {kind: [record.get(kind) for record in run.samples] for kind in READS}
     if speculate := run.header.get("speculate"):  # samples of the dense model, at another price

@@ -244,7 +244,7 @@ def _leads_line(leads: list[tuple[float, str]]) -> str:
 
 def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     """An allocation's table that says of rows without a number that nothing can be afforded."""
-    if "afforded" not in table or not (table["afforded"] == 0).any():
+    if "afforded" not in table or all(table["afforded"]):
         return table
     table = table.copy()
     notes = [None if afforded else "cannot be afforded" for afforded in table["afforded"]]

@@ -78,7 +78,8 @@ def sample(
     )
     asked.check()
     judged.check()
-    name, chosen = asked.load(judged.grading)  # before a model is loaded
+    judged.grading.check()  # before a model is loaded, as what follows
+    name, chosen = asked.load(judged.grading)
     style = asked.style
     lm = load_model(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
