@@ -27,9 +27,9 @@ def policies(budgets: Sequence[int]) -> list[AttentionPolicy]:
     return [policy for budget in budgets for policy in compared.masked(budget)]
 
 
-def others(budgets: Sequence[int], length: int) -> list[AttentionPolicy]:
-    """Those that are decoded token by token, at every budget below the length."""
-    return [policy for budget in budgets if budget < length for policy in compared.decoded(budget, length)]
+def others(budgets: Sequence[int], length: int, more: Sequence[AttentionPolicy] = ()) -> list[AttentionPolicy]:
+    """Those that are decoded token by token, at every budget below the length, and `more` that are."""
+    return [*(policy for budget in budgets if budget < length for policy in compared.decoded(budget, length)), *more]
 
 
 def needle_policies(budgets: Sequence[int], length: int) -> list[AttentionPolicy]:
@@ -82,9 +82,10 @@ def text_unit(
     prefix: int,
     scored: int,
     every: int,
+    more: Sequence[AttentionPolicy] = (),
 ) -> Iterator[None]:
     """One window of text: attention mass of every policy and bound, and the likelihood of the text under each."""
-    unit, masked, decoded = f"window{index}", policies(budgets), others(budgets, prefix)
+    unit, masked, decoded = f"window{index}", policies(budgets), others(budgets, prefix, more)
     names = ["dense", *map(str, [*masked, *decoded])]
     if records.has("mass", unit, "all") and all(records.has("text", unit, name) for name in names):
         return

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import selection_quality
 from paths import ROOT
-from selection import summary, texts
+from selection import drawing, measure, summary, texts
 from selection.forward import decode, go_on, log_likelihoods, merged, random_draws, read_prefix
 from selection.mass import attention_mass
 from selection.records import Records
@@ -266,3 +266,18 @@ def test_the_page_tells_what_was_recorded():
     for title, table in found.items():
         assert title in page
         assert table in page, title
+
+
+def test_policies_from_outside_are_decoded_drawn_and_refused_by_name(lm, model, tmp_path, monkeypatch, capsys):
+    """Beside those that are compared anyway; a kind that nobody registered is one line before anything is loaded."""
+    more = [kj.parse_policy("litesys_random_tokens:samples=8")]
+    assert measure.others((64,), 256, more)[-1:] == more
+    rows = [{"rule": rule, "budget": 8 * i} for i, rule in enumerate(["own one", "token top-k", "dense", "own two"])]
+    rules = drawing.rules_of(pd.DataFrame(rows))
+    assert rules == ["token top-k", "own one", "own two"]
+    assert drawing.line("own one", rules)["color"] != drawing.line("own two", rules)["color"]
+    command = ["selection_quality.py", "--records", str(tmp_path / "r"), "--attention", "own:budget=8"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        selection_quality.main()
+    assert "'own' is not known (known: dense, " in capsys.readouterr().err
