@@ -24,7 +24,7 @@ from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
-from kinetics_jax.engine.programs import ChunkReads, Slots, _allowed, _goes_on
+from kinetics_jax.engine.programs import ChunkReads, Slots, allowed_logits, may_go_on
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits
 from kinetics_jax.settings import Sampling
 
@@ -86,7 +86,7 @@ def speculate_chunk(
             positions = (slots.stored + place)[:, None]
             hidden, cache = model(token[:, None], positions, attend, cache.counting(rows))
             cache, reads = cache.counted()
-            logits = _allowed(model.logits(hidden[:, 0]), known_ids)
+            logits = allowed_logits(model.logits(hidden[:, 0]), known_ids)
             # Where logits are not finite the model failed, not the policy, whatever its scores are.
             fault = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), reads.fault, 0)
             chances = chances_of(logits, sampling)
@@ -103,9 +103,9 @@ def speculate_chunk(
         positions = slots.stored[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
         attend = verify_attend(page_table, stored, backend=backend)
         hidden, beside = model(tokens, positions, attend, Beside(cache))
-        logits = _allowed(model.logits(hidden).reshape(tokens.size, -1), known_ids).reshape(*tokens.shape, -1)
+        logits = allowed_logits(model.logits(hidden).reshape(tokens.size, -1), known_ids).reshape(*tokens.shape, -1)
         kept = judge(logits, jnp.swapaxes(chances, 0, 1), drafts.T, count, slots.key, slots.produced, sampling)
-        goes_on = _goes_on(kept, eos) & (kept != IDLE)
+        goes_on = may_go_on(kept, eos) & (kept != IDLE)
         # The token behind which a sample ends is its last, whatever the round has behind it.
         mine = jnp.cumprod(jnp.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=True), axis=1) > 0
         kept = jnp.where(slots.active[:, None] & mine, kept, IDLE)
@@ -119,7 +119,7 @@ def speculate_chunk(
             token=jnp.where(slots.active, last, slots.token),
             stored=slots.stored + new,
             produced=produced,
-            active=slots.active & _goes_on(last, eos) & (produced < slots.limit),
+            active=slots.active & may_go_on(last, eos) & (produced < slots.limit),
         )
         drawn = jax.lax.dynamic_update_slice_in_dim(drawn, kept, index * size, axis=1)
         verified = jnp.where(stored > 0, layers * (stored + count + 1), 0).astype(jnp.uint32)
