@@ -132,7 +132,8 @@ def run_data(run: Run) -> RunData:
     if speculate := run.header.get("speculate"):  # samples of the dense model, at another price
         settings["speculate"] = f"{speculate.get('tokens')} of {speculate.get('draft')}"
         spent = [record.get("speculation") or {} for record in run.samples]
-        own["cost"] = [of["cost"] + of["prefill"] if "cost" in of and "prefill" in of else None for of in spent]
+        # What it read is of drafts and dense passes, which no policy's formula says.
+        own = {"cost": [of["cost"] + of["prefill"] if "cost" in of and "prefill" in of else None for of in spent]}
     wanted = run.header.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
