@@ -84,7 +84,7 @@ class SpeculativeDecoding(Decoding):
         np.add.at(
             counts,
             (np.arange(settings.slots)[:, None], np.minimum(begins, drawn.shape[1] - 1)),
-            join_halves(reads.counts),
+            join_halves(reads.counts).reshape(*given.shape, -1, 2).sum(axis=2),
         )
         return first, drawn, active, counts, reads.fault, None
 
