@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
     from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
+    from kinetics_jax.engine.open import Decoder as Decoder
+    from kinetics_jax.engine.open import OpenSample as OpenSample
     from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
+    from kinetics_jax.runs.best_of_n import best_of_n as best_of_n
     from kinetics_jax.runs.folder import read_run as read_run
+    from kinetics_jax.settings import DrawRules as DrawRules
     from kinetics_jax.settings import EngineSettings as EngineSettings
     from kinetics_jax.settings import Sampling as Sampling
+    from kinetics_jax.tasks.problems import Problem as Problem
+    from kinetics_jax.tasks.problems import load_problems as load_problems
 
 _HOMES = {
     "Agreement": "engine.agreement",
@@ -38,18 +44,24 @@ _HOMES = {
     "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
     "Drawn": "engine.replay",
+    "Decoder": "engine.open",
+    "DrawRules": "settings",
     "EngineSettings": "settings",
     "LanguageModel": "language_model",
     "LiteSysBlockTopK": "attention.policies.litesys_block_topk",
     "ModelConfig": "config",
+    "OpenSample": "engine.open",
+    "Problem": "tasks.problems",
     "RandomBlocks": "attention.policies.random_blocks",
     "Sample": "language_model",
     "Sampling": "settings",
     "SlidingWindow": "attention.policies.sliding_window",
     "StepCounts": "attention.policies.counts",
     "TokenTopK": "attention.policies.token_topk",
+    "best_of_n": "runs.best_of_n",
     "generation_cost": "costs.cost",
     "load": "language_model",
+    "load_problems": "tasks.problems",
     "parse_policy": "attention.policies.registry",
     "read_run": "runs.folder",
     "register_policy": "attention.policies.registry",
