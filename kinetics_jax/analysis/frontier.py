@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NOTHING_FITS = "not one sequence fits beside the weights"
+
+
 def cost_frontier(
     runs: Iterable[RunData] | Iterable[Pool],
     *,
@@ -107,7 +110,7 @@ def cost_frontier(
         )
     table = pd.concat(tables, ignore_index=True)
     if np.any(table["cost"].isna()):
-        table["no_cost"] = np.where(table["cost"].isna(), "not one sequence fits beside the weights", None)
+        table["no_cost"] = [NOTHING_FITS if lost else None for lost in table["cost"].isna()]
     table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
     name = hardware.name if isinstance(hardware, Hardware) else hardware
     table.attrs = {
@@ -166,11 +169,12 @@ def weights_in(table: pd.DataFrame) -> tuple[str, float | None]:
     """The rule by which a table's costs hold the weights (`batching.Rule`; "own" where all rows state their own costs),
     and the batch where one was given.
     """
-    priced = table[table["batch_rule"] != "own"]
-    if not len(priced):
+    rules = list(table["batch_rule"])
+    first = next((row for row, rule in enumerate(rules) if rule != "own"), None)
+    if first is None:
         return "own", None
-    rule = str(priced["batch_rule"].iloc[0])
-    return rule, float(priced["batch"].iloc[0]) if rule == "given" and "batch" in priced else None
+    given = rules[first] == "given" and "batch" in table
+    return str(rules[first]), float(table["batch"].iloc[first]) if given else None
 
 
 def _mean(amounts: Float[np.ndarray, "configurations problems"]) -> Float[np.ndarray, " configurations"]:

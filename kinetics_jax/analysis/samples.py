@@ -41,11 +41,10 @@ class RunData:
     for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
     [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded;
-    `answers_within`, alike: what those texts answered, empty where that is not known. `own`: by kind of OWN, parallel
-    too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read (READS); None for nothing.
-    `source`: where
-    the samples stand, for messages. Raises SamplesError if the parallel fields' lengths differ, or caps are not whole
-    numbers from 1 up in ascending order.
+    `answers_within`, alike: what those texts answered, empty where that is not known, unread without caps. `own`: by
+    kind of OWN, parallel too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read
+    (READS); None for nothing. `source`: where the samples stand, for messages. Raises SamplesError if the parallel
+    fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
     """
 
     model: str
@@ -91,7 +90,7 @@ class RunData:
                 f"got {caps}"
             )
         for name, what in (("correct_within", "a grade"), ("answers_within", "an answer")):
-            if any(len(row) != len(caps) for row in getattr(self, name)):
+            if (caps or name == "correct_within") and any(len(row) != len(caps) for row in getattr(self, name)):
                 raise SamplesError(
                     f"run of {self.model} {self.attention}: {name} needs {what} for each of {len(caps)} caps"
                 )
@@ -127,7 +126,14 @@ def run_data(run: Run) -> RunData:
         "dtype": run.header.get("dtype"),
         **{name: run.header[name] for name in ("kv_dtype", "weight_dtype") if run.header.get(name)},
         "weights": run.header.get("weights"),
+        "grader": " ".join((run.header.get("grader") or {"function": "the task's"}).values()),
     }
+    own: dict[str, list[float | None]] = {kind: [record.get(kind) for record in run.samples] for kind in READS}
+    if speculate := run.header.get("speculate"):  # samples of the dense model, at another price
+        settings["speculate"] = f"{speculate.get('tokens')} of {speculate.get('draft')}"
+        spent = [record.get("speculation") or {} for record in run.samples]
+        # What it read is of drafts and dense passes, which no policy's formula says.
+        own = {"cost": [of["cost"] + of["prefill"] if "cost" in of and "prefill" in of else None for of in spent]}
     wanted = run.header.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
@@ -156,7 +162,7 @@ def run_data(run: Run) -> RunData:
         ended=[record.get("finish_reason") for record in run.samples],
         scores=scores if any(score is not None for score in scores) else (),
         answers_within=answers_within,
-        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
+        own=own,
         source=str(run.path),
     )
 

@@ -209,8 +209,8 @@ def frontier(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
         table = mark_costs(table, data)
-    if against == "cost":
-        say(_weights_line(table, chips=chips, hardware=hardware))
+    if against == "cost" and (line := _weights_line(table, chips=chips, hardware=hardware)):
+        say(line)
     table = _with_reasons(table)
     if csv:
         write_atomic(csv, table_without_noise(table).to_csv(index=False))
@@ -244,7 +244,7 @@ def _leads_line(leads: list[tuple[float, str]]) -> str:
 
 def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     """An allocation's table that says of rows without a number that nothing can be afforded."""
-    if "afforded" not in table or not (table["afforded"] == 0).any():
+    if "afforded" not in table or all(table["afforded"]):
         return table
     table = table.copy()
     notes = [None if afforded else "cannot be afforded" for afforded in table["afforded"]]
@@ -252,13 +252,15 @@ def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str:
-    """What the costs of a table hold of the weights, in a line."""
+def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str | None:
+    """What the costs of a table hold of the weights, in a line; None where none are computed."""
     from kinetics_jax.analysis.frontier import weights_in
     from kinetics_jax.costs.batching import weight_words
     from kinetics_jax.costs.hardware import chips_words
 
     rule, batch = weights_in(table)
+    if rule == "own":
+        return None
     where = f" {chips_words(chips, hardware)} on average"
     more = {"fit": where, "none": ", as if endlessly many sequences shared their reads"}
     return f"costs: {weight_words(rule, batch)}{more.get(rule, '')}"

@@ -231,8 +231,8 @@ def hardware(spec: str | Path) -> Hardware:
 
 
 def chips_words(chips: int, name: str) -> str:
-    """`2 x h100`; a name with spaces stands in quotes, so that no part of it is taken for the number."""
-    return f'{chips} x "{name}"' if " " in name else f"{chips} x {name}"
+    """`2 x h100`; a name that begins like that itself stands in quotes: `1 x "2 x c6.json"`."""
+    return f'{chips} x "{name}"' if re.match(r"\d+\s*x\s", name) else f"{chips} x {name}"
 
 
 def measured_energy(chip: Hardware | None = None) -> list[Hardware]:

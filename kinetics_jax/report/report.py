@@ -25,6 +25,7 @@ from kinetics_jax.report import interactive
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.runs.folder import Run
+from kinetics_jax.runs.whole_run import run_agreement, run_speculation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -389,17 +390,31 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
     return f'<div class="wide"><table>\n<tr>{line("th", heads)}</tr>\n{body}\n</table></div>'
 
 
+OF_RECORDS = {  # what records may hold of a run, by its column in the table of runs
+    "agreement": "Agreement",
+    "agreement_p5": "Agreement, 5th percentile",
+    "accepted_length": "Tokens a round of speculation",
+    "speculation_cost": "Its cost, of dense decoding",
+}
+
+
 def _endings(runs: Sequence[Run]) -> str:
-    """Of each run: how many samples it has, how they ended, how many are undecided."""
+    """Of each run: how many samples it has, how they ended, how many are undecided; where its records say so, how far
+    it agrees with dense attention (mean over tokens, and their 5th percentile), and what speculation gave.
+    """
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
     name = attention_names(run.header["policy"] for run in runs).short
-    heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Undecided")
+    heads = ["Model", "Attention", "Samples", TOKENS, *reasons, "Undecided"]
+    told = [run_agreement(run) | run_speculation(run) for run in runs]
+    shown = {column: text for column, text in OF_RECORDS.items() if any(column in fields for fields in told)}
+    heads += shown.values()
     rows = []
-    for run in runs:
+    for run, fields in zip(runs, told, strict=True):
         ended = collections.Counter(sample["finish_reason"] for sample in run.samples)
         tokens = sum(len(sample["output_tokens"]) for sample in run.samples) / max(len(run.samples), 1)
         undecided = sum(sample["correct"] is None for sample in run.samples)
         counts = [len(run.samples), f"{tokens:.1f}", *(ended[reason] for reason in reasons), undecided]
+        counts += [f"{fields[column]:.3f}" if column in fields else "–" for column in shown]
         rows.append(((run.header["model"], name(run.header["policy"]), *counts), ""))
     return _table(heads, rows)
 
