@@ -8,11 +8,13 @@ import types
 from pathlib import Path
 
 import compare_backends
+import float64_ops
 import jax
 import numpy as np
 import pytest
-from backend_comparison import accuracy, circumstances, cited
+from backend_comparison import accuracy, cases, circumstances, cited
 from backend_comparison.recording import ComparisonError, Recording, read_recording
+from kernel_bench import oracle as kernel_oracle
 from kinetics_kernels import kernel_files
 from paths import ROOT
 
@@ -121,6 +123,16 @@ def test_a_backend_of_ones_own_is_compared_and_three_recordings_are_cited(ties, 
     text = capsys.readouterr().out
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
     assert r"select\_pages: cases & 2 of 2 & 2 of 2 \\" in text
+
+
+def test_float64_has_no_last_kind_of_summary():
+    """What is compared with knows three kinds, and takes a fourth for none of them."""
+    keys = np.zeros((2, 4, 8))
+    for summary_of in (cases.summary_of, kernel_oracle.summary_of):
+        with pytest.raises(ValueError, match=r"summary 'median' has no float64 rule here .there are: mean, min_max"):
+            summary_of(keys, "median")
+    with pytest.raises(ValueError, match="summary 'median' has no float64 rule here"):
+        float64_ops.score_terms(np.zeros((1, 2, 8)), np.zeros((2, 3, 2, 8)), np.zeros((1, 3), int), "median")
 
 
 def test_text_is_escaped_for_both_forms():

@@ -16,6 +16,7 @@ import dataclasses
 import zlib
 from typing import Any
 
+import float64_ops
 import jax.numpy as jnp
 import numpy as np
 
@@ -165,6 +166,7 @@ def inputs_of(state: State, seed: int) -> dict[str, np.ndarray]:
 
 def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
     """Summaries of whole pages, `[..., page_size, head_dim]` → `[..., (2,) head_dim]` float64, by exact integers."""
+    float64_ops.check_kind(summary)
     keys = (pages.astype(np.float64) * ONE).astype(np.int64)
     size, total = keys.shape[-2], keys.sum(axis=-2)
     mean = total / (size * ONE)

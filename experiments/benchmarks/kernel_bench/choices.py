@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 from kinetics_kernels import reference
-from kinetics_kernels.backends import PLATFORM_BACKENDS, implementation, kernel_backends
+from kinetics_kernels.backends import implementation, kernel_backends
+from kinetics_kernels.kernel_files import runs_on
 
 # Values worth trying, by the name of the option.
 VALUES = {
@@ -43,8 +44,8 @@ class Choice:
 
 def backends(op: str, platform: str | None = None) -> list[str]:
     """The backends for a platform (default: the current one) that have an op; the reference last."""
-    made = PLATFORM_BACKENDS.get(platform or jax.default_backend(), ())
-    return [*(name for name in kernel_backends(op) if name in made), "xla"]
+    here = platform or jax.default_backend()
+    return [*(name for name in kernel_backends(op) if runs_on(op, name, here)), "xla"]
 
 
 def options_of(op: str, backend: str) -> list[str]:

@@ -46,7 +46,10 @@ def summary_kind(name: str) -> SummaryKind:
     """The kind of a name. Raises ValueError for an unknown one, naming those that are known."""
     if name not in _kinds:
         if not (entries := _entries(name)):
-            raise ValueError(f"summary {name!r:.60} is not known (known: {', '.join(summary_names())})")
+            raise ValueError(
+                f"summary {name!r:.60} is not known (known: {', '.join(summary_names())}); one of your own becomes "
+                f"known by register_summary, or by an entry point {GROUP!r} of an installed package"
+            )
         _kinds[name] = _loaded(name, entries)
     return _kinds[name]
 
