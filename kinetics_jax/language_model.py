@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -9,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +24,40 @@ from kinetics_kernels.backends import ATTENTION_OPS, backend_error
 from kinetics_jax.attention.causal import full_attend_on
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
-from kinetics_jax.attention.policies.registry import as_policy
 from kinetics_jax.checkpoints.digest import FileStates, file_states, same_files, sampled_digest, weights_digest
+from kinetics_jax.checkpoints.generation_config import Recommended, read_recommended
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
-from kinetics_jax.engine.agreement import ROWS, Agreement, agreements
-from kinetics_jax.engine.chosen_pages import ChosenPages, chosen_pages
+from kinetics_jax.engine.agreement import Agreement
+from kinetics_jax.engine.draws import RuleArguments, asked_sampling
 from kinetics_jax.engine.engine import Engine, Request
+from kinetics_jax.engine.open import Decoder, OpenSample
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
 from kinetics_jax.engine.replay import Drawn
+from kinetics_jax.engine.replays import NO_MESH, Replays
+from kinetics_jax.engine.sampling import prompt_digest, prompt_name
+from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
+from kinetics_jax.settings import DrawRules, EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_DEFAULT_SLOTS = 32
+MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
+REPLAYED = ("agreement", "rounds")  # fields of a sample that no open decoder gives
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One generated sample. `problem` is the prompt's index; `output_tokens` are ids, the end token included;
     `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
-    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads.
+    `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads. `id` is the
+    prompt's name, which with the seed and `sample` fixes the draws. `stopped_by`, `log_probs` and `draw_log_probs` are
+    as in `OpenSample`, `agreement` is that of the policy with dense attention, and `rounds` are the tokens that each
+    round of speculation gave: None unless `generate` was asked for them.
     """
 
     problem: int
@@ -60,6 +69,12 @@ class Sample:
     seconds: float
     attended_tokens: int
     summary_vectors: int
+    id: str = ""
+    stopped_by: str | int | None = None
+    log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
+    draw_log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
+    agreement: Agreement | None = None
+    rounds: tuple[int, ...] | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -69,7 +84,7 @@ def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) ->
     return model.logits(model(tokens, positions, full_attend_on(model.mesh))[0])
 
 
-class LanguageModel:
+class LanguageModel(Replays):
     """A checkpoint's configuration, weights and (read when first needed) tokenizer. Made by `load`."""
 
     def __init__(
@@ -200,6 +215,56 @@ class LanguageModel:
             known_ids=self.known_ids if sampling.known_ids_only else None,
         )
 
+    def open(
+        self,
+        *,
+        attention: AttentionPolicy | str = Dense(),
+        sampling: Sampling | None = None,
+        settings: EngineSettings | None = None,
+        max_length: Count | None = None,
+        keep: bool = True,
+    ) -> Decoder:
+        """An engine that stays open: requests are added while it runs, each with settings of its own, and samples can
+        go on or fork after they ended (`Decoder`).
+
+        `attention` is the policy of all requests; `sampling` is that of requests that bring none, by default as in
+        `generate`. `settings` defaults to 8 slots. `max_length` bounds the tokens of a prompt and its output together;
+        default: the model's positions, but at most 4096. `keep`: whether ended samples keep their pages until they are
+        released. Raises RequestError for what cannot be run.
+        """
+        sampling = self._default_sampling() if sampling is None else asked_sampling(sampling, None, sampling)
+        has_text = (self.directory / "tokenizer.json").exists()
+        return Decoder(
+            self.engine(
+                sampling=dataclasses.replace(sampling, known_ids_only=False),
+                attention=attention,
+                settings=EngineSettings(slots=OPEN_SLOTS * row_shards(self.mesh)) if settings is None else settings,
+            ),
+            sampling=sampling,
+            max_length=max_length,
+            keep=keep,
+            encode=self.encode,
+            decode=self.decode if has_text else None,
+            known=lambda: self.known_ids,
+        )
+
+    @functools.cached_property
+    def recommended(self) -> Recommended | None:
+        """How the checkpoint's generation_config.json recommends to sample it (`recommended.sampling(max_tokens=…)`);
+        None where it does not. Raises CheckpointError for what cannot be.
+        """
+        return read_recommended(self.directory)
+
+    def _default_sampling(self) -> Sampling:
+        if self.recommended is None:
+            return Sampling()
+        warnings.warn(
+            f"{self.config.name}: sampled as it recommends ({self.recommended.words}); sampling=kj.Sampling(…) says it "
+            "otherwise",
+            stacklevel=3,
+        )
+        return self.recommended.sampling()
+
     @functools.cached_property
     def known_ids(self) -> Bool[np.ndarray, " vocab"]:
         """Which ids a token of the tokenizer has, and the end tokens. Raises CheckpointError without a tokenizer."""
@@ -213,20 +278,30 @@ class LanguageModel:
         prompts: Prompts,
         *,
         n: Count = 1,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
+        agreement: bool = False,
         on_chunk: Callable[[int], None] = lambda tokens: None,
+        **rules: Unpack[RuleArguments],
     ) -> list[Sample]:
         """Draws `n` samples of each prompt (a text, or token ids); returns them ordered by prompt and sample.
 
-        Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is the policy that
-        decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on each shard of the
-        sequences). `on_chunk` is called with the number of tokens that each decode chunk drew. Raises RequestError for
-        prompts that cannot fit, or that are neither texts nor token ids.
+        Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
+        `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
+        the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
+        each shard of the sequences). `agreement`: whether samples get theirs with dense attention. `on_chunk` is called
+        with the number of tokens that each decode chunk drew. `rules` are the fields of `DrawRules` (`stop=["\\n"]`,
+        `log_probs=True`). The same call draws the same samples; a prompt draws by a digest of its tokens and how often
+        it stood before in the call, so that other prompts, and a prompt with its output behind it, draw other noise.
+        Raises RequestError for prompts that cannot fit, or that are neither texts nor token ids.
         """
+        DrawRules(**rules)  # type: ignore[arg-type]  # refused before anything else
+        sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
+        if agreement and self.mesh is not None:
+            raise RequestError(NO_MESH.format("agreement"))
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
         vocab = self.config.vocab_size
@@ -236,103 +311,69 @@ class LanguageModel:
             else prompt_ids(f"prompt {index}", prompt, vocab)
             for index, prompt in enumerate(prompt_list(prompts))
         ]
-        requests = [Request(str(index), prompt, range(n)) for index, prompt in enumerate(encoded)]
+        names, seen = [], collections.Counter[str]()
+        for digest in map(prompt_digest, encoded):
+            names.append(prompt_name(digest, seen[digest]))
+            seen[digest] += 1
+        requests = [Request(name, prompt, range(n)) for name, prompt in zip(names, encoded, strict=True)]
         if settings is None:
             shards = row_shards(self.mesh)
             each = -(-n * len(requests) // shards)
             settings = EngineSettings(slots=shards * max(1, min(MAX_DEFAULT_SLOTS, each)))
+        place = {name: index for index, name in enumerate(names)}
+        samples: list[Sample] = []
+        if rules and requests:
+            job = self.engine(sampling=sampling, attention=attention, settings=settings).check(requests)
+            longest = job.longest_prompt + sampling.max_tokens
+            options: Any = {"attention": attention, "settings": settings, "max_length": longest, "keep": False}
+            with self.open(sampling=sampling, **options) as decoder:
+                for request in requests:
+                    decoder.add(request.prompt, n=n, id=request.problem, **rules)
+                while decoder.unfinished:
+                    tokens = decoder.step()
+                    samples += [_as_sample(done, place[done.id]) for done in decoder.ready()]
+                    on_chunk(tokens)
+            return self._compared(samples, encoded, attention, sampling.seed) if agreement else _in_order(samples)
         has_text = (self.directory / "tokenizer.json").exists()
         finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
             requests, on_chunk=on_chunk
         )
-        samples = [
+        samples += [
             Sample(
-                problem=int(done.problem),
+                problem=place[done.problem],
                 sample=done.sample,
                 prompt_tokens=done.prompt_tokens,
                 output_tokens=done.output_tokens,
                 text=self.decode(done.output_tokens) if has_text else None,
                 finish_reason=done.finish_reason,
                 seconds=done.seconds,
+                id=done.problem,
                 attended_tokens=done.attended_tokens,
                 summary_vectors=done.summary_vectors,
+                rounds=done.rounds if isinstance(done, Speculated) else None,
             )
             for done in finished
         ]
-        return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+        return self._compared(samples, encoded, attention, sampling.seed) if agreement else _in_order(samples)
 
-    def agreement(
-        self,
-        prompt: str | Sequence[int],
-        tokens: Sequence[int],
-        *,
-        attention: AttentionPolicy | str,
-        problem: str = "0",
-        sample: int = 0,
-        seed: int = 0,
-    ) -> Agreement:
-        """How far a policy and dense attention agree on `tokens` drawn behind a prompt: see `Agreement`.
+    def _compared(
+        self, samples: list[Sample], prompts: list[list[int]], attention: AttentionPolicy | str, seed: int
+    ) -> list[Sample]:
+        """The samples in order, with their agreement."""
+        samples = _in_order(samples)
+        drawn = [Drawn(prompts[each.problem], each.output_tokens, each.id, each.sample) for each in samples]
+        found = self.each_agreement(drawn, attention=attention, seed=seed)
+        return [dataclasses.replace(each, agreement=own) for each, own in zip(samples, found, strict=True)]
 
-        `problem`, `sample` and `seed` fix the draws of a random policy, as when the tokens were drawn. Raises
-        RequestError for what is no prompt or no token, and on a mesh.
-        """
-        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        return self.agreements([Drawn(ids, tokens, problem, sample)], attention=attention, seed=seed)[0]
 
-    def agreements(
-        self, samples: Sequence[Drawn], *, attention: AttentionPolicy | str, seed: int = 0, rows: int = ROWS
-    ) -> list[Agreement]:
-        """`agreement` of many samples, at most `rows` side by side."""
-        policy, checked = self._replayed("agreement", attention, samples)
-        options = {"seed": seed, "backend": self.backend, "rows": max(1, min(rows, len(checked)))}
-        options["cache_dtype"] = self.dtype
-        return list(agreements(self.graph, self.weights, self.config, checked, policy=policy, **options))
+def _in_order(samples: list[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
 
-    def chosen_pages(
-        self,
-        prompt: str | Sequence[int],
-        tokens: Sequence[int],
-        *,
-        attention: AttentionPolicy | str,
-        at: Sequence[int] | None = None,
-        problem: str = "0",
-        sample: int = 0,
-        seed: int = 0,
-        rows: int = 1,
-    ) -> ChosenPages:
-        """The pages that a policy chose while it drew `tokens` behind a prompt, layer by layer, and the attention mass
-        they hold: see `ChosenPages`.
 
-        `at`: of these tokens alone, by output position from 1 on (the first token takes no decode step). `problem`,
-        `sample` and `seed` are as for `agreement`; `rows` as for `engine.chosen_pages`. Raises RequestError as well.
-        """
-        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        policy, (drawn,) = self._replayed("chosen_pages", attention, [Drawn(ids, tokens, problem, sample)])
-        if wrong := [place for place in at or () if not 1 <= place < len(drawn.tokens)]:
-            raise RequestError(f"chosen_pages: at must hold positions in 1 … {len(drawn.tokens) - 1}, got {wrong[0]}")
-        return chosen_pages(
-            self.graph, self.weights, self.config, drawn, policy=policy, seed=seed, at=at, rows=rows,
-            cache_dtype=self.dtype, backend=self.backend,
-        )  # fmt: skip
-
-    def _replayed(
-        self, what: str, attention: AttentionPolicy | str, samples: Sequence[Drawn]
-    ) -> tuple[AttentionPolicy, list[Drawn]]:
-        """The policy and the samples, checked. Raises RequestError, beginning with `what`."""
-        if self.mesh is not None:
-            raise RequestError(f"{what}: is for one device, not for a mesh; load the model without mesh")
-        vocab, limit = self.config.vocab_size, self.config.max_position_embeddings
-        policy = as_policy(attention)
-        if (layer := policy.missing_layer(self.config.num_layers)) is not None:
-            raise RequestError(f"{policy}: there is no layer {layer}; the model has {self.config.num_layers}")
-        checked = []
-        for index, drawn in enumerate(samples):
-            where = f"{what}: sample {index}"
-            tokens = prompt_ids(f"{where}, its tokens", drawn.tokens, vocab) if len(drawn.tokens) else []
-            checked.append(dataclasses.replace(drawn, prompt=prompt_ids(where, drawn.prompt, vocab), tokens=tokens))
-            if (length := len(checked[-1].prompt) + len(tokens)) > limit:
-                raise RequestError(f"{where}: {length} tokens exceed the model's {limit} positions")
-        return policy, checked
+def _as_sample(done: OpenSample, problem: int) -> Sample:
+    """What `generate` returns of a decoder's sample."""
+    names = {field.name for field in dataclasses.fields(Sample)} - {"problem", *REPLAYED}
+    return Sample(problem=problem, **{name: getattr(done, name) for name in names})
 
 
 def load(

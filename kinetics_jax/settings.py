@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 from kinetics_jax.errors import UserError
@@ -155,3 +156,63 @@ class Sampling:
         for name, good, want in bounds:
             if not good:
                 raise SamplingError(f"sampling: {name} must be {want}, got {_shown(getattr(self, name))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawRules:
+    """What one request asks for beside its `Sampling`; nothing by default, which costs nothing.
+
+    `min_tokens`: no end token and no stop id is drawn before so many tokens. `repetition_penalty` (1: none) divides the
+    positive logits, and multiplies the negative ones, of tokens that the prompt or the output holds;
+    `presence_penalty` (0: none) is taken from the logits of tokens that the output holds. With `repetition_block`, the
+    sampling's `repetition_window` is that of the paper's own code (1024, with blocks of 64): a sample ends once its
+    last block stands in the window before it max(window // block - 1, 2) times, and loses that block. `stop` are
+    texts that end a sample, `stop_ids` tokens beside the model's end tokens. `allowed` are the only ids that may be
+    drawn; an end token must be among them to be. `hook(logits, output, count)` returns other logits for the next
+    token, float32 `[vocab]`, and is traced by jax once; `output [positions]` int32 has `count` tokens so far, -1 behind
+    them. `log_probs` asks for those of the drawn tokens. In this order: penalties, min_tokens, allowed, hook, sampling.
+    Raises RequestError for a value of another type or out of range.
+    """
+
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    repetition_block: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    allowed: tuple[int, ...] | None = None
+    hook: Callable[..., Any] | None = None
+    log_probs: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            read = {"float": real_number, "int": whole_number, "bool": switch}.get(str(field.type))
+            if read:
+                object.__setattr__(self, field.name, read(getattr(self, field.name), f"{field.name}", RequestError))
+        bounds = (
+            ("min_tokens", 0 <= self.min_tokens <= MAX_TOKENS, f"in 0 … {MAX_TOKENS}"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 switches it off)"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number (0 switches it off)"),
+            ("repetition_block", 0 <= self.repetition_block <= MAX_TOKENS, f"in 0 … {MAX_TOKENS}"),
+            ("hook", self.hook is None or callable(self.hook), "a function of logits, output and count"),
+        )
+        for name, good, want in bounds:
+            if not good:
+                raise RequestError(f"{name} must be {want}, got {_shown(getattr(self, name))}")
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        stop = tuple(stop) if hasattr(stop, "__iter__") else (None,)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise RequestError(f"stop must be a list of texts, none of them empty, got {_shown(self.stop)}")
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_ids", _token_ids(self.stop_ids, "stop_ids"))
+        if self.allowed is not None:
+            object.__setattr__(self, "allowed", _token_ids(self.allowed, "allowed"))
+            if not self.allowed:
+                raise RequestError("allowed names no token, so that none could be drawn; leave it out to allow all")
+
+
+def _token_ids(ids: Any, where: str) -> tuple[int, ...]:
+    """Token ids, each once, in order. Raises RequestError for anything else."""
+    if isinstance(ids, str) or not hasattr(ids, "__iter__"):
+        raise RequestError(f"{where} must be a list of token ids, got {_shown(ids)}")
+    return tuple(sorted({whole_number(token, f"{where}: a token id", RequestError) for token in ids}))

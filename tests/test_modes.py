@@ -176,3 +176,20 @@ def test_ops_under_vmap_and_scan():
     plain = np.stack([np.asarray(one(each)) for each in q])
     np.testing.assert_allclose(jax.vmap(one)(q), plain, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(jax.lax.scan(lambda carry, each: (carry, one(each)), None, q)[1], plain)
+
+
+@in_a_mode
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_speculation_and_replays(lm, sampling):
+    """Rounds of drafts and dense passes; agreement and chosen pages of what they gave."""
+    policy, prompts = POLICIES[1], tiny_prompts(3, first=14)
+    settings = kj.EngineSettings(slots=3, speculate=2)
+    samples = lm.generate(prompts, attention=policy, sampling=sampling, settings=settings, agreement=True)
+    for sample in samples:
+        assert sum(sample.rounds) == len(sample.output_tokens) - 1
+        assert ((sample.agreement.overlap > 0) & (sample.agreement.overlap < 1 + 1e-5)).all()
+    if not sampling.temperature:
+        dense = lm.generate(prompts, sampling=sampling)
+        assert [sample.output_tokens for sample in samples] == [sample.output_tokens for sample in dense]
+    chosen = lm.chosen_pages(prompts[0], samples[0].output_tokens, attention=policy)
+    assert ((chosen.mass > 0) & (chosen.mass < 1 + 1e-5)).all()

@@ -26,7 +26,7 @@ LOOKS = {
     "best pages (bound)": ("#56B4E9", ""),
 }
 # Of rules that have no look of their own, in their order.
-OTHERS = [("#999933", "P"), ("#882255", "X"), ("#6A51A3", "<"), ("#44AA99", ">"), ("#661100", "p"), ("#332288", "*")]
+OTHERS = [("#44AA99", "X"), ("#661100", "h"), ("#332288", "*"), ("#117733", "d"), ("#AA4499", "8")]
 NOT_DRAWN = ("dense", "always kept")
 
 

@@ -126,7 +126,14 @@ def run_data(run: Run) -> RunData:
         "dtype": run.header.get("dtype"),
         **{name: run.header[name] for name in ("kv_dtype", "weight_dtype") if run.header.get(name)},
         "weights": run.header.get("weights"),
+        "grader": " ".join((run.header.get("grader") or {"function": "the task's"}).values()),
     }
+    own: dict[str, list[float | None]] = {kind: [record.get(kind) for record in run.samples] for kind in READS}
+    if speculate := run.header.get("speculate"):  # samples of the dense model, at another price
+        settings["speculate"] = f"{speculate.get('tokens')} of {speculate.get('draft')}"
+        spent = [record.get("speculation") or {} for record in run.samples]
+        # What it read is of drafts and dense passes, which no policy's formula says.
+        own = {"cost": [of["cost"] + of["prefill"] if "cost" in of and "prefill" in of else None for of in spent]}
     wanted = run.header.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
@@ -155,7 +162,7 @@ def run_data(run: Run) -> RunData:
         ended=[record.get("finish_reason") for record in run.samples],
         scores=scores if any(score is not None for score in scores) else (),
         answers_within=answers_within,
-        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
+        own=own,
         source=str(run.path),
     )
 

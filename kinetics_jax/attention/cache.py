@@ -118,6 +118,15 @@ class PagedCache:
 
         return dataclasses.replace(self, carried={name: emptied(array) for name, array in self.carried.items()})
 
+    def with_carried_of(self, other: PagedCache, chosen: Bool[Array, " rows"]) -> PagedCache:
+        """The cache with what another one carries in the chosen rows."""
+
+        def taken(array: jax.Array, theirs: jax.Array) -> jax.Array:
+            return jnp.where(chosen.reshape(1, -1, *[1] * (array.ndim - 2)), theirs, array)
+
+        carried = {name: taken(array, other.carried[name]) for name, array in self.carried.items()}
+        return dataclasses.replace(self, carried=carried)
+
     def counting(self, rows: int) -> PagedCache:
         """The cache for one step of `rows` rows whose reads are counted."""
         reads = Reads.none(self.k[0].shape[0], rows)

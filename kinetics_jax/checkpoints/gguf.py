@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kinetics_jax.checkpoints.files import MAX_LISTED, fault_line
+from kinetics_jax.checkpoints.generation_config import NAME as GENERATION
+from kinetics_jax.checkpoints.generation_config import gguf_recommendation
 from kinetics_jax.checkpoints.gguf_header import GGUFHeader, TensorInfo, read_header, tensor_bytes
 from kinetics_jax.checkpoints.gguf_tokenizer import CONTROL, write_tokenizer
 from kinetics_jax.checkpoints.resolve import gguf_name
@@ -276,10 +278,14 @@ def load_gguf(
 
 
 def unpack_gguf(path: str | Path, target: Path) -> ModelConfig:
-    """Writes config.json and the tokenizer's files, made from a file's metadata; returns the configuration."""
+    """Writes config.json, the tokenizer's files and, where the file has it, how to sample, made from its metadata;
+    returns the configuration.
+    """
     header = read_header(path)
     config = gguf_config(header)
     (target / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n", encoding="utf-8")
+    if recommended := gguf_recommendation(header.metadata):
+        (target / GENERATION).write_text(json.dumps(recommended, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(header, target)
     return config
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -39,7 +40,7 @@ from kinetics_jax.checkpoints.tensors import (
     stored_parts,
 )
 from kinetics_jax.config import ConfigError, ModelConfig, end_tokens
-from kinetics_jax.errors import CheckpointError, shown
+from kinetics_jax.errors import CheckpointError, shown, spelled
 from kinetics_jax.files import open_regular, read_json
 from kinetics_jax.models.qwen3 import llama3_frequencies
 
@@ -51,7 +52,8 @@ SHARD_BYTES = 5_000_000_000
 def read_config(directory: Path, *, name: str = "") -> ModelConfig:
     """config.json, with the end tokens of generation_config.json added if it exists (Qwen3 names two in it).
 
-    The model is named `name`, or like the directory. Raises ConfigError naming the file and field.
+    Warns where the latter leaves out one that config.json names: other engines then take its word alone. The model is
+    named `name`, or like the directory. Raises ConfigError naming the file and field.
     """
     refuse_adapter(directory)
     config = ModelConfig.from_hf(directory, name=name or directory.resolve().name)
@@ -60,7 +62,14 @@ def read_config(directory: Path, *, name: str = "") -> ModelConfig:
         eos = read_json(path, error=ConfigError).get("eos_token_id")
     except FileNotFoundError:
         return config
-    both = (*config.eos_token_ids, *end_tokens(eos, str(path)))
+    more = end_tokens(eos, str(path))
+    both = (*config.eos_token_ids, *more)
+    if more and not set(config.eos_token_ids) <= set(more):
+        warnings.warn(
+            f"{directory}: config.json ends at {spelled(list(config.eos_token_ids))} and {path.name} at "
+            f"{spelled(list(more))}; a sample ends at any of them",
+            stacklevel=3,
+        )
     return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys(both)))
 
 

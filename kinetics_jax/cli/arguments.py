@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from kinetics_jax.checkpoints.resolve import resolve
-from kinetics_jax.cli.checks import require_devices
-from kinetics_jax.cli.terminal import tensor_bar
+from kinetics_jax.cli.checks import require, require_devices
+from kinetics_jax.cli.terminal import say, tensor_bar
 from kinetics_jax.costs.batching import MAX_BATCH
 from kinetics_jax.costs.widths import TYPE_BYTES
 from kinetics_jax.errors import UserError, shown
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from kinetics_jax.language_model import LanguageModel
 
 MAX_SAMPLES = 10**6  # of a problem
+DRAWN = ("temperature", "top_p", "top_k", "min_p")  # what --sampling chooses, and a flag each
+Base = Literal["recommended", "plain", "greedy"]
 Positional = tyro.conf.Positional
 JsonArg = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -84,14 +87,17 @@ WeightDtypeArg = Annotated[Dtype | None, tyro.conf.arg(help="Type of the weights
 class Draw:
     """How tokens are drawn: flags of the commands that sample."""
 
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Nucleus: keep the most likely tokens that together have this probability."""
-    top_k: int = 0
-    """Keep this many tokens; 0 keeps all."""
-    min_p: float = 0.0
-    """Keep tokens at least this likely, relative to the likeliest."""
+    sampling: Annotated[Base | None, tyro.conf.arg(metavar="NAME")] = None
+    """What the four flags below are where they are not given: recommended (by the checkpoint; the default where it
+    recommends something), plain (the model's own probabilities; else the default) or greedy."""
+    temperature: float | None = None
+    """0 is greedy; plain: 1."""
+    top_p: float | None = None
+    """Nucleus: keep the most likely tokens that together have this probability; plain: 1."""
+    top_k: int | None = None
+    """Keep this many tokens; plain: 0, which keeps all."""
+    min_p: float | None = None
+    """Keep tokens at least this likely, relative to the likeliest; plain: 0."""
     max_tokens: int | None = None
     """Tokens of a sample at most; default: 1024, or as many as the model has positions for."""
     seed: int = 0
@@ -103,16 +109,62 @@ class Draw:
 
     def check(self) -> None:
         """Raises SamplingError for impossible values, before a model is loaded."""
-        Sampling(**{name: value for name, value in dataclasses.asdict(self).items() if value is not None})
+        Sampling(**self._given())
+        require(
+            self.sampling != "greedy" or not self.temperature,
+            f"--sampling greedy draws at temperature 0, --temperature says {self.temperature}; leave one of them out",
+        )
 
-    def sampling(self, lm: LanguageModel, prompts: list[str], *, add_special_tokens: bool) -> Sampling:
-        """The sampling that the flags ask for, by default with as many tokens as fit behind the longest prompt."""
-        given = dataclasses.asdict(self)
+    def _given(self) -> dict[str, Any]:
+        """The settings that flags give."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        given.pop("sampling", None)
+        return given
+
+    def made(
+        self,
+        lm: LanguageModel,
+        prompts: list[str],
+        *,
+        add_special_tokens: bool,
+        begun: Mapping[str, Any] | None = None,
+    ) -> tuple[Sampling, dict[str, Any] | None]:
+        """The sampling that the flags ask for, by default with as many tokens as fit behind the longest prompt; and
+        what run.json says of the checkpoint's recommendation, None where it is not used. A line says where settings are
+        not the plain ones: from the recommendation, or from the run in the folder, `begun`, which goes on as it began.
+        """
+        given = self._given()
+        base, recommended = self._base(lm, begun)
+        given = base | given
         if self.max_tokens is None:
             longest = max(len(lm.encode(prompt, add_special_tokens=add_special_tokens)) for prompt in prompts)
             positions_left = max(1, lm.config.max_position_embeddings - longest)
             given["max_tokens"] = min(Sampling.max_tokens, positions_left)
-        return Sampling(**given)
+        return Sampling(**given), recommended
+
+    def _base(self, lm: LanguageModel, begun: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What the flags that are not given stand for, and the recommendation that is used."""
+        if self.sampling == "greedy":
+            return {"temperature": 0.0}, None
+        if self.sampling == "plain":
+            return {}, None
+        stored = None if self.sampling or begun is None else begun.get("sampling")
+        if isinstance(stored, dict) and begun is not None and (begun.get("recommended") or lm.recommended):
+            kept = {name: stored[name] for name in DRAWN if name in stored}
+            said = ", ".join(f"{name} {value}" for name, value in kept.items())
+            say(f"{lm.config.name}: sampled as the run in the folder began ({said}), but for flags that are given")
+            return kept, begun.get("recommended")
+        if lm.recommended is None:
+            require(
+                self.sampling is None,
+                f"{lm.config.name}: recommends no sampling (no generation_config.json says anything of it); take "
+                "--sampling plain",
+            )
+            return {}, None
+        over = [f"--{name.replace('_', '-')}" for name in DRAWN if getattr(self, name) is not None]
+        but = f", but for {', '.join(over)}" if over else ""
+        say(f"{lm.config.name}: sampled as it recommends ({lm.recommended.words}){but}; --sampling plain: otherwise")
+        return dict(lm.recommended.settings), lm.recommended.identity
 
 
 DrawArgs = tyro.conf.OmitArgPrefixes[Draw]

@@ -17,6 +17,7 @@ from kinetics_jax.costs.batching import too_many
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.hardware import chips_words
 from kinetics_jax.costs.widths import TYPE_BYTES
+from kinetics_jax.settings import MAX_DRAFTS
 
 if TYPE_CHECKING:
     from kinetics_jax.costs.architectures.architecture import PricedModel
@@ -48,6 +49,8 @@ def cost(
     price: float | None = None,
     joules: bool = False,
     half_width: float | None = None,
+    speculate: int = 0,
+    accept: float | None = None,
     as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
@@ -70,6 +73,9 @@ def cost(
         joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
         half_width: Also: how many problems make a 95 % interval of ± this certain (0.02 for two points), and what those
             cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
+        speculate: Price dense samples by self-speculation: so many tokens are drafted by --attention before one dense
+            pass verifies them.
+        accept: With --speculate, the part of drafts that are kept, as `kinetics sample --speculate` measures it.
         as_json: Print JSON; amounts in units of 1e12.
     """
     from kinetics_jax.analysis.sample_size import WORST, check_half_width
@@ -78,6 +84,7 @@ def cost(
     from kinetics_jax.costs.hardware import HARDWARE, measured_energy
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.links import unknown_link
+    from kinetics_jax.costs.speculation import expected_rounds, speculation_cost
     from kinetics_jax.stats.precision import problems_for
 
     require(output != (), "--output needs a number of tokens")
@@ -93,11 +100,19 @@ def cost(
     policy, config = parse_policy(attention), priced_model(model)
     fits_by_default = batch is None and intensity is None and convention == "traffic"
     rule = "fit" if fits_by_default else None if batch is None else batch_of(batch)
+    require((accept is None) == (speculate == 0), "--speculate N and --accept A, the part of drafts kept, go together")
+    if speculate:
+        require_between("--speculate", speculate, 1, MAX_DRAFTS)
+        require(
+            len(output) == 1 and convention == "traffic" and chips == 1 and not shared_prompt,
+            "--speculate is priced for one length, in the traffic convention, on one chip, without --shared-prompt",
+        )
+        require(policy.kind != "dense", "--speculate drafts by a sparse --attention; give one")
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
         "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
     )
-    widths = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
+    widths: dict[str, Any] = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
 
     def chip(named: str) -> Hardware:
         profile = hardware_named(named)
@@ -112,6 +127,12 @@ def cost(
         )  # fmt: skip
 
     def priced(side_by_side: Any, **by: Any) -> Cost:
+        if speculate:
+            rounds = expected_rounds(output[0], speculate, accept or 0.0)
+            return speculation_cost(
+                config, prompt_tokens=prompt, rounds=rounds, drafts=speculate, draft=policy, trials=trials,
+                batch=side_by_side, **widths, **by,
+            )  # fmt: skip
         lengths = {"output_tokens": output[0]} if len(output) == 1 else {"output_lengths": output}
         compute = generation_cost if len(output) == 1 else best_of_n_cost
         return compute(
@@ -193,6 +214,12 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
+    if speculate:
+        densely = generation_cost(
+            config, prompt_tokens=prompt, output_tokens=output[0], trials=trials, batch=side_by_side,
+            hardware=priced_on, intensity=intensity, **widths,
+        )  # fmt: skip
+        asked |= {"speculate": speculate, "accept": accept, "dense_total": float(densely.total)}
     needed = None if half_width is None else problems_for(half_width, WORST, 1)
     if needed:
         asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
@@ -295,6 +322,11 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict], *, measured: lis
         f"{asked['kv_dtype']} KV, {asked['weight_dtype']} weights; {weights}\n"
     )
     total = float(cost.total)
+    if "speculate" in asked:
+        print(
+            f"Dense samples by speculation: {asked['speculate']} drafts a round, {asked['accept']:g} of them kept.\n"
+            f"It costs {total / asked['dense_total']:.1%} of dense decoding, {asked['dense_total']:,.4g}.\n"
+        )
 
     def row(part: str, amount: Any) -> dict[str, Any]:
         share = f"{amount / total:.1%}" if total else "-"

@@ -92,9 +92,10 @@ def agreements(
     Random policies draw with the sample's key, as when it was drawn. Memory is that of two caches of `rows` samples
     and of the logits of STEPS tokens each.
     """
+    longest = max((len(each.prompt) + len(each.tokens) for each in samples), default=0)  # one shape for all
     for first in range(0, len(samples), rows):
         group = samples[first : first + rows]
-        side_by_side = Rows(group, rows=rows, page_size=policy.page_size, seed=seed)
+        side_by_side = Rows(group, rows=rows, page_size=policy.page_size, seed=seed, longest=longest)
         made: Any = {"num_pages": side_by_side.num_pages, "dtype": cache_dtype}
         sparse = empty_cache(policy, config, rows=rows, **made)
         dense = PagedCache.create(config, page_size=policy.page_size, **made)

@@ -61,6 +61,15 @@ def nonfinite_warning(graph: nnx.GraphDef, weights: nnx.State, tokens: Sequence[
     )
 
 
+def hook_warning(hook: Any, where: str) -> str:
+    """The warning of a sample of which a hook made the logits NaN or infinite."""
+    return (
+        f"{where}: the hook {getattr(hook, '__name__', type(hook).__name__)!r:.60} returned NaN or an infinite logit. "
+        "Such samples end as 'nonfinite', with the tokens before; return -inf for what must not be drawn, and finite "
+        "logits else"
+    )
+
+
 def _place(finite: Sequence[bool]) -> str:
     """The first of `finite_places` that is not, in words."""
     if all(finite):

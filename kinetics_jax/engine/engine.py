@@ -23,13 +23,16 @@ from kinetics_jax.attention.shared_prefix import prefix_obstacle, sharing_chosen
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.engine.abstract import abstract_cache, abstract_rows, abstract_scalar, abstract_slots
 from kinetics_jax.engine.capacity import SMALLER_POOL, device_memory, pool_size, worst_case
-from kinetics_jax.engine.decoding import Decoding, Finished, Job, Setup, shared_prefix
+from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.programs import decode_chunk
 from kinetics_jax.engine.prompts import prompt_ids
-from kinetics_jax.engine.schedule import Request
+from kinetics_jax.engine.requests import Request
+from kinetics_jax.engine.setup import Finished, Job, Setup, shared_prefix
 from kinetics_jax.engine.speculative_decoding import SpeculativeDecoding, check_speculation
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import check_mesh, mesh_spelling
+
+DEFAULT_LENGTH = 4096  # tokens of a sequence in an open decoder, unless it is told otherwise
 
 
 class Engine:
@@ -104,9 +107,50 @@ class Engine:
             return Job([], 0, 0, shared_prefix=False)
         setup = self.setup
         longest = max(len(request.prompt) for request in requests)
+        width, num_pages = self._pool(longest + setup.sampling.max_tokens)
+        shares = self.shares_prefix(requests, began_sharing=began_sharing)
+        job = Job(requests, width, num_pages, shared_prefix=shares)
+        if setup.backend:
+            self._check_backend(job)
+        return job
+
+    def open_job(self, max_length: int | None) -> tuple[Job, int]:
+        """A job whose requests come later (`engine.open`), and the most tokens that any of its sequences may have: the
+        model's positions, but at most DEFAULT_LENGTH, unless given. Raises RequestError for what cannot be held.
+        """
+        setup, positions = self.setup, self.setup.config.max_position_embeddings
+        if setup.settings.speculate:
+            raise RequestError(
+                "open: speculate is for generate and sample, whose requests all draw alike; leave it out"
+            )
+        self._check_layers()
+        longest = min(positions, DEFAULT_LENGTH)
+        if max_length is not None:
+            longest = whole_number(max_length, "open: max_length", RequestError)
+            if not 2 <= longest <= positions:
+                raise RequestError(f"open: max_length must be in 2 … {positions}, the model's positions, got {longest}")
+        num_pages, worst = setup.settings.num_pages, worst_case(longest, setup.policy.page_size)
+        if num_pages is not None and num_pages // setup.shards < worst:
+            each = f" on each of {setup.shards} shards" if setup.shards > 1 else ""
+            raise RequestError(
+                f"open: {num_pages // setup.shards} pages of {setup.policy.page_size} tokens{each} cannot hold the "
+                f"{worst} of a sequence; raise num_pages or lower max_length"
+            )
+        width, num_pages = self._pool(longest)
+        shares = setup.settings.shared_prefix is True and self.shares_prefix([])
+        job = Job([], width, num_pages, shared_prefix=shares, longest=longest)
+        if setup.backend:
+            self._check_backend(job)
+        return job, longest
+
+    def _pool(self, tokens: int) -> tuple[int, int]:
+        """The page table's width and the pool's pages for sequences of at most `tokens` tokens. Raises RequestError for
+        a pool beyond the device's memory.
+        """
+        setup = self.setup
         width, num_pages = pool_size(
             setup.settings,
-            tokens=longest + setup.sampling.max_tokens,
+            tokens=tokens,
             page_size=setup.policy.page_size,
             page_bytes=setup.page_bytes,
             mesh=setup.mesh,
@@ -116,11 +160,7 @@ class Engine:
             raise RequestError(
                 f"{setup.describe_pool(num_pages)}, more than the device's {memory[0] / 1e9:,.1f} GB; {SMALLER_POOL}"
             )
-        shares = self.shares_prefix(requests, began_sharing=began_sharing)
-        job = Job(requests, width, num_pages, shared_prefix=shares)
-        if setup.backend:
-            self._check_backend(job)
-        return job
+        return width, num_pages
 
     def shares_prefix(self, requests: Sequence[Request], *, began_sharing: bool | None = None) -> bool:
         """Whether dense layers read the prompts of these requests once for all samples of each.
@@ -151,13 +191,16 @@ class Engine:
             backend=setup.backend,
         )
 
+    def _check_layers(self) -> None:
+        layers = self.setup.config.num_layers
+        if (layer := self.setup.policy.missing_layer(layers)) is not None:
+            raise RequestError(f"{self.setup.policy}: there is no layer {layer}; the model has {layers}")
+
     def _checked(self, requests: Sequence[Request]) -> list[Request]:
         """The requests with Python's own numbers."""
         setup = self.setup
         page_size, max_tokens = setup.policy.page_size, setup.sampling.max_tokens
-        layers = setup.config.num_layers
-        if (layer := setup.policy.missing_layer(layers)) is not None:
-            raise RequestError(f"{setup.policy}: there is no layer {layer}; the model has {layers}")
+        self._check_layers()
         vocab = setup.config.vocab_size
         requests = [
             dataclasses.replace(

@@ -22,12 +22,15 @@ STEPS = 16  # tokens of a row that are replayed at a time: bounds what is kept o
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A sample that was drawn: its prompt, its tokens, and what its random key is made of beside the run's seed."""
+    """A sample that was drawn: its prompt, its tokens, and what its random key is made of beside the run's seed, or
+    that `key` itself.
+    """
 
     prompt: Sequence[int]
     tokens: Sequence[int]
     problem: str = "0"
     sample: int = 0
+    key: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -46,24 +49,20 @@ class Part:
 
 class Rows:
     """Up to `rows` samples with a row and pages each: `table [rows, width]` int32, `num_pages` in all, and `keys
-    [rows]`, the samples' random keys.
+    [rows]`, the samples' random keys. The table has room for `longest` tokens at least.
     """
 
-    def __init__(self, samples: Sequence[Drawn], *, rows: int, page_size: int, seed: int):
+    def __init__(self, samples: Sequence[Drawn], *, rows: int, page_size: int, seed: int, longest: int = 0):
         self.samples, self.page_size = samples, page_size
-        self.width = table_width(pages_for(max(len(each.prompt) + len(each.tokens) for each in samples), page_size))
+        longest = max(longest, *(len(each.prompt) + len(each.tokens) for each in samples))
+        self.width = table_width(pages_for(longest, page_size))
         self.num_pages = rows * self.width
         self.table = np.full((rows, self.width), -1, np.int32)
         for row, sample in enumerate(samples):
             held = pages_for(len(sample.prompt) + len(sample.tokens), page_size)
             self.table[row, :held] = row * self.width + np.arange(held)
-        key, idle = seed_key(seed), [Drawn([], [])] * (rows - len(samples))
-        self.keys = jnp.concatenate(
-            [
-                sample_keys(key, jnp.uint32(problem_hash(each.problem)), jnp.array([each.sample], jnp.int32))
-                for each in (*samples, *idle)
-            ]
-        )
+        idle = [Drawn([], [])] * (rows - len(samples))
+        self.keys = jnp.stack([_key(each, seed_key(seed)) for each in (*samples, *idle)])
 
     @property
     def steps(self) -> int:
@@ -100,3 +99,9 @@ class Rows:
             some = jnp.asarray(tokens[:, start : start + chunk])
             cache, logits = prefill_chunk(graph, weights, cache, some, jnp.int32(start), length, held_pages)
         return cache, logits
+
+
+def _key(sample: Drawn, seed: jax.Array) -> jax.Array:
+    if sample.key is not None:
+        return sample.key
+    return sample_keys(seed, jnp.uint32(problem_hash(sample.problem)), jnp.array([sample.sample], jnp.int32))[0]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from kinetics_jax.settings import Sampling
 
-IDLE, NONFINITE = -1, -2  # in place of a token: nothing was drawn; the logits were not finite
+# In place of a token: nothing was drawn; the logits were not finite; a hook made them so; a request's rules left none.
+IDLE, NONFINITE, HOOK_NONFINITE, BLOCKED = -1, -2, -3, -4
 
 
 def problem_hash(problem: str) -> int:
     """32 bits of BLAKE2b of a problem's id: what its samples' keys are folded from."""
     return int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=4).digest(), "little")
+
+
+def prompt_digest(prompt: Sequence[int]) -> str:
+    """64 bits of BLAKE2b of a prompt's token ids."""
+    return hashlib.blake2b(np.asarray(prompt, "<i4").tobytes(), digest_size=8).hexdigest()
+
+
+def prompt_name(digest: str, occurrence: int) -> str:
+    """The id of a prompt that has none: its digest, and how often it stood before in the same call or decoder."""
+    return f"{digest}:{occurrence}"
 
 
 def sample_keys(
@@ -24,6 +37,11 @@ def sample_keys(
     """The key of each (problem, sample); the key of its token at output position p is `fold_in(key, p)`."""
     key = jax.random.fold_in(seed, problem)
     return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
+
+
+def fork_key(key: Key[Array, ""], fork: int) -> Key[Array, ""]:
+    """The key of a sample's fork, which no output position folds in: those lie below 2**31."""
+    return jax.random.fold_in(key, (1 << 31) + fork)
 
 
 def seed_key(seed: int) -> Key[Array, ""]:

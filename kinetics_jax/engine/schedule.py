@@ -5,74 +5,25 @@ possible output would: pages are taken chunk by chunk. When the next chunk does 
 samples go first (they are prefilled again), then the youngest sample is preempted: its pages are saved on the host and
 given back, and it is the first to come back. The oldest sample always goes on, so that a pool that can hold one sample
 finishes them all.
+
+In an open decoder ended samples can keep their pages, to go on later: then they are taken up like preempted ones.
+Samples that were forked share pages; who writes to a shared one gets a copy first. Pages that are only kept make room
+for all others: they move to the host.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from kinetics_jax.engine.pages import PageAllocator
 from kinetics_jax.engine.repetition import RepetitionWatch
-from kinetics_jax.engine.sampling import NONFINITE
+from kinetics_jax.engine.requests import Prompt, Request, Running
 from kinetics_jax.padding import pages_for
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One prompt and which of its samples are wanted. `problem` names it: with the seed it fixes every draw."""
-
-    problem: str
-    prompt: Sequence[int]
-    samples: Sequence[int]
-
-
-@dataclasses.dataclass
-class Prompt:
-    """A prompt with pages of its own; `logits` is what its prefill returned, None before."""
-
-    request: Request
-    pages: list[int]
-    logits: Any = None
-
-
-@dataclasses.dataclass
-class Running:
-    """A sample that has begun: its pages so far, its tokens so far. `age` counts samples in the order they began,
-    `began` is the time; `saved` is the copy of its pages while it is preempted; `nonfinite`: no token could be drawn;
-    `read`: KV tokens attended and summary vectors read so far.
-    """
-
-    request: Request
-    sample: int
-    age: int
-    began: float
-    pages: list[int] = dataclasses.field(default_factory=list)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    repetition: RepetitionWatch | None = None
-    repeats: bool = False
-    nonfinite: bool = False
-    saved: Any = None
-    read: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
-
-    @property
-    def stored(self) -> int:
-        """Tokens in the cache: all but the newest, which the next step appends."""
-        return len(self.request.prompt) + max(len(self.tokens) - 1, 0)
-
-    def add(self, tokens: list[int]) -> None:
-        """Appends new tokens; those after the point where the sample repeats are dropped. NONFINITE is none of them."""
-        failed = bool(tokens) and tokens[-1] == NONFINITE
-        tokens = tokens[:-1] if failed else tokens
-        kept = self.repetition.feed(tokens) if self.repetition else None
-        self.repeats = kept is not None
-        self.nonfinite = failed and not self.repeats
-        self.tokens += tokens[:kept]
 
 
 class Schedule:
@@ -99,14 +50,17 @@ class Schedule:
         requests = list(requests)
         self.first_slot = first_slot
         self.slots, self.page_size, self.chunk = slots, page_size, chunk
-        self.max_tokens, self.repetition_window = max_tokens, repetition_window
+        self.repetition_window = repetition_window
         self.allocator = PageAllocator(num_pages)
-        self.waiting = collections.deque((request, sample) for request in requests for sample in request.samples)
-        self._unstarted = {request.problem: len(request.samples) for request in requests}
+        self.waiting: collections.deque[Running] = collections.deque()
+        self._unstarted: collections.Counter[str] = collections.Counter()
         if beside:
             self.waiting, self._unstarted = beside.waiting, beside._unstarted
+        else:
+            self.enqueue(Running(request, sample, max_tokens) for request in requests for sample in request.samples)
         self.running: dict[int, Running] = {}
         self.preempted: list[Running] = []  # oldest first
+        self.kept: list[Running] = []  # ended, with pages; in the order they ended
         self.prompts: dict[str, Prompt] = {}
         self._ages = 0
 
@@ -115,10 +69,17 @@ class Schedule:
         """Whether anything is left to do."""
         return bool(self.waiting or self.running or self.preempted)
 
+    def enqueue(self, samples: Iterable[Running]) -> None:
+        """Lets samples that have not begun wait; those of one request stand side by side."""
+        for sample in samples:
+            self.waiting.append(sample)
+            self._unstarted[sample.request.problem] += 1
+
     def resume(self) -> list[tuple[int, Running, np.ndarray]]:
         """Lets preempted samples that have room again run, oldest first.
 
-        Returns the slot, the sample and its page ids of each, -1 where a page is its prompt's and needs no restoring.
+        Returns the slot, the sample and its page ids of each, -1 where a page is its prompt's and needs no restoring;
+        none for a sample whose pages never left.
         """
         resumed = []
         for slot in self._idle_slots():
@@ -128,6 +89,12 @@ class Schedule:
             if not self.running:  # else prompts that wait for this sample could keep it out for ever
                 for prompt in list(self.prompts.values()):
                     self._drop(prompt)
+            if running.saved is None:
+                if not self._writable(running):
+                    break
+                self.running[slot] = self.preempted.pop(0)
+                resumed.append((slot, running, np.full(0, -1, np.int32)))
+                continue
             shared = self._prompt_pages(running)
             if self._for_next_chunk(running) - len(shared) > self._room():
                 break
@@ -150,13 +117,13 @@ class Schedule:
         """
         for prompt in list(self.prompts.values()):
             self.started(prompt)  # the last of its samples may have begun on another shard
-        idle = self._idle_slots()
-        if not (idle and self.waiting) or self.preempted:
+        if not self.may_admit:
             return None
-        request = self.waiting[0][0]
+        idle = self._idle_slots()
+        request, limit = self.waiting[0].request, self.waiting[0].limit
         length = len(request.prompt)
         shared = length // self.page_size
-        private = pages_for(length + min(self.chunk, self.max_tokens), self.page_size) - shared
+        private = pages_for(length + min(self.chunk, limit), self.page_size) - shared
         prompt = self.prompts.get(request.problem)
         own = 0 if prompt else pages_for(length, self.page_size)
         if own + private > self._room():
@@ -164,18 +131,27 @@ class Schedule:
         if prompt is None:
             prompt = self.prompts[request.problem] = Prompt(request, self.allocator.take(own))
         started: dict[int, Running] = {}
-        while idle and self.waiting and self.waiting[0][0] is request and private <= self._room():
-            _, sample = self.waiting.popleft()
-            pages = prompt.pages[:shared]
-            self.allocator.share(pages)
-            running = Running(request, sample, self._ages, time.perf_counter(), pages)
+        while idle and self.waiting and self.waiting[0].request is request and private <= self._room():
+            running = self.waiting.popleft()
+            running.age, running.began, running.pages = self._ages, time.perf_counter(), prompt.pages[:shared]
+            self.allocator.share(running.pages)
             if self.repetition_window:
-                running.repetition = RepetitionWatch(self.repetition_window)
+                running.watches = {"repetition": RepetitionWatch(self.repetition_window)}
             self._ages += 1
             slot = idle.pop(0)
             self.running[slot] = started[slot] = running
             self._unstarted[request.problem] -= 1
         return prompt, started
+
+    @property
+    def may_admit(self) -> bool:
+        """Whether a sample waits that could begin if it had room."""
+        return bool(self.waiting and not self.preempted and self._idle_slots())
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether a sample that began could go on if it had room."""
+        return bool(self.preempted and self._idle_slots())
 
     def started(self, prompt: Prompt) -> None:
         """Releases a prompt's pages once its last sample has begun and holds what it needs of them."""
@@ -198,10 +174,47 @@ class Schedule:
     def preempt(self, slot: int, saved: Any) -> None:
         """Takes a sample out of its slot and gives back its pages, of which `saved` is a copy."""
         running = self.running.pop(slot)
-        self.allocator.release(running.pages)
-        running.pages, running.saved = [], saved
+        self.park(running, saved)
+        self.go_on(running)
+
+    def go_on(self, running: Running) -> None:
+        """Lets a sample that holds pages, or a copy of them, wait for its turn."""
         self.preempted.append(running)
         self.preempted.sort(key=lambda other: other.age)
+
+    def keep(self, slot: int) -> Running:
+        """Takes an ended sample out of its slot; its pages stay."""
+        running = self.running.pop(slot)
+        self.kept.append(running)
+        return running
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the next chunk of all that run does not fit."""
+        return self._room() < 0
+
+    def parkable(self) -> Running | None:
+        """The next sample whose pages can make room, though it does not run: of those that ended, the first, then of
+        those that wait to go on, the youngest, but for the oldest; None where there is none.
+        """
+        waiting = reversed(self.preempted[1:])
+        return next((running for running in [*self.kept, *waiting] if running.pages), None)
+
+    def park(self, running: Running, saved: Any) -> None:
+        """Gives back a sample's pages, of which `saved` is a copy."""
+        self.allocator.release(running.pages)
+        running.pages, running.saved = [], saved
+
+    def forget(self, running: Running) -> None:
+        """Gives back everything that a kept sample holds."""
+        self.kept.remove(running)
+        self.park(running, None)
+
+    def cut(self, running: Running, stored: int) -> None:
+        """Gives back the pages of a sample behind its first `stored` tokens and the page that the next one goes to."""
+        spare = running.pages[stored // self.page_size + 1 :]
+        self.allocator.release(spare)
+        del running.pages[len(running.pages) - len(spare) :]
 
     def reserve(self, table: np.ndarray) -> None:
         """Takes the pages of the next chunk and writes every slot's pages into its row of `table`, -1 elsewhere.
@@ -231,9 +244,25 @@ class Schedule:
         prompt = self.prompts.get(running.request.problem)
         return prompt.pages[: len(running.request.prompt) // self.page_size] if prompt else []
 
+    def _writable(self, running: Running) -> bool:
+        """Whether a sample whose pages are here can go on; then the page that it writes to is its own, and its `copy`
+        says of what.
+        """
+        first = running.stored // self.page_size
+        shared = running.pages[first : first + 1]
+        if not shared or self.allocator.holders(shared[0]) == 1:
+            shared = []
+        if self._for_next_chunk(running) - len(running.pages) + len(shared) > self._room():
+            return False
+        if shared:
+            (own,) = self.allocator.take(1, sequence=running.pages[:first])
+            self.allocator.release(shared)
+            running.pages[first], running.copy = own, (shared[0], own)
+        return True
+
     def _for_next_chunk(self, running: Running) -> int:
         """Pages of a sample at the end of the next chunk."""
-        longest = len(running.request.prompt) + self.max_tokens
+        longest = len(running.request.prompt) + running.limit
         return pages_for(min(running.stored + self.chunk, longest), self.page_size)
 
     def _room(self) -> int:

@@ -24,7 +24,7 @@ from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
-from kinetics_jax.engine.programs import ChunkReads, Slots, _allowed, _goes_on
+from kinetics_jax.engine.programs import ChunkReads, Slots, allowed_logits, may_go_on
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits
 from kinetics_jax.settings import Sampling
 
@@ -58,8 +58,8 @@ def speculate_chunk(
     A round drafts `ahead` tokens for a slot (less before its limit) and gives it up to one more; there are `chunk //
     (ahead + 1)` rounds, at least one, and `page_table` must name pages for `chunk` tokens of every active slot. Returns
     the cache, the slots and the tokens, `[slots, rounds * (ahead + 1)]` int32, those of a round from its place on, IDLE
-    elsewhere, NONFINITE where the dense logits were not finite; and what each round read `[slots, rounds, …]`: its
-    drafts, and its dense pass, which reads what is stored and its own tokens once.
+    elsewhere, NONFINITE where the dense logits were not finite; and what each step of each round read: its
+    drafts, then its dense pass, which reads what is stored and its own tokens once.
     """
     model = nnx.merge(graph, weights)
     rows, kv_heads, layers = slots.token.shape[0], cache.k[0].shape[0], len(cache.k)
@@ -74,7 +74,7 @@ def speculate_chunk(
         index, cache, slots, drawn, counts, faults = carry
         count = jnp.where(slots.active, jnp.clip(slots.limit - slots.produced - 1, 0, ahead), 0)
         before = cache.carried
-        follow = bool(before)  # a policy that carries something takes a step for the last draft too, as for any token
+        follow = int(bool(before))  # what carries something takes a step for the last draft too, as for any token
 
         def draft(carry, place: jax.Array):
             cache, token = carry
@@ -84,7 +84,7 @@ def speculate_chunk(
             positions = (slots.stored + place)[:, None]
             hidden, cache = model(token[:, None], positions, attend, cache.counting(rows))
             cache, reads = cache.counted()
-            logits = _allowed(model.logits(hidden[:, 0]), known_ids)
+            logits = allowed_logits(model.logits(hidden[:, 0]), known_ids)
             # Where logits are not finite the model failed, not the policy, whatever its scores are.
             fault = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), reads.fault, 0)
             chances = chances_of(logits, sampling)
@@ -101,9 +101,9 @@ def speculate_chunk(
         positions = slots.stored[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
         attend = verify_attend(page_table, stored, backend=backend)
         hidden, beside = model(tokens, positions, attend, Beside(cache))
-        logits = _allowed(model.logits(hidden).reshape(tokens.size, -1), known_ids).reshape(*tokens.shape, -1)
+        logits = allowed_logits(model.logits(hidden).reshape(tokens.size, -1), known_ids).reshape(*tokens.shape, -1)
         kept = judge(logits, jnp.swapaxes(chances, 0, 1), drafts.T, count, slots.key, slots.produced, sampling)
-        goes_on = _goes_on(kept, eos) & (kept != IDLE)
+        goes_on = may_go_on(kept, eos) & (kept != IDLE)
         # The token behind which a sample ends is its last, whatever the round has behind it.
         mine = jnp.cumprod(jnp.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=True), axis=1) > 0
         kept = jnp.where(slots.active[:, None] & mine, kept, IDLE)
@@ -117,18 +117,21 @@ def speculate_chunk(
             token=jnp.where(slots.active, last, slots.token),
             stored=slots.stored + new,
             produced=produced,
-            active=slots.active & _goes_on(last, eos) & (produced < slots.limit),
+            active=slots.active & may_go_on(last, eos) & (produced < slots.limit),
         )
         drawn = jax.lax.dynamic_update_slice_in_dim(drawn, kept, index * size, axis=1)
         verified = jnp.where(stored > 0, layers * (stored + count + 1), 0).astype(jnp.uint32)
+        verified = jnp.broadcast_to(verified, (1, kv_heads, rows))
         kv_tokens, vectors, fault = read  # of each draft, [drafts, kv_heads, slots]
-        kv_tokens, vectors = (jnp.sum(each, axis=0, dtype=jnp.uint32) for each in (kv_tokens, vectors))
-        counts = counts.at[:, :, index].set(jnp.stack([kv_tokens + verified[None], vectors], axis=-1))
+        steps = [jnp.concatenate(each) for each in ((kv_tokens, verified), (vectors, jnp.zeros_like(verified)))]
+        steps = jnp.stack([jnp.moveaxis(each, 0, -1) for each in steps], axis=-1)  # [kv_heads, slots, steps, 2]
+        counts = jax.lax.dynamic_update_slice_in_dim(counts, steps, index * steps.shape[2], axis=2)
         faults = jnp.where(faults == 0, jnp.max(fault, axis=0), faults)
         return index + 1, cache, slots, drawn, counts, faults
 
     drawn = jnp.full((rows, rounds * size), IDLE, jnp.int32)
-    counts, faults = jnp.zeros((kv_heads, rows, rounds, 2), jnp.uint32), jnp.zeros((kv_heads, rows), jnp.int32)
+    steps = rounds * (size + int(bool(cache.carried)))
+    counts, faults = jnp.zeros((kv_heads, rows, steps, 2), jnp.uint32), jnp.zeros((kv_heads, rows), jnp.int32)
     start = np.int32(0), cache, slots, drawn, counts, faults
     _, cache, slots, drawn, counts, faults = jax.lax.while_loop(running, one_round, start)
     return cache, slots, drawn, ChunkReads.of(counts, faults, copies=1)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kinetics_jax.attention.reads import join_halves
-from kinetics_jax.engine.decoding import Decoding, Finished, Job, Setup
+from kinetics_jax.engine.decoding import Decoding
+from kinetics_jax.engine.requests import Running
 from kinetics_jax.engine.sampling import IDLE
-from kinetics_jax.engine.schedule import Running
+from kinetics_jax.engine.setup import Finished, Job, Setup
 from kinetics_jax.engine.speculation import speculate_chunk
 from kinetics_jax.settings import RequestError, patience
 
@@ -54,7 +55,7 @@ class SpeculativeDecoding(Decoding):
         super().__init__(setup, job)
         self._rounds: dict[tuple[str, int], list[int]] = {}
 
-    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _decode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, None]:
         """As `Decoding._decode`, in rounds: what one reads stands at its first token."""
         for schedule in self.schedules:
             schedule.reserve(self.table)
@@ -67,7 +68,7 @@ class SpeculativeDecoding(Decoding):
             setup.weights,
             self.cache,
             before,
-            self._rows(self.table),
+            self.place(self.table),
             jnp.int32(patience(settings.slots) if waits else settings.slots),
             setup.known_ids,
             **options,
@@ -83,9 +84,9 @@ class SpeculativeDecoding(Decoding):
         np.add.at(
             counts,
             (np.arange(settings.slots)[:, None], np.minimum(begins, drawn.shape[1] - 1)),
-            join_halves(reads.counts),
+            join_halves(reads.counts).reshape(*given.shape, -1, 2).sum(axis=2),
         )
-        return first, drawn, active, counts, reads.fault
+        return first, drawn, active, counts, reads.fault, None
 
     def _count_rounds(self, given: np.ndarray, drawn: np.ndarray, waits: bool) -> None:
         """Steps are rounds here."""

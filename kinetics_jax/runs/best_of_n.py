@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -17,34 +18,26 @@ from kinetics_kernels.backends import ATTENTION_OPS, used_backend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import stored_policy
 from kinetics_jax.engine.engine import Request
+from kinetics_jax.engine.replays import NO_MESH
+from kinetics_jax.engine.setup import Finished
+from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.files import FileError, read_json
 from kinetics_jax.language_model import LanguageModel
-from kinetics_jax.runs.folder import Run, RunWriter, TraceError, read_run, regrade
+from kinetics_jax.runs.dense_model import add_agreement, speculate_header, speculation_record
+from kinetics_jax.runs.folder import Run, RunWriter, TraceError
+from kinetics_jax.runs.grade_again import UNDECIDED, Progress
+from kinetics_jax.runs.grade_again import grade_again as grade_again  # it goes with a run
 from kinetics_jax.runs.records import NONFINITE
-from kinetics_jax.settings import EngineSettings, Sampling
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import mesh_spelling
 from kinetics_jax.tasks.answers import completed
-from kinetics_jax.tasks.grading import Grade
-from kinetics_jax.tasks.math_grading import grader_for
-from kinetics_jax.tasks.problems import Problem
-from kinetics_jax.tasks.prompts import adds_special_tokens, render_prompts
+from kinetics_jax.tasks.graders import grading, open_grader
+from kinetics_jax.tasks.own_functions import SECONDS
+from kinetics_jax.tasks.problems import Problem, problem_fields
+from kinetics_jax.tasks.prompts import PromptStyle, adds_special_tokens, prompt_identity, render_prompts
 
 DIGEST = "every stored byte"  # what `weights` of run.json is a digest of
-# The grade of a sample whose logits are not finite: what it would have said is not known.
-UNDECIDED = Grade(correct=None, answer=None, grader=NONFINITE)
 VERSIONED = ("kinetics_jax", "jax", "flax", "numpy", "transformers", "math-verify")
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a run is: samples finished (earlier ones included) of the total; since this process began it, tokens
-    drawn and how often a sample was preempted because the pool ran dry.
-    """
-
-    finished: int
-    total: int
-    tokens: int
-    preempted: int = 0
 
 
 def best_of_n(
@@ -57,40 +50,63 @@ def best_of_n(
     sampling: Sampling,
     out: str | Path,
     prompts: Mapping[str, str] | None = None,
+    style: PromptStyle | None = None,
     add_special_tokens: bool | None = None,
     settings: EngineSettings = EngineSettings(),
+    grader: str | Callable[..., Any] | None = None,
+    score: str | Callable[..., Any] | None = None,
+    grader_seconds: float = SECONDS,
+    identity: Mapping[str, Any] | None = None,
+    agreement: bool = False,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
     """Draws `n` samples of every problem, grades them and appends each to the run folder `out` as it finishes.
 
-    `prompts` are the problems' texts by id, by default what `render_prompts` makes of them; `task` chooses the grader.
+    `prompts` are the problems' texts by id, by default what `render_prompts` makes of them in `style`; given both, the
+    style is what run.json says of them.
+    `task` chooses the grader (problems with choices have their own), unless `grader` is one: `math`, `choice`, or a
+    function `grade(text, answer)` or `grade(text, answer, problem)` that returns True, False, (correct, score) or a
+    mapping of `correct`, `score`, `answer`, itself or spelled `module:function` or `file.py:function`. `score` is a
+    function alike that returns a number, a verifier's or judge's. Both run in processes of their own; what one of them
+    gets wrong, or does not do within `grader_seconds`, is null in the record, with the reason in `why`.
+    `identity` holds more fields of run.json that say what the run is. `agreement`: whether records get the agreement of
+    the policy with dense attention, once all samples are drawn. With `settings.speculate` the policy drafts, and the
+    samples are the dense model's.
     `add_special_tokens` is as in `LanguageModel.encode`; None: not to the chats that `render_prompts` makes, else as
     the model was loaded.
 
     What the folder already holds is kept and not drawn again. Returns the whole run as read back. Raises TraceError if
     `out` holds another configuration, RequestError if a prompt cannot fit, GradingError for a known answer that cannot
-    be graded; an exception from `on_progress`, which is called after each chunk, ends the run cleanly.
+    be graded, FunctionError for a function that cannot be called; an exception from `on_progress`, called after
+    each chunk, ends the run cleanly.
     """
     policy = stored_policy(policy)
+    if agreement and lm.mesh is not None:
+        raise RequestError(NO_MESH.format("agreement"))
     added = lm.add_special_tokens if add_special_tokens is None else add_special_tokens
+    how = grading(grader, score, seconds=grader_seconds).of(problems)
     if prompts is None:
-        prompts = render_prompts(problems, lm.directory, task=task)
-        added = added and (add_special_tokens is not None or adds_special_tokens(lm.directory, task))
+        style = style or PromptStyle()
+        prompts = render_prompts(problems, lm.directory, task=task, style=style)
+        added = added and (add_special_tokens is not None or adds_special_tokens(lm.directory, task, style))
     answers = {problem.id: problem.answer for problem in problems}
     ids = {problem.id: lm.encode(prompts[problem.id], add_special_tokens=added) for problem in problems}
     requests = [Request(problem, prompt, range(n)) for problem, prompt in ids.items()]
     engine = lm.engine(sampling=sampling, attention=policy, settings=settings)
     # Before the folder is touched. A run that is continued shares prefixes as it began, since that rounds differently;
     # where this engine cannot, the writer says how it differs from the run in the folder.
-    begun = _begun(Path(out))
+    begun = begun_run(Path(out))
     began_sharing = None if begun is None else begun.get("shared_prefix") is True
     job = engine.check(requests, began_sharing=began_sharing)
     settings = dataclasses.replace(settings, shared_prefix=job.shared_prefix)
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
-    description |= _identity(lm, ids, added, begun)
-    snapshot = [{**dataclasses.asdict(problem), "prompt": prompts[problem.id]} for problem in problems]
-    with grader_for(task, answers) as grader, RunWriter(out, description, snapshot) as writer:
+    description |= _identity(lm, ids, added, begun) | how.identity | dict(identity or {})
+    description |= speculate_header(settings, policy)
+    description |= {} if style is None else prompt_identity(style, lm.directory, task)
+    snapshot = [problem.stored(prompts[problem.id]) for problem in problems]
+    asked = {stored["id"]: problem_fields(stored) for stored in snapshot}
+    with open_grader(task, answers, how) as graded, RunWriter(out, description, snapshot) as writer:
         for problem, count in writer.prompt_tokens.items():
             if count != len(ids[problem]):
                 raise TraceError(
@@ -108,12 +124,21 @@ def best_of_n(
                 tokens += drawn
                 on_progress(Progress(finished, total, tokens, decoding.counts.preempted))
 
+            def speculation(sample: Finished) -> dict[str, Any]:
+                if not isinstance(sample, Speculated):
+                    return {}
+                of = {"draft": policy, "ahead": settings.speculate, "max_tokens": sampling.max_tokens}
+                record = speculation_record(lm.config, sample, itemsize=lm.dtype.itemsize, **of)
+                return {"speculation": record}
+
             for sample in decoding.run(on_chunk):
                 text = lm.decode(sample.output_tokens)
                 grade = (
                     UNDECIDED
                     if sample.finish_reason == NONFINITE
-                    else grader(completed(prompts[sample.problem], text), answers[sample.problem])
+                    else graded(
+                        completed(prompts[sample.problem], text), answers[sample.problem], asked[sample.problem]
+                    )
                 )
                 writer.append(
                     {
@@ -122,53 +147,19 @@ def best_of_n(
                         "text": text,
                         "seed": sampling.seed,
                         "seconds": round(sample.seconds, 6),
+                        **speculation(sample),
                     }
                 )
                 finished += 1
-        return writer.read_back()
+        run = writer.read_back()
+    if agreement:
+        drawn = Progress(finished, total, tokens)
+        add = functools.partial(add_agreement, lm, out, policy=policy, prompts=ids, seed=sampling.seed)
+        run = add(on_sample=lambda *_: on_progress(drawn))
+    return run
 
 
-def grade_again(
-    path: str | Path,
-    *,
-    skip_unreadable: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[Run, list[tuple[str, int]]]:
-    """Grades the stored samples of a run folder anew, as its task is graded now.
-
-    Returns the run and the (problem, sample) of every grade that changed. The old grades stay until all new ones are
-    written. Raises TraceError for a sample without text or a run that another process is writing; GradingError for
-    known answers that cannot be graded, whose samples become undecided, with a warning, under `skip_unreadable`.
-    """
-    stored = read_run(path)
-    if "task" not in stored.header:
-        raise TraceError(f"{stored.path / 'run.json'}: names no task, which chooses the grader")
-    done = 0
-
-    def grade(record: dict[str, Any], answer: str) -> dict[str, Any]:
-        nonlocal done
-        if record["text"] is None:
-            raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
-        if record["finish_reason"] == NONFINITE:
-            return dataclasses.asdict(UNDECIDED)
-        prompt = stored.problems[record["problem"]]["prompt"]
-        fields = dataclasses.asdict(grader(completed(prompt, record["text"]), answer))
-        done += 1
-        on_progress(Progress(done, len(stored.samples), 0))
-        return fields
-
-    answers = {name: problem["answer"] for name, problem in stored.problems.items()}
-    with grader_for(stored.header["task"], answers, skip_unreadable=skip_unreadable) as grader:
-        before, after = regrade(path, grade)
-    changed = [
-        (new["problem"], new["sample"])
-        for old, new in zip(before.samples, after.samples, strict=True)
-        if (old["correct"], old["grader"]) != (new["correct"], new["grader"])
-    ]
-    return after, changed
-
-
-def _begun(out: Path) -> dict[str, Any] | None:
+def begun_run(out: Path) -> dict[str, Any] | None:
     """run.json of the run in `out`; None if there is no run that can be read."""
     try:
         return read_json(out / "run.json")

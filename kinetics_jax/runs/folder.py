@@ -1,10 +1,13 @@
 """Run folders: run.json, problems.jsonl, samples.jsonl. Written once, continued, read.
 
 run.json        what makes the samples what they are, and where they were made
-problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands)
+problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text, tokenised as it stands); where there
+                are any, choices, and fields (the other columns of its file)
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
                 (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds,
-                attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads)
+                attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads); where there is
+                one, score (a verifier's), why (the reason that there is no grade or score), agreement (of its policy
+                with dense attention, token by token) and speculation (its rounds and their price)
 
 Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
 """
@@ -16,7 +19,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +28,8 @@ from kinetics_jax.files import encode_utf8, lock_file, open_regular, read_json, 
 from kinetics_jax.runs.records import (
     HEADER,
     LATER_RECORD,
+    OPTIONAL,
+    OPTIONAL_PROBLEM,
     PROBLEM,
     RECORD,
     SAMPLING,
@@ -35,13 +40,17 @@ from kinetics_jax.runs.records import (
     parse_line,
 )
 
-SCHEMA = 3  # 2 may hold samples whose logits were not finite, 3 holds counts of what samples read
+# 2 may hold samples whose logits were not finite; 3, counts of what samples read, scores, reasons, own graders, choices
+# and other columns of problems.
+SCHEMA = 3
 SCHEMAS = (1, 2, SCHEMA)  # that this version reads
 # Where a run was made, not what it is: a run may be continued with these changed.
-CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "command")
+CIRCUMSTANCES = ("versions", "device", "mesh", "backends", "git_revision", "recommended", "command")
 # Sampling settings that earlier versions did not have, with what they did.
 LATER_SETTINGS = {"repetition_window": 0, "known_ids_only": False}
 LATER_FIELDS = {"prefill_chunk": 2048}  # of run.json; earlier runs prefilled whole, as prompts up to this still are
+# Of run.json; what earlier runs had is not known, and their prompts are stored.
+LATER_UNKNOWN = ("template",)
 RECORD_FIELDS = tuple(RECORD)
 
 
@@ -74,7 +83,7 @@ def read_run(path: str | Path) -> Run:
     for fields, schema, where in ((header, HEADER, ""), (header.get("sampling"), SAMPLING, "sampling.")):
         if isinstance(fields, dict) and (fault := misfits(fields, schema, all_needed=False)):
             raise TraceError(f"{path / 'run.json'}: {where}{fault}")
-    problems = read_lines(path / "problems.jsonl", PROBLEM).records
+    problems = read_lines(path / "problems.jsonl", PROBLEM, OPTIONAL_PROBLEM).records
     by_id = {problem["id"]: problem for problem in problems}
     if len(by_id) < len(problems):
         raise TraceError(f"{path / 'problems.jsonl'}: holds {len(problems)} problems under {len(by_id)} ids")
@@ -105,14 +114,16 @@ class Lines:
 def read_samples(path: Path) -> Lines:
     """The records of a run folder; none before the first one. Warns of a torn last line, and raises as `read_lines`."""
     samples = path / "samples.jsonl"
-    lines = read_lines(samples, RECORD, may_be_torn=True) if os.path.lexists(samples) else Lines([])
+    lines = read_lines(samples, RECORD, OPTIONAL, may_be_torn=True) if os.path.lexists(samples) else Lines([])
     if lines.torn:
         warnings.warn(f"{samples}: dropped the torn last line ({len(lines.torn)} bytes)", stacklevel=3)
     return lines
 
 
-def read_lines(path: Path, schema: dict[str, Kind], *, may_be_torn: bool = False) -> Lines:
-    """The records of a JSONL file, each with the fields of a schema.
+def read_lines(
+    path: Path, schema: dict[str, Kind], optional: dict[str, Kind] | None = None, *, may_be_torn: bool = False
+) -> Lines:
+    """The records of a JSONL file, each with the fields of a schema, and of `optional` what is there.
 
     A last line without its line feed is a record if it can be read; else it is torn, where it may be. Raises TraceError
     naming the file and line, also where a carriage return stands for a line feed: what follows would be lost.
@@ -130,7 +141,7 @@ def read_lines(path: Path, schema: dict[str, Kind], *, may_be_torn: bool = False
                 if ended or not may_be_torn or b"\r" in line.strip():
                     raise
                 return Lines(records, torn=line)
-            if fault := misfits(record, schema):
+            if fault := misfits(record, schema) or misfits(record, optional or {}, all_needed=False):
                 raise TraceError(f"{path}, line {number}: {fault}")
             records.append(record)
     except FileNotFoundError as error:
@@ -184,10 +195,14 @@ class RunWriter:
             self._begin(run, problems)
             return
         changed = _differences(before.header, run)
-        if list(before.problems.values()) != problems:
-            changed.append("the problems differ")
+        others = _other_problems(list(before.problems.values()), problems)
+        named = any(change.startswith(("template", "instruction", "system", "prompt_template")) for change in changed)
+        changed += [] if named and others != [OTHER_PROBLEMS] else others
         if changed:
-            raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); give another folder")
+            cure = "give another folder, or the command that began it"
+            if any(change.startswith(("grader", "score")) for change in changed):
+                cure += ", or go on as the run began and grade its samples by the other afterwards (kinetics grade)"
+            raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); {cure}")
         samples = self.path / "samples.jsonl"
         lines = read_lines(samples, RECORD, may_be_torn=True)
         os.truncate(samples, samples.stat().st_size - len(lines.torn))  # it is sampled again
@@ -205,7 +220,8 @@ class RunWriter:
 
         Raises TraceError if it cannot be written whole (on a full disk, say); earlier records stay readable.
         """
-        fields = (name for name in RECORD_FIELDS if name in record or name not in LATER_RECORD)
+        fields = [name for name in RECORD_FIELDS if name in record or name not in LATER_RECORD]
+        fields += [name for name in OPTIONAL if record.get(name) is not None]
         self._write(encode_utf8(_line({field: record[field] for field in fields})))
         self._written.add((record["problem"], record["sample"]))
 
@@ -288,7 +304,8 @@ def _open_locked(path: Path) -> io.FileIO:
 def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two run.json, field by field, circumstances left out."""
     changes = []
-    for key in sorted({*stored, *asked} - (set() if prefix else {"schema", *CIRCUMSTANCES})):
+    unknown = {name for name in LATER_UNKNOWN if name not in stored}
+    for key in sorted({*stored, *asked} - (set() if prefix else {"schema", *CIRCUMSTANCES, *unknown})):
         old, new = stored.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             changes += _differences(old, new, f"{prefix}{key}.")
@@ -297,11 +314,36 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = ""
     return changes
 
 
-def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, Any]]) -> tuple[Run, Run]:
+OTHER_PROBLEMS = "the problems differ"
+
+
+def _other_problems(stored: list[dict[str, Any]], asked: list[dict[str, Any]]) -> list[str]:
+    """In what a run's problems differ from those asked for. Of earlier versions' no other columns are stored."""
+    if len(stored) == len(asked):
+        asked = [
+            {name: value for name, value in new.items() if name != "fields" or name in old}
+            for old, new in zip(stored, asked, strict=True)
+        ]
+    if stored == asked:
+        return []
+    texts = ({**new, "prompt": old["prompt"]} for old, new in zip(stored, asked, strict=False))
+    if len(stored) != len(asked) or list(texts) != stored:
+        return [OTHER_PROBLEMS]
+    first = next(new["id"] for old, new in zip(stored, asked, strict=True) if old != new)
+    return [f"the prompts differ, first that of problem {_spelled(first)}: template, instruction or thinking"]
+
+
+def regrade(
+    path: str | Path,
+    grade: Callable[[dict[str, Any], str], dict[str, Any]],
+    settle: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = lambda samples: {},
+) -> tuple[Run, Run]:
     """Grades a run's samples anew: `grade(record, known answer)` returns the fields that replace a record's own.
 
     samples.jsonl is written whole under another name, then renamed; until then the run is as it was. A torn last line
-    stays behind the records. Returns the run before and after. Raises TraceError while another process writes the run.
+    stays behind the records. `settle` is given the new records, which it may still change, before anything is written;
+    it returns the fields of run.json that say how the run is graded now (None: no longer there). Returns the run before
+    and after. Raises TraceError while another process writes the run.
     """
     path = Path(path)
     read_run(path)  # refuse what is no run folder first: opening samples.jsonl would create it
@@ -309,9 +351,21 @@ def regrade(path: str | Path, grade: Callable[[dict[str, Any], str], dict[str, A
         run = read_run(path)
         torn = read_lines(path / "samples.jsonl", RECORD, may_be_torn=True).torn
         samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
+        said = settle(samples)
+        samples = [_without_nothing(record) for record in samples]
         require_same(file, path / "samples.jsonl")
         write_atomic(path / "samples.jsonl", encode_utf8("".join(map(_line, samples))) + torn)
-    return run, dataclasses.replace(run, samples=samples)
+        stored = read_json(path / "run.json", error=TraceError)
+        now = {name: value for name, value in {**stored, **said}.items() if value is not None or name not in said}
+        if now != stored:
+            now["schema"] = SCHEMA
+            write_atomic(path / "run.json", json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+    return run, dataclasses.replace(run, header=_up_to_date(now), samples=samples)
+
+
+def _without_nothing(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the optional fields that hold nothing."""
+    return {name: value for name, value in record.items() if name not in OPTIONAL or value is not None}
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -87,8 +87,24 @@ RECORD: dict[str, Kind] = {
     "attended_tokens": whole(0, MAX_READ).or_null(),
     "summary_vectors": whole(0, MAX_READ).or_null(),
 }
+# Of a record, where it is there: what not every run has.
+OPTIONAL: dict[str, Kind] = {
+    "score": number(-1e300, 1e300).or_null(),
+    "why": TEXT.or_null(),
+    **dict.fromkeys(("agreement", "speculation"), OBJECT.or_null()),
+}
 LATER_RECORD = ("attended_tokens", "summary_vectors")  # which earlier versions did not write
 PROBLEM: dict[str, Kind] = {"id": NAME, "question": TEXT, "answer": TEXT, "prompt": TEXT}
+OPTIONAL_PROBLEM: dict[str, Kind] = {
+    "choices": Kind("a list of texts", lambda value: isinstance(value, list) and all(map(TEXT.holds, value))),
+    "fields": OBJECT,
+}
+FUNCTION = Kind(
+    "an object with a function's name and fingerprint",
+    lambda value: (
+        isinstance(value, dict) and all(isinstance(each, str) for each in value.values()) and "function" in value
+    ),
+)
 # Of run.json. Earlier versions, and runs made by hand, lack some: a field is judged where it is there.
 HEADER: dict[str, Kind] = {
     "model": NAME,
@@ -103,6 +119,11 @@ HEADER: dict[str, Kind] = {
     "chunk": whole(1, MAX_SAMPLES),
     "prefill_chunk": whole(1, MAX_TOKENS),
     "shared_prefix": FLAG,
+    **dict.fromkeys(("grader", "score"), FUNCTION.or_null()),
+    **dict.fromkeys(("template", "instruction", "system"), TEXT.or_null()),
+    **dict.fromkeys(("prompt_template", "recommended"), OBJECT.or_null()),
+    "shuffled_choices": whole(0, 2**63).or_null(),
+    "speculate": OBJECT.or_null(),
     "command": TEXT.or_null(),
 }
 SAMPLING: dict[str, Kind] = {

@@ -30,11 +30,15 @@ from kinetics_jax.hub import HubError, download_file
 from kinetics_jax.runs.cut_grades import CAP, NAME, SCHEMA, read_cut_grades, sample_digest, sample_key
 from kinetics_jax.runs.folder import Run, TraceError, read_run, require_regular, require_same
 from kinetics_jax.runs.records import MAX_TOKENS
-from kinetics_jax.tasks import grading, ledger, math_grading
+from kinetics_jax.tasks import choice_grading, ledger, math_grading
+from kinetics_jax.tasks import grading as grading_module
 from kinetics_jax.tasks.answers import completed
+from kinetics_jax.tasks.choice_grading import CHOICE
+from kinetics_jax.tasks.graders import AS_TASK, NAMED, Grading, grading, open_grader
 from kinetics_jax.tasks.grading import Grader
-from kinetics_jax.tasks.math_grading import UNGRADED, grader_for, unreadable_answers
-from kinetics_jax.tasks.problems import PACKAGED
+from kinetics_jax.tasks.math_grading import UNGRADED, unreadable_answers
+from kinetics_jax.tasks.own_functions import SECONDS, OwnFunction
+from kinetics_jax.tasks.problems import PACKAGED, problem_fields
 from kinetics_jax.tokenizer import TOKENIZER, TOKENIZER_BYTES, read_tokenizer, tokenizer_file
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ class Cut:
     text: str | None
     prompt: str
     answer: str | None  # None where the known answer cannot be graded, and is left out
+    problem: dict[str, Any]
     caps: tuple[int, ...]
 
 
@@ -63,6 +68,8 @@ def grade_cuts(
     *,
     tokenizer: str | Path | None = None,
     workers: int | None = None,
+    grader: str | Callable[..., Any] | None = None,
+    grader_seconds: float = SECONDS,
     skip_unreadable: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Run:
@@ -71,28 +78,33 @@ def grade_cuts(
     What is graded already is not graded again. Grades by another grader or tokenizer, or of other samples, are
     discarded. `tokenizer` is the path of a tokenizer.json or of the directory that holds it, by default that of the
     run's model, built-in or from the hub. `workers` is the number of processes: by default one per CPU, or only this
-    one for the built-in task, whose grading is cheap. `on_progress(samples done, samples to do)` is called after each
-    sample; an exception from it ends the grading cleanly. Raises TraceError for a folder that is no run, caps that are
-    not whole numbers from 1 up, a tokenizer that does not give the samples' texts, or while another process grades the
-    same run; CheckpointError without a tokenizer; GradingError for known answers that cannot be graded, whose samples
-    stay undecided, with a warning, under `skip_unreadable`.
+    one for the built-in task, whose grading is cheap. `grader`, as in `best_of_n`, is that of the run: one of the
+    user's own has to be named again, since code is never run because a folder names it. `on_progress(samples done,
+    samples to do)` is called after each sample; an exception from it ends the grading cleanly. Raises TraceError for a
+    folder that is no run or has another grader, caps that are not whole numbers from 1 up, a tokenizer that does not
+    give the samples' texts, or while another process grades the same run; CheckpointError without a tokenizer;
+    GradingError for known answers that cannot be graded, whose samples stay undecided, with a warning, under
+    `skip_unreadable`.
     """
     run = read_run(path)
     wanted = wanted_caps(path, caps, workers)
     task = run.header.get("task")
     if not task:
         raise TraceError(f"{run.path / 'run.json'}: names no task, which chooses the grader")
+    how = run_grading(run, grader, grader_seconds)
     # Known answers that cannot be graded are reported at once.
-    left_out = unreadable_answers(
-        task, {name: problem["answer"] for name, problem in run.problems.items()}, skip=skip_unreadable
-    )
+    answers = {name: problem["answer"] for name, problem in run.problems.items()}
+    if isinstance(how.grader, OwnFunction) or how.grader == CHOICE:
+        left_out = {}
+    else:
+        left_out = unreadable_answers(how.grader or task, answers, skip=skip_unreadable)
     file = run_tokenizer(run, tokenizer)
-    maker = {"schema": SCHEMA, "grader": grader_fingerprint(task), "tokenizer": file_digest(file)}
+    maker = {"schema": SCHEMA, "grader": cut_grader(task, how), "tokenizer": file_digest(file)}
     with locked(run.path / NAME) as target:
         done = _begin(run, target, maker, wanted)
         cuts = list(_missing(run, wanted, done, left_out))
         on_progress(0, len(cuts))
-        for count, lines in enumerate(grade_each(_graded, cuts, task, file, workers), start=1):
+        for count, lines in enumerate(grade_each(_graded, cuts, task, file, workers, how), start=1):
             require_same(target, run.path / NAME)
             append_records(target, lines)
             on_progress(count, len(cuts))
@@ -135,10 +147,39 @@ def model_tokenizer(path: Path, model: str, given: str | Path | None = None) -> 
     raise CheckpointError(f"{path}: no tokenizer is known for model {model!r}; name it (--tokenizer)")
 
 
+def run_grading(run: Run, grader: str | Callable[..., Any] | None, seconds: float = SECONDS) -> Grading:
+    """How a run is graded. Raises TraceError for another grader than its samples have, and where it has its user's own,
+    which is not named here.
+    """
+    stored = run.header.get("grader")
+    before = (stored or {}).get("function")
+    how = grading(grader, seconds=seconds)
+    if grader is None and (before is None or before in NAMED):
+        return dataclasses.replace(how, grader=before)
+    if grader is None:
+        raise TraceError(f"{run.path}: its samples are graded by your own {before}; name it: --grader {before}")
+    if how.identity.get("grader") != stored:
+        raise TraceError(
+            f"{run.path}: its samples are graded by {before or 'the grader of its task'}"
+            f"{' as it was then' if str(how.grader) == before else ''}, and their cuts would be by {how.grader}; grade "
+            "the samples by it first (kinetics grade RUN --grader …)"
+        )
+    return how
+
+
+def cut_grader(task: str, how: Grading) -> str:
+    """What identifies the grader of cut samples."""
+    if isinstance(how.grader, OwnFunction):
+        return f"{how.grader} {how.grader.fingerprint}"
+    if how.grader == CHOICE:
+        return hashlib.blake2b(Path(choice_grading.__file__).read_bytes(), digest_size=8).hexdigest()
+    return grader_fingerprint(how.grader or task)
+
+
 def grader_fingerprint(task: str) -> str:
-    """What identifies a grader: a hash of its code and, for mathematics, the version of math-verify."""
+    """What identifies a task's grader: a hash of its code and, for mathematics, the version of math-verify."""
     own = (Path(ledger.__file__),) if task in (ledger.LEDGER, ledger.ROUTE) else ()
-    files = [Path(grading.__file__), *(own if task in PACKAGED else math_grading.SOURCES)]
+    files = [Path(grading_module.__file__), *(own if task in PACKAGED else math_grading.SOURCES)]
     sources = b"".join(file.read_bytes() for file in files)
     code = hashlib.blake2b(sources, digest_size=8).hexdigest()
     return code if task in PACKAGED else f"{code} math-verify {importlib.metadata.version('math-verify')}"
@@ -199,7 +240,8 @@ def _missing(
         if left:
             problem = run.problems[record["problem"]]
             answer = None if record["problem"] in left_out else problem["answer"]
-            yield Cut(key, sample_digest(run, record), tokens, record["text"], problem["prompt"], answer, left)
+            asked = problem_fields(problem)
+            yield Cut(key, sample_digest(run, record), tokens, record["text"], problem["prompt"], answer, asked, left)
 
 
 def grade_each(
@@ -208,6 +250,7 @@ def grade_each(
     task: str,
     tokenizer: Path,
     workers: int | None = None,
+    how: Grading = AS_TASK,
 ) -> Iterator[Any]:
     """What `grade(item, tokenizer, grader)`, a function of a module, gives for every item, in the order that they end.
 
@@ -216,21 +259,22 @@ def grade_each(
     """
     processes = min(workers or (1 if task in PACKAGED else os.cpu_count() or 1), len(items))
     if processes > 1:
-        yield from _in_processes(grade, items, task, tokenizer, processes)
+        yield from _in_processes(grade, items, (task, str(tokenizer), how), processes)
         return
     decoder = read_tokenizer(tokenizer)
-    with grader_for(task) as grader:
+    with open_grader(task, {}, how) as grader:
         for item in items:
             yield grade(item, decoder, grader)
 
 
 def _in_processes(
-    grade: Callable[[Any, Tokenizer, Grader], Any], items: Sequence[Any], task: str, tokenizer: Path, processes: int
+    grade: Callable[[Any, Tokenizer, Grader], Any],
+    items: Sequence[Any],
+    grades_with: tuple[str, str, Grading],
+    processes: int,
 ) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")  # a fork would take locks of other threads along
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, context, initializer=_start_worker, initargs=(task, str(tokenizer))
-    )
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=grades_with)
     try:
         jobs = [pool.submit(_in_worker, grade, item) for item in items]
         for job in concurrent.futures.as_completed(jobs):
@@ -245,11 +289,11 @@ def _in_processes(
 _worker: tuple[Tokenizer, Grader] | None = None
 
 
-def _start_worker(task: str, tokenizer: str) -> None:
+def _start_worker(task: str, tokenizer: str, how: Grading) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked stops the work
     held = contextlib.ExitStack()
-    _worker = read_tokenizer(tokenizer), held.enter_context(grader_for(task))
+    _worker = read_tokenizer(tokenizer), held.enter_context(open_grader(task, {}, how))
     multiprocessing.util.Finalize(held, held.close, exitpriority=1)  # ends the grader's own process
 
 
@@ -269,7 +313,7 @@ def _graded(cut: Cut, tokenizer: Tokenizer, grader: Grader) -> list[dict[str, An
     lines = []
     for cap in cut.caps:
         text = tokenizer.decode(cut.tokens[:cap], skip_special_tokens=True)
-        grade = UNGRADED if cut.answer is None else grader(completed(cut.prompt, text), cut.answer)
-        fields = dataclasses.asdict(grade)
+        grade = UNGRADED if cut.answer is None else grader(completed(cut.prompt, text), cut.answer, cut.problem)
+        fields = {name: getattr(grade, name) for name in ("correct", "answer", "grader")}
         lines.append({"problem": problem, "seed": seed, "sample": sample, "of": cut.digest, "cap": cap, **fields})
     return lines

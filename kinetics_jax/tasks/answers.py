@@ -88,9 +88,9 @@ def all_boxes(text: str) -> list[str]:
 def stated_answer(text: str) -> str | None:
     """The answer that a text states, as it is written; None where it states none."""
     reasoning, final = split_reasoning(text)
-    if (marked := _marked(final)) is not None:
-        return marked
-    reasoned = _marked(reasoning)
+    if (marked_last := marked(final)) is not None:
+        return marked_last
+    reasoned = marked(reasoning)
     tail = _tail(final)
     said = _said(tail)
     if reasoned is not None:
@@ -100,7 +100,7 @@ def stated_answer(text: str) -> str | None:
     return said[0] if said is not None else _last_mentioned(tail)
 
 
-def _marked(text: str) -> str | None:
+def marked(text: str) -> str | None:
     """What the last box or answer tag holds."""
     if (tagged := _tagged(text)) is not None:
         return tagged

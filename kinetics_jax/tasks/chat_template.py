@@ -21,14 +21,16 @@ class TemplateError(Exception):
 
 
 class RenderedTemplate:
-    """A chat template, held by a process that renders it."""
+    """A chat template, or with `strict` a prompt's, held by a process that renders it. A name that is not known is
+    empty in a chat template, as its authors expect, and a fault in a strict one.
+    """
 
-    def __init__(self, template: str, *, seconds: float = SECONDS, memory: int = MEMORY):
+    def __init__(self, template: str, *, strict: bool = False, seconds: float = SECONDS, memory: int = MEMORY):
         """Raises TemplateError for a template that cannot be read."""
         self.seconds = seconds
         self._process = GuardedProcess(WORKER, memory=memory, seconds=seconds)
         weakref.finalize(self, self._process.end)
-        self._ask({"template": template}, START_SECONDS)
+        self._ask({"template": template, "strict": strict}, START_SECONDS)
 
     def render(self, **variables: Any) -> str:
         """The text. Raises TemplateError for a template that fails, takes too long, or needs too much memory."""

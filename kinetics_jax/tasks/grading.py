@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 BOXED = "\\boxed{"
 BRACE = re.compile(r"\\boxed\{|[{}]")
@@ -14,18 +15,23 @@ INTEGER = re.compile(r"([+-]?)([0-9]+)")
 @dataclasses.dataclass(frozen=True)
 class Grade:
     """`correct` is None when grading itself failed; `answer` is what was extracted, None when the text has none;
-    `grader` says how grading went: ok, timeout or error.
+    `grader` says how grading went: ok, timeout or error. `score` is a verifier's, None without one; `why`, what went
+    wrong, None where nothing did.
     """
 
     correct: bool | None
     answer: str | None
     grader: str = "ok"
+    score: float | None = None
+    why: str | None = dataclasses.field(default=None, compare=False)
 
 
 class Grader(Protocol):
-    """What every grader is: a generated text and the known answer in, a Grade out. Never raises for any text."""
+    """What every grader is: a generated text, the known answer and the problem's fields in, a Grade out. Never raises
+    for any text.
+    """
 
-    def __call__(self, text: str, answer: str) -> Grade: ...
+    def __call__(self, text: str, answer: str, problem: Mapping[str, Any] = ...) -> Grade: ...
 
 
 def last_boxed(text: str) -> str | None:

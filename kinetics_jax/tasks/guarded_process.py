@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,11 +13,11 @@ from typing import Any
 
 
 class ProcessEnded(Exception):
-    """No reply: the process took too long and was killed (`expired`), or it died."""
+    """No reply: the process took too long and was killed (`expired`), or it died, with an exit `code`."""
 
-    def __init__(self, message: str, *, expired: bool):
+    def __init__(self, message: str, *, expired: bool, code: int | None = None):
         super().__init__(message)
-        self.expired = expired
+        self.expired, self.code = expired, code
 
 
 class GuardedProcess:
@@ -47,7 +49,7 @@ class GuardedProcess:
 
         def expire() -> None:
             expired.set()
-            process.kill()
+            self._kill()
 
         timer = threading.Timer(seconds, expire)
         timer.daemon = True
@@ -65,16 +67,29 @@ class GuardedProcess:
         finally:
             timer.cancel()
         if reply.endswith(b"\n") and not expired.is_set():
-            return json.loads(reply)
+            try:
+                return json.loads(reply)
+            except ValueError as error:
+                self.end()
+                raise ProcessEnded("it wrote something else than a reply", expired=False) from error
         self.end()
         said = f"no reply in {seconds:g} s" if expired.is_set() else f"its process died ({process.returncode})"
-        raise ProcessEnded(said, expired=expired.is_set())
+        raise ProcessEnded(said, expired=expired.is_set(), code=process.returncode)
 
     def ended(self) -> bool:
         """Whether the process is gone."""
         return self.popen.poll() is not None
 
     def end(self) -> None:
-        """Ends the process, if it is there, and closes its pipes."""
-        self.popen.kill()
+        """Ends the process, if it is there, with what it started, and closes its pipes."""
+        self._kill()
         self.popen.communicate()
+
+    def _kill(self) -> None:
+        """Kills the process and the others of its session, unless it has been waited for: its number is then free."""
+        if self.popen.returncode is not None:
+            return
+        try:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        except (AttributeError, ProcessLookupError, PermissionError):  # Windows has no sessions; or it is gone
+            self.popen.kill()

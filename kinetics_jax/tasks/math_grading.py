@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +37,8 @@ SOURCES = tuple(
 )
 WORKER = Path(__file__).with_name("math_worker.py")
 STARTUP_SECONDS = 120  # importing sympy on a busy machine
-UNGRADED = Grade(correct=None, answer=None, grader="error")  # of a sample whose known answer is left out
+LEFT_OUT = "its known answer cannot be graded, and is left out"
+UNGRADED = Grade(correct=None, answer=None, grader="error", why=LEFT_OUT)
 NAMED = 3  # problems that a message names
 
 
@@ -57,8 +58,11 @@ def grader_for(
     """
     with MathGrader() as mathematics:
         bad = _refuse(_unreadable(task, mathematics, _by_name(answers)), skip_unreadable)
-        grader: Grader = _own_grader(task) if task in PACKAGED else mathematics
-        yield functools.partial(_graded, grader, frozenset(answer for answer, _ in bad.values())) if bad else grader
+        if task not in PACKAGED and not bad:
+            yield mathematics
+            return
+        grader = _own_grader(task) if task in PACKAGED else mathematics
+        yield functools.partial(_graded, grader, frozenset(answer for answer, _ in bad.values()))
 
 
 def readable_problems(problems: Sequence[Problem], task: str, *, skip_unreadable: bool = False) -> list[Problem]:
@@ -100,7 +104,7 @@ def _unreadable(task: str, grader: MathGrader, answers: Mapping[str, str]) -> di
     return {name: (answer, why) for name, (answer, why) in faults.items() if why}
 
 
-def _own_grader(task: str) -> Grader:
+def _own_grader(task: str) -> Callable[[str, str], Grade]:
     """Of a task of the package."""
     return {LEDGER: grade_ledger, ROUTE: grade_route}.get(task, grade_integer)
 
@@ -112,8 +116,14 @@ def _own_fault(task: str, answer: str) -> str | None:
     return route_fault(answer) if task == ROUTE else ledger_fault(answer)
 
 
-def _graded(grader: Grader, skipped: frozenset[str], text: str, answer: str) -> Grade:
-    return Grade(None, stated_answer(text), "error") if answer in skipped else grader(text, answer)
+def _graded(
+    grader: Callable[[str, str], Grade],
+    skipped: frozenset[str],
+    text: str,
+    answer: str,
+    problem: Mapping[str, Any] | None = None,
+) -> Grade:
+    return Grade(None, stated_answer(text), "error", why=LEFT_OUT) if answer in skipped else grader(text, answer)
 
 
 def _by_name(answers: Iterable[str] | Mapping[str, str]) -> Mapping[str, str]:
@@ -141,7 +151,7 @@ class MathGrader:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def __call__(self, text: str, answer: str) -> Grade:
+    def __call__(self, text: str, answer: str, problem: Mapping[str, Any] | None = None) -> Grade:
         stated = stated_answer(text)
         if stated is None:
             return Grade(correct=False, answer=None)
@@ -245,7 +255,7 @@ def _listed(bad: Mapping[str, tuple[str, str]]) -> str:
 
 def _failed(grader: str, reason: str, answer: str | None) -> Grade:
     warnings.warn(f"not graded ({grader}): {reason}; answer {_short(answer)}", stacklevel=3)
-    return Grade(correct=None, answer=answer, grader=grader)
+    return Grade(correct=None, answer=answer, grader=grader, why=reason)
 
 
 def _short(text: str | None) -> str:

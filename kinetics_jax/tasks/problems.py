@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,34 @@ class TaskError(UserError):
     """A task or problem file that cannot be used; the message names what and where."""
 
 
+# A record and where it stands, for messages.
+Record = tuple[str, dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question with its known answer; `id` is unique in its set and fixes the problem's random draws."""
+    """A question with its known answer; `id` is unique in its set and fixes the problem's random draws.
+
+    Of multiple choice `choices` are the texts in the order that a model reads them, and the answer is a letter.
+    `fields` are the record's other columns, which own graders and prompt templates read.
+    """
 
     id: str
     question: str
     answer: str
+    choices: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def stored(self, prompt: str) -> dict[str, Any]:
+        """What a run folder keeps of it, with the text that the model read."""
+        plain = {"id": self.id, "question": self.question, "answer": self.answer, "prompt": prompt}
+        more = {"choices": list(self.choices), "fields": dict(self.fields)}
+        return plain | {name: value for name, value in more.items() if value}
+
+
+def problem_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grader or a template reads of a problem: the other columns of its record, then its own fields."""
+    return {**stored.get("fields", {}), **{name: value for name, value in stored.items() if name != "fields"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +104,12 @@ def load_problems(task: str, *, limit: int | None = None) -> list[Problem]:
     _check_limit(f"task {task!r}", limit)
     if task in PACKAGED:
         path, answer = PACKAGED[task]
-        return load_problem_file(path, answer_column=answer, limit=limit)
+        problems = load_problem_file(path, answer_column=answer, limit=limit)
+        return [dataclasses.replace(problem, fields={}) for problem in problems]
     hub = HUB_TASKS[task]
     files = split_files(_download(hub.repository), hub.split, hub.repository)
     records = [record for path in files for record in _read(path)]
-    problems = _problems(records, hub.question, hub.answer, task)
+    problems = problems_of(records, hub.question, hub.answer, task)
     if len(problems) != hub.count:
         raise TaskError(f"{hub.repository}: {len(problems)} problems in split {hub.split}, {task} has {hub.count}")
     return problems[:limit]
@@ -99,6 +122,7 @@ def load_problem_file(
     answer_column: str | None = None,
     task: str | None = None,
     limit: int | None = None,
+    needs_answers: bool = True,
 ) -> list[Problem]:
     r"""The first `limit` problems of a file: JSONL, JSON, CSV with a header, or Parquet.
 
@@ -107,17 +131,32 @@ def load_problem_file(
     their last box holds. An answer with `####` is what follows it. Ids are the file's own (columns id, unique_id,
     problem_id) where all problems have one and no two the same, else `<task>-<index>`, the task being the file's stem
     unless named: name it, and a set has the same ids from a file as from the hub, if the file is the hub's.
-    Raises TaskError naming file and line.
+    Without `needs_answers`, as for own graders, a file may
+    have no column of answers, which are then empty. Raises TaskError naming file and line.
     """
     path = Path(path)
+    records, columns, question_column = read_problem_records(path, question_column, limit)
+    task = task or path.stem
+    if answer_column is None and not needs_answers and not _has_answers(columns):
+        return problems_of(records, question_column, None, task)[:limit]
+    answer_column = answer_column or _find_column(path, "answer", columns, ANSWER_COLUMNS, SOLUTION_COLUMNS)
+    return problems_of(records, question_column, answer_column, task)[:limit]
+
+
+def read_problem_records(
+    path: Path, question_column: str | None, limit: int | None
+) -> tuple[list[Record], list[str], str]:
+    """The records of a problem file, its columns, and that of the questions."""
     _check_limit(str(path), limit)
     records = list(_read(path))
     if not records:
         raise TaskError(f"{path}: holds no problems")
     columns = list(dict.fromkeys(name for _, record in records for name in record))
-    question_column = question_column or _find_column(path, "question", columns, QUESTION_COLUMNS)
-    answer_column = answer_column or _find_column(path, "answer", columns, ANSWER_COLUMNS, SOLUTION_COLUMNS)
-    return _problems(records, question_column, answer_column, task or path.stem)[:limit]
+    return records, columns, question_column or _find_column(path, "question", columns, QUESTION_COLUMNS)
+
+
+def _has_answers(columns: list[str]) -> bool:
+    return any(column.strip().lower() in (*ANSWER_COLUMNS, *SOLUTION_COLUMNS) for column in columns)
 
 
 def _check_limit(what: str, limit: int | None) -> None:
@@ -140,23 +179,57 @@ def _find_column(path: Path, kind: str, columns: list[str], *choices: Sequence[s
     raise TaskError(f"{path}: no column has a name of {kind}s; name one with --{kind}-column (columns: {listed})")
 
 
-# A record and where it stands, for messages.
-Record = tuple[str, dict[str, Any]]
-
-
-def _problems(records: list[Record], question_column: str, answer_column: str, task: str) -> list[Problem]:
-    if answer_column.lower() in SOLUTION_COLUMNS:
+def problems_of(
+    records: list[Record],
+    question_column: str,
+    answer_column: str | None,
+    task: str,
+    used: Collection[str] = (),
+) -> list[Problem]:
+    """The problems of records; `used`: columns beside these two that are no fields of their own."""
+    if answer_column is not None and answer_column.lower() in SOLUTION_COLUMNS:
         _tell_other_boxes(records, answer_column)
-    ids = _own_ids([record for _, record in records])
+    ids = own_ids([record for _, record in records])
     problems = []
     for index, (where, record) in enumerate(records):
         question = _text(where, record, question_column)
-        answer = _final_answer(where, answer_column, _text(where, record, answer_column))
+        answer = (
+            "" if answer_column is None else _final_answer(where, answer_column, _text(where, record, answer_column))
+        )
         problem_id = ids[index] if ids else f"{task}-{index}"
         _check_unicode(where, "the id", problem_id)
-        problems.append(Problem(problem_id, question, answer))
+        left = {name: value for name, value in record.items() if name not in (question_column, answer_column, *used)}
+        problems.append(Problem(problem_id, question, answer, fields=_plain_fields(left)))
     _tell_contradictions(problems, task)
     return problems
+
+
+def _plain_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's columns as JSON has them; those that it cannot have (bytes) are left out."""
+    kept = {}
+    for name, value in record.items():
+        with contextlib.suppress(TypeError, UnicodeEncodeError, RecursionError):
+            plain = _plain(value)
+            json.dumps(plain, ensure_ascii=False).encode("utf-8")
+            kept[name] = plain
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, dates as text, missing and infinite numbers as None. Raises TypeError for what JSON has not."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not kept")
 
 
 def _tell_other_boxes(records: list[Record], column: str) -> None:
@@ -184,7 +257,7 @@ def _counted(names: list[str]) -> str:
     return "; ".join(name[:120] for name in names[:3]) + more
 
 
-def _own_ids(records: list[dict[str, Any]]) -> list[str] | None:
+def own_ids(records: list[dict[str, Any]]) -> list[str] | None:
     """The ids in the first column that gives every record its own; None if no column does."""
     for column in ID_COLUMNS:
         values = [record.get(column) for record in records]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from kinetics_jax.errors import UserError, shown
 from kinetics_jax.files import open_regular, read_json, read_regular
 from kinetics_jax.tasks.chat_template import RenderedTemplate, TemplateError
-from kinetics_jax.tasks.problems import PACKAGED, Problem
+from kinetics_jax.tasks.choice_grading import LETTERS
+from kinetics_jax.tasks.problems import PACKAGED, Problem, problem_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,15 @@ SETTINGS = "tokenizer_config.json"
 TEMPLATE_BYTES, SETTINGS_BYTES, TOKENIZER_BYTES = 4 << 20, 64 << 20, 512 << 20
 READ_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 INSTRUCTION = "Think it through step by step, and give the final answer inside \\boxed{}."
+CHOICE_INSTRUCTION = "Think it through step by step, and give the letter of the right choice inside \\boxed{}."
+# Of the published code (LiteSys/examples/eval_math.py of Infini-AI-Lab/Kinetics), before the question; two spaces too.
+PAPER_INSTRUCTION = (
+    "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
+    "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) "
+    "where ANSWER is just the final number or expression that solves the problem. Think step by step before answering."
+)
+PAPER = "paper"  # its name
+MAX_TEMPLATE = 1 << 20  # bytes of a prompt template
 
 
 class PromptError(UserError):
@@ -44,10 +55,18 @@ class PromptStyle:
     bare text), `bare` (the question alone), or `auto`: bare for the package's own tasks, else chat where the
     checkpoint has a chat template, else plain. `thinking=False` is for chat templates that can turn it off, as Qwen3's;
     it is refused where it would change nothing.
+
+    `instruction` is what follows the question in chat and plain prompts (None: the package's own; empty: nothing);
+    `paper` is the paper's, which stands before the question. `system` is the system turn of a chat. `file` is a jinja2
+    template that writes question and instruction its own way, of `question`, `instruction`, `choices`, `id` and the
+    other columns of a problem (also as `problem`): a user's turn in a chat, else the whole text.
     """
 
     template: str = "auto"
     thinking: bool = True
+    instruction: str | None = None
+    system: str | None = None
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -67,8 +86,26 @@ def render_prompts(
         raise PromptError(
             f"{directory}: thinking can be turned off in a chat template only, and prompts are {template}"
         )
-    chat = ChatTemplate(directory, style.thinking) if template == "chat" else None
-    return {problem.id: render_prompt(problem, template, chat) for problem in problems}
+    if style.system is not None and template != "chat":
+        raise PromptError(f"{directory}: a system text stands in a chat template only, and prompts are {template}")
+    if style.instruction is not None and template == "bare" and style.file is None:
+        raise PromptError("bare prompts are the question alone, without an instruction; take --template plain or chat")
+    chat = ChatTemplate(directory, style.thinking, system=style.system) if template == "chat" else None
+    if style.file is not None:
+        texts = render_file(problems, style.file, style.instruction)
+        return {name: chat.user_turn(text) if chat else text for name, text in texts.items()}
+    return {problem.id: render_prompt(problem, template, chat, style.instruction) for problem in problems}
+
+
+def prompt_identity(style: PromptStyle, directory: str | Path, task: str) -> dict[str, Any]:
+    """What run.json says of a style: the form, and what was asked for beside it."""
+    said: dict[str, Any] = {"template": chosen_template(directory, task, style)}
+    said |= {} if style.instruction is None else {"instruction": style.instruction}
+    said |= {} if style.system is None else {"system": style.system}
+    if style.file is not None:
+        digest = hashlib.blake2b(_template_text(style.file).encode(), digest_size=8).hexdigest()
+        said["prompt_template"] = {"file": style.file.name, "digest": digest}
+    return said
 
 
 def chosen_template(directory: str | Path, task: str, style: PromptStyle = PromptStyle()) -> str:
@@ -83,12 +120,79 @@ def adds_special_tokens(directory: str | Path, task: str, style: PromptStyle = P
     return chosen_template(directory, task, style) != "chat"
 
 
-def render_prompt(problem: Problem, template: str = "bare", chat: ChatTemplate | None = None) -> str:
+def render_prompt(
+    problem: Problem, template: str = "bare", chat: ChatTemplate | None = None, instruction: str | None = None
+) -> str:
     """One problem's text: `bare`, `plain`, or `chat` in the given template."""
+    posed = problem.question
+    if problem.choices:
+        posed += "\n\n" + "\n".join(
+            f"{letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False)
+        )
     if template == "bare":
-        return problem.question
-    instructed = f"{problem.question}\n\n{INSTRUCTION}"
+        return posed
+    if instruction == PAPER:
+        instructed = f"{PAPER_INSTRUCTION}\n\n{posed}"
+    else:
+        instructed = "\n\n".join(filter(None, (posed, _instruction(problem, instruction))))
     return chat.user_turn(instructed) if chat else f"{instructed}\n\n"
+
+
+def _instruction(problem: Problem, given: str | None) -> str:
+    if given is None:
+        return CHOICE_INSTRUCTION if problem.choices else INSTRUCTION
+    return PAPER_INSTRUCTION if given == PAPER else given
+
+
+def render_file(problems: Sequence[Problem], file: Path, instruction: str | None = None) -> dict[str, str]:
+    """What a prompt template writes of every problem, by id. A name that a problem lacks is a fault, no empty text.
+
+    Raises PromptError naming the file for one that cannot be read, fails, writes nothing, or writes the same for
+    different questions.
+    """
+    source = _template_text(file)
+    if instruction is not None and "instruction" not in source:
+        raise PromptError(
+            f"{file}: has no {{{{ instruction }}}}, so that --instruction would change nothing; leave it out"
+        )
+    written: dict[str, str] = {}
+    first: dict[str, Problem] = {}
+    try:
+        template = RenderedTemplate(source, strict=True)
+    except TemplateError as error:
+        raise PromptError(f"{file}: is no jinja2 template that can be read ({error})") from error
+    for problem in problems:
+        fields = {
+            name: value
+            for name, value in problem_fields(problem.stored("")).items()
+            if name not in ("answer", "prompt")
+        }
+        fields |= {"choices": list(problem.choices), "instruction": _instruction(problem, instruction)}
+        try:
+            text = template.render(
+                **{name: value for name, value in fields.items() if name != "self"} | {"problem": fields}
+            )
+        except TemplateError as error:
+            raise PromptError(f"{file}: fails for problem {problem.id!r:.60} ({error})") from error
+        if not text.strip():
+            raise PromptError(f"{file}: writes nothing for problem {problem.id!r:.60}")
+        other = first.setdefault(text, problem)
+        if other.question != problem.question:
+            raise PromptError(
+                f"{file}: writes the same for problems {other.id!r:.60} and {problem.id!r:.60}; put {{{{ question }}}} "
+                "into it"
+            )
+        written[problem.id] = text
+    return written
+
+
+def _template_text(file: Path) -> str:
+    try:
+        return read_regular(file, at_most=MAX_TEMPLATE, error=PromptError).decode("utf-8")
+    except FileNotFoundError as error:
+        raise PromptError(f"{file}: no such file; --prompt-template takes a jinja2 template") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{file}: not UTF-8 text (byte {error.start})") from error
 
 
 def has_chat_template(directory: str | Path) -> bool:
@@ -122,10 +226,10 @@ class ChatTemplate:
     that transformers (which needs no torch for it) finds.
     """
 
-    def __init__(self, directory: str | Path, thinking: bool):
+    def __init__(self, directory: str | Path, thinking: bool, *, system: str | None = None):
         if not has_chat_template(directory):
             raise PromptError(f"{directory}: the checkpoint has no chat template; take plain prompts instead")
-        self.directory, self.thinking = Path(directory), thinking
+        self.directory, self.thinking, self.system = Path(directory), thinking, system
         for path in sorted(self.directory.iterdir()):  # what transformers may read, and wait for
             if path.suffix in READ_SUFFIXES and os.path.exists(path):
                 open_regular(path, at_most=TOKENIZER_BYTES, error=PromptError).close()
@@ -140,15 +244,18 @@ class ChatTemplate:
         if not thinking and (rendered := self._render("?", False)) == self._render("?", True):
             reason = "always opens the reasoning" if "<think>" in rendered else "knows no such choice"
             raise PromptError(f"{directory}: thinking cannot be turned off: its chat template {reason}")
+        if system is not None and " ".join(system.split()) not in " ".join(self._render("?", thinking).split()):
+            raise PromptError(f"{directory}: its chat template has no place for a system text")
 
     def user_turn(self, text: str) -> str:
         """The text as a user's only turn, and the beginning of the model's."""
         return self._render(text, self.thinking)
 
     def _render(self, text: str, thinking: bool) -> str:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         variables = {
             **self.special_tokens,
-            "messages": [{"role": "user", "content": text}],
+            "messages": [*system, {"role": "user", "content": text}],
             "tools": None,
             "documents": None,
             "add_generation_prompt": True,

@@ -3,9 +3,10 @@
 A checkpoint's chat template is a program that somebody else wrote. Here it can reach no file, no module and no Python
 object but the values below, and has a limit of memory; its limit of time is kept by the parent, who kills this process.
 
-JSON lines on standard input and output. The first line in is {"template": text}, its reply {"ready": true}; then every
-line holds the template's variables, and its reply is {"text": text}; or {"error": text} instead. Arguments: bytes of
-address space, and the seconds after which a request kills the process (for when the parent is gone).
+JSON lines on standard input and output. The first line in is {"template": text, "strict": bool}, its reply
+{"ready": true}; then every line holds the template's variables, and its reply is {"text": text}; or {"error": text}
+instead. Arguments: bytes of address space, and the seconds after which a request kills the process (for when the
+parent is gone).
 """
 
 from __future__ import annotations
@@ -77,9 +78,14 @@ def now(spelling: str) -> str:
     return datetime.datetime.now().strftime(spelling)
 
 
-def environment() -> Sandbox:
-    """What transformers gives to chat templates."""
-    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+def environment(*, strict: bool = False) -> Sandbox:
+    """What transformers gives to chat templates; `strict`: a name that is not known is a fault."""
+    made = Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, jinja2.ext.loopcontrols],
+        undefined=jinja2.StrictUndefined if strict else jinja2.Undefined,
+    )
     made.filters["tojson"] = Helper(to_json)
     for name in ("lipsum", "cycler", "joiner"):
         del made.globals[name]
@@ -105,10 +111,10 @@ def main() -> None:
         try:
             request = json.loads(line)
             if template is None:
-                template = environment().from_string(request["template"])
+                template = environment(strict=request["strict"]).from_string(request["template"])
                 reply: dict[str, Any] = {"ready": True}
             else:
-                text = template.render(**request)
+                text = template.render(request)
                 too_long = len(text) > MAX_TEXT
                 reply = {"error": f"it writes {len(text):,} characters"} if too_long else {"text": text}
         except Exception as error:  # a template is a program: it can raise anything

@@ -9,11 +9,14 @@ import kinetics_jax
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
+from kinetics_jax.attention.policies.growing_block_topk import GrowingBlockTopK
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.litesys_random_tokens import LiteSysRandomTokens
 from kinetics_jax.attention.policies.random_blocks import RandomBlocks
 from kinetics_jax.attention.policies.registry import POLICIES, parse_policy, slug
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
+from kinetics_jax.attention.policies.top_p_pages import TopPPages
 
 small, layers = st.integers(0, 3), st.lists(st.integers(0, 40), max_size=3).map(tuple)
 blocks = st.builds(
@@ -43,6 +46,23 @@ policies = st.one_of(
     ),
     st.builds(
         LiteSysBlockTopK, pages=st.integers(1, 99), page_size=st.integers(1, 99), local=small, dense_layers=layers
+    ),
+    st.builds(lambda common, p: TopPPages(**common, p=p), blocks, st.floats(1e-9, 1)),
+    st.builds(GrowingBlockTopK, ratio=st.floats(1e-9, 1), page_size=st.integers(1, 128), dense_layers=layers),
+    st.builds(
+        lambda lengths, page_size: GrowingBlockTopK(
+            schedule=tuple(f"{length}:{(5 + i) * page_size}" for i, length in enumerate(sorted({0, *lengths}))),
+            page_size=page_size,
+        ),
+        st.lists(st.integers(1, 99_999), max_size=4),
+        st.integers(1, 128),
+    ),
+    st.builds(
+        LiteSysRandomTokens,
+        samples=st.integers(1, 999),
+        local=small,
+        weights=st.sampled_from(["none", "importance"]),
+        dense_layers=layers,
     ),
 )
 
@@ -124,5 +144,15 @@ def test_impossible_policies_say_why(text, says):
 
 def test_kinds_keep_their_place():
     """Figures give each kind its dashes by place: a new policy comes last."""
-    kinds = ["dense", "block_topk", "token_topk", "sliding_window", "random_blocks", "litesys_block_topk"]
+    kinds = [
+        "dense",
+        "block_topk",
+        "token_topk",
+        "sliding_window",
+        "random_blocks",
+        "litesys_block_topk",
+        "top_p_pages",
+    ]
+    kinds += ["growing_block_topk", "shared_block_topk", "unbiased_block_topk", "gated_block_topk"]
+    kinds += ["litesys_strided_blocks", "litesys_random_tokens"]
     assert list(POLICIES)[: len(kinds)] == kinds

@@ -236,3 +236,27 @@ def test_bad_input_is_refused(wrong, message):
     with pytest.raises(UserError, match=message) as raised:
         cost(**{**QWEN, **wrong})
     assert "\n" not in str(raised.value)
+
+
+def test_speculation_is_priced(capsys):
+    """A draft that is always kept is cheaper than one that never is; the parts are of drafts and dense passes."""
+    asked = {"model": "Qwen/Qwen3-8B", "output": (16384,), "attention": "block_topk:pages=64,page_size=16"}
+    asked["batch"] = "none"
+    kept, refused = (printed(capsys, **asked, speculate=4, accept=accept) for accept in (1.0, 0.0))
+    dense = printed(capsys, **{**asked, "attention": "dense"})
+    assert kept["dense_total"] == pytest.approx(dense["total"])
+    assert kept["total"] < dense["total"] < refused["total"]
+    assert kept["parts"]["verify_dense_kv_reads"] < 0.21 * dense["parts"]["dense_kv_reads"]
+    assert {name.split("_")[0] for name in kept["parts"]} == {"prefill", "draft", "verify"}
+    cost(**asked, speculate=4, accept=0.8)
+    assert "4 drafts a round, 0.8 of them kept" in capsys.readouterr().out
+    for wrong, words in (
+        ({"speculate": 4}, "go together"),
+        ({"accept": 0.5}, "go together"),
+        ({"speculate": 4, "accept": 1.5}, "accept must be in 0 … 1"),
+        ({"speculate": 4, "accept": 0.5, "chips": 2}, "on one chip"),
+        ({"speculate": 4, "accept": 0.5, "attention": "dense"}, "sparse --attention"),
+        ({"speculate": 65, "accept": 0.5}, "--speculate must be"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cost(**{**asked, **wrong})

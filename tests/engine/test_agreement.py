@@ -13,10 +13,11 @@ from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.sampling import problem_hash, sample_keys, seed_key
 from kinetics_jax.settings import RequestError
 
+RANDOM = kj.RandomBlocks(pages=4, page_size=4, dense_layers=())
 POLICIES = [
     kj.Dense(),
     kj.BlockTopK(pages=4, page_size=4, dense_layers=(1,)),
-    kj.RandomBlocks(pages=4, page_size=4, dense_layers=()),
+    RANDOM,
     kj.TokenTopK(budget=9),
 ]
 
@@ -100,3 +101,41 @@ def test_a_long_prompt_in_chunks(tmp_path_factory):
     dense = log_softmax(np.asarray(long.logits([[*prompt, 5, 6, 7, 8]])[0, -5:-1]), axis=-1)
     np.testing.assert_allclose(agreement.dense_logprobs, dense[range(4), [5, 6, 7, 8]], atol=1e-4)
     np.testing.assert_allclose(agreement.overlap, 1, atol=1e-4)  # a budget that holds everything
+
+
+@pytest.mark.slow
+def test_generated_samples_have_it_on_request(lm):
+    """The same as of the sample's tokens afterwards, with the sample's own random draws."""
+    prompts = tiny_prompts(2, first=21)
+    policy, sampling = RANDOM, kj.Sampling(max_tokens=20, seed=3)
+    samples = lm.generate(prompts, n=2, attention=policy, sampling=sampling, agreement=True)
+    for sample in samples:
+        assert sample.agreement is not None
+        again = lm.agreement(
+            prompts[sample.problem], sample.output_tokens, attention=policy, seed=3,
+            problem=sample.id, sample=sample.sample,
+        )  # fmt: skip
+        np.testing.assert_allclose(sample.agreement.overlap, again.overlap, atol=1e-5)
+        assert sample.agreement.overlap.min() < 0.9
+    assert lm.generate(prompts, attention=policy, sampling=sampling)[0].agreement is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [kj.BlockTopK(pages=4, page_size=4, dense_layers=()), RANDOM], ids=str)
+def test_an_open_decoder_offers_it(lm, policy):
+    """Of its samples, and of forks where nothing is random, with the log-probabilities that it drew them by."""
+    with lm.open(attention=policy, sampling=kj.Sampling(max_tokens=12, seed=3)) as decoder:
+        decoder.add(tiny_prompts(1, first=21)[0], n=2, log_probs=True)
+        samples = list(decoder)
+        if policy != RANDOM:
+            for fork in decoder.fork(samples[0], 2):
+                decoder.extend(fork, [7, 8, 9], max_tokens=6)
+            samples += list(decoder)
+            assert len(samples) == 4
+        for sample in samples:
+            agreement = decoder.agreement(sample)
+            drawn = np.array(sample.log_probs)
+            known = ~np.isnan(drawn)
+            assert known.sum() >= 12
+            np.testing.assert_allclose(agreement.logprobs[known], drawn[known], atol=2e-5)
+            assert agreement.overlap.min() < 0.95

@@ -1,11 +1,11 @@
-"""The repetition watch against a direct reading of its definition."""
+"""The repetition watches against a direct reading of their definitions."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_jax.engine.repetition import RepetitionWatch
+from kinetics_jax.engine.repetition import BlockWatch, RepetitionWatch
 
 
 def first_repetition(tokens, window):
@@ -38,6 +38,54 @@ def test_equals_the_definition(data):
     tokens = before + loop * data.draw(st.integers(0, 8)) + after
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=4)))
     assert watched(tokens, window, cuts) == first_repetition(tokens, window)
+
+
+def first_repeated_block(tokens, window, block, prompt):
+    """Tokens up to where the last block is found often enough in the window before it, less that block; None if never.
+
+    As the paper's code counts: any place within the `window` tokens before the block.
+    """
+    for end in range(1, len(tokens) + 1):
+        last, before = tokens[end - block : end], tokens[max(end - window - block, 0) : max(end - block, 0)]
+        if prompt + end <= window or end < block:
+            continue
+        found = sum(before[at : at + block] == last for at in range(len(before) - block + 1))
+        if found >= max(window // block - 1, 2):
+            return end - block
+    return None
+
+
+@given(st.data())
+def test_blocks_equal_the_definition(data):
+    block = data.draw(st.integers(1, 6))
+    window = data.draw(st.integers(block + 1, 40))
+    prompt = data.draw(st.integers(0, 50))
+    loop = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=9))
+    tokens = data.draw(st.lists(st.integers(0, 2), max_size=30)) + loop * data.draw(st.integers(0, 12))
+    before = data.draw(st.integers(0, len(tokens)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=4)))
+    watch, seen, found = BlockWatch(window, block, prompt), 0, None
+    for end in [*cuts, len(tokens)]:
+        kept = watch.feed(tokens[seen:end])
+        if kept is not None:
+            found = seen + kept
+            break
+        seen = end
+    assert found == first_repeated_block(tokens, window, block, prompt)
+    again = BlockWatch(window, block, prompt)
+    again.recall(tokens[:before])
+    kept = again.feed(tokens[before:])
+    if found is None:
+        assert kept is None
+
+
+@pytest.mark.parametrize(("period", "ends"), [(1, True), (64, True), (63, True), (70, False), (100, False)])
+def test_the_published_blocks(period, ends):
+    """1024 and 64: fifteen earlier places of a block, which loops of more than 64 tokens do not have."""
+    tokens = list(range(1000, 1200)) + list(range(period)) * (3000 // period)
+    kept = BlockWatch(1024, 64, 20).feed(tokens)
+    assert kept == (first_repeated_block(tokens, 1024, 64, 20) if ends else None)
+    assert (kept is not None) == ends
 
 
 @pytest.mark.parametrize("period", [1, 2, 63, 64, 65, 100, 341])

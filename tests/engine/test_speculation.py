@@ -17,7 +17,7 @@ from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.causal import full_attend
 from kinetics_jax.compile_cache import watch_compiles
 from kinetics_jax.engine import speculative_decoding
-from kinetics_jax.engine.engine import Request
+from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.programs import Slots
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits, sample_keys, seed_key
 from kinetics_jax.engine.speculation import judge, speculate_chunk
@@ -318,3 +318,23 @@ def test_what_cannot_speculate_is_refused(lm):
     ):
         with pytest.raises(RequestError, match=words):
             EngineSettings(**settings)
+
+
+@pytest.mark.slow
+def test_repetition_and_ids_that_may_be_drawn(lm):
+    """A stop by repetition in the middle of a round; ids without a token are drafted by nobody and drawn by nobody."""
+    prompts = tiny_prompts(6, first=9)
+    known = np.arange(131) % 3 > 0
+    sampling = kj.Sampling(temperature=0, max_tokens=120, repetition_window=16, known_ids_only=True)
+    found = {}
+    for ahead, policy in ((0, kj.Dense()), (3, SPARSE)):
+        settings = EngineSettings(slots=6, chunk=12, speculate=ahead)
+        options = {"policy": policy, "sampling": sampling, "settings": settings, "known_ids": known}
+        engine = Engine(lm.graph, lm.weights, lm.config, **options)
+        requests = [Request(str(index), prompt, [0]) for index, prompt in enumerate(prompts)]
+        found[ahead] = {sample.problem: sample for sample in engine.run(requests)}
+    for problem, dense in found[0].items():
+        ours = found[3][problem]
+        assert (ours.output_tokens, ours.finish_reason) == (dense.output_tokens, dense.finish_reason)
+        assert known[ours.output_tokens].all()
+    assert "repetition" in {sample.finish_reason for sample in found[3].values()}
