@@ -47,8 +47,8 @@ def test_it_is_short_and_uses_public_names_only():
 @pytest.mark.slow
 def test_it_runs(capsys):
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    dense, fading = (float(line.rpartition(": ")[2].split()[0]) for line in capsys.readouterr().out.splitlines())
-    assert 0 < fading < dense
+    dense, fading = (int(line.rpartition(": ")[2].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0 < fading < dense / 2
 
 
 @pytest.mark.slow
