@@ -23,9 +23,6 @@ from kinetics_jax.attention.reads import join_halves, policy_fault
 from kinetics_jax.engine.capacity import SMALLER_POOL
 from kinetics_jax.engine.diagnosis import hook_warning, nonfinite_warning
 from kinetics_jax.engine.programs import (
-    Resumed,
-    Slots,
-    Starts,
     copy_page,
     decode_chunk,
     decode_open_chunk,
@@ -44,6 +41,7 @@ from kinetics_jax.engine.rows import RowTable
 from kinetics_jax.engine.sampling import HOOK_NONFINITE, IDLE, problem_hash, sample_keys, seed_key
 from kinetics_jax.engine.schedule import Schedule
 from kinetics_jax.engine.setup import Counts, Finished, Job, Setup, shared_prefix
+from kinetics_jax.engine.slots import Resumed, Slots, Starts
 from kinetics_jax.padding import pages_for, prefill_size, prompt_shape
 from kinetics_jax.settings import RequestError, patience
 from kinetics_jax.sharding.mesh import rows_sharding
