@@ -23,12 +23,15 @@ from kinetics_jax.errors import UserError
 def row_of(lm: Any, policy: Any, prompts: list[list[int]], tokens: int, seed: int) -> dict[str, Any]:
     """A policy's row of the table."""
     from kinetics_jax.engine.agreement import Agreement
+    from kinetics_jax.engine.engine import Request
     from kinetics_jax.engine.replay import Drawn
     from kinetics_jax.settings import Sampling
 
+    by_id = {f"window{index}": prompt for index, prompt in enumerate(prompts)}
+    requests = [Request(name, prompt, [0]) for name, prompt in by_id.items()]
     sampling = Sampling(temperature=1.0, max_tokens=tokens, seed=seed)
-    samples = lm.generate(prompts, sampling=sampling, attention=policy)
-    drawn = [Drawn(prompts[int(one.problem)], one.output_tokens, str(one.problem), one.sample) for one in samples]
+    samples = list(lm.engine(sampling=sampling, attention=policy).run(requests))
+    drawn = [Drawn(by_id[one.problem], one.output_tokens, one.problem, one.sample) for one in samples]
     found = Agreement.joined(lm.agreements(drawn, attention=policy, seed=seed)).summary()
     reads = sum(sample.attended_tokens for sample in samples)
     there = sum(sum(range(len(one.prompt) + 1, len(one.prompt) + len(one.tokens))) for one in drawn)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kinetics_jax.attention.policies.base import AttentionPolicy as AttentionPolicy
     from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
+    from kinetics_jax.attention.policies.counts import StepCounts as StepCounts
     from kinetics_jax.attention.policies.dense import Dense as Dense
     from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
     from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
@@ -57,6 +58,7 @@ _HOMES = {
     "Sample": "language_model",
     "Sampling": "settings",
     "SlidingWindow": "attention.policies.sliding_window",
+    "StepCounts": "attention.policies.counts",
     "TokenTopK": "attention.policies.token_topk",
     "best_of_n": "runs.best_of_n",
     "generation_cost": "costs.cost",

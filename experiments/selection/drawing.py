@@ -15,6 +15,10 @@ LOOKS = {
     "block top-k, mean": ("#0072B2", "s"),
     "block top-k, min_max": ("#D55E00", "^"),
     "block top-k, mean_std": ("#009E73", "D"),
+    "block top-k, two_means": ("#882255", "P"),
+    "top p pages, p 0.9": ("#6A51A3", "<"),
+    "shared block top-k, select every 2": ("#999933", ">"),
+    "unbiased block top-k": ("#8C564B", "p"),
     "token top-k": ("#CC79A7", "o"),
     "sliding window": ("#E69F00", "v"),
     "random blocks": ("#7F7F7F", "x"),
@@ -22,7 +26,7 @@ LOOKS = {
     "best pages (bound)": ("#56B4E9", ""),
 }
 # Of rules that have no look of their own, in their order.
-OTHERS = [("#999933", "P"), ("#882255", "X"), ("#6A51A3", "<"), ("#44AA99", ">"), ("#661100", "p"), ("#332288", "*")]
+OTHERS = [("#44AA99", "X"), ("#661100", "h"), ("#332288", "*"), ("#117733", "d"), ("#AA4499", "8")]
 NOT_DRAWN = ("dense", "always kept")
 
 

@@ -94,7 +94,11 @@ def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Arr
     nothing was counted for; what depends on data is blamed in `tally`.
     """
     where = step.tally.where
-    found = policy.attend_and_carry(step)
+    try:
+        found = policy.attend_and_carry(step)
+    except Exception as error:  # of the policy's own code: its traceback says where
+        error.add_note(f"{where} of {type(policy).__module__}.{type(policy).__qualname__}")
+        raise
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise PolicyError(f"{where} attend_and_carry must return attention and what is carried, a dict")
     out, carried = found

@@ -121,6 +121,11 @@ class DecodeStep:
         Counted as a read of every full page's summary in rows beyond the policy's budget: others attend to everything.
         Only full pages have a summary; the current one is to be forced. Raises ValueError where the cache keeps none.
         """
+        if self.policy.cache_summary is None:
+            raise PolicyError(
+                f"{self.policy}: in layer {self.layer} it scores page summaries, and its cache keeps none; say which: "
+                'cache_summary = "mean", summary_vectors = 1'
+            )
         scores = kernels.score_pages(
             self.group_queries, self._summaries(self.summary), self.page_table, summary=self.summary
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from kinetics_jax.attention.policies import entry_points
 from kinetics_jax.attention.policies.registry import POLICIES, parse_policy
 from kinetics_jax.cli.arguments import POLICY_HELP, JsonArg, config_of
 from kinetics_jax.cli.checks import require, require_between, require_devices
@@ -153,6 +154,7 @@ def _print_machine(as_json: bool) -> None:
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "builtin_models": builtin_models(),
         "ledger_models": family_models(LEDGER),
+        "policies_of_packages": entry_points.declared(),
         "ops": {
             name: {
                 platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))

@@ -294,6 +294,8 @@ def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.D
     for run in read:
         say(f"{run.path}: {run_summary(run)}")
     tables = report_tables(read, **options)
+    for line in tables.frontier.attrs["costs_from"]:
+        say(line)
     write_report(path, read, tables, title="Accuracy against cost", command=command_line())
     return tables.frontier
 

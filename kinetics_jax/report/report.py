@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
+from kinetics_jax.analysis.counted import costs_lines
 from kinetics_jax.analysis.frontier import cost_frontier, crossings, weights_in
 from kinetics_jax.analysis.picked import COLUMNS
 from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of, short_name
@@ -94,10 +95,12 @@ def report_tables(
     `analysis.samples.pooled`. The ablations are of one sample, of which every rule makes the same.
     """
     pools = pooled(map(run_data, runs), undecided=undecided)
+    frontier = cost_frontier(
+        pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, rule=rule, **costs
+    )
+    frontier.attrs["costs_from"] = costs_lines(pools)
     return Tables(
-        frontier=cost_frontier(
-            pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, rule=rule, **costs
-        ),
+        frontier=frontier,
         length=length_ablation(pools),
         budget=budget_ablation(pools),
     )
@@ -116,7 +119,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
         "What was run": _overview(runs),
         "Accuracy against cost": (
             f"{_picture(frontier_figure, tables.frontier, alt='Accuracy against cost')}\n"
-            f"<p>{_text(_how_to_read(tables.frontier))}</p>\n{_frontier_table(tables.frontier)}"
+            f"<p>{_text(_how_to_read(tables.frontier))}{_costs_from(tables.frontier)}</p>\n{_frontier_table(tables.frontier)}"
         ),
         "Explore the frontier": interactive.interactive_frontier(tables.frontier),
         "Accuracy against samples": (
@@ -241,6 +244,11 @@ def _sampling(settings: Sequence[Mapping[str, Any]]) -> str:
             text = _several(values)
             parts.append(f"at most {text} tokens" if name == "max_tokens" else f"{name.replace('_', ' ')} {text}")
     return ", ".join(parts) or "not recorded"
+
+
+def _costs_from(frontier: pd.DataFrame) -> str:
+    """Which attentions are priced by what their samples counted, in sentences."""
+    return "".join(f" {_text(line)}." for line in frontier.attrs.get("costs_from", ()))
 
 
 def _how_to_read(table: pd.DataFrame) -> str:

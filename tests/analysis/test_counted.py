@@ -53,13 +53,15 @@ def both(pools):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_counted_costs_are_those_of_the_formula(policy):
-    """Exact for whole samples, each by itself; close where a cap cuts them, since only totals are counted."""
+    """Exact for whole samples, each by itself; close where a cap cuts them, since only totals are counted: closer for
+    budgets that do not grow, as a reach does not.
+    """
     formula, counts = both(pool(policy))
     whole = [cost_frontier(pools, batch="fit") for pools in (formula, counts)]
     for column in ("compute", "memory", "cost"):
         np.testing.assert_allclose(whole[1][column], whole[0][column], rtol=1e-9)
     cut = [cost_frontier(pools, caps=[10, 33], batch=None)["cost"].to_numpy() for pools in (formula, counts)]
-    np.testing.assert_allclose(cut[1], cut[0], rtol=0.02)
+    np.testing.assert_allclose(cut[1], cut[0], rtol=0.1 if "growing" in policy.kind else 0.02)
     saved = [replay_table(pools)["cost"].to_numpy() for pools in (formula, counts)]
     np.testing.assert_allclose(saved[1], saved[0], rtol=1e-9)
     plans = [

@@ -133,10 +133,13 @@ def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatc
     for name in ("choose_pages", "score_pages", "token_logits", "masked_decode", "merge_partials"):
         monkeypatch.setattr(kernels, name, noted(name, getattr(kernels, name)))
     policy = dataclasses.replace(policy, dense_layers=()) if policy.dense_layers else policy
-    step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
-    ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
-    step = dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops))
-    jax.eval_shape(lambda queries: policy.attend_and_carry(dataclasses.replace(step, queries=queries)), step.queries)
+
+    def attention():
+        step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
+        ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
+        return policy.attend_and_carry(dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops)))
+
+    jax.eval_shape(attention)
     assert called == set(policy.ops)
 
 

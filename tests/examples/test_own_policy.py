@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import re
 import runpy
 import sys
 
+import numpy as np
 import pytest
 from command_line import kinetics
 from paths import ROOT
 
+import kinetics_jax as kj
 from kinetics_jax.attention.policies.registry import POLICIES
 
 EXAMPLE = ROOT / "examples" / "own_policy.py"
@@ -49,6 +52,24 @@ def test_it_runs(capsys):
 
 
 @pytest.mark.slow
+def test_the_formula_of_the_page_is_what_its_samples_count():
+    """docs/attention.md shows the policy and the formula of its cost."""
+    example, page = runpy.run_path(str(EXAMPLE)), (ROOT / "docs" / "attention.md").read_text()
+    (formula,) = re.findall(r"```python\n(    def step_counts.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```python\n(@dataclasses.*?)```", page, re.DOTALL)
+    assert shown in EXAMPLE.read_text()
+    names = {**example, "np": np, "base": example["FadingTopK"]}
+    head = "@dataclasses.dataclass(frozen=True)\nclass Priced(base):\n    kind, price = 'fading_priced', 'formula'\n"
+    exec(head + formula, names)
+    lm, policy = kj.load("chase-131k"), names["Priced"](budget=16)
+    for sample in lm.generate(["n7>n2 n3:+5"], n=2, attention=policy, sampling=kj.Sampling(max_tokens=50)):
+        prompt, steps = np.float64(sample.prompt_tokens), np.float64(len(sample.output_tokens) - 1)
+        counts = policy.counts(prompt, steps, lm.config.num_layers)
+        assert sample.attended_tokens == lm.config.num_kv_heads * (counts.forced.total + counts.chosen.total)
+        assert sample.summary_vectors == lm.config.num_kv_heads * counts.vectors.total > 0 or steps < 16
+
+
+@pytest.mark.slow
 def test_sampled_priced_by_count_and_on_a_frontier_beside_a_built_in_one(installed, tmp_path):
     runs = {"own": POLICY, "window": "sliding_window:budget=16"}
     for name, policy in runs.items():
@@ -68,6 +89,11 @@ def test_sampled_priced_by_count_and_on_a_frontier_beside_a_built_in_one(install
     assert all(row["cost"] > 0 for row in rows)
     plan = json.loads(kinetics("plan", tmp_path / "own", "--seconds", "100", "--json").stdout)
     assert plan["costs_from"] == {f"chase-131k {POLICY}": "counts"}
+    declared = json.loads(kinetics("doctor", "--json").stdout)["policies_of_packages"]
+    assert declared == {"fading_topk": "own_policy:FadingTopK of the package own-policy"}
+    report = tmp_path / "report.html"
+    said = kinetics("frontier", tmp_path / "own", tmp_path / "window", "--report", report).stderr
+    assert all("attention and search cost what the samples counted" in text for text in (said, report.read_text()))
     for command in (
         ("frontier", tmp_path / "own", "--costs-from", "formula"),
         ("cost", "--model", "8B", "--output", "100", "--attention", POLICY),
