@@ -46,13 +46,13 @@ def search(lm, decoder, question):
 
 
 def main():
-    lm, questions = kj.load("chase-131k"), [problem.question for problem in kj.load_problems("builtin", limit=12)]
+    lm, questions = kj.load("chase-131k"), [problem.question for problem in kj.load_problems("builtin", limit=8)]
     whole = lm.generate(questions, n=4 * WIDTH, sampling=kj.Sampling(max_tokens=160))
     right = {each.problem for each in whole if "boxed" in each.text and obeys(questions[each.problem], each.text)}
-    print(f"whole texts: {len(right)} of 12 solved, {sum(len(each.output_tokens) for each in whole)} tokens")
+    print(f"whole texts: {len(right)} of 8 solved, {sum(len(each.output_tokens) for each in whole)} tokens")
     with lm.open(sampling=kj.Sampling(max_tokens=12), settings=kj.EngineSettings(slots=WIDTH, chunk=8)) as decoder:
         found = [search(lm, decoder, question) for question in questions]
-    print(f"tree search: {sum(bool(text) for text, _ in found)} of 12 solved, {sum(n for _, n in found)} tokens")
+    print(f"tree search: {sum(bool(text) for text, _ in found)} of 8 solved, {sum(n for _, n in found)} tokens")
 
 
 if __name__ == "__main__":

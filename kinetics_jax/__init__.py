@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
     from kinetics_jax.engine.agreement import Agreement as Agreement
+    from kinetics_jax.engine.asynchronous import AsyncDecoder as AsyncDecoder
     from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
     from kinetics_jax.engine.open import Decoder as Decoder
     from kinetics_jax.engine.open import OpenSample as OpenSample
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Agreement": "engine.agreement",
+    "AsyncDecoder": "engine.asynchronous",
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
     "ChosenPages": "engine.chosen_pages",

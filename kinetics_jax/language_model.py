@@ -30,7 +30,7 @@ from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
 from kinetics_jax.engine.agreement import Agreement
-from kinetics_jax.engine.draws import RuleArguments, asked_sampling
+from kinetics_jax.engine.draws import RuleArguments, asked_rules, asked_sampling
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.open import Decoder, OpenSample
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
@@ -39,7 +39,7 @@ from kinetics_jax.engine.replays import NO_MESH, Replays
 from kinetics_jax.engine.sampling import prompt_digest, prompt_name
 from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.errors import CheckpointError
-from kinetics_jax.settings import DrawRules, EngineSettings, RequestError, Sampling, whole_number
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
 from kinetics_jax.tokenizer import added_tokens, read_tokenizer
 
@@ -297,7 +297,7 @@ class LanguageModel(Replays):
         it stood before in the call, so that other prompts, and a prompt with its output behind it, draw other noise.
         Raises RequestError for prompts that cannot fit, or that are neither texts nor token ids.
         """
-        DrawRules(**rules)  # type: ignore[arg-type]  # refused before anything else
+        asked_rules(rules)  # refused before anything else
         sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
         if agreement and self.mesh is not None:

@@ -23,6 +23,7 @@ from kinetics_jax.runs.folder import Run
 from kinetics_jax.runs.records import NONFINITE
 
 Undecided = Literal["unsolved", "drop"]
+ONLY_SOME = ("speculate",)  # settings that a run without has none of
 OWN = ("cost", "seconds")  # what a source may say that a sample took
 READS = ("attended_tokens", "summary_vectors")  # and what it read, over layers and KV heads, as its run counted it
 
@@ -336,7 +337,8 @@ def _pool(runs: list[RunData], undecided: Undecided) -> Pool:
     owned = list(dict.fromkeys(kind for run in runs for kind in run.own))
     problems, seen = pool.problems, set[tuple[str, Hashable]]()
     for run in runs:
-        if other := [name for name in run.settings if run.settings[name] != pool.settings.get(name)]:
+        named = [*run.settings, *(name for name in ONLY_SOME if name in pool.settings and name not in run.settings)]
+        if other := [name for name in named if run.settings.get(name) != pool.settings.get(name)]:
             raise SamplesError(
                 f"{pool}: runs that differ in {', '.join(other)} cannot be pooled; compare them one at a time"
             )

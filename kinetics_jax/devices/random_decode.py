@@ -18,8 +18,9 @@ from kinetics_kernels.backends import Backend
 from kinetics_jax.attention.cache import empty_cache
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine.programs import Slots, decode_chunk
+from kinetics_jax.engine.programs import decode_chunk
 from kinetics_jax.engine.sampling import seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.models.qwen3 import Qwen3
 from kinetics_jax.settings import Sampling
 

@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from kinetics_jax.attention.cache import PagedCache, empty_cache
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine.programs import Slots
 from kinetics_jax.engine.sampling import seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.models.qwen3 import Qwen3
 from kinetics_jax.sharding.mesh import param_sharding, pool_spec, rows_sharding
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from kinetics_jax.engine.draws import RuleArguments
-from kinetics_jax.engine.open import Decoder, OpenSample
+from kinetics_jax.engine.open import Branch, Decoder, OpenSample
 from kinetics_jax.settings import RequestError, Sampling
-
-Name = tuple[str, int, tuple[int, ...]]  # of a sample: its request's id, its index, its path
 
 
 class AsyncDecoder:
@@ -23,7 +21,7 @@ class AsyncDecoder:
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
         self._lock = asyncio.Lock()  # the decoder is one task's at a time
-        self._waiting: dict[Name, asyncio.Future[OpenSample]] = {}
+        self._waiting: dict[Branch, asyncio.Future[OpenSample]] = {}
         self._loop: asyncio.Task[None] | None = None
 
     async def add(
@@ -37,8 +35,8 @@ class AsyncDecoder:
     ) -> list[OpenSample]:
         """`Decoder.add`; returns the request's samples, ordered by index, once all of them have ended."""
         async with self._lock:
-            name = self.decoder.add(prompt, n=n, sampling=sampling, id=id, **options)
-            futures = [self._future((name, index, ())) for index in self.decoder.newest(name)]
+            self.decoder.add(prompt, n=n, sampling=sampling, id=id, **options)
+            futures = [self._future(branch) for branch in self.decoder.newest]
         return list(await asyncio.gather(*futures))
 
     async def extend(
@@ -55,7 +53,7 @@ class AsyncDecoder:
         async with self._lock:
             options: Any = {"keep_end": keep_end, "max_tokens": max_tokens, "sampling": sampling, **rules}
             self.decoder.extend(sample, tokens, **options)
-            future = self._future((sample.id, sample.sample, sample.path))
+            future = self._future(sample.branch)
         return await future
 
     async def fork(self, sample: OpenSample, n: int = 1) -> list[OpenSample]:
@@ -80,9 +78,9 @@ class AsyncDecoder:
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    def _future(self, name: Name) -> asyncio.Future[OpenSample]:
+    def _future(self, branch: Branch) -> asyncio.Future[OpenSample]:
         """What one sample is waited for by; the loop that decodes runs from here on."""
-        future = self._waiting[name] = asyncio.get_running_loop().create_future()
+        future = self._waiting[branch] = asyncio.get_running_loop().create_future()
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._decode())
         return future
@@ -104,7 +102,7 @@ class AsyncDecoder:
 
     def _give(self, sample: OpenSample) -> None:
         """Gives a sample to who waits for it; one that nobody waits for any more is released."""
-        future = self._waiting.pop((sample.id, sample.sample, sample.path), None)
+        future = self._waiting.pop(sample.branch, None)
         if future is not None and not future.done():
             future.set_result(sample)
         elif sample.branch.kept:

@@ -8,6 +8,7 @@ slot it sits in, its neighbours or when it was admitted.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,6 @@ from kinetics_jax.attention.reads import join_halves, policy_fault
 from kinetics_jax.engine.capacity import SMALLER_POOL
 from kinetics_jax.engine.diagnosis import hook_warning, nonfinite_warning
 from kinetics_jax.engine.programs import (
-    Resumed,
-    Slots,
-    Starts,
     copy_page,
     decode_chunk,
     decode_open_chunk,
@@ -43,6 +41,7 @@ from kinetics_jax.engine.rows import RowTable
 from kinetics_jax.engine.sampling import HOOK_NONFINITE, IDLE, problem_hash, sample_keys, seed_key
 from kinetics_jax.engine.schedule import Schedule
 from kinetics_jax.engine.setup import Counts, Finished, Job, Setup, shared_prefix
+from kinetics_jax.engine.slots import Resumed, Slots, Starts
 from kinetics_jax.padding import pages_for, prefill_size, prompt_shape
 from kinetics_jax.settings import RequestError, patience
 from kinetics_jax.sharding.mesh import rows_sharding
@@ -144,7 +143,8 @@ class Decoding:
             fresh += drawn[slot][drawn[slot] != IDLE].tolist()
             before = max(len(sample.tokens), 1)  # the first token takes no decode step
             if chances is not None and sample.request.draw and sample.request.draw.rules.log_probs:
-                sample.log_probs += chances[slot]
+                given = min(len(sample.forced), len(fresh))  # drawn from nothing
+                sample.log_probs += [(own, math.nan) for own, _ in chances[slot][:given]] + chances[slot][given:]
             sample.add(fresh)
             sample.read += counts[slot, : max(len(sample.tokens) - before, 0)].sum(axis=0)
             done.tokens += len(fresh) - sample.nonfinite

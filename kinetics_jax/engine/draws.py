@@ -13,7 +13,7 @@ from kinetics_jax.engine.repetition import BlockWatch, RepetitionWatch
 from kinetics_jax.engine.requests import Draw, Watch
 from kinetics_jax.engine.stops import StopWatch
 from kinetics_jax.errors import spelled
-from kinetics_jax.settings import MAX_TOKENS, RequestError, Sampling, whole_number
+from kinetics_jax.settings import MAX_TOKENS, DrawRules, RequestError, Sampling, whole_number
 
 MAX_HOOKS = 16  # of one decoder: each is a part of its program
 
@@ -43,6 +43,11 @@ def asked_sampling(sampling: Any, max_tokens: Any, default: Sampling) -> Samplin
     if not 1 <= max_tokens <= MAX_TOKENS:
         raise RequestError(f"max_tokens must be in 1 … {MAX_TOKENS}, got {max_tokens}")
     return dataclasses.replace(sampling, max_tokens=max_tokens)
+
+
+def asked_rules(given: Any, before: DrawRules | None = None) -> DrawRules:
+    """A request's rules, by keyword (`RuleArguments`); those that are not given are as `before`."""
+    return DrawRules(**given) if before is None else dataclasses.replace(before, **given)
 
 
 def check_draw(

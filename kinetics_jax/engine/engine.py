@@ -25,7 +25,7 @@ from kinetics_jax.engine.abstract import abstract_cache, abstract_rows, abstract
 from kinetics_jax.engine.capacity import SMALLER_POOL, device_memory, pool_size, worst_case
 from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.programs import decode_chunk
-from kinetics_jax.engine.prompts import prompt_ids
+from kinetics_jax.engine.prompts import Count, prompt_ids
 from kinetics_jax.engine.requests import Request
 from kinetics_jax.engine.setup import Finished, Job, Setup, shared_prefix
 from kinetics_jax.engine.speculative_decoding import SpeculativeDecoding, check_speculation
@@ -114,7 +114,7 @@ class Engine:
             self._check_backend(job)
         return job
 
-    def open_job(self, max_length: int | None) -> tuple[Job, int]:
+    def open_job(self, max_length: Count | None) -> tuple[Job, int]:
         """A job whose requests come later (`engine.open`), and the most tokens that any of its sequences may have: the
         model's positions, but at most DEFAULT_LENGTH, unless given. Raises RequestError for what cannot be held.
         """

@@ -18,9 +18,9 @@ import numpy as np
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.engine.agreement import Agreement, agreements
 from kinetics_jax.engine.decoding import Decoding
-from kinetics_jax.engine.draws import RuleArguments, asked_sampling, check_draw, watches
+from kinetics_jax.engine.draws import RuleArguments, asked_rules, asked_sampling, check_draw, watches
 from kinetics_jax.engine.engine import Engine
-from kinetics_jax.engine.prompts import prompt_ids
+from kinetics_jax.engine.prompts import Count, prompt_ids
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.requests import Draw, Request, Running
 from kinetics_jax.engine.rows import RowTable
@@ -86,7 +86,7 @@ class Decoder:
         engine: Engine,
         *,
         sampling: Sampling,
-        max_length: int | None,
+        max_length: Count | None,
         keep: bool,
         encode: Callable[..., list[int]],
         decode: Callable[[Sequence[int]], str] | None,
@@ -108,7 +108,7 @@ class Decoder:
             to_device=self.decoding.place,
         )
         self._prompts: dict[str, str] = {}  # digests, by id
-        self._newest: dict[str, list[int]] = {}
+        self.newest: list[Branch] = []  # the samples that the newest `add` asked for
         self._samples: collections.Counter[str] = collections.Counter()  # indices given away, by id
         self._bare: collections.Counter[str] = collections.Counter()  # prompts without an id, by digest
         self._ready: collections.deque[OpenSample] = collections.deque()
@@ -141,7 +141,7 @@ class Decoder:
         sampling = asked_sampling(sampling, max_tokens, self.sampling)
         ids = self._tokens(prompt, "prompt", special=add_special_tokens)
         start = self._forced(forced, "forced")
-        draw = Draw(sampling, DrawRules(**rules))  # type: ignore[arg-type]
+        draw = Draw(sampling, asked_rules(rules))
         self._check(draw, len(ids), len(start))
         digest, bare = prompt_digest(ids), id is None
         id = prompt_name(digest, self._bare[digest]) if id is None else id
@@ -151,7 +151,7 @@ class Decoder:
             raise RequestError(f"id {id!r:.60} stands for another prompt; ids fix the random draws and must differ")
         indices = self._indices(id, n, samples)
         self._bare[digest] += bare
-        self._prompts[id], self._newest[id] = digest, indices
+        self._prompts[id] = digest
         request = Request(id, ids, indices, _absolute(draw, len(start)))
         self.rows.note(draw)
         keep = self.keep if keep is None else keep
@@ -161,11 +161,8 @@ class Decoder:
             branch.forced = list(start)
             branch.watches = self._watches(branch)
         decoding.schedules[0].enqueue(branches)
+        self.newest = branches
         return id
-
-    def newest(self, id: str) -> list[int]:
-        """The indices of the samples that the newest `add` of an id asked for."""
-        return list(self._newest[id])
 
     def extend(
         self,
@@ -188,7 +185,7 @@ class Decoder:
         old = branch.request.draw
         assert old is not None
         sampling = asked_sampling(sampling, max_tokens, old.sampling)
-        draw = Draw(sampling, dataclasses.replace(old.rules, **{"min_tokens": 0, **rules}))  # type: ignore[arg-type]
+        draw = Draw(sampling, asked_rules({"min_tokens": 0, **rules}, old.rules))
         forced = self._forced(tokens, "tokens")
         kept = branch.tokens
         if not keep_end and not branch.failed and kept and kept[-1] in self._end_tokens(old.rules):

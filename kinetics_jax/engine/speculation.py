@@ -24,8 +24,9 @@ from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
-from kinetics_jax.engine.programs import ChunkReads, Slots, allowed_logits, may_go_on
+from kinetics_jax.engine.programs import allowed_logits, may_go_on
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits
+from kinetics_jax.engine.slots import ChunkReads, Slots
 from kinetics_jax.settings import Sampling
 
 # Folded into a token's key: beyond any vocabulary, as RANDOM_BLOCKS. The token that ends a round has the plain key.

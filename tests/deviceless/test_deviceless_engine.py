@@ -9,8 +9,9 @@ from flax import nnx
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache, summary_layers
-from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
+from kinetics_jax.engine.programs import decode_chunk, prefill
 from kinetics_jax.engine.sampling import seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.models.qwen3 import Qwen3
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,9 @@ from kinetics_kernels import grouped_matmul
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import empty_cache
-from kinetics_jax.engine.programs import Slots, decode_chunk, prefill
+from kinetics_jax.engine.programs import decode_chunk, prefill
 from kinetics_jax.engine.sampling import seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.models.qwen3 import Qwen3
 
 pytestmark = pytest.mark.slow

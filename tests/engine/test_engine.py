@@ -16,8 +16,9 @@ from kinetics_jax.compile_cache import watch_compiles
 from kinetics_jax.engine import decoding as decoding_module
 from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.engine.programs import Slots, decode_chunk
+from kinetics_jax.engine.programs import decode_chunk
 from kinetics_jax.engine.sampling import seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.settings import EngineSettings, RequestError
 
 SPARSE = kj.BlockTopK(pages=4, page_size=4, dense_layers=())

@@ -18,8 +18,8 @@ from kinetics_jax.attention.causal import full_attend
 from kinetics_jax.compile_cache import watch_compiles
 from kinetics_jax.engine import speculative_decoding
 from kinetics_jax.engine.engine import Engine, Request
-from kinetics_jax.engine.programs import Slots
 from kinetics_jax.engine.sampling import IDLE, NONFINITE, filter_logits, sample_keys, seed_key
+from kinetics_jax.engine.slots import Slots
 from kinetics_jax.engine.speculation import judge, speculate_chunk
 from kinetics_jax.engine.speculative_decoding import SpeculativeDecoding, drafts_of
 from kinetics_jax.models.qwen3 import Qwen3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kinetics_jax as kj
-from kinetics_jax.analysis.samples import run_data
+from kinetics_jax.analysis.samples import SamplesError, pooled, run_data
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.cli.run_summary import run_summary
 from kinetics_jax.runs.best_of_n import best_of_n, grade_again
@@ -94,6 +94,9 @@ def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     data = run_data(done)
     assert data.own["cost"] == [told["speculation"]["cost"] + told["speculation"]["prefill"] for told in done.samples]
     assert data.settings["speculate"] == f"3 of {SPARSE}"
+    for both in ((data, run_data(dense)), (run_data(dense), data)):
+        with pytest.raises(SamplesError, match="differ in speculate cannot be pooled"):
+            pooled(both)
     with pytest.raises(TraceError, match=r"speculate\.tokens: 3 stored, 2 asked for"):
         run(lm, tmp_path / "speculated", sampling=GREEDY, settings=EngineSettings(slots=4, chunk=16, speculate=2))
     assert json.loads((tmp_path / "speculated" / "run.json").read_text())["speculate"]["tokens"] == 3
