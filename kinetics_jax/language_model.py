@@ -315,7 +315,10 @@ class LanguageModel(Replays):
         for digest in map(prompt_digest, encoded):
             names.append(prompt_name(digest, seen[digest]))
             seen[digest] += 1
-        requests = [Request(name, prompt, range(n)) for name, prompt in zip(names, encoded, strict=True)]
+        requests = [
+            Request(name, prompt, range(n), label=f"prompt {index}")
+            for index, (name, prompt) in enumerate(zip(names, encoded, strict=True))
+        ]
         if settings is None:
             shards = row_shards(self.mesh)
             each = -(-n * len(requests) // shards)

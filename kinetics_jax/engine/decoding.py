@@ -134,7 +134,7 @@ class Decoding:
         running = [(shard, *item) for shard, each in enumerate(self.schedules) for item in each.running.items()]
         for shard, slot, sample in running:
             if faults[slot]:
-                where = f"problem {sample.request.problem!r:.80}, sample {sample.sample}"
+                where = f"{sample.request.where}, sample {sample.sample}"
                 done.fault = done.fault or policy_fault(self.setup.policy, int(faults[slot]), where)
                 self.schedules[shard].finish(slot)
                 going[slot] = False
@@ -381,7 +381,7 @@ class Decoding:
         if sample.failed in self._warned:
             return
         self._warned.add(sample.failed)
-        where = f"problem {sample.request.problem!r}, sample {sample.sample}, token {len(sample.tokens)}"
+        where = f"{sample.request.where}, sample {sample.sample}, token {len(sample.tokens)}"
         if sample.nonfinite:
             tokens = [*sample.request.prompt, *sample.tokens]
             warnings.warn(nonfinite_warning(self.setup.graph, self.setup.weights, tokens, where), stacklevel=4)

@@ -205,7 +205,7 @@ class Engine:
         requests = [
             dataclasses.replace(
                 request,
-                prompt=prompt_ids(f"problem {request.problem!r}", request.prompt, vocab),
+                prompt=prompt_ids(request.where, request.prompt, vocab),
                 samples=[whole_number(sample, "a sample's index", RequestError) for sample in request.samples],
             )
             for request in requests
@@ -217,7 +217,7 @@ class Engine:
             raise RequestError(f"problem {repeated[0]!r} is requested twice; ids fix the random draws and must differ")
         positions = setup.config.max_position_embeddings
         for request in requests:
-            where, tokens = f"problem {request.problem!r}", len(request.prompt)
+            where, tokens = request.where, len(request.prompt)
             if tokens >= positions:
                 raise RequestError(
                     f"{where}: {tokens} prompt tokens leave none of the model's {positions} positions to an answer; "

@@ -203,22 +203,28 @@ class Decoder:
             branch.key = decoding.key(branch)
             for fork in branch.path:
                 branch.key = fork_key(branch.key, fork)
-        schedule = decoding.schedules[branch.shard]
-        carries, length = bool(decoding.cache.carried), len(branch.request.prompt) + len(kept)
         branch.tokens, branch.ended, branch.failed = list(kept), "", 0
         branch.forced = forced
         branch.watches = self._watches(branch)
         del branch.log_probs[len(kept) :]
         if draw.rules.log_probs:  # they may not have been asked for so far
             branch.log_probs += [(np.nan, np.nan)] * (len(kept) - len(branch.log_probs))
+        self._go_on(branch, draw.rules)
+
+    def _go_on(self, branch: Branch, rules: DrawRules) -> None:
+        """Lets a branch go on behind its tokens, of which more may be in the cache than belong to it now."""
+        decoding = self._open()
+        schedule, carries = decoding.schedules[branch.shard], bool(decoding.cache.carried)
+        length = len(branch.request.prompt) + len(branch.tokens)
         cached = branch.reached >= length  # the last token too: it is not to be appended again
         exact = not carries or branch.reached == (length if cached else length - 1)  # what the policy carries
-        if cached and forced and exact and (carries or not draw.rules.log_probs or not kept):
+        if cached and branch.forced and exact and (carries or not rules.log_probs or not branch.tokens):
+            # The next step is the forced token's: what was drawn in its place is not computed again.
             branch.tokens.append(branch.forced.pop(0))
-            branch.log_probs += [(np.nan, np.nan)] if draw.rules.log_probs else []
+            branch.log_probs += [(np.nan, np.nan)] if rules.log_probs else []
             for watch in branch.watches.values():
                 watch.feed(branch.tokens[-1:])
-        elif not kept or not exact or (cached and carries):
+        elif not branch.tokens or not exact or (cached and carries):
             self._start_over(branch)
             return
         schedule.kept.remove(branch)

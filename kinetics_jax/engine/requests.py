@@ -39,13 +39,19 @@ class Draw:
 class Request:
     """One prompt and which of its samples are wanted. `problem` names it: with the seed it fixes every draw.
 
-    `draw` is for requests of an open decoder.
+    `draw` is for requests of an open decoder; `label` is how messages call it, if not by its problem.
     """
 
     problem: str
     prompt: Sequence[int]
     samples: Sequence[int]
     draw: Draw | None = None
+    label: str = ""
+
+    @property
+    def where(self) -> str:
+        """How messages begin that are about it."""
+        return self.label or f"problem {self.problem!r:.80}"
 
 
 @dataclasses.dataclass

@@ -136,7 +136,8 @@ class RowTable:
             arrays["allowed"] = np.ones((self.slots, self.vocab), bool)
             for slot, draw in draws:
                 if draw.rules.allowed is not None:
-                    arrays["allowed"][slot] = np.isin(np.arange(self.vocab), draw.rules.allowed)
+                    arrays["allowed"][slot] = False
+                    arrays["allowed"][slot, list(draw.rules.allowed)] = True
                 if draw.sampling.known_ids_only:
                     arrays["allowed"][slot] &= self.known()
         if self.hooks:

@@ -62,7 +62,7 @@ def test_overflow_from_the_first_token_on(wide, sampling):
     assert {(sample.finish_reason, len(sample.output_tokens)) for sample in samples} == {("nonfinite", 0)}
     (warning,) = caught
     text = str(warning.message)
-    for words in ("layer 1 (its feed-forward", "float16", "--dtype bfloat16", "problem '0'", "token 0"):
+    for words in ("layer 1 (its feed-forward", "float16", "--dtype bfloat16", "prompt 0, sample 0", "token 0"):
         assert words in text
     assert "\n" not in text
 
