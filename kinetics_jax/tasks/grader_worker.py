@@ -208,7 +208,7 @@ def raised(error: BaseException) -> str:
 
 
 def cut(text: str) -> str:
-    text = " ".join(text[: 4 * SHOWN].split())
+    text = " ".join(text[: 4 * SHOWN].split()).encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 

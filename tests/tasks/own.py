@@ -46,6 +46,12 @@ def says_much(text, answer):
     return {"correct": True, "colour": "red"}
 
 
+def half_a_pair(text, answer):
+    if answer == "raise":
+        raise ValueError("\ud800")
+    return {"correct": True, "answer": "\ud800"}
+
+
 def prints(text, answer):
     print("looking at", text)
     return True

@@ -74,6 +74,7 @@ def test_what_a_grader_may_return(name, grade):
         ("says_nothing", "returns None (NoneType), not True or False"),
         ("says_nan", "returns the score 'nan', no finite number"),
         ("says_much", "returns a mapping with 'colour'; it may hold correct, score, answer"),
+        ("half_a_pair", "returns the answer '\\ud800', no text"),
         ("length", "returns 11.0, not True or False"),
         ("exits", "exits (sys.exit(3))"),
         ("exits_at_once", "exits (its process ended with code 7)"),
@@ -110,6 +111,11 @@ def test_what_is_printed_goes_nowhere_and_is_told(capfd):
     assert grade.correct is True
     assert told == ["grader own.py:prints: prints ('looking at the 42 text\\n'); what it prints goes nowhere"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_reason_can_always_be_written():
+    with OwnGrader(own_function(own.half_a_pair)) as grader, pytest.warns(UserWarning, match="raises ValueError"):
+        assert "ValueError: ?" in grader("text", "raise", PROBLEM).why
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
