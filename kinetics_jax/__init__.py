@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
+    from kinetics_jax.engine.asynchronous import AsyncDecoder as AsyncDecoder
     from kinetics_jax.engine.open import Decoder as Decoder
     from kinetics_jax.engine.open import OpenSample as OpenSample
     from kinetics_jax.language_model import LanguageModel as LanguageModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kinetics_jax.tasks.problems import load_problems as load_problems
 
 _HOMES = {
+    "AsyncDecoder": "engine.asynchronous",
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
     "Dense": "attention.policies.dense",

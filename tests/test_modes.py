@@ -66,6 +66,27 @@ def test_dense_decoding_is_the_full_forward(lm, sampling):
     assert all(token in best[place, :allowed] for place, token in enumerate(sample.output_tokens))
 
 
+def even(logits, output, count):
+    """A hook: even tokens only, and none twice."""
+    tokens = jnp.arange(logits.shape[0], dtype=jnp.int32)
+    twice = jnp.any((output[:, None] == tokens[None]) & (jnp.arange(output.shape[0])[:, None] < count), axis=0)
+    return jnp.where((tokens % 2 == 0) & ~twice, logits, jnp.full_like(logits, -jnp.inf))
+
+
+@in_a_mode
+@pytest.mark.parametrize("attention", POLICIES[1:7:5])
+def test_an_open_decoder_with_every_rule(lm, attention):
+    decoder = lm.open(sampling=SAMPLED, attention=attention, settings=kj.EngineSettings(slots=3), max_length=96)
+    rules = {"repetition_penalty": 1.2, "presence_penalty": 0.1, "stop_ids": [9], "log_probs": True}
+    decoder.add(tiny_prompts(1, first=30)[0], n=2, min_tokens=2, allowed=range(3, 100), **rules)
+    decoder.add(tiny_prompts(1, first=9)[0], n=2, sampling=GREEDY, hook=even)
+    for sample in list(decoder):
+        assert sample.output_tokens
+        assert sample.log_probs is None or np.isfinite(sample.log_probs).all()
+        decoder.extend(decoder.fork(sample)[0], [50, 51, 52])
+    assert len(list(decoder)) == 4
+
+
 @in_a_mode
 def test_a_mixture_decodes(moe):
     assert len(moe.generate(tiny_prompts(1, first=9), sampling=GREEDY)[0].output_tokens) == 6

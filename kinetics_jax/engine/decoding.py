@@ -8,6 +8,7 @@ slot it sits in, its neighbours or when it was admitted.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,8 @@ class Decoding:
             fresh += drawn[slot][drawn[slot] != IDLE].tolist()
             before = max(len(sample.tokens), 1)  # the first token takes no decode step
             if chances is not None and sample.request.draw and sample.request.draw.rules.log_probs:
-                sample.log_probs += chances[slot]
+                given = min(len(sample.forced), len(fresh))  # drawn from nothing
+                sample.log_probs += [(own, math.nan) for own, _ in chances[slot][:given]] + chances[slot][given:]
             sample.add(fresh)
             sample.read += counts[slot, : max(len(sample.tokens) - before, 0)].sum(axis=0)
             done.tokens += len(fresh) - sample.nonfinite

@@ -75,9 +75,10 @@ def draw_rows(
 
     NONFINITE, HOOK_NONFINITE and BLOCKED stand for a token where there was none to draw.
     """
-    vocab = logits.shape[1]
-    fine = jnp.isfinite(jnp.max(logits, axis=-1))  # a NaN is the largest of its row
     ruled = ruled_logits(logits, places, rows, eos)
+    best = jnp.max(ruled, axis=-1)  # a NaN is the largest of its row
+    fine, sound = jnp.isfinite(jnp.max(logits, axis=-1)), jnp.isfinite(best)
+    ruled = jnp.where(sound[:, None], ruled, 0.0)  # where nothing can be drawn, nothing is computed with it
     token = jnp.argmax(ruled, axis=-1).astype(jnp.int32)
     filtered = ruled
     if not rows.greedy:
@@ -85,15 +86,19 @@ def draw_rows(
         own = jax.vmap(jax.random.fold_in)(keys, places)
         drawn = jax.vmap(jax.random.categorical)(own, filtered).astype(jnp.int32)
         token = jnp.where(rows.temperature > 0, drawn, token)
-    best = jnp.max(ruled, axis=-1)
-    token = jnp.where(jnp.isfinite(best), token, jnp.where(best == -jnp.inf, BLOCKED, HOOK_NONFINITE))
+    token = jnp.where(sound, token, jnp.where(best == -jnp.inf, BLOCKED, HOOK_NONFINITE))
     token = jnp.where(fine, jnp.where(forced >= 0, forced, token), NONFINITE)
     if not rows.log_probs:
         return Drawn(token, None)
-    place = jnp.clip(token, 0, vocab - 1)[:, None]
-    pairs = [jnp.take_along_axis(jax.nn.log_softmax(each), place, axis=-1) for each in (logits, filtered)]
-    certain = jnp.where((rows.temperature > 0)[:, None], pairs[1], 0.0)  # greedy: the token was certain
-    return Drawn(token, jnp.concatenate([pairs[0], jnp.where(forced[:, None] >= 0, jnp.nan, certain)], axis=-1))
+    place = jnp.maximum(token, 0)[:, None]
+    own = _log_probs(jnp.where(fine[:, None], logits, 0.0), place)
+    drawn = jnp.where(rows.temperature > 0, _log_probs(filtered, place), 0.0)  # greedy: the token was certain
+    return Drawn(token, jnp.stack([own, drawn], axis=-1))
+
+
+def _log_probs(logits: jax.Array, place: jax.Array) -> jax.Array:
+    """Log-probabilities `[slots]` of one token of each row, `place [slots, 1]`."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), place, axis=-1)[:, 0]
 
 
 def ruled_logits(

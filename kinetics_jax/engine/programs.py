@@ -375,7 +375,7 @@ class _Steps(NamedTuple):
             chances = None if chances is None else chances.at[:, step].set(pairs)
             counts = counts.at[:, :, step].set(jnp.stack([reads.tokens, reads.vectors], axis=-1))
             # Where logits are not finite the model failed, not the policy, whatever its scores are.
-            faults = jnp.where((faults == 0) & (token != NONFINITE), reads.fault, faults)
+            faults = jnp.where((faults == 0) & (token != NONFINITE)[None], reads.fault, faults)
             slots = dataclasses.replace(
                 slots,
                 token=token,

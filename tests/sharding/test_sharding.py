@@ -118,6 +118,36 @@ def test_8_devices_carry_what_one_carries(tmp_path):
 
 
 @eight_devices
+def test_8_devices_go_on_and_fork_as_one(tmp_path):
+    """An open decoder whose samples lie on both shards, in pools that run dry; what a policy carries goes along."""
+    path = write_checkpoint(tmp_path, tiny_config(**FEW_KV | {"num_hidden_layers": 2}), seed=5)
+    greedy = kj.Sampling(temperature=0, max_tokens=16)
+
+    def drawn(lm, **settings):
+        decoder = lm.open(
+            sampling=greedy, attention=ByCount(), settings=EngineSettings(slots=4, chunk=6, **settings), max_length=64
+        )
+        for number, prompt in enumerate(tiny_prompts(5, first=9)):
+            decoder.add(prompt, n=2, id=str(number), presence_penalty=0.5 * number, stop_ids=[7, 8, 9][: number % 4])
+        ended = {(sample.id, sample.sample): sample for sample in decoder}
+        for sample in ended.values():
+            for fork in decoder.fork(sample):
+                decoder.extend(fork, [50, 51, 52, 53, 54])
+            decoder.extend(sample, [60, 61], max_tokens=9)
+        more = list(decoder)
+        tokens = {(sample.id, sample.sample, sample.path): sample.output_tokens for sample in more}
+        decoder.release(*more)
+        assert all(schedule.allocator.free == schedule.allocator.num_pages for schedule in decoder.decoding.schedules)
+        return tokens, {sample.branch.shard for sample in more}
+
+    expected, _ = drawn(kj.load(path, dtype="float32"))
+    found, shards = drawn(kj.load(path, dtype="float32", mesh="data=2,tensor=4"), num_pages=40)
+    assert found == expected
+    assert len(found) == 20
+    assert shards == {0, 1}
+
+
+@eight_devices
 def test_8_devices_samples_do_not_depend_on_their_shard(tmp_path):
     """Other order, a pool that runs dry on every shard, prompts in chunks: the same bits on the same mesh."""
     path = write_checkpoint(tmp_path, tiny_config(**DENSE, num_hidden_layers=1, max_position_embeddings=512), seed=5)
