@@ -89,7 +89,10 @@ RECORD: dict[str, Kind] = {
     "summary_vectors": whole(0, MAX_READ).or_null(),
 }
 # Of a record, where it is there: what not every run has.
-OPTIONAL: dict[str, Kind] = {"score": number(-sys.float_info.max, sys.float_info.max).or_null(), "why": TEXT.or_null()}
+OPTIONAL: dict[str, Kind] = {
+    "score": number(-sys.float_info.max, sys.float_info.max).or_null(),
+    "why": TEXT.or_null(),
+}
 LATER_RECORD = ("attended_tokens", "summary_vectors")  # which earlier versions did not write
 PROBLEM: dict[str, Kind] = {"id": NAME, "question": TEXT, "answer": TEXT, "prompt": TEXT}
 OPTIONAL_PROBLEM: dict[str, Kind] = {
