@@ -194,7 +194,7 @@ class Calls:
         if printed := reply.get("printed"):
             self.tell(f"prints ({spelled(printed)}); what it prints goes nowhere", "prints")
         if reply.get("forked"):
-            self.tell("its copies that come back from a fork are ended; the verdict of the first one counts", "forks")
+            self.tell("forks; a copy that comes back from it is ended, and the first process answers", "forks")
         return reply
 
     def tell(self, what: str, kind: str, problem: Mapping[str, Any] | None = None) -> None:

@@ -120,10 +120,11 @@ def test_a_reason_can_always_be_written():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_fork_does_not_answer_for_the_grader():
-    grade, told = graded("forks")
-    assert grade.correct is True
-    assert len(told) == 1
-    assert "copies that come back from a fork are ended" in told[0]
+    for name in ("forks", "pools"):
+        grade, told = graded(name)
+        assert grade.correct is True
+        assert len(told) == 1
+        assert "a copy that comes back from it is ended" in told[0]
 
 
 @pytest.mark.parametrize(
