@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ RECORD: dict[str, Kind] = {
 }
 # Of a record, where it is there: what not every run has.
 OPTIONAL: dict[str, Kind] = {
-    "score": number(-1e300, 1e300).or_null(),
+    "score": number(-sys.float_info.max, sys.float_info.max).or_null(),
     "why": TEXT.or_null(),
     **dict.fromkeys(("agreement", "speculation"), OBJECT.or_null()),
 }

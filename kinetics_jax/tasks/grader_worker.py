@@ -53,10 +53,11 @@ def main() -> None:
     limit_memory(size)
     own, forks = os.getpid(), [0]
     if hasattr(os, "register_at_fork"):
+        pipes = [requests.fileno(), replies.fileno()]
 
         def in_child() -> None:
-            os.close(requests.fileno())
-            os.close(replies.fileno())
+            while pipes:  # once: a child of the child may have other files under these numbers
+                os.close(pipes.pop())
 
         def in_parent() -> None:
             forks[0] += 1
@@ -208,7 +209,7 @@ def raised(error: BaseException) -> str:
 
 
 def cut(text: str) -> str:
-    text = " ".join(text[: 4 * SHOWN].split())
+    text = " ".join(text[: 4 * SHOWN].split()).encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 

@@ -28,6 +28,7 @@ STARTUP_SECONDS = 120.0  # importing the user's module, and all that it imports
 SECONDS = 10.0  # of one call
 MEMORY = 16 << 30  # bytes of address space
 SOURCE_BYTES = 64 << 20
+MAX_ANSWER = 100_000  # characters
 FIELDS = ("correct", "score", "answer")  # of a mapping that a grader returns
 
 
@@ -193,7 +194,7 @@ class Calls:
         if printed := reply.get("printed"):
             self.tell(f"prints ({spelled(printed)}); what it prints goes nowhere", "prints")
         if reply.get("forked"):
-            self.tell("its copies that come back from a fork are ended; the verdict of the first one counts", "forks")
+            self.tell("forks; a copy that comes back from it is ended, and the first process answers", "forks")
         return reply
 
     def tell(self, what: str, kind: str, problem: Mapping[str, Any] | None = None) -> None:
@@ -280,9 +281,19 @@ def _verdict(reply: Mapping[str, Any]) -> dict[str, Any] | str:
     score = fields.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, float)):
         return f"returns the score {spelled(score)}, no finite number"
-    if not isinstance(fields.get("answer", ""), str | None):
-        return f"returns the answer {spelled(fields['answer'])}, no text"
+    answer = fields.get("answer", "")
+    if not (answer is None or (isinstance(answer, str) and len(answer) <= MAX_ANSWER and _is_unicode(answer))):
+        return f"returns the answer {spelled(answer)}, no text of at most {MAX_ANSWER} characters"
     return fields
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Whether a text can be written: no half of a surrogate pair, which JSON can spell (`"\ud800"`)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _said(reply: Mapping[str, Any]) -> str:

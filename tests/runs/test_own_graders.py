@@ -31,6 +31,9 @@ def faulty(text, answer):
 def judge(text, answer):
     return 1 / len(text)
 
+def vast(text, answer):
+    return 1.7e308
+
 def silent(text, answer):
     return None
 """
@@ -160,6 +163,12 @@ def test_scores_of_a_grader_and_of_a_verifier(tmp_path, mine):
     assert "score" not in run.header
     run, _ = grade_again(path, overwrite=True)
     assert not any("score" in record for record in run.samples)
+
+
+def test_a_score_may_be_any_finite_number(tmp_path, mine):
+    path = write(tmp_path / "run")
+    grade_again(path, score=mine("vast"))
+    assert [record["score"] for record in read_run(path).samples] == [1.7e308] * 3
 
 
 def test_a_grader_that_fails_costs_its_sample_a_grade_and_nothing_else(tmp_path, mine):

@@ -1,5 +1,6 @@
 """Graders of all kinds, good and bad, that the tests name as own.py:function."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -46,6 +47,12 @@ def says_much(text, answer):
     return {"correct": True, "colour": "red"}
 
 
+def half_a_pair(text, answer):
+    if answer == "raise":
+        raise ValueError("\ud800")
+    return {"correct": True, "answer": "\ud800"}
+
+
 def prints(text, answer):
     print("looking at", text)
     return True
@@ -59,6 +66,11 @@ def forks(text, answer):
 def forks_and_hangs(text, answer):
     os.fork()
     time.sleep(100)
+
+
+def pools(text, answer):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(len, ["a", "bc"]) == [1, 2]
 
 
 def exits(text, answer):

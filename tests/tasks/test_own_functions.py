@@ -74,6 +74,7 @@ def test_what_a_grader_may_return(name, grade):
         ("says_nothing", "returns None (NoneType), not True or False"),
         ("says_nan", "returns the score 'nan', no finite number"),
         ("says_much", "returns a mapping with 'colour'; it may hold correct, score, answer"),
+        ("half_a_pair", "returns the answer '\\ud800', no text"),
         ("length", "returns 11.0, not True or False"),
         ("exits", "exits (sys.exit(3))"),
         ("exits_at_once", "exits (its process ended with code 7)"),
@@ -112,12 +113,18 @@ def test_what_is_printed_goes_nowhere_and_is_told(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_reason_can_always_be_written():
+    with OwnGrader(own_function(own.half_a_pair)) as grader, pytest.warns(UserWarning, match="raises ValueError"):
+        assert "ValueError: ?" in grader("text", "raise", PROBLEM).why
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_fork_does_not_answer_for_the_grader():
-    grade, told = graded("forks")
-    assert grade.correct is True
-    assert len(told) == 1
-    assert "copies that come back from a fork are ended" in told[0]
+    for name in ("forks", "pools"):
+        grade, told = graded(name)
+        assert grade.correct is True
+        assert len(told) == 1
+        assert "a copy that comes back from it is ended" in told[0]
 
 
 @pytest.mark.parametrize(
