@@ -131,7 +131,9 @@ def plan(
             "--config": unsaid.config != (),
         }
         given = ", ".join(flag for flag, is_given in no_meaning.items() if is_given)
-        require(not given, f"--half-width asks how many problems and samples of pass@N, on no hardware: leave out {given}")
+        require(
+            not given, f"--half-width asks how many problems and samples of pass@N, on no hardware: leave out {given}"
+        )
         _half_width(unsaid.read(runs), half_width, tuple(dict.fromkeys(trials)) or (1,), unsaid.undecided, as_json)
         return
     by = _rule(rule, pick)
