@@ -23,7 +23,7 @@ def grade(text, answer):
 
 def obeys(text, answer, problem):
     """The share of the text's hops whose value follows from the one before."""
-    value = re.search(r"start (\d+) at", problem["question"])[1]
+    value = re.findall(r"start (\d+) at", problem["question"])[0]
     follows = []
     for times, plus, now in re.findall(r"(?:\*(\d+))?\+(\d+) (\d+) @n", text):
         follows.append((int(value) * int(times or 1) + int(plus) - int(now)) % 97 == 0)

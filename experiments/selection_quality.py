@@ -41,8 +41,10 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
     from selection.forward import merged
     from selection.records import Records
 
+    from kinetics_jax.attention.policies.registry import parse_policy
     from kinetics_jax.language_model import load
 
+    more = [parse_policy(text) for text in arguments.attention]
     path = arguments.model or smollm2()
     lm = load(path, dtype="float32")
     longest = max(*arguments.lengths, arguments.prefix + arguments.scored)
@@ -65,7 +67,7 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
     }
     records, model = Records(arguments.records, settings), merged(lm)
     of_text = {"budgets": arguments.budgets, "prefix": arguments.prefix, "scored": arguments.scored}
-    of_text |= {"every": arguments.every}
+    of_text |= {"every": arguments.every, "more": more}
     of_needles = {"budgets": arguments.needle_budgets, "needles": arguments.needles}
 
     def all_units() -> Iterator[None]:
@@ -80,8 +82,8 @@ def measurements(arguments: argparse.Namespace) -> tuple[Any, int, Iterator[None
         yield from measure.agreement(lm, model, tokens, records, budget=256, prefix=1024, scored=16)
 
     asked = [len(measure.needle_policies(arguments.needle_budgets, length)) for length in arguments.lengths]
-    compared = len(measure.policies(arguments.budgets))
-    total = 7 + arguments.windows * (compared + 1) + arguments.haystacks * sum(asked)
+    compared = len(measure.policies(arguments.budgets)) + len(measure.others(arguments.budgets, arguments.prefix, more))
+    total = 8 + arguments.windows * (compared + 1) + arguments.haystacks * sum(asked)
     return records, total, all_units()
 
 
@@ -91,6 +93,13 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="JSONL, appended to")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--needle-budgets", type=int, nargs="+", default=[64, 256, 1024, 2048])
+    parser.add_argument(
+        "--attention",
+        nargs="+",
+        default=[],
+        metavar="POLICY",
+        help="policies beside these, for perplexity: your own, say",
+    )
     parser.add_argument("--windows", type=int, default=4, help="windows of text")
     parser.add_argument(
         "--prefix", type=int, default=4096, help="tokens of a window that are prefilled densely (%(default)s)"

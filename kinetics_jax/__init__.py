@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kinetics_jax.attention.policies.base import AttentionPolicy as AttentionPolicy
     from kinetics_jax.attention.policies.block_topk import BlockTopK as BlockTopK
+    from kinetics_jax.attention.policies.counts import StepCounts as StepCounts
     from kinetics_jax.attention.policies.dense import Dense as Dense
     from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK as LiteSysBlockTopK
     from kinetics_jax.attention.policies.random_blocks import RandomBlocks as RandomBlocks
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from kinetics_jax.attention.policies.token_topk import TokenTopK as TokenTopK
     from kinetics_jax.config import ModelConfig as ModelConfig
     from kinetics_jax.costs.cost import generation_cost as generation_cost
+    from kinetics_jax.engine.agreement import Agreement as Agreement
     from kinetics_jax.engine.asynchronous import AsyncDecoder as AsyncDecoder
+    from kinetics_jax.engine.chosen_pages import ChosenPages as ChosenPages
     from kinetics_jax.engine.open import Decoder as Decoder
     from kinetics_jax.engine.open import OpenSample as OpenSample
+    from kinetics_jax.engine.replay import Drawn as Drawn
     from kinetics_jax.language_model import LanguageModel as LanguageModel
     from kinetics_jax.language_model import Sample as Sample
     from kinetics_jax.language_model import load as load
@@ -35,10 +39,13 @@ if TYPE_CHECKING:
     from kinetics_jax.tasks.problems import load_problems as load_problems
 
 _HOMES = {
+    "Agreement": "engine.agreement",
     "AsyncDecoder": "engine.asynchronous",
     "AttentionPolicy": "attention.policies.base",
     "BlockTopK": "attention.policies.block_topk",
+    "ChosenPages": "engine.chosen_pages",
     "Dense": "attention.policies.dense",
+    "Drawn": "engine.replay",
     "Decoder": "engine.open",
     "DrawRules": "settings",
     "EngineSettings": "settings",
@@ -51,6 +58,7 @@ _HOMES = {
     "Sample": "language_model",
     "Sampling": "settings",
     "SlidingWindow": "attention.policies.sliding_window",
+    "StepCounts": "attention.policies.counts",
     "TokenTopK": "attention.policies.token_topk",
     "best_of_n": "runs.best_of_n",
     "generation_cost": "costs.cost",

@@ -29,11 +29,15 @@ from kinetics_jax.checkpoints.generation_config import Recommended, read_recomme
 from kinetics_jax.checkpoints.loading import load_weights, open_config, warn_of_end_tokens
 from kinetics_jax.checkpoints.resolve import Checkpoint, resolve
 from kinetics_jax.config import DTYPES, ConfigError, ModelConfig
+from kinetics_jax.engine.agreement import Agreement
 from kinetics_jax.engine.draws import RuleArguments, asked_rules, asked_sampling
 from kinetics_jax.engine.engine import Engine, Request
 from kinetics_jax.engine.open import Decoder, OpenSample
 from kinetics_jax.engine.prompts import Count, Prompts, TokenRows, prompt_ids, prompt_list, token_array
+from kinetics_jax.engine.replay import Drawn
+from kinetics_jax.engine.replays import NO_MESH, Replays
 from kinetics_jax.engine.sampling import prompt_digest, prompt_name
+from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.errors import CheckpointError
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import MeshLike, check_mesh, make_mesh, param_sharding, row_shards
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_DEFAULT_SLOTS, OPEN_SLOTS = 32, 8
+REPLAYED = ("agreement", "rounds")  # fields of a sample that no open decoder gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Sample:
     `text` is None when the checkpoint has no tokenizer; `seconds` is the time from its start to its end;
     `attended_tokens` and `summary_vectors` are what its decode steps read, over layers and KV heads. `id` is the
     prompt's name, which with the seed and `sample` fixes the draws. `stopped_by`, `log_probs` and `draw_log_probs` are
-    as in `OpenSample`, None unless `generate` was asked for them.
+    as in `OpenSample`, `agreement` is that of the policy with dense attention, and `rounds` are the tokens that each
+    round of speculation gave: None unless `generate` was asked for them.
     """
 
     problem: int
@@ -67,6 +73,8 @@ class Sample:
     stopped_by: str | int | None = None
     log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
     draw_log_probs: list[float] | None = dataclasses.field(default=None, repr=False)
+    agreement: Agreement | None = None
+    rounds: tuple[int, ...] | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -76,7 +84,7 @@ def _full_forward(graph: nnx.GraphDef, weights: nnx.State, tokens: jax.Array) ->
     return model.logits(model(tokens, positions, full_attend_on(model.mesh))[0])
 
 
-class LanguageModel:
+class LanguageModel(Replays):
     """A checkpoint's configuration, weights and (read when first needed) tokenizer. Made by `load`."""
 
     def __init__(
@@ -274,6 +282,7 @@ class LanguageModel:
         attention: AttentionPolicy | str = Dense(),
         settings: EngineSettings | None = None,
         add_special_tokens: bool | None = None,
+        agreement: bool = False,
         on_chunk: Callable[[int], None] = lambda tokens: None,
         **rules: Unpack[RuleArguments],
     ) -> list[Sample]:
@@ -282,15 +291,17 @@ class LanguageModel:
         Without `sampling` tokens are drawn as the checkpoint recommends, if it does, which a warning says, else as
         `Sampling()` has it. Of texts, `add_special_tokens` is as in `encode`; ids are taken as they are. `attention` is
         the policy that decodes, or its spelling. `settings` defaults to a slot per sample, at most 32 (on a mesh, on
-        each shard of the sequences). `on_chunk` is called with the number of tokens that each decode chunk drew.
-        `rules` are the fields of `DrawRules` (`stop=["\\n"]`, `log_probs=True`). The same call draws the same samples;
-        a prompt draws by a digest of its tokens and how often it stood before in the call, so that other prompts, and a
-        prompt with its output behind it, draw other noise. Raises RequestError for prompts that cannot fit, or that are
-        neither texts nor token ids.
+        each shard of the sequences). `agreement`: whether samples get theirs with dense attention. `on_chunk` is called
+        with the number of tokens that each decode chunk drew. `rules` are the fields of `DrawRules` (`stop=["\\n"]`,
+        `log_probs=True`). The same call draws the same samples; a prompt draws by a digest of its tokens and how often
+        it stood before in the call, so that other prompts, and a prompt with its output behind it, draw other noise.
+        Raises RequestError for prompts that cannot fit, or that are neither texts nor token ids.
         """
         asked_rules(rules)  # refused before anything else
         sampling = self._default_sampling() if sampling is None else sampling
         n = whole_number(n, "generate: n", RequestError)
+        if agreement and self.mesh is not None:
+            raise RequestError(NO_MESH.format("agreement"))
         if n < 1:
             raise RequestError(f"generate: n must be at least 1, got {n}")
         vocab = self.config.vocab_size
@@ -325,7 +336,7 @@ class LanguageModel:
                     tokens = decoder.step()
                     samples += [_as_sample(done, place[done.id]) for done in decoder.ready()]
                     on_chunk(tokens)
-            return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+            return self._compared(samples, encoded, attention, sampling.seed) if agreement else _in_order(samples)
         has_text = (self.directory / "tokenizer.json").exists()
         finished = self.engine(sampling=sampling, attention=attention, settings=settings).run(
             requests, on_chunk=on_chunk
@@ -342,15 +353,29 @@ class LanguageModel:
                 id=done.problem,
                 attended_tokens=done.attended_tokens,
                 summary_vectors=done.summary_vectors,
+                rounds=done.rounds if isinstance(done, Speculated) else None,
             )
             for done in finished
         ]
-        return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
+        return self._compared(samples, encoded, attention, sampling.seed) if agreement else _in_order(samples)
+
+    def _compared(
+        self, samples: list[Sample], prompts: list[list[int]], attention: AttentionPolicy | str, seed: int
+    ) -> list[Sample]:
+        """The samples in order, with their agreement."""
+        samples = _in_order(samples)
+        drawn = [Drawn(prompts[each.problem], each.output_tokens, each.id, each.sample) for each in samples]
+        found = self.each_agreement(drawn, attention=attention, seed=seed)
+        return [dataclasses.replace(each, agreement=own) for each, own in zip(samples, found, strict=True)]
+
+
+def _in_order(samples: list[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: (sample.problem, sample.sample))
 
 
 def _as_sample(done: OpenSample, problem: int) -> Sample:
     """What `generate` returns of a decoder's sample."""
-    names = {field.name for field in dataclasses.fields(Sample)} - {"problem"}
+    names = {field.name for field in dataclasses.fields(Sample)} - {"problem", *REPLAYED}
     return Sample(problem=problem, **{name: getattr(done, name) for name in names})
 
 

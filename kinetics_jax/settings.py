@@ -12,6 +12,7 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.padding import PREFILL_CHUNK
 
 MAX_TOKENS = 1 << 24  # beyond any context: a larger number is surely a typo
+MAX_DRAFTS = 64  # verified together; far beyond where drafts still agree
 LIMITS = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
 
 
@@ -70,7 +71,9 @@ class EngineSettings:
     memory until there is room. On a mesh slots and pages are those of all shards. Prompts of more than `prefill_chunk`
     tokens are prefilled in chunks of that many (rounded up to whole tiles of attention). `shared_prefix`: whether dense
     layers read the pages of a prompt once for all its samples, which rounds differently; None: where the cost model
-    finds that it pays for the prompts and samples of the run. Raises RequestError for a value out of range.
+    finds that it pays for the prompts and samples of the run. `speculate`: how many tokens the policy drafts before one
+    dense pass verifies them (`engine.speculation`), so that samples are the dense model's whatever the policy; 0: none.
+    Raises RequestError for a value out of range.
     """
 
     slots: int = 32
@@ -78,6 +81,7 @@ class EngineSettings:
     num_pages: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
     shared_prefix: bool | None = False
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
@@ -88,6 +92,15 @@ class EngineSettings:
             if not 1 <= value <= limit:
                 raise RequestError(f"engine: {name} must be in 1 … {limit}, got {_shown(value)}")
             object.__setattr__(self, name, value)
+        ahead = whole_number(self.speculate, "engine: speculate", RequestError)
+        if not 0 <= ahead <= MAX_DRAFTS:
+            raise RequestError(f"engine: speculate must be in 0 … {MAX_DRAFTS} (0 switches it off), got {ahead}")
+        if ahead >= self.chunk:
+            raise RequestError(
+                f"engine: a round of {ahead} drafts gives up to {ahead + 1} tokens, and a chunk has {self.chunk}; "
+                "lower speculate or raise chunk"
+            )
+        object.__setattr__(self, "speculate", ahead)
         if self.shared_prefix is not None:
             object.__setattr__(self, "shared_prefix", switch(self.shared_prefix, "engine: shared_prefix", RequestError))
 

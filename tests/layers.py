@@ -31,7 +31,7 @@ STANDALONE: dict[str, set[str]] = {
 # Modules of other rooms that a room may import, where it may not import the whole room.
 DOORS: dict[tuple[str, str], set[str]] = {
     ("analysis", "runs"): {f"kinetics_jax.runs.{name}" for name in ("folder", "cut_grades", "records", "truncation")},
-    ("report", "runs"): {"kinetics_jax.runs.folder"},
+    ("report", "runs"): {"kinetics_jax.runs.folder", "kinetics_jax.runs.whole_run"},
 }
 
 # Arrows up or in a circle that stand: (importing module, imported module) → why. Empty is what it should be.

@@ -2,6 +2,7 @@
 promotion of dtypes and refused promotion of ranks. What other tests hold without a mode is left out without one.
 """
 
+import dataclasses
 import functools
 import os
 
@@ -23,6 +24,12 @@ POLICIES = [
     "sliding_window:budget=12,dense_layers=none",
     "random_blocks:budget=12,page_size=4,dense_layers=none",
     "litesys_block_topk:pages=2,page_size=4,local=4,dense_layers=none",
+    "top_p_pages:p=0.8,budget=12,page_size=4,dense_layers=none",
+    "growing_block_topk:ratio=0.4,page_size=4,dense_layers=none",
+    "shared_block_topk:budget=12,page_size=4,select_every=2,dense_layers=none,summary=two_means",
+    "unbiased_block_topk:budget=16,page_size=4,samples=2,dense_layers=none",
+    "litesys_strided_blocks:pages=2,page_size=4,stride=2,local=4,dense_layers=none",
+    "litesys_random_tokens:samples=8,dense_layers=none,weights=importance",
 ]
 MODES = ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION")
 in_a_mode = pytest.mark.skipif(not any(mode in os.environ for mode in MODES), reason="held elsewhere without a mode")
@@ -44,6 +51,26 @@ def moe(tmp_path_factory):
 @pytest.mark.parametrize("attention", POLICIES)
 def test_every_policy_decodes(lm, attention):
     samples = lm.generate(tiny_prompts(2, first=30), sampling=GREEDY, attention=kj.parse_policy(attention))
+    assert [len(sample.output_tokens) for sample in samples] == [6, 6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(kj.AttentionPolicy):
+    """Pages of its own choice, looked up and counted, and those of a mask."""
+
+    page_size: int = 4
+    kind, price, cache_summary, summary_vectors = "own", "measured", "mean", 1
+
+    def attend(self, step):
+        kept = step.keep_pages(step.score_pages() > 0, at_most=step.max_pages)
+        table = jnp.broadcast_to(step.page_table[:, None], (step.batch, step.kv_heads, step.max_pages))
+        outs, sums = zip(step.paged_decode(*kept), step.paged_decode(table, step.cover(table)), strict=True)
+        return kernels.merge_partials(jnp.stack(outs), jnp.stack(sums))[0]
+
+
+@in_a_mode
+def test_a_policy_of_ones_own_decodes(lm):
+    samples = lm.generate(tiny_prompts(2, first=30), sampling=GREEDY, attention=Own())
     assert [len(sample.output_tokens) for sample in samples] == [6, 6]
 
 
@@ -170,3 +197,20 @@ def test_ops_under_vmap_and_scan():
     plain = np.stack([np.asarray(one(each)) for each in q])
     np.testing.assert_allclose(jax.vmap(one)(q), plain, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(jax.lax.scan(lambda carry, each: (carry, one(each)), None, q)[1], plain)
+
+
+@in_a_mode
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_speculation_and_replays(lm, sampling):
+    """Rounds of drafts and dense passes; agreement and chosen pages of what they gave."""
+    policy, prompts = POLICIES[1], tiny_prompts(3, first=14)
+    settings = kj.EngineSettings(slots=3, speculate=2)
+    samples = lm.generate(prompts, attention=policy, sampling=sampling, settings=settings, agreement=True)
+    for sample in samples:
+        assert sum(sample.rounds) == len(sample.output_tokens) - 1
+        assert ((sample.agreement.overlap > 0) & (sample.agreement.overlap < 1 + 1e-5)).all()
+    if not sampling.temperature:
+        dense = lm.generate(prompts, sampling=sampling)
+        assert [sample.output_tokens for sample in samples] == [sample.output_tokens for sample in dense]
+    chosen = lm.chosen_pages(prompts[0], samples[0].output_tokens, attention=policy)
+    assert ((chosen.mass > 0) & (chosen.mass < 1 + 1e-5)).all()

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+KINDS = ("mean", "min_max", "mean_std")  # of summaries whose scores are written here, apart from the kernels' own
+
+
+def check_kind(summary: str) -> None:
+    """Raises ValueError for a kind of summary that float64 has no rule for."""
+    if summary not in KINDS:
+        raise ValueError(f"summary {summary!r} has no float64 rule here (there are: {', '.join(KINDS)})")
+
 
 def paged_decode(
     q: np.ndarray, k_pages: np.ndarray, v_pages: np.ndarray, table: np.ndarray, lengths: np.ndarray
@@ -37,6 +45,7 @@ def score_terms(q: np.ndarray, summaries: np.ndarray, page_table: np.ndarray, su
     `q [batch, q_heads, head_dim]`, `summaries [kv_heads, num_pages, (2,) head_dim]` of the kind `summary`, `page_table
     [batch, pages]` → `[batch, kv_heads, pages, head_dim]`; terms of missing pages (-1) are meaningless.
     """
+    check_kind(summary)
     batch, q_heads, head_dim = q.shape
     kv_heads = summaries.shape[0]
     query = q.astype(np.float64).reshape(batch, kv_heads, q_heads // kv_heads, head_dim).mean(axis=2)[:, :, None]

@@ -15,12 +15,19 @@ LOOKS = {
     "block top-k, mean": ("#0072B2", "s"),
     "block top-k, min_max": ("#D55E00", "^"),
     "block top-k, mean_std": ("#009E73", "D"),
+    "block top-k, two_means": ("#882255", "P"),
+    "top p pages, p 0.9": ("#6A51A3", "<"),
+    "shared block top-k, select every 2": ("#999933", ">"),
+    "unbiased block top-k": ("#8C564B", "p"),
     "token top-k": ("#CC79A7", "o"),
     "sliding window": ("#E69F00", "v"),
     "random blocks": ("#7F7F7F", "x"),
     "best tokens (bound)": ("#000000", ""),
     "best pages (bound)": ("#56B4E9", ""),
 }
+# Of rules that have no look of their own, in their order.
+OTHERS = [("#44AA99", "X"), ("#661100", "h"), ("#332288", "*"), ("#117733", "d"), ("#AA4499", "8")]
+NOT_DRAWN = ("dense", "always kept")
 
 
 def panels(columns: int, height: float) -> tuple[Any, list[Any]]:
@@ -43,7 +50,7 @@ def labelled(axes: Any, *, x: str, y: str) -> None:
 
 def legend(figure: Any, rules: list[str], more: tuple[Any, ...] = ()) -> None:
     """Adds a legend below the axes; the figure grows by its height."""
-    handles = [handle(**line(rule), label=rule) for rule in rules]
+    handles = [handle(**line(rule, rules), label=rule) for rule in rules]
     figure.legend(
         handles=[*handles, *more], ncols=2, loc="outside lower center", fontsize=SMALL, frameon=False, columnspacing=1.4
     )
@@ -51,19 +58,29 @@ def legend(figure: Any, rules: list[str], more: tuple[Any, ...] = ()) -> None:
     figure.set_size_inches(width, height + 0.15 * -(-(len(handles) + len(more)) // 2))
 
 
-def line(rule: str) -> dict[str, Any]:
-    colour, marker = LOOKS[rule]
+def rules_of(table: Table) -> list[str]:
+    """The rules of a table that are drawn, those with a look of their own first."""
+    here = [rule for rule in dict.fromkeys(table["rule"]) if rule not in NOT_DRAWN]
+    return sorted(here, key=lambda rule: list(LOOKS).index(rule) if rule in LOOKS else len(LOOKS))
+
+
+def line(rule: str, rules: list[str]) -> dict[str, Any]:
+    """How a rule is drawn among `rules`."""
+    others = [other for other in rules if other not in LOOKS]
+    colour, marker = LOOKS[rule] if rule in LOOKS else OTHERS[others.index(rule) % len(OTHERS)]
     return {"color": colour, "marker": marker, "ms": 3.6, "lw": 1.2, "linestyle": "-" if marker else (0, (3, 1.2))}
 
 
 def over_budgets(axes: Any, table: Table, value: str, *, band: bool = True) -> list[str]:
     """Draws a line for every rule, its interval as a band; returns the rules drawn."""
-    rules = [rule for rule in LOOKS if rule in set(table["rule"])]
+    rules = rules_of(table)
     for rule in rules:
         part = table[table["rule"] == rule].sort_values("budget")
-        axes.plot(part["budget"], part[value], **line(rule))
+        axes.plot(part["budget"], part[value], **line(rule, rules))
         if band:
-            axes.fill_between(part["budget"], part["low"], part["high"], color=LOOKS[rule][0], alpha=0.15, lw=0)
+            axes.fill_between(
+                part["budget"], part["low"], part["high"], color=line(rule, rules)["color"], alpha=0.15, lw=0
+            )
     axes.set_xscale("log", base=2)
     ticks = sorted(set(table["budget"]))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -86,10 +103,10 @@ def draw_layers(table: Table, path: Path) -> None:
     budget = sorted(set(table["budget"]))[min(2, table["budget"].nunique() - 1)]
     figure, (axes,) = panels(1, 2.3)
     table = table[(table["layer"] >= 0) & (table["budget"] == budget)]
-    rules = [rule for rule in LOOKS if rule in set(table["rule"])]
+    rules = rules_of(table)
     for rule in rules:
         part = table[table["rule"] == rule].sort_values("layer")
-        axes.plot(part["layer"], part["mass"], **{**line(rule), "ms": 2.4, "lw": 0.9})
+        axes.plot(part["layer"], part["mass"], **{**line(rule, rules), "ms": 2.4, "lw": 0.9})
     axes.set_ylim(None, 1.0)
     labelled(axes, x="Layer", y=f"Attention mass kept by {budget} tokens")
     legend(figure, rules)

@@ -122,7 +122,7 @@ def kept_tokens(
         return there
     if isinstance(policy, TokenPolicy):
         return policy.mask(logits, lengths, k.shape[1]) & there
-    if type(policy) not in (BlockTopK, RandomBlocks):
+    if not isinstance(policy, BlockTopK | RandomBlocks) or type(policy) not in (BlockTopK, RandomBlocks):
         raise PolicyError(f"{policy}: the masked forward does not know how {policy.kind} chooses")
     paged = by_pages(k, policy.page_size)
     table = jnp.broadcast_to(jnp.arange(paged.shape[1], dtype=jnp.int32), (q.shape[0], paged.shape[1]))
@@ -187,9 +187,8 @@ def go_on(
     return model(jnp.asarray(tokens), positions, attend)[0]
 
 
-def log_likelihoods(model, hidden: jax.Array, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of `targets [time]` after the states `hidden [time, hidden]`, and the likeliest tokens."""
-    logits = model.logits(hidden)
+def log_likelihoods(logits: jax.Array, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of `targets [time]` by `logits [time, vocab]`, and the likeliest tokens."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets)[:, None], axis=1)
     return np.asarray(chosen[:, 0]), np.asarray(logits.argmax(-1))
 
@@ -211,7 +210,7 @@ def decode(
     """
     size, total = policy.page_size, len(prompt) + len(tokens)
     pages = -(-total // size)
-    cache = empty_cache(policy, lm.config, num_pages=pages, dtype=lm.dtype)
+    cache = empty_cache(policy, lm.config, num_pages=pages, dtype=lm.dtype, rows=1)
     padded = np.zeros((1, pages * size), np.int32)
     padded[0, : len(prompt)] = prompt
     of_prompt = np.where(np.arange(pages) * size < len(prompt), np.arange(pages), -1).astype(np.int32)

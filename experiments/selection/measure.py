@@ -6,17 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
-from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.random_blocks import RandomBlocks
-from kinetics_jax.attention.policies.sliding_window import SlidingWindow
-from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.engine.sampling import seed_key
 from kinetics_jax.language_model import LanguageModel
-from selection import texts
+from selection import compared, texts
 from selection.forward import decode, go_on, log_likelihoods, random_draws, read_prefix
 from selection.mass import attention_mass
 from selection.records import Records
@@ -25,12 +23,13 @@ QUESTION = 56  # tokens left for a question and its answer
 
 
 def policies(budgets: Sequence[int]) -> list[AttentionPolicy]:
-    """The policies to compare, at every budget."""
-    compared: list[AttentionPolicy] = []
-    for budget in budgets:
-        compared += [BlockTopK(budget=budget, summary=summary) for summary in ("mean", "min_max", "mean_std")]
-        compared += [SlidingWindow(budget=budget), RandomBlocks(budget=budget), TokenTopK(budget=budget)]
-    return compared
+    """The policies that a masked forward follows, at every budget."""
+    return [policy for budget in budgets for policy in compared.masked(budget)]
+
+
+def others(budgets: Sequence[int], length: int, more: Sequence[AttentionPolicy] = ()) -> list[AttentionPolicy]:
+    """Those that are decoded token by token, at every budget below the length, and `more` that are."""
+    return [*(policy for budget in budgets if budget < length for policy in compared.decoded(budget, length)), *more]
 
 
 def needle_policies(budgets: Sequence[int], length: int) -> list[AttentionPolicy]:
@@ -83,10 +82,11 @@ def text_unit(
     prefix: int,
     scored: int,
     every: int,
+    more: Sequence[AttentionPolicy] = (),
 ) -> Iterator[None]:
     """One window of text: attention mass of every policy and bound, and the likelihood of the text under each."""
-    unit, compared = f"window{index}", policies(budgets)
-    names = ["dense", *map(str, compared)]
+    unit, masked, decoded = f"window{index}", policies(budgets), others(budgets, prefix, more)
+    names = ["dense", *map(str, [*masked, *decoded])]
     if records.has("mass", unit, "all") and all(records.has("text", unit, name) for name in names):
         return
     window = texts.window(tokens, index, prefix, scored)
@@ -96,8 +96,8 @@ def text_unit(
     page_size = Dense().page_size
     draws = list(random_draws(lm.config, key, prefix, 1, scored, page_size))
 
-    def add(name: str, hidden: jax.Array, began: float) -> None:
-        likelihoods, _ = log_likelihoods(model, hidden[0], targets)
+    def add(name: str, logits: jax.Array, began: float) -> None:
+        likelihoods, _ = log_likelihoods(logits, targets)
         nll, seconds = float(-likelihoods.mean()), time.process_time() - began
         records.add(
             "text",
@@ -112,15 +112,19 @@ def text_unit(
 
     if not (records.has("mass", unit, "all") and records.has("text", unit, "dense")):
         began = time.process_time()
-        held, hidden = attention_mass(model, before, inputs, compared, tuple(budgets), every=every, draws=draws)
+        held, hidden = attention_mass(model, before, inputs, masked, tuple(budgets), every=every, draws=draws)
         layers = {name: [round(mass, 5) for mass in masses] for name, masses in held.items()}
         records.add("mass", unit, "all", source=window.source, start=window.start, held=layers)
-        add("dense", hidden, began)
+        add("dense", model.logits(hidden[0]), began)
         yield
-    for policy in compared:
+    for policy in [*masked, *decoded]:
         if not records.has("text", unit, str(policy)):
             began = time.process_time()
-            add(str(policy), go_on(model, before, inputs, policy, draws), began)
+            if policy in masked:
+                logits = model.logits(go_on(model, before, inputs, policy, draws)[0])
+            else:
+                logits = jnp.asarray(decode(lm, window.prefix, window.scored[:-1], policy, key))
+            add(str(policy), logits, began)
             yield
 
 
@@ -140,8 +144,8 @@ def needle_unit(
     Greedy decoding writes a number if and only if, after the question and the number's earlier tokens, its next token
     is the likeliest at every position.
     """
-    unit, compared = f"haystack{index}:{length}", needle_policies(budgets, length)
-    if all(records.has("needle", unit, str(policy)) for policy in compared):
+    unit, every = f"haystack{index}:{length}", needle_policies(budgets, length)
+    if all(records.has("needle", unit, str(policy)) for policy in every):
         return
     hay = texts.haystack(lm, tokens, index, length - QUESTION, needles)
     asked = texts.questions(lm, hay)
@@ -155,7 +159,7 @@ def needle_unit(
     before = read_prefix(model, hay.prompt)
     key = jax.random.fold_in(jax.random.fold_in(seed_key(2), index), length)
     draws = list(random_draws(lm.config, key, len(hay.prompt), needles, time_steps, Dense().page_size))
-    for policy in compared:
+    for policy in every:
         if records.has("needle", unit, str(policy)):
             continue
         began = time.process_time()
@@ -163,7 +167,7 @@ def needle_unit(
         right, likelihood = [], []
         for row, (question, number) in enumerate(asked):
             answered = slice(len(question) - 1, len(question) + len(number) - 1)
-            likelihoods, best = log_likelihoods(model, hidden[row, answered], np.array(number))
+            likelihoods, best = log_likelihoods(model.logits(hidden[row, answered]), np.array(number))
             right.append(bool((best == np.array(number)).all()))
             likelihood.append(round(float(likelihoods.sum()), 4))
         records.add(

@@ -18,6 +18,7 @@ from kinetics_jax.report.attention_names import spoken_kind
 from selection.mass import FORCED, PAGES_BY_MASS, TOKENS_BY_MASS
 
 RESAMPLES = 10_000
+APART = ("p", "ratio", "schedule", "select_every", "weights")  # options that name a rule
 BOUNDS = {TOKENS_BY_MASS: "best tokens (bound)", PAGES_BY_MASS: "best pages (bound)", FORCED: "always kept"}
 
 
@@ -27,9 +28,11 @@ def rule_and_budget(name: str) -> tuple[str, int]:
     if kind in BOUNDS:
         return BOUNDS[kind], int(options)
     policy = parse_policy(name)
-    if isinstance(policy, BlockTopK):
+    if type(policy) is BlockTopK:
         return f"{spoken_kind(policy.kind)}, {policy.summary}", policy.budget
-    return spoken_kind(policy.kind), getattr(policy, "budget", 0)
+    apart = [text for text in name.partition(":")[2].split(",") if text.partition("=")[0] in APART]
+    words = [spoken_kind(policy.kind), *(text.replace("_", " ").replace("=", " ") for text in apart)]
+    return ", ".join(words), policy.nominal_budget
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -181,7 +184,7 @@ def markdown(by_name: dict[str, Any]) -> dict[str, str]:
         )
     if len(table := by_name["perplexity"]):
         for source, part in table.groupby("source"):
-            sparse, dense = part[part["budget"] > 0], part[part["budget"] == 0].iloc[0]
+            sparse, dense = part[part["rule"] != "dense"], part[part["rule"] == "dense"].iloc[0]
             title = f"Perplexity ÷ dense's ({dense['perplexity']:.2f}), {source}, {dense['windows']} windows"
             parts[title] = by_budget(sparse, lambda row: f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})")
     if len(table := by_name["needles"]):
@@ -193,11 +196,14 @@ def markdown(by_name: dict[str, Any]) -> dict[str, str]:
 
 
 def by_budget(table: Any, cell: Callable[[Any], str]) -> str:
-    """A Markdown table: a row per rule, a column per budget; dense's budget, 0, is headed `all`."""
+    """A Markdown table: a row per rule, a column per budget; dense's budget, 0, is headed `all`, beside a rule that has
+    no fixed budget `not fixed`.
+    """
+    unlimited = "all" if set(table[table["budget"] == 0]["rule"]) <= {"dense"} else "not fixed"
     budgets = sorted(set(table["budget"]))
     cells = {(row["rule"], row["budget"]): cell(row) for row in table.to_dict("records")}
     rows = [[rule, *(cells.get((rule, budget), "") for budget in budgets)] for rule in dict.fromkeys(table["rule"])]
-    return lines_of(["budget", *(str(budget or "all") for budget in budgets)], rows)
+    return lines_of(["budget", *(str(budget or unlimited) for budget in budgets)], rows)
 
 
 def lines_of(heads: list[str], rows: list[list[str]]) -> str:

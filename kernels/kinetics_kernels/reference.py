@@ -4,7 +4,8 @@ Shared meanings. A page is `page_size` consecutive tokens, aligned from position
 `[kv_heads, num_pages, page_size, head_dim]`. `page_table [batch, max_pages]` holds physical page ids in logical order,
 -1 where unused. `lengths [batch]` counts a sequence's tokens after the step's append; 0 marks an idle row, which reads
 and writes nothing. Nothing that a table does not name, or that lies beyond a length, is ever let into a result: such
-memory may hold NaN. `*vectors` in a shape of summaries is no axis for the kind `mean`, an axis of 2 for the others.
+memory may hold NaN. `*vectors` in a shape of summaries is no axis for a kind of one vector, such as `mean`, else an
+axis of its vectors. What a kind is made of and how it is scored stands in its own file of `summaries/`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 from kinetics_kernels.grouped import grouped_matmul as grouped_matmul
 from kinetics_kernels.masked import litesys_mask as litesys_mask
 from kinetics_kernels.numerics import ranked, softmax_end, varying_as, whole
+from kinetics_kernels.summaries.kind import SummaryKind
+from kinetics_kernels.summaries.registry import summary_kind
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int, Int32
@@ -31,40 +34,35 @@ PASS_TOKENS = 128
 EXACT = jax.lax.Precision.HIGHEST
 
 
-# What can stand for a page, and how many vectors of head_dim that takes.
-SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}
-
-
 def page_summary(
     pages: Float[Array, "*pages page_size head_dim"], summary: str = "mean"
 ) -> Float[Array, "... head_dim"]:
     """Summary of whole pages of keys, accumulated in float32 and rounded once.
 
-    Returns the pages' dtype: `[*pages, head_dim]` for the `mean` key; `[*pages, 2, head_dim]` for `min_max`, the least
-    and the largest value in every dimension, and for `mean_std`, mean and population standard deviation. Raises
-    ValueError for an unknown kind.
+    Returns the pages' dtype: `[*pages, head_dim]` for a kind of one vector, else `[*pages, vectors, head_dim]`. Raises
+    ValueError for an unknown kind, and for one whose `make` returns other shapes.
     """
-    check_summary("page_summary", summary)
-    keys = pages.astype(jnp.float32)
-    mean = jnp.mean(keys, axis=-2)
-    if summary == "mean":
-        return mean.astype(pages.dtype)
-    if summary == "min_max":
-        vectors = jnp.min(keys, axis=-2), jnp.max(keys, axis=-2)
-    else:
-        vectors = mean, jnp.sqrt(jnp.mean(jnp.square(keys - mean[..., None, :]), axis=-2))
-    return jnp.stack(vectors, axis=-2).astype(pages.dtype)
+    kind = check_summary("page_summary", summary)
+    made = kind.make(pages.astype(jnp.float32))
+    made, wanted = made if isinstance(made, tuple | list) else (made,), (*pages.shape[:-2], pages.shape[-1])
+    shapes = [jnp.shape(vector) for vector in made]
+    if shapes != [wanted] * kind.vectors:
+        raise ValueError(f"summary {kind.name!r}: make returned arrays of {shapes}, not {kind.vectors} of {wanted}")
+    return (made[0] if kind.vectors == 1 else jnp.stack(made, axis=-2)).astype(pages.dtype)
 
 
-def check_summary(op: str, summary: str, summaries: jax.Array | None = None) -> None:
-    """Raises ValueError if the kind is unknown, or if `summaries` have the shape of another kind."""
-    if summary not in SUMMARY_VECTORS:
-        raise ValueError(f"{op}: summary {summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})")
-    if summaries is not None and summaries.ndim != 2 + SUMMARY_VECTORS[summary]:
+def check_summary(op: str, summary: str, summaries: jax.Array | None = None) -> SummaryKind:
+    """The kind. Raises ValueError if it is unknown, or if `summaries` have the shape of another kind."""
+    try:
+        kind = summary_kind(summary)
+    except ValueError as error:
+        raise ValueError(f"{op}: {error}") from None
+    if summaries is not None and summaries.shape[2:-1] != kind.axis:
         raise ValueError(
             f"{op}: summaries of shape {summaries.shape} are not of kind {summary}, which is "
-            f"{SUMMARY_VECTORS[summary]} x head_dim for each KV head and page"
+            f"{kind.vectors} x head_dim for each KV head and page"
         )
+    return kind
 
 
 def append_kv(
@@ -117,11 +115,11 @@ def set_summaries(
 
     `summary` names the kind of both. Raises ValueError for summaries of another kind's shape.
     """
-    check_summary("set_summaries", summary, summaries)
+    kind = check_summary("set_summaries", summary, summaries)
     summaries = jnp.asarray(summaries)
     heads, pages = jnp.arange(summaries.shape[0], dtype=jnp.int32)[:, None], pages[None]
-    vectors = jnp.arange(2, dtype=jnp.int32)[None, None]
-    where = (heads, pages) if summaries.ndim == 3 else (heads[..., None], pages[..., None], vectors)
+    vectors = jnp.arange(kind.vectors, dtype=jnp.int32)[None, None]
+    where = (heads, pages) if kind.vectors == 1 else (heads[..., None], pages[..., None], vectors)
     return summaries.at[where].set(new.astype(summaries.dtype), mode="drop")  # rows of head_dim, as above
 
 
@@ -134,26 +132,26 @@ def score_pages(
     scale: float | None = None,
 ) -> Float32[Array, "batch kv_heads max_pages"]:
     """The scores by which `select_pages` chooses, of every page that the table names; of others, and of pages that are
-    not full, what is stored there says nothing. Raises ValueError for an unknown kind of summary, or summaries of
-    another kind's shape.
+    not full, what is stored there says nothing. Raises ValueError for an unknown kind of summary, summaries of another
+    kind's shape, or a kind whose scores are not one a page.
     """
-    check_summary("score_pages", summary, summaries)
+    kind = check_summary("score_pages", summary, summaries)
     batch, q_heads, head_dim = q.shape
     kv_heads = summaries.shape[0]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
     stored = (
         jnp.asarray(summaries).at[:, whole(page_table)].get(mode="clip").astype(jnp.float32)
-    )  # [kv_heads, batch, max_pages, (2,) head_dim]
+    )  # [kv_heads, batch, max_pages, *vectors, head_dim]
+    vectors = (stored,) if kind.vectors == 1 else tuple(stored[..., which, :] for which in range(kind.vectors))
 
     def dot(vector: jax.Array, of_pages: jax.Array) -> jax.Array:
         return jnp.einsum("bhd,hbpd->bhp", vector, of_pages, precision=EXACT)
 
-    if summary == "mean":
-        return dot(query, stored)
-    if summary == "min_max":
-        return dot(jnp.minimum(query, 0), stored[..., 0, :]) + dot(jnp.maximum(query, 0), stored[..., 1, :])
-    query = query * (head_dim**-0.5 if scale is None else scale)
-    return dot(query, stored[..., 0, :]) + dot(0.5 * jnp.square(query), jnp.square(stored[..., 1, :]))
+    scores = kind.score(query, vectors, head_dim**-0.5 if scale is None else scale, dot)
+    wanted = (batch, kv_heads, page_table.shape[1])
+    if jnp.shape(scores) != wanted:
+        raise ValueError(f"summary {kind.name!r}: score returned an array of {jnp.shape(scores)}, not {wanted}")
+    return scores.astype(jnp.float32)
 
 
 def select_pages(
@@ -171,11 +169,9 @@ def select_pages(
 ) -> tuple[Int32[Array, "batch kv_heads pages"], Int32[Array, "batch kv_heads"]]:
     """Exact block top-k: the pages each KV head attends to this step (paper, section 4.1).
 
-    `choose_pages` by the score of each page for q̄, the mean query of the group, in float32: for the `mean` key, its dot
-    product with q̄; for `min_max`, Σ_d max(q̄_d min_d, q̄_d max_d), the largest dot product within those bounds (Quest,
-    arXiv 2406.10774); for `mean_std`, s q̄·μ + ½ s² Σ_d q̄_d² σ_d², the logarithm of the mean exp(s q̄·k) over independent
-    Gaussians, with s = `scale`, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError
-    also for an unknown kind of summary, or summaries of another kind's shape.
+    `choose_pages` by the score that the summary's kind gives each page for q̄, the mean query of the group, in float32;
+    `scale` is that of the logits, by default head_dim ** -0.5. Returns and raises what `choose_pages` does, ValueError
+    also what `score_pages` does.
     """
     check_summary("select_pages", summary, summaries)
     scores = score_pages(q, summaries, page_table, summary=summary, scale=scale)

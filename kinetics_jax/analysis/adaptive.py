@@ -289,11 +289,11 @@ def replay_table(
 
 def _line(table: pd.DataFrame) -> str:
     ways = {
-        "solved": "solved: a right answer was seen, by someone who knows it",
-        "certain": "certain: the leading answer cannot be caught",
-        "likely": f"likely: it is ahead with probability {LIKELY:g} (Adaptive-Consistency, arXiv 2305.11860)",
+        "solved": "solved, a right answer was seen, by someone who knows it",
+        "certain": "certain, the leading answer cannot be caught",
+        "likely": f"likely, it is ahead with probability {LIKELY:g} (arXiv 2305.11860)",
     }
-    return "A problem stops when " + "; ".join(ways[stop] for stop in dict.fromkeys(table["stop"])) + "."
+    return "stop: " + "; ".join(ways[stop] for stop in dict.fromkeys(table["stop"]))
 
 
 def _voted(
@@ -313,9 +313,8 @@ def _voted(
         labels, right = labelled(votes.answers, votes.right)
         each = decide(labels, right, costs.own, costs.shared, stop=stop, most=most, wave=wave, seed=i)
         found.append(dataclasses.replace(each, spent=each.spent + costs.prefill))
-    right, spent, drawn, right_noise, spent_noise = np.array([dataclasses.astuple(each) for each in found]).T
-    if stop == "certain":  # whoever cannot be caught wins
-        right, right_noise = in_full, np.zeros(len(right))
+    gain, spent, drawn, gain_noise, spent_noise = np.array([dataclasses.astuple(each) for each in found]).T
+    right = np.clip(in_full + gain, 0, 1)
     (low, high), (cost_low, cost_high) = accuracy_interval(right), cluster_bootstrap(spent)
     return Replay(
         accuracy=float(right.mean()),
@@ -325,6 +324,6 @@ def _voted(
         cost_low=float(cost_low),
         cost_high=float(cost_high),
         samples=float(drawn.mean()),
-        accuracy_noise=float(np.sqrt(np.sum(right_noise**2)) / len(right)),
+        accuracy_noise=float(np.sqrt(np.sum(gain_noise**2)) / len(right)),
         cost_noise=float(np.sqrt(np.sum(spent_noise**2)) / len(spent)),
     )

@@ -13,6 +13,7 @@ from kinetics_jax.analysis.certainty import accuracy_draws, compare, may_be_quic
 from kinetics_jax.analysis.defaults import rounded_accuracy
 from kinetics_jax.analysis.planner import Budget, Options, PlanError, choose
 from kinetics_jax.analysis.rule_names import MONOTONE
+from kinetics_jax.costs.hardware import chips_words
 from kinetics_jax.stats.intervals import accuracy_interval, paired_difference
 
 HALVINGS = 200
@@ -259,15 +260,13 @@ def _run_interval(values: np.ndarray, problems: int, optimism: float, seed: int)
 def _refusal(options: Options, limit: float, target: float | None) -> str:
     rows = options.table.to_dict(orient="records")
     able = [row for row in rows if math.isfinite(row["seconds"])]
+    where = chips_words(options.chips, options.hardware.name)
     if not able and (most := max(row["fits"] for row in rows)):
-        return (
-            f"plan: no batch fits into the memory of {options.chips} x {options.hardware.name}; give smaller --batches "
-            f"(at most {most})"
-        )
+        return f"plan: no batch fits into the memory of {where}; give smaller --batches (at most {most})"
     if not able:
         least = min(rows, key=lambda row: (row["parameters"], row["cap"]))
         return (
-            f"plan: nothing fits into the memory of {options.chips} x {options.hardware.name}; the smallest, "
+            f"plan: nothing fits into the memory of {where}; the smallest, "
             f"{least['model']} with {least['cap']} tokens, has room for {least['fits']} sequences; give more --chips"
         )
     best = max(able, key=lambda row: (row["accuracy"], -row["seconds"]))

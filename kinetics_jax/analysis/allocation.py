@@ -9,6 +9,7 @@ lucky configurations, and `honest_allocation` says by how much.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
-from kinetics_jax.analysis.defaults import rounded_accuracy, trials_of_halves
+from kinetics_jax.analysis.defaults import max_sample_tokens, rounded_accuracy, trials_of_halves
 from kinetics_jax.analysis.frontier import pareto
 from kinetics_jax.analysis.grid import Grid, grid, split_in_halves
+from kinetics_jax.analysis.pricing import Pricing, batches
 from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.stats.intervals import accuracy_interval
 
@@ -146,8 +148,11 @@ def honest_allocation(
     if options.get("trials") is None:
         options["trials"] = trials_of_halves(pools)
     rule_of_batch = ""
+    _warn_once(pools, options)
     for split in range(splits):
-        one, two = (grid(half, **options) for half in split_in_halves(pools, seed + split))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of every half what was said of the whole
+            one, two = (grid(half, **options) for half in split_in_halves(pools, seed + split))
         rule_of_batch = one.batch_rule
         for chosen_on, scored_on in ((one, two), (two, one)):
             for name, rule in rules.items():
@@ -184,6 +189,15 @@ def honest_allocation(
             for i, limit in enumerate(limits)
         ]
     return pd.DataFrame(rows)
+
+
+def _warn_once(pools: Sequence[Pool], options: dict[str, Any]) -> None:
+    """The warnings of `pricing.batches` on the whole pools: halves have them alike, each with numbers of its own."""
+    fields = {field.name for field in dataclasses.fields(Pricing)}
+    pricing = Pricing(**{name: value for name, value in options.items() if name in fields})
+    for pool in pools:
+        if not pool.owns("cost"):
+            batches(pool, pricing, options.get("caps") or [max_sample_tokens(pool)])
 
 
 def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:

@@ -40,12 +40,49 @@ def costs_from(pool: Pool) -> CostsFrom:
 
 
 def costs_lines(pools: Sequence[Pool]) -> list[str]:
-    """Which pools are priced by what their samples counted, in a line; none where that is nobody's."""
-    counted = [str(pool) for pool in pools if pool.by_counts]
-    if not counted:
-        return []
-    which = counted[0] + (f" and {len(counted) - 1} more" if len(counted) > 1 else "")
-    return [f"{which}: attention and search cost what the samples counted, not what a formula says"]
+    """Which pools are priced by what their samples counted, which by an upper bound, and of which the counts contradict
+    the formula, a line each.
+    """
+    lines = [contradiction(pool) for pool in pools if not pool.by_counts]
+    for names, said in (
+        (
+            [str(pool) for pool in pools if pool.by_counts],
+            "attention and search cost what the samples counted, not what a formula says",
+        ),
+        (
+            [str(pool) for pool in pools if not pool.by_counts and pool.attention.price == "upper bound"],
+            "costs are an upper bound, for what it reads depends on the data",
+        ),
+    ):
+        if names:
+            lines.append(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}")
+    return [line for line in lines if line]
+
+
+def contradiction(pool: Pool) -> str:
+    """A line where a pool's samples counted something else than the formula that prices them; empty where they did not,
+    or were not counted.
+    """
+    config = pool.config
+    if not isinstance(config, ModelConfig) or pool.attention.price != "formula" or not all(map(pool.owns, READS)):
+        return ""
+    problems = list(pool.problems.values())
+    steps = np.concatenate([np.maximum(np.array(problem.lengths, np.float64) - 1, 0) for problem in problems])
+    prompt = np.repeat([problem.prompt_tokens for problem in problems], [len(problem.lengths) for problem in problems])
+    counts = pool.attention.counts(prompt, steps, config.num_layers)
+    tokens = counts.dense.total + counts.forced.total + counts.chosen.total
+    for what, formula, kind in (
+        ("tokens attended to", tokens, READS[0]),
+        ("summary vectors read", counts.vectors.total, READS[1]),
+    ):
+        said = float(np.sum(np.broadcast_to(formula, steps.shape))) * config.num_kv_heads
+        counted = float(sum(np.sum(problem.own[kind]) for problem in problems))
+        if abs(counted - said) > 1e-9 * max(counted, said):
+            return (
+                f"{pool}: its samples counted {counted:.6g} {what}, and its formula says {said:.6g}; costs are the "
+                "formula's (--costs-from counts takes what was counted)"
+            )
+    return ""
 
 
 def mark_costs(table: pd.DataFrame, pools: Sequence[Pool]) -> pd.DataFrame:
@@ -121,11 +158,12 @@ def _search(reach: Any, prompt: np.ndarray, steps: np.ndarray, vectors: Any, *, 
 
 
 def _reads(pool: Pool) -> Any:
-    """A function from a problem to its samples' prompts, decode steps, and tokens and vectors read per KV head of a
-    sparse layer, float64 `[samples]` each.
+    """A function from a problem to its samples' prompts, decode steps, tokens read per KV head of a sparse layer and
+    vectors per KV head of one that searches, float64 `[samples]` each.
     """
     config = _require_counts(pool)
     sparse = len(pool.attention.sparse_layers(config.num_layers))
+    searching = sum(map(pool.attention.searches, range(config.num_layers)))
 
     def of_problem(problem: ProblemSamples) -> tuple[Float[np.ndarray, " samples"], ...]:
         steps = np.maximum(np.array(problem.lengths, np.float64) - 1, 0)
@@ -134,7 +172,7 @@ def _reads(pool: Pool) -> Any:
         tokens = tokens - (config.num_layers - sparse) * (prompt * steps + triangle(steps))
         if np.any(tokens < 0):
             raise SamplesError(f"{pool}: samples counted fewer tokens than its dense layers attend to")
-        return prompt, steps, tokens / max(sparse, 1), vectors / max(sparse, 1)
+        return prompt, steps, tokens / max(sparse, 1), vectors / max(searching, 1)
 
     return of_problem
 

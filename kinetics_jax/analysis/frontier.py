@@ -15,10 +15,15 @@ from kinetics_jax.analysis.picked import with_rule
 from kinetics_jax.analysis.samples import Pool, RunData, pooled
 from kinetics_jax.costs.batching import Batch
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.stats.intervals import accuracy_interval, difference_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+NOTHING_FITS = "not one sequence fits beside the weights"
 
 
 def cost_frontier(
@@ -46,12 +51,13 @@ def cost_frontier(
     under the rule `pass` also `majority` and what else can pick an answer, each with its interval, see
     `picked.with_picks`; `mean_output_tokens` of a sample, mean over problems; `compute`, `memory` and `cost`, the mean
     Tera-eFLOPs per problem of N trials over the measured lengths (equation 10), and on several chips `communication`,
-    which `cost` holds too; `batch_rule` and `batch`, how many sequences share the reads of the weights (`grid.Grid`);
-    beside `cost` what it would be with the weights for free (`cost_without_weights`), and at `batch_full`, what fits
-    when every sequence may grow to its cap (`cost_full`); `on_frontier`, see `pareto`. Where not one sequence fits,
-    `batch` is 0, costs are NaN, the row is on no frontier, and a column `no_cost` says why. Of a pool whose source
-    states its samples' `cost`, `batch_rule` is "own", and what makes up the cost is NaN. `attrs` says how cost was
-    counted: `convention`, `hardware` (None with an intensity), `intensity`, `chips`, `batch_rule`; and the `rule`.
+    which `cost` holds too, where their link is known; `batch_rule` and `batch`, how many sequences share the reads of
+    the weights (`grid.Grid`); beside `cost` what it would be with the weights for free (`cost_without_weights`), and at
+    `batch_full`, what fits when every sequence may grow to its cap (`cost_full`); `on_frontier`, see `pareto`. Where
+    not one sequence fits, `batch` is 0, costs are NaN, the row is on no frontier, and a column `no_cost` says why. Of a
+    pool whose source states its samples' `cost`, `batch_rule` is "own", and what makes up the cost is NaN. `attrs` says
+    how cost was counted: `convention`, `hardware` (None with an intensity), `intensity`, `chips`, `batch_rule`; and the
+    `rule`.
 
     Runs of one model and attention are pooled; the order of samples does not matter. `trials` defaults to the powers
     of two up to the fewest graded samples of a problem. With `caps` there is a row for every cap on the tokens of a
@@ -68,6 +74,8 @@ def cost_frontier(
     costs |= {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes, "batch": batch, "chips": chips}
     cells = grid(pools, trials=trials, caps=caps, shared_prompt=shared_prompt, rule=rule, **costs)
     differences = against_dense(cells, pools)
+    chip = hardware if isinstance(hardware, Hardware) else hardware_named(hardware or "h100")
+    linked = unknown_link(chip, chips) is None
     names, attentions = (cells.configurations[column].to_numpy() for column in ("model", "attention"))
     tables = []
     for pool in pools:
@@ -88,7 +96,11 @@ def cost_frontier(
                 mean_output_tokens=np.mean(of_pool.tokens, axis=1),
                 compute=np.nan if own else _mean(of_pool.compute),
                 memory=np.nan if own else _mean(of_pool.memory),
-                **({"communication": np.nan if own else _mean(of_pool.communication)} if chips > 1 else {}),
+                **(
+                    {"communication": _mean(of_pool.communication) if linked and not own else np.nan}
+                    if chips > 1
+                    else {}
+                ),
                 cost=_mean(of_pool.cost),
                 batch_rule="own" if own else cells.batch_rule,
                 **batches,
@@ -98,7 +110,7 @@ def cost_frontier(
         )
     table = pd.concat(tables, ignore_index=True)
     if np.any(table["cost"].isna()):
-        table["no_cost"] = np.where(table["cost"].isna(), "not one sequence fits beside the weights", None)
+        table["no_cost"] = [NOTHING_FITS if lost else None for lost in table["cost"].isna()]
     table["on_frontier"] = pareto(table["cost"].to_numpy(), table["accuracy"].to_numpy())
     name = hardware.name if isinstance(hardware, Hardware) else hardware
     table.attrs = {
@@ -157,11 +169,12 @@ def weights_in(table: pd.DataFrame) -> tuple[str, float | None]:
     """The rule by which a table's costs hold the weights (`batching.Rule`; "own" where all rows state their own costs),
     and the batch where one was given.
     """
-    priced = table[table["batch_rule"] != "own"]
-    if not len(priced):
+    rules = list(table["batch_rule"])
+    first = next((row for row, rule in enumerate(rules) if rule != "own"), None)
+    if first is None:
         return "own", None
-    rule = str(priced["batch_rule"].iloc[0])
-    return rule, float(priced["batch"].iloc[0]) if rule == "given" and "batch" in priced else None
+    given = rules[first] == "given" and "batch" in table
+    return str(rules[first]), float(table["batch"].iloc[first]) if given else None
 
 
 def _mean(amounts: Float[np.ndarray, "configurations problems"]) -> Float[np.ndarray, " configurations"]:

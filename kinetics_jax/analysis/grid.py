@@ -305,7 +305,9 @@ def _costs(
     sizes = np.array([len(problem.lengths) for problem in problems])
     # Padded with samples of no tokens, which are not counted below.
     ordered = [np.argsort(problem.lengths, kind="stable") for problem in problems]
-    lengths = _padded([np.array(problem.lengths)[order] for problem, order in zip(problems, ordered, strict=True)], 0)
+    lengths = _padded(
+        [[problem.lengths[i] for i in order] for problem, order in zip(problems, ordered, strict=True)], 0
+    )
     policies = [sample_policy(pool, problem, order) for problem, order in zip(problems, ordered, strict=True)]
     real = (np.arange(sizes.max()) < sizes[:, None])[:, :, None, None]
     cut = np.minimum(lengths[:, :, None], caps)[..., None]  # [problems, samples, caps, 1]

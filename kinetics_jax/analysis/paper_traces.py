@@ -1,11 +1,12 @@
 """The JSONL files that the paper's own code writes, as RunData.
 
-Line 1 says what the run was: `attn_local`, `attn_topk`, `attn_block_topk`, `attn_block_size`. Every other line is a
-sample: `query`; `choices` or `choice`, the known answer (a text, or a list of one); `prediction`, the model's text or a
-list of one; `score`, 0 or 100. Nothing says which of a question's samples it is, what the model was called, or how many
-tokens it generated: questions are told apart by their text, samples by their place in the file, the model and the task
-by the file's name where that has them (aime24_qwen3-1-7b_local0.jsonl), and tokens are counted anew, unless the grades
-of its cut texts stand beside it (trace_cuts.py), which record them.
+Line 1 says what the run was: `attn_local`, `attn_topk`, `attn_block_topk`, `attn_block_size`, `attn_stride`,
+`attn_random_select`, `attn_random_nsample`, `attn_layer_skip` (the dense layers). Every other line is a sample:
+`query`; `choices` or `choice`, the known answer (a text, or a list of one); `prediction`, the model's text or a list of
+one; `score`, 0 or 100. Nothing says which of a question's samples it is, what the model was called, or how many tokens
+it generated: questions are told apart by their text, samples by their place in the file, the model and the task by the
+file's name where that has them (aime24_qwen3-1-7b_local0.jsonl), and tokens are counted anew, unless the grades of its
+cut texts stand beside it (trace_cuts.py), which record them.
 """
 
 from __future__ import annotations
@@ -19,27 +20,34 @@ from typing import Any
 
 from kinetics_jax.analysis.samples import RunData, SamplesError, reconcile
 from kinetics_jax.analysis.trace_cuts import read_cut_texts
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.litesys_random_tokens import LiteSysRandomTokens
+from kinetics_jax.attention.policies.litesys_strided_blocks import LiteSysStridedBlocks
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import PUBLISHED, published_names
 from kinetics_jax.errors import shown, spelled
-from kinetics_jax.runs.records import MAX_TOKENS, NAME, TEXT, misfits, whole
+from kinetics_jax.runs.records import MAX_TOKENS, NAME, TEXT, Kind, misfits, whole
 from kinetics_jax.tokenizer import read_tokenizer
 
+CHOOSING = ("attn_topk", "attn_block_topk", "attn_random_select", "attn_random_nsample")  # that code takes one of them
+ATTENTION_FIELDS = ("attn_local", *CHOOSING, "attn_block_size", "attn_stride", "attn_layer_skip")
+LAYERS = Kind(
+    "a list of layers", lambda value: type(value) is list and all(type(layer) is int and layer >= 0 for layer in value)
+)
 # Of the first line, where they are there.
 METADATA = {
     "model": NAME.or_null(),
     "task": TEXT.or_null(),
-    **dict.fromkeys(("attn_local", "attn_topk", "attn_block_topk", "attn_block_size"), whole(0, MAX_TOKENS).or_null()),
+    **dict.fromkeys(("attn_local", *CHOOSING, "attn_block_size", "attn_stride"), whole(0, MAX_TOKENS).or_null()),
+    "attn_layer_skip": LAYERS.or_null(),
 }
 SINK_TOKENS = 4
 # Around a question that code puts its instruction and the chat template, 80 tokens of Qwen3's tokenizer.
 PROMPT_AROUND_QUESTION = 80
 MAX_ID = 48  # characters of a question that stand in its id
-ATTENTION_FIELDS = ("attn_local", "attn_topk", "attn_block_topk", "attn_block_size")
 SPARSE_NAMES = re.compile(r"topk|_local\d|stride|quest|nsample")
 
 
@@ -186,18 +194,31 @@ def _policy(path: Path, metadata: Mapping[str, Any]) -> AttentionPolicy | None:
         raise SamplesError(f"{path}: {shown(', '.join(other), 200)} of its first line has no counterpart here")
     if said.get("quest_topk_blocks") is not None:
         raise SamplesError(f"{path}: quest_topk_blocks of its first line has no counterpart here")
-    local, tokens, blocks = (said.get(name) for name in ATTENTION_FIELDS[:3])
-    if local is None and (tokens is not None or blocks is not None):
-        local = 0
-    if local is None:
+    local, size, stride = (said.get(name) for name in ("attn_local", "attn_block_size", "attn_stride"))
+    chosen = {name: said[name] for name in CHOOSING if said.get(name)}
+    if len(chosen) > 1:
+        raise SamplesError(f"{path}: its first line gives {' and '.join(chosen)}, of which that code takes one")
+    if stride is not None and "attn_block_topk" not in chosen:
+        raise SamplesError(f"{path}: its first line gives attn_stride without attn_block_topk, which it belongs to")
+    if local is None and all(said.get(name) is None for name in CHOOSING):
         if not metadata or (not said and SPARSE_NAMES.search(path.stem)):
             return None
         return Dense()
-    if blocks is not None:
-        return LiteSysBlockTopK(pages=blocks, page_size=said.get("attn_block_size") or 16, local=local)
-    if tokens:
-        return TokenTopK(budget=tokens + local)
-    return SlidingWindow(budget=SINK_TOKENS + local, sink_tokens=SINK_TOKENS)
+    skipped = said.get("attn_layer_skip")
+    layers: Any = {} if skipped is None else {"dense_layers": tuple(skipped)}
+    (name, count), local = next(iter(chosen.items()), ("", 0)), local or 0
+    try:
+        if name == "attn_block_topk":
+            blocks: Any = {"pages": count, "page_size": size or 16, "local": local, **layers}
+            return LiteSysBlockTopK(**blocks) if stride is None else LiteSysStridedBlocks(**blocks, stride=stride)
+        if name.startswith("attn_random"):
+            weights = "importance" if name == "attn_random_nsample" else "none"
+            return LiteSysRandomTokens(samples=count, local=local, weights=weights, **layers)
+        if name == "attn_topk":
+            return TokenTopK(budget=count + local, **layers)
+        return SlidingWindow(budget=SINK_TOKENS + local, sink_tokens=SINK_TOKENS, **layers)
+    except PolicyError as error:
+        raise SamplesError(f"{path}: its first line says {spelled(said, 200)}: {error}") from error
 
 
 def _named(path: Path) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinetics_jax.analysis.defaults import rounded_accuracy
-from kinetics_jax.analysis.rule_names import SCORED, VOTES, WORDS, rule_line
+from kinetics_jax.analysis.rule_names import SCORED, VOTES, rule_line, short_name
 from kinetics_jax.analysis.rules import drawn_noise, lacks_words, rule_accuracy
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.analysis.votes import DRAWS
@@ -68,7 +68,7 @@ def _noise(pools: Sequence[Pool], rule: str, table: pd.DataFrame) -> list[str]:
     if not (noise := drawn_noise(pools, rule, table["N"].unique())):
         return []
     return [
-        f"Some accuracies by {WORDS[rule].partition(' (')[0]} are means over {DRAWS:,} drawn sets of samples: standard "
+        f"Some accuracies by {short_name(rule)} are means over {DRAWS:,} drawn sets of samples: standard "
         f"error at most {noise:.1g}."
     ]
 

@@ -205,6 +205,8 @@ def _caveats(hardware: Hardware, *, chips: int, asked: int, measured: int) -> li
             f"{hardware.name}: seconds are at the data sheet's peak rates, without overheads: the least it can take "
             "(kinetics calibrate measures a device)"
         )
+    elif hardware.source:
+        caveats.append(f"{hardware.name}: seconds are by a measured profile ({hardware.source})")
     if unknown := unknown_link(hardware, chips):
         caveats.append(unknown)
     return caveats

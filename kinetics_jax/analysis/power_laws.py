@@ -12,7 +12,7 @@ from jaxtyping import Float
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.errors import UserError
-from kinetics_jax.stats.estimators import Amount
+from kinetics_jax.stats.estimators import Amount, expanded_tail
 from kinetics_jax.stats.special import student_t_quantile
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ def law_along(
 
     `quantity`: `tokens` of a sample, a numeric column of the grid's configurations (`N`, `cap`, `parameters`), or a
     number for each configuration (KV budgets, say), NaN where a configuration has none. `where` bool [limits]: the
-    limits that count; by default those at which every problem affords something that has the quantity. Intervals
-    redraw problems, choices as they are, and fit each time. Raises FitError as `power_law` does.
+    limits that count; by default those at which every problem affords something that has the quantity. Intervals redraw
+    problems, choices as they are, and fit each time; they are wider for few problems. Raises FitError as `power_law`
+    does.
     """
     if isinstance(quantity, str) and quantity == "tokens":
         values = cells.tokens
@@ -120,14 +121,20 @@ def law_along(
         return law
     draws = np.random.default_rng(seed).integers(len(cells.problems), size=(resamples, len(cells.problems)))
     laws = [_fitted(cost[:, drawn].mean(axis=1), chosen[:, drawn].mean(axis=1), offset) for drawn in draws]
-    return with_intervals(law, laws, confidence=confidence)
+    return with_intervals(law, laws, confidence=confidence, units=len(cells.problems))
 
 
-def with_intervals(law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95) -> PowerLaw:
-    """The law with percentile intervals from fits to redrawn data. Raises FitError without any."""
+def with_intervals(
+    law: PowerLaw, redrawn: list[PowerLaw], *, confidence: float = 0.95, units: int | None = None
+) -> PowerLaw:
+    """The law with percentile intervals from fits to redrawn data. Raises FitError without any.
+
+    `units`: how many problems were redrawn. Percentiles are then those of `estimators.expanded_tail`, since
+    the nominal ones are too narrow for few of them; without it they are nominal.
+    """
     if not redrawn:
         raise FitError("intervals of a law need fits to redrawn data")
-    tail = (1 - confidence) / 2
+    tail = (1 - confidence) / 2 if units is None else expanded_tail((1 - confidence) / 2, units)
     intervals = {}
     for name in ("scale", "exponent", "offset"):
         low, high = np.quantile([getattr(other, name) for other in redrawn], [tail, 1 - tail])

@@ -16,7 +16,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.costs.batching import Batch, Room, Rule, room, too_many
 from kinetics_jax.costs.conventions import CostError
 from kinetics_jax.costs.cost import CONVENTIONS, Cost, generation_cost
-from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import Hardware, chips_words
 from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.links import unknown_link
 from kinetics_jax.costs.memory import least_chips
@@ -167,7 +167,7 @@ def weights_at(pool: Pool, batch: Any) -> np.ndarray:
 
 
 def _warn(pool: Pool, pricing: Pricing, chip: Hardware, caps: np.ndarray, rooms: list[Room]) -> None:
-    where = f"{pricing.chips} x {chip.name}"
+    where = chips_words(pricing.chips, chip.name)
     if isinstance(pricing.batch, int):
         least_room = min(rooms, key=lambda each: each.batch)
         if pricing.batch > least_room.batch:

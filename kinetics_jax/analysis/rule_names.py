@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 Rule = Literal["pass", "majority", "weighted", "best-of-verifier", "average"]
 WORDS: dict[str, str] = {
     "pass": "pass@N (any of N right)",
-    "majority": "majority of N (the most frequent answer)",
-    "weighted": "weighted majority of N (votes weighed by a verifier's scores)",
-    "best-of-verifier": "best of N by a verifier's score",
-    "average": "average of N samples",
+    "majority": "majority (the most frequent answer)",
+    "weighted": "weighted vote (the answer with the largest sum of a verifier's scores)",
+    "best-of-verifier": "best score (the answer with a verifier's highest score)",
+    "average": "average (of N samples, each by itself)",
 }
 AXES: dict[str, str] = {  # of a figure
     "pass": "Problems solved, pass@N (any of N right, %)",
     "majority": "Right by majority of N (%)",
-    "weighted": "Right by weighted majority of N (%)",
-    "best-of-verifier": "Right by a verifier's best of N (%)",
+    "weighted": "Right by weighted vote of N (%)",
+    "best-of-verifier": "Right by a verifier's best score of N (%)",
     "average": "Right samples, average of N (%)",
 }
 SCORED = ("weighted", "best-of-verifier")
@@ -36,8 +36,11 @@ def rule_line(rule: str) -> str:
     """A sentence on what an accuracy is, and what the rule takes."""
     needs = {
         "pass": ": it needs someone who knows which answer is right",
-        "weighted": ": it needs a verifier's scores, not the right answer",
-        "best-of-verifier": ": it needs a verifier's scores, not the right answer",
-        "average": ": that of any one of them, whatever N",
+        "average": ": the same whatever N",
     }
     return f"Accuracy is {WORDS[rule]}{needs.get(rule, '')}."
+
+
+def short_name(rule: str, trials: int | str = "N") -> str:
+    """`pass@8`, `majority of 8`; with N by itself `pass@N`, `majority of N`."""
+    return f"pass@{trials}" if rule == "pass" else f"{WORDS[rule].partition(' (')[0]} of {trials}"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from kinetics_jax.analysis.defaults import check_trials
 from kinetics_jax.analysis.problem_samples import SamplesError, Votes
-from kinetics_jax.analysis.rule_names import MONOTONE, SCORED, VOTES, Rule
+from kinetics_jax.analysis.rule_names import MONOTONE, SCORED, VOTES, WORDS, Rule
 from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.analysis.votes import DRAWS, EXACT_DRAWS, EXACT_SAMPLES, best_by_score, majority_vote, weighted_vote
 from kinetics_jax.errors import spelled
@@ -58,7 +58,7 @@ def rule_accuracy(
 def lacks(pool: Pool, rule: str, cap: int | None = None) -> str | None:
     """What a rule needs that a pool's samples have not, where, and the cure; None where it can be computed."""
     missing = _missing(pool, rule, cap)
-    return missing and f"{pool.where}: no {rule.replace('-', ' ')}, since {missing[0]}; {missing[1]}"
+    return missing and f"{pool.where}: no {WORDS[rule].partition(' (')[0]}, since {missing[0]}; {missing[1]}"
 
 
 def lacks_words(pool: Pool, rule: str, cap: int | None = None) -> str | None:
@@ -100,6 +100,16 @@ def _missing(pool: Pool, rule: str, cap: int | None) -> tuple[str, str] | None:
     if rule in MONOTONE:
         return None
     cut = cap is not None and cap in pool.caps and any(problem.longest > cap for problem in problems)
+    if rule in SCORED:
+        scores = np.array([score for problem in problems for score in problem.scores])
+        if not len(scores):
+            return "no verifier scored the samples", ADD_SCORES
+        if count := int(np.isnan(scores).sum()):
+            return f"{count} of {len(scores)} samples have no score", "fill those in"
+        if cut:
+            return f"no verifier scored the samples as they are when cut at {cap} tokens", "leave the cap out"
+        if rule == "weighted" and scores.min() < 0:
+            return "a vote cannot be weighed by scores below 0", "shift or scale the scores to 0 and above"
     if rule in VOTES:
         if not all(problem.answers for problem in problems):
             return "what the samples answered is not known", ADD_ANSWERS
@@ -113,16 +123,6 @@ def _missing(pool: Pool, rule: str, cap: int | None) -> tuple[str, str] | None:
             right and answer is None for votes in each for answer, right in zip(votes.answers, votes.right, strict=True)
         ):
             return f"{mute} right samples have no answer on record", "fill their answers in"
-    if rule in SCORED:
-        scores = np.array([score for problem in problems for score in problem.scores])
-        if not len(scores):
-            return "no verifier scored the samples", ADD_SCORES
-        if count := int(np.isnan(scores).sum()):
-            return f"{count} of {len(scores)} samples have no score", "fill those in"
-        if cut:
-            return f"no verifier scored the samples as they are when cut at {cap} tokens", "leave the cap out"
-        if rule == "weighted" and scores.min() < 0:
-            return "a vote cannot be weighed by scores below 0", "shift or scale the scores to 0 and above"
     return None
 
 

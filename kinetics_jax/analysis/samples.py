@@ -41,11 +41,10 @@ class RunData:
     for messages. `asked`: by problem id what was asked, (question, answer), so that problems of one id are known to be
     one; `prompts`: by problem id the text that put it to the model. `caps`, ascending, and `correct_within
     [samples][caps]`: the grades, had generation been cut after that many tokens and the cut text been graded;
-    `answers_within`, alike: what those texts answered, empty where that is not known. `own`: by kind of OWN, parallel
-    too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read (READS); None for nothing.
-    `source`: where
-    the samples stand, for messages. Raises SamplesError if the parallel fields' lengths differ, or caps are not whole
-    numbers from 1 up in ascending order.
+    `answers_within`, alike: what those texts answered, empty where that is not known, unread without caps. `own`: by
+    kind of OWN, parallel too, what the source says that a sample took: `cost` in Tera-eFLOPs, `seconds`, or read
+    (READS); None for nothing. `source`: where the samples stand, for messages. Raises SamplesError if the parallel
+    fields' lengths differ, or caps are not whole numbers from 1 up in ascending order.
     """
 
     model: str
@@ -90,10 +89,10 @@ class RunData:
                 f"run of {self.model} {self.attention}: caps must be whole numbers of tokens from 1 up, ascending, "
                 f"got {caps}"
             )
-        for name in ("correct_within", "answers_within"):
-            if any(len(row) != len(caps) for row in getattr(self, name)):
+        for name, what in (("correct_within", "a grade"), ("answers_within", "an answer")):
+            if (caps or name == "correct_within") and any(len(row) != len(caps) for row in getattr(self, name)):
                 raise SamplesError(
-                    f"run of {self.model} {self.attention}: {name} needs an entry for each of {len(caps)} caps"
+                    f"run of {self.model} {self.attention}: {name} needs {what} for each of {len(caps)} caps"
                 )
 
 
@@ -127,7 +126,14 @@ def run_data(run: Run) -> RunData:
         "dtype": run.header.get("dtype"),
         **{name: run.header[name] for name in ("kv_dtype", "weight_dtype") if run.header.get(name)},
         "weights": run.header.get("weights"),
+        "grader": " ".join((run.header.get("grader") or {"function": "the task's"}).values()),
     }
+    own: dict[str, list[float | None]] = {kind: [record.get(kind) for record in run.samples] for kind in READS}
+    if speculate := run.header.get("speculate"):  # samples of the dense model, at another price
+        settings["speculate"] = f"{speculate.get('tokens')} of {speculate.get('draft')}"
+        spent = [record.get("speculation") or {} for record in run.samples]
+        # What it read is of drafts and dense passes, which no policy's formula says.
+        own = {"cost": [of["cost"] + of["prefill"] if "cost" in of and "prefill" in of else None for of in spent]}
     wanted = run.header.get("n", 0) * len(run.problems)
     if len(run.samples) < wanted:
         warnings.warn(
@@ -156,7 +162,7 @@ def run_data(run: Run) -> RunData:
         ended=[record.get("finish_reason") for record in run.samples],
         scores=scores if any(score is not None for score in scores) else (),
         answers_within=answers_within,
-        own={kind: [record.get(kind) for record in run.samples] for kind in READS},
+        own=own,
         source=str(run.path),
     )
 
@@ -191,8 +197,12 @@ class Pool:
 
     @property
     def by_counts(self) -> bool:
-        """Whether its attention is priced by what its samples counted."""
-        return self.costs_from == "counts" or (self.costs_from is None and self.attention.price == "measured")
+        """Whether its attention is priced by what its samples counted: where that was asked for, where its policy has
+        no formula, and where the formula is an upper bound and all samples counted.
+        """
+        price = self.attention.price
+        counted = price == "measured" or (price == "upper bound" and all(map(self.owns, READS)))
+        return self.costs_from == "counts" or (self.costs_from is None and counted)
 
     def owns(self, kind: str) -> bool:
         """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
@@ -220,8 +230,8 @@ class Pool:
         if self.config is None:
             raise SamplesError(
                 f"{self}: the architecture is not known, so there is no cost; name the model by a published name, give "
-                "its config (--config MODEL=config.json), fill in a column cost or seconds of its samples, or set "
-                "accuracy against tokens (kinetics frontier --against tokens)"
+                "its config (--config MODEL=config.json), or let kinetics frontier take a column cost of its samples, "
+                "or set accuracy against their own seconds (--against seconds) or tokens (--against tokens)"
             )
         for what, missing, cure in (
             (

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_cut_texts(trace: Trace, counts: Counts | None) -> CutTexts | None:
     path = beside(trace.path)
     if not os.path.lexists(path):
         return None
-    cure = f"remove it and grade again (kinetics grade {trace.path} --caps …)"
+    cure = f"remove it and grade again (kinetics grade {shlex.quote(str(trace.path))} --caps …)"
     header, lines, _ = read_grades(path, cure)
     if header is None or "caps" not in header:
         raise SamplesError(f"{path}: does not say its caps; {cure}")

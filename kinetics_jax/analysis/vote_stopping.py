@@ -6,7 +6,8 @@
   rule of Adaptive-Consistency (Aggarwal, Madaan, Yang and Mausam, EMNLP 2023, arXiv 2305.11860), whose criterion is
   P(p > 1/2) of Beta(v1 + 1, v2 + 1), v1 and v2 votes for the two, at their threshold of 0.95.
 
-Orders of the samples are drawn at random: the noise of that is stated with every number.
+Orders of the samples are drawn at random, and only what stopping early changes is taken from them: what all N samples
+vote and cost is exact. The noise that is left is stated with every number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from kinetics_jax.stats.estimators import expected_max
+
 Stop = Literal["certain", "likely"]
 LIKELY = 0.95
 ORDERS = 1000
@@ -26,15 +29,15 @@ ORDERS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Decided:
-    """Of one problem, over orders of its samples: how often the vote is `right`, what is `spent` and how many samples
-    are `drawn`, means; and the standard errors of the first two that drawing orders leaves, `right_noise` and
-    `spent_noise`.
+    """Of one problem, over orders of its samples: how much more often the vote is right than that of all N samples,
+    `gain`, what is `spent` and how many samples are `drawn`, means; and the standard errors of the first two that
+    drawing orders leaves, `gain_noise` and `spent_noise`.
     """
 
-    right: float
+    gain: float
     spent: float
     drawn: float
-    right_noise: float
+    gain_noise: float
     spent_noise: float
 
 
@@ -67,22 +70,31 @@ def decide(
     drawn = labels[order]
     votes = np.zeros((orders, int(labels.max(initial=0)) + 2), np.int64)  # the last column: nothing said
     rows = np.arange(orders)
-    count = np.zeros(orders, np.int64)
+    count = np.full(orders, most)
+    won = np.zeros(orders)
     for step in range(most):
-        running = count == 0
-        votes[rows[running], drawn[running, step]] += 1
+        votes[rows, drawn[:, step]] += 1
         done = step + 1
-        if done == most:
-            count[running] = done
-        elif done % wave == 0:
-            count[running & _stops(votes[:, :-1], most - done, stop)] = done
-    leads = votes[:, :-1] == np.maximum(votes[:, :-1].max(axis=1, keepdims=True), 1)
-    won = leads[:, right] / np.maximum(leads.sum(axis=1), 1) if right >= 0 else np.zeros(orders)
+        if done == most or done % wave == 0:
+            ends = (count == most) & (_stops(votes[:, :-1], most - done, stop) if done < most else True)
+            count[ends] = done
+            won[ends] = _won(votes[ends, :-1], right)
     taken = np.arange(most) < count[:, None]
-    largest = np.maximum.reduceat(np.where(taken, shared[order], 0.0), np.arange(0, most, wave), axis=1)
-    spent = np.sum(np.where(taken, own[order], 0.0), axis=1) + largest.sum(axis=1)
-    noise = [float(values.std(ddof=1) / math.sqrt(orders)) for values in (won, spent)]
-    return Decided(float(won.mean()), float(spent.mean()), float(count.mean()), *noise)
+    starts = np.arange(0, most, wave)
+    spared = np.maximum.reduceat(np.where(taken, 0.0, shared[order]), starts, axis=1).sum(axis=1)
+    in_full = most * np.mean(own) + sum(expected_max(shared, min(wave, most - int(start))) for start in starts)
+    spent = in_full - np.sum(np.where(taken, 0.0, own[order]), axis=1) - spared  # waves are taken whole, or not at all
+    gain = won - _won(votes[:, :-1], right)
+    noise = [float(values.std(ddof=1) / math.sqrt(orders)) for values in (gain, spent)]
+    return Decided(float(gain.mean()), float(spent.mean()), float(count.mean()), *noise)
+
+
+def _won(votes: Int[np.ndarray, "orders answers"], right: int) -> Float[np.ndarray, " orders"]:
+    """The right answer's part in the victory of every order; 0 where nobody says anything."""
+    if right < 0:
+        return np.zeros(len(votes))
+    leads = votes == np.maximum(votes.max(axis=1, keepdims=True), 1)
+    return leads[:, right] / np.maximum(leads.sum(axis=1), 1)
 
 
 def _stops(votes: Int[np.ndarray, "orders answers"], left: int, stop: Stop) -> Bool[np.ndarray, " orders"]:

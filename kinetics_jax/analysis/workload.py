@@ -13,7 +13,14 @@ from kinetics_jax.analysis.samples import Pool
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.costs.architectures.architecture import PricedModel
 from kinetics_jax.costs.hardware import Hardware
-from kinetics_jax.costs.step_time import prefill_joules, prefill_seconds, step_joules, step_seconds
+from kinetics_jax.costs.step_time import (
+    prefill_amounts,
+    prefill_joules,
+    prefill_seconds,
+    step_amounts,
+    step_joules,
+    step_seconds,
+)
 from kinetics_jax.settings import EngineSettings, patience
 
 MOMENTS = 48  # steps of a workload at which contexts are sampled
@@ -154,31 +161,20 @@ def workload_seconds(
     the `held_tokens` that memory has room for, the engine sets samples aside until others have ended: as many times
     more steps are charged (what it takes to set them aside and back is not).
     """
-    page_size = policy.page_size
-    prefill = prefill_seconds(
-        config, hardware, prompt_tokens=work.prompts, page_size=page_size, chips=chips, weight_bytes=weight_bytes
-    )
+    prompts: dict[str, Any] = {"prompt_tokens": work.prompts, "page_size": policy.page_size}
+    prompts |= {"chips": chips, "weight_bytes": weight_bytes}
+    amounts = prefill_amounts(config, prompt_tokens=work.prompts, page_size=policy.page_size, weight_bytes=weight_bytes)
+    prefill = prefill_seconds(config, hardware, **prompts, amounts=amounts)
     contexts, steps, starts = simulate_decode(work, slots)
     starting = float(np.sum(prefill)) + hardware.start_seconds * (starts - len(work.prompts))
-    joules = prefill_joules(
-        config,
-        hardware,
-        prefill,
-        prompt_tokens=work.prompts,
-        page_size=page_size,
-        chips=chips,
-        weight_bytes=weight_bytes,
-    )
+    joules = prefill_joules(config, hardware, prefill, **prompts, amounts=amounts)
     drawn = None if joules is None else float(np.sum(joules))
     if not steps:
         return Seconds(starting, 0.0, 0, drawn)
-    step: dict[str, Any] = {
-        "contexts": contexts,
-        "width": np.max(work.prompts) + cap,
-        "chips": chips,
-        "kv_bytes": kv_bytes,
-        "weight_bytes": weight_bytes,
-    }
+    step: dict[str, Any] = {"contexts": contexts, "width": np.max(work.prompts) + cap}
+    step |= {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes}
+    step["amounts"] = step_amounts(config, policy, padded=hardware.padded, **step)  # once for seconds and joules
+    step["chips"] = chips
     each = step_seconds(config, policy, hardware, **step)
     in_turns = np.maximum(contexts.sum(axis=1) / held_tokens, 1.0)
     if drawn is not None:

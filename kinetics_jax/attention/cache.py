@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary, set_summaries
+from kinetics_kernels.reference import page_summary, set_summaries
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.reads import Reads
@@ -26,8 +27,8 @@ Pools = tuple[KVPool, KVPool, jax.Array | None]
 @dataclasses.dataclass(frozen=True)
 class PagedCache:
     """Per layer: K and V pools `[kv_heads, num_pages, page_size, head_dim]` and page summaries `[kv_heads, num_pages,
-    head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, 2, head_dim]` where their kind,
-    `summary`, takes two vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
+    head_dim]` (None for a layer whose policy needs none; `[kv_heads, num_pages, vectors, head_dim]` where their kind,
+    `summary`, takes several vectors). A tuple of arrays, not one stacked array: a step then updates each pool in place.
 
     `carried` is what the policy carries for each sequence over layers and steps: arrays `[kv_heads, rows, …]` by name.
     `reads` is what the step under way has read so far, None where nobody counts (`counting`).
@@ -64,7 +65,7 @@ class PagedCache:
         copies = kv_copies(config.num_kv_heads, mesh)
         kv_heads = config.num_kv_heads * copies
         pool = (kv_heads, num_pages, page_size, config.head_dim)
-        kept = (*pool[:2], *([2] if SUMMARY_VECTORS[summary] == 2 else []), config.head_dim)
+        kept = (*pool[:2], *summary_kind(summary).axis, config.head_dim)
         layers, device = range(config.num_layers), NamedSharding(mesh, pool_spec()) if mesh else None
         return cls(
             k=tuple(jnp.zeros(pool, dtype, device=device) for _ in layers),
@@ -187,7 +188,7 @@ def write_prompt(
 
 def summary_layers(policy: AttentionPolicy, num_layers: int) -> frozenset[int]:
     """The layers whose pages need summaries under a policy."""
-    return frozenset(policy.sparse_layers(num_layers) if policy.cache_summary else ())
+    return frozenset(filter(policy.searches, range(num_layers)) if policy.cache_summary else ())
 
 
 def empty_cache(

@@ -51,7 +51,7 @@ def decode_attend(
             pools, carried, reads = kept
             pools = ops.append_kv(*pools, k[:, 0], v[:, 0], table, lengths, summary=cache.summary)
             k_pages, v_pages, summaries = pools
-            tally = Tally(table.shape[0], k_pages.shape[0], lengths)
+            tally = Tally(f"{policy}: in layer {layer}", table.shape[0], k_pages.shape[0], lengths)
             step = DecodeStep(
                 policy=policy,
                 layer=layer,
@@ -90,11 +90,15 @@ def decode_attend(
 def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the policy returns for a step, `attend_and_carry`, after a look at it while it is traced.
 
-    Raises PolicyError, naming the layer, for results of another shape or type than the step's, for attention that
-    nothing was counted for, and for ops called inside a control flow of jax; what depends on data is blamed in `tally`.
+    Raises PolicyError, naming the layer, for results of another shape or type than the step's, and for attention that
+    nothing was counted for; what depends on data is blamed in `tally`.
     """
-    where = f"{policy}: in layer {step.layer}"
-    found = policy.attend_and_carry(step)
+    where = step.tally.where
+    try:
+        found = policy.attend_and_carry(step)
+    except Exception as error:  # of the policy's own code: its traceback says where
+        error.add_note(f"{where} of {type(policy).__module__}.{type(policy).__qualname__}")
+        raise
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise PolicyError(f"{where} attend_and_carry must return attention and what is carried, a dict")
     out, carried = found
@@ -110,14 +114,6 @@ def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Arr
         raise PolicyError(
             f"{where} it attends without the step's ops; say what it reads: step.count(tokens=…, vectors=…)"
         )
-    try:
-        tokens = functools.reduce(jnp.add, step.tally.tokens)
-        if policy.budget:
-            step.tally.blame(6, tokens > policy.budget)
-        step.tally.fault()
-    except jax.errors.UnexpectedTracerError as error:
-        raise PolicyError(
-            f"{where} it calls the step's ops inside lax.cond, scan or vmap, where reads cannot be counted; call them "
-            "outside, or kinetics_kernels' inside and step.count outside"
-        ) from error
+    if policy.budget:
+        step.tally.blame(6, functools.reduce(jnp.add, step.tally.tokens) > policy.budget)
     return out, carried

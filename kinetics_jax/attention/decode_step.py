@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import kinetics_kernels as kernels
 from jaxtyping import Array, Bool, Float, Int, Key
 from kinetics_kernels.backends import Backend
-from kinetics_kernels.reference import SUMMARY_VECTORS
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.reads import Tally, check_pages
@@ -71,7 +71,7 @@ class DecodeStep:
     group_queries: Float[Array, "batch group_heads head_dim"]
     k_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
     v_pages: Float[Array, "kv_heads num_pages page_size head_dim"]
-    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, 2, head_dim]
+    summaries: jax.Array | None  # [kv_heads, num_pages, head_dim], or [kv_heads, num_pages, vectors, head_dim]
     summary: str  # the kind of `summaries`
     page_table: Int[Array, "batch max_pages"]  # physical ids, -1 unused
     lengths: Int[Array, " batch"]  # tokens, the step's own included; 0: an idle row
@@ -121,6 +121,11 @@ class DecodeStep:
         Counted as a read of every full page's summary in rows beyond the policy's budget: others attend to everything.
         Only full pages have a summary; the current one is to be forced. Raises ValueError where the cache keeps none.
         """
+        if self.policy.cache_summary is None:
+            raise PolicyError(
+                f"{self.policy}: in layer {self.layer} it scores page summaries, and its cache keeps none; say which: "
+                'cache_summary = "mean", summary_vectors = 1'
+            )
         scores = kernels.score_pages(
             self.group_queries, self._summaries(self.summary), self.page_table, summary=self.summary
         )
@@ -175,8 +180,8 @@ class DecodeStep:
         Raises PolicyError for a mask of another shape.
         """
         self._by_page("a mask", mask, "b")
-        logical = jnp.arange(self.max_pages, dtype=jnp.int32)
-        mask = mask & (logical < self.pages_in_use[:, None])[:, None]
+        logical = jnp.arange(self.max_pages, dtype=jnp.int32)[None, None]
+        mask = mask & (logical < self.pages_in_use[:, None, None])
         self.tally.blame(5, jnp.sum(mask, axis=-1, dtype=jnp.int32) > at_most)
         order = jnp.sort(jnp.where(mask, logical, self.max_pages), axis=-1)[..., : min(at_most, self.max_pages)]
         rows = jnp.arange(self.batch, dtype=jnp.int32)[:, None, None]
@@ -184,13 +189,19 @@ class DecodeStep:
         tables = jnp.where(order < self.max_pages, ids, -1)
         return self._trusted(tables, self.cover(tables))
 
+    def reuse_pages(self, tables: PageTables, covered: Covered) -> Pages:
+        """Pages that an op named in an earlier layer of the same step, for a policy that carries them: not checked."""
+        return self._trusted(tables, covered)
+
     def cover(self, tables: PageTables) -> Covered:
-        """The tokens that the pages of a table hold."""
+        """The tokens that the pages of a table hold; those behind the current one hold none."""
         last = jnp.maximum(self.pages_in_use - 1, 0)
         current = jnp.take_along_axis(self.page_table, last[:, None], axis=1)[..., None]
-        full = jnp.sum(tables >= 0, axis=-1, dtype=jnp.int32) * self.page_size
+        here = tables == current
+        there = jnp.any(here, axis=-1)
+        used = jnp.where(there, jnp.argmax(here, axis=-1) + 1, jnp.sum(tables >= 0, axis=-1)).astype(jnp.int32)
         empty = (last + 1) * self.page_size - self.lengths  # places of the current page without a token
-        return full - jnp.where(jnp.any(tables == current, axis=-1), empty[:, None], 0)
+        return used * self.page_size - jnp.where(there, empty[:, None], 0)
 
     # Attention, which is counted.
 
@@ -210,18 +221,39 @@ class DecodeStep:
         self.tally.add(tokens=covered)
         return self.ops.paged_decode(self.queries, self.k_pages, self.v_pages, tables, covered)
 
+    def paged_decode_each(
+        self, tables: PageTables, covered: Covered
+    ) -> tuple[Float[Array, "pages batch heads head_dim"], Float[Array, "pages batch heads"]]:
+        """Attention to each page of a table alone, and its log-sum-exps, to be merged with weights (`merge_partials` of
+        kinetics_kernels). All pages are full ones: a page is one more row of the batch. -1 names none: 0 and -inf.
+        """
+        if not self.tally.knows(tables, covered):
+            check_pages(self.tally, tables, covered, self.page_table, self.lengths, self.page_size)
+        self.tally.add(tokens=covered)
+        many = tables.shape[2]
+        rows = jnp.moveaxis(tables, 2, 0).reshape(many * self.batch, self.kv_heads)
+        outs, lses = self.ops.paged_decode(
+            jnp.tile(self.queries, (many, 1, 1)),
+            self.k_pages,
+            self.v_pages,
+            rows[..., None],
+            jnp.where(rows >= 0, jnp.int32(self.page_size), 0),
+        )
+        return outs.reshape(many, *self.queries.shape), lses.reshape(many, *self.queries.shape[:2])
+
     def attend_pages(self, tables: PageTables, covered: Covered) -> Float[Array, "batch heads head_dim"]:
         """Attention to the pages of a table for every KV head, as `select_pages` and `choose_pages` return them."""
         return self.paged_decode(tables, covered)[0]
 
     def attend_chosen(self, chosen: Any) -> Float[Array, "batch heads head_dim"]:
         """Attention to what a policy's `choose` returned. Raises PolicyError for what is no pages."""
-        tables, covered = chosen if isinstance(chosen, tuple) and len(chosen) == 2 else (chosen, None)
-        heads = (self.batch, self.kv_heads)
+        pair = isinstance(chosen, tuple) and len(chosen) == 2
+        tables: Any = chosen[0] if pair else chosen
+        covered: Any = chosen[1] if pair else None
 
-        def fits(value: object, ndim: int) -> bool:
-            shaped = isinstance(value, jax.Array) and value.ndim == ndim and value.shape[:2] == heads
-            return shaped and value.dtype.kind in "iu"
+        def fits(value: Any, ndim: int) -> bool:
+            shaped = isinstance(value, jax.Array) and value.shape[:2] == (self.batch, self.kv_heads)
+            return shaped and value.ndim == ndim and jnp.issubdtype(value.dtype, jnp.integer)
 
         if not (fits(tables, 3) and (covered is None or fits(covered, 2))):
             raise PolicyError(
@@ -257,6 +289,13 @@ class DecodeStep:
         """Counts what a policy reads without the step's own ops: tokens attended, summary vectors of head_dim."""
         self.tally.add(tokens, vectors)
 
+    def own_summaries(self) -> jax.Array:
+        """The summaries of the policy's own kind, for a policy that scores pages itself; it counts what it reads.
+
+        Raises ValueError where the cache keeps none.
+        """
+        return self._summaries(self.policy.cache_summary or "mean")
+
     def _summaries(self, summary: str) -> jax.Array:
         if self.summaries is None or summary != self.summary:
             raise ValueError(
@@ -267,7 +306,7 @@ class DecodeStep:
     def _count_search(self, budget: int, summary: str) -> None:
         """Every full page's vectors, in rows of more than `budget` tokens."""
         read = jnp.where(self.lengths > budget, self.lengths // self.page_size, 0)
-        self.tally.add(vectors=read[:, None] * SUMMARY_VECTORS[summary])
+        self.tally.add(vectors=read[:, None] * summary_kind(summary).vectors)
 
     def _by_page(self, what: str, value: object, kind: str) -> None:
         shape = (self.batch, self.kv_heads, self.max_pages)

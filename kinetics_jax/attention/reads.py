@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.nnx.tracers import TraceState
 from jaxtyping import Array, Bool, Int, Int32, UInt32
 
 from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
@@ -55,10 +56,13 @@ class Reads:
 
 
 class Tally:
-    """What the ops of one layer's step read, gathered while the step is traced: `[batch, kv_heads]` each."""
+    """What the ops of one layer's step read, gathered while the step is traced: `[batch, kv_heads]` each. `where` names
+    the policy and the layer. Raises PolicyError for an op that is called inside another trace than the step's.
+    """
 
-    def __init__(self, batch: int, kv_heads: int, lengths: Int[Array, " batch"]):
-        self.shape, self.active = (batch, kv_heads), lengths > 0
+    def __init__(self, where: str, batch: int, kv_heads: int, lengths: Int[Array, " batch"]):
+        self.where, self.shape, self.active = where, (batch, kv_heads), lengths > 0
+        self.trace = TraceState()
         self.tokens: list[jax.Array] = []
         self.vectors: list[jax.Array] = []
         self.faults: list[tuple[int, jax.Array]] = []
@@ -66,6 +70,7 @@ class Tally:
 
     def add(self, tokens: jax.Array | None = None, vectors: jax.Array | None = None) -> None:
         """Counts tokens attended and summary vectors read, whole numbers that broadcast to `[batch, kv_heads]`."""
+        self.check_trace()
         for counts, more in ((self.tokens, tokens), (self.vectors, vectors)):
             if more is not None:
                 more = jnp.broadcast_to(more, self.shape)
@@ -73,6 +78,7 @@ class Tally:
 
     def blame(self, code: int, where: Bool[Array, "batch kv_heads"]) -> None:
         """Notes a fault where it is true."""
+        self.check_trace()
         self.faults.append((code, where & self.active[:, None]))
 
     def trust(self, tables: jax.Array, covered: jax.Array) -> None:
@@ -82,6 +88,13 @@ class Tally:
     def knows(self, tables: jax.Array, covered: jax.Array) -> bool:
         """Whether pages are as an op named them."""
         return any(tables is known and covered is count for known, count in self.known)
+
+    def check_trace(self) -> None:
+        if not self.trace.is_valid():
+            raise PolicyError(
+                f"{self.where} it calls the step's ops inside jit, lax.cond, scan or vmap, where reads cannot be "
+                "counted; call them outside, or kinetics_kernels' inside and step.count outside"
+            )
 
     def fault(self) -> Int32[Array, "batch kv_heads"]:
         """The code of the first fault, 0 for none."""
@@ -113,8 +126,7 @@ def check_pages(
     batch, _, width = tables.shape
     max_pages = page_table.shape[1]
     count = -(-lengths // page_size)  # pages in use
-    beyond = jnp.int32(np.iinfo(np.int32).max)
-    own = jnp.where(jnp.arange(max_pages, dtype=jnp.int32)[None] < count[:, None], page_table, beyond)
+    own = jnp.where(page_table >= 0, page_table, jnp.int32(np.iinfo(np.int32).max))
     order = jnp.argsort(own, axis=1).astype(jnp.int32)
     ids = jnp.take_along_axis(own, order, axis=1)
     flat = tables.reshape(batch, -1).astype(jnp.int32)
@@ -123,10 +135,11 @@ def check_pages(
     logical = jnp.take_along_axis(order, at, axis=1).reshape(tables.shape)
     used = tables >= 0
     tally.blame(2, jnp.any(used & ~found, axis=-1))
-    place = jnp.where(used, logical, max_pages + jnp.arange(width, dtype=jnp.int32))
+    place = jnp.where(used, logical, max_pages + jnp.arange(width, dtype=jnp.int32)[None, None])
     tally.blame(3, jnp.any(place[..., 1:] <= place[..., :-1], axis=-1))
     last = lengths - (count - 1) * page_size  # tokens of the current page
-    held = jnp.where(logical == (count - 1)[:, None, None], last[:, None, None], page_size)
+    newest = (count - 1)[:, None, None]
+    held = jnp.where(logical < newest, page_size, jnp.where(logical == newest, last[:, None, None], 0))
     tally.blame(4, covered > jnp.sum(jnp.where(used, held, 0), axis=-1, dtype=jnp.int32))
 
 

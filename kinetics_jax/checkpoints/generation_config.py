@@ -16,7 +16,7 @@ from kinetics_jax.files import read_json
 from kinetics_jax.settings import Sampling, SamplingError
 
 NAME = "generation_config.json"
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # those of Sampling that are taken over
+SETTINGS = ("temperature", "top_p", "top_k", "min_p")  # of Sampling, by the same names
 # What would draw other tokens, with the values that change nothing. Lengths are no matter of a recommendation.
 OTHERS: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
@@ -102,14 +102,11 @@ def read_recommended(directory: Path) -> Recommended | None:
         fields = read_json(path, error=CheckpointError)
     except FileNotFoundError:
         return None
-    known = {field.name for field in dataclasses.fields(Sampling)}
-    settings = {
-        name: _setting(path, name, fields[name]) for name in SETTINGS if name in known and fields.get(name) is not None
-    }
+    settings = {name: _setting(path, name, fields[name]) for name in SETTINGS if fields.get(name) is not None}
     others = {
         name: fields[name]
         for name, neutral in OTHERS.items()
-        if name not in settings and fields.get(name) is not None and fields[name] not in neutral
+        if fields.get(name) is not None and fields[name] not in neutral
     }
     samples = fields.get("do_sample")
     if samples not in (None, True, False):
@@ -117,7 +114,7 @@ def read_recommended(directory: Path) -> Recommended | None:
     beside = tuple(name for name, value in settings.items() if value != getattr(Sampling(), name))
     if samples is False:
         return Recommended({"temperature": 0.0}, others, beside)
-    return Recommended({name: settings[name] for name in settings}, others) if beside or others else None
+    return Recommended(settings, others) if beside or others else None
 
 
 def _setting(path: Path, name: str, value: Any) -> float | int:
@@ -126,8 +123,9 @@ def _setting(path: Path, name: str, value: Any) -> float | int:
         return 0
     if name == "top_k" and isinstance(value, float) and value.is_integer():
         value = int(value)
+    given: dict[str, Any] = {name: value}
     try:
-        return getattr(Sampling(**{name: value}), name)
+        return getattr(Sampling(**given), name)
     except SamplingError as error:
         raise _refusal(path, name, value, str(error).removeprefix("sampling: ")) from error
 

@@ -12,10 +12,12 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.cli.arguments import AttentionArg, Dtype, JsonArg, batch_of, priced_model
 from kinetics_jax.cli.checks import require, require_between
-from kinetics_jax.cli.terminal import say
+from kinetics_jax.cli.terminal import prose, say
 from kinetics_jax.costs.batching import too_many
 from kinetics_jax.costs.conventions import CostError
+from kinetics_jax.costs.hardware import chips_words
 from kinetics_jax.costs.widths import TYPE_BYTES
+from kinetics_jax.settings import MAX_DRAFTS
 
 if TYPE_CHECKING:
     from kinetics_jax.costs.architectures.architecture import PricedModel
@@ -38,7 +40,7 @@ def cost(
     convention: str = "traffic",
     hardware: str | None = None,
     intensity: float | None = None,
-    batch: Annotated[str, tyro.conf.arg(metavar="fit|N|none")] = "none",
+    batch: Annotated[str | None, tyro.conf.arg(metavar="fit|N|none")] = None,
     chips: int = 1,
     shared_prompt: bool = False,
     kv_dtype: Dtype = "bfloat16",
@@ -47,6 +49,8 @@ def cost(
     price: float | None = None,
     joules: bool = False,
     half_width: float | None = None,
+    speculate: int = 0,
+    accept: float | None = None,
     as_json: JsonArg = False,
 ) -> None:
     """What samples cost: every component, seconds per chip, and how many sequences fit.
@@ -59,7 +63,7 @@ def cost(
         hardware: Chip, or a .json profile; default: h100 prices the reads, and seconds are given for all known chips.
         intensity: FLOP per byte that prices the reads, instead of a chip's.
         batch: Sequences that decode side by side and share the reads of the weights: fit (as many as each chip holds on
-            average), a number, or none (the weights cost nothing).
+            average), a number, or none (the weights cost nothing); default: fit, in the traffic convention.
         chips: Chips that the model is split over (tensor parallel).
         shared_prompt: Trials read whole pages of the prompt's KV once for all, in dense layers.
         kv_dtype: Type of the KV cache.
@@ -69,6 +73,9 @@ def cost(
         joules: What it draws too; without --hardware, on every chip whose energy was measured, such as h100-vllm.
         half_width: Also: how many problems make a 95 % interval of ± this certain (0.02 for two points), and what those
             cost, at worst; `kinetics plan RUNS --half-width` knows better where there are samples.
+        speculate: Price dense samples by self-speculation: so many tokens are drafted by --attention before one dense
+            pass verifies them.
+        accept: With --speculate, the part of drafts that are kept, as `kinetics sample --speculate` measures it.
         as_json: Print JSON; amounts in units of 1e12.
     """
     from kinetics_jax.analysis.sample_size import WORST, check_half_width
@@ -77,6 +84,7 @@ def cost(
     from kinetics_jax.costs.hardware import HARDWARE, measured_energy
     from kinetics_jax.costs.hardware import hardware as hardware_named
     from kinetics_jax.costs.links import unknown_link
+    from kinetics_jax.costs.speculation import expected_rounds, speculation_cost
     from kinetics_jax.stats.precision import problems_for
 
     require(output != (), "--output needs a number of tokens")
@@ -89,12 +97,22 @@ def cost(
     require(compute_dtype is None or intensity is None, "--compute-dtype picks a chip's peak; --intensity has none")
     if half_width is not None:
         check_half_width(half_width)
-    policy, config, rule = parse_policy(attention), priced_model(model), batch_of(batch)
+    policy, config = parse_policy(attention), priced_model(model)
+    fits_by_default = batch is None and intensity is None and convention == "traffic"
+    rule = "fit" if fits_by_default else None if batch is None else batch_of(batch)
+    require((accept is None) == (speculate == 0), "--speculate N and --accept A, the part of drafts kept, go together")
+    if speculate:
+        require_between("--speculate", speculate, 1, MAX_DRAFTS)
+        require(
+            len(output) == 1 and convention == "traffic" and chips == 1 and not shared_prompt,
+            "--speculate is priced for one length, in the traffic convention, on one chip, without --shared-prompt",
+        )
+        require(policy.kind != "dense", "--speculate drafts by a sparse --attention; give one")
     require(
         rule != "fit" or (intensity is None and convention == "traffic"),
         "--batch fit is what a chip's memory holds, in the traffic convention; leave out --intensity and --convention",
     )
-    widths = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
+    widths: dict[str, Any] = {"kv_bytes": TYPE_BYTES[kv_dtype], "weight_bytes": TYPE_BYTES[weight_dtype]}
 
     def chip(named: str) -> Hardware:
         profile = hardware_named(named)
@@ -109,6 +127,12 @@ def cost(
         )  # fmt: skip
 
     def priced(side_by_side: Any, **by: Any) -> Cost:
+        if speculate:
+            rounds = expected_rounds(output[0], speculate, accept or 0.0)
+            return speculation_cost(
+                config, prompt_tokens=prompt, rounds=rounds, drafts=speculate, draft=policy, trials=trials,
+                batch=side_by_side, **widths, **by,
+            )  # fmt: skip
         lengths = {"output_tokens": output[0]} if len(output) == 1 else {"output_lengths": output}
         compute = generation_cost if len(output) == 1 else best_of_n_cost
         return compute(
@@ -127,7 +151,18 @@ def cost(
 
     with_energy = measured_energy(chip(hardware) if hardware else None) if joules else []
     priced_on = chip(hardware or "h100") if intensity is None else None
+    if fits_by_default and priced_on is not None and not room_on(priced_on).batch:
+        say(
+            f"not one sequence fits beside the weights on {chips_words(chips, priced_on.name)}, so the weights are "
+            "left out; give more --chips or other --hardware"
+        )
+        rule = None
     side_by_side = rule if priced_on is None else _batch_on(priced_on, rule, room_on(priced_on), chips)
+    if fits_by_default and rule == "fit" and priced_on is not None:
+        say(
+            f"weights shared by the {side_by_side} sequences that fit {chips_words(chips, priced_on.name)} on average, "
+            "as in kinetics frontier; --batch none leaves them out"
+        )
     total = priced(side_by_side, hardware=priced_on, intensity=intensity)
     names = [each.name for each in with_energy] if joules else HARDWARE
     known = [chip(hardware)] if hardware else [chip(name) for name in names if _has_peak(name, compute_dtype)]
@@ -160,7 +195,9 @@ def cost(
     if too_small:
         say(f"batch {rule} does not fit, and has no seconds, on {', '.join(too_small)} (sequences that fit)")
     if rule is None and any(each.calibrated for each in known):
-        say("a measured profile takes overheads in every step, which are left out without --batch (fit, or a number)")
+        say("a measured profile takes overheads in every step, which are left out without a batch (--batch fit)")
+    if policy.price == "upper bound" and convention != "upstream":
+        say(f"{policy.kind}: costs are an upper bound, for what it reads depends on the data; a run counts it")
     asked = {
         "model": config.name or model,
         "attention": str(policy),
@@ -177,16 +214,22 @@ def cost(
         "intensity": priced_on.intensity if priced_on else intensity,
         "priced_on": priced_on.name if priced_on else None,
     }
+    if speculate:
+        densely = generation_cost(
+            config, prompt_tokens=prompt, output_tokens=output[0], trials=trials, batch=side_by_side,
+            hardware=priced_on, intensity=intensity, **widths,
+        )  # fmt: skip
+        asked |= {"speculate": speculate, "accept": accept, "dense_total": float(densely.total)}
     needed = None if half_width is None else problems_for(half_width, WORST, 1)
     if needed:
         asked |= {"half_width": half_width, "problems_needed": needed, "cost_of_problems": needed * float(total.total)}
     if as_json:
         print(json.dumps({**_amounts(total), **asked, "hardware": rows}, indent=1))
     else:
-        _print(total, asked, rows)
+        _print(total, asked, rows, measured=[each.calibrated for each in known])
     if needed and not as_json:
-        print(
-            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always\nsolved, "
+        prose(
+            f"\nA 95 % interval of ± {half_width:g} takes {needed:,} problems at worst (half of them always solved, "
             "the others never, so that more samples of each do not help): "
             f"{needed * float(total.total):,.4g} Tera-eFLOPs."
         )
@@ -196,7 +239,7 @@ def _batch_on(chip: Hardware, rule: int | Literal["fit"] | None, fitting: Room, 
     """The batch that is priced on a chip; a line to standard error where it does not fit there. Raises CostError where
     what fits was asked for and nothing does.
     """
-    where = f"{chips} x {chip.name}"
+    where = chips_words(chips, chip.name)
     if rule == "fit":
         if not fitting.batch:
             raise CostError(
@@ -259,7 +302,8 @@ def _amounts(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
+def _print(cost: Cost, asked: dict[str, Any], rows: list[dict], *, measured: list[bool]) -> None:
+    """`measured`: of every row whether its chip's rates were measured with an engine."""
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
@@ -272,12 +316,17 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     weights = weight_words(asked["batch_rule"], asked["batch"])
     if asked["batch_rule"] == "fit":
         weights += f", {asked['batch']} sequences"
-    print(
+    prose(
         f"{asked['model']}, {asked['attention']}: {asked['trials']} trials of {length} for a prompt of "
         f"{asked['prompt_tokens']}; {asked['convention']} convention, I = {asked['intensity']:.4g}{where}, "
         f"{asked['kv_dtype']} KV, {asked['weight_dtype']} weights; {weights}\n"
     )
     total = float(cost.total)
+    if "speculate" in asked:
+        print(
+            f"Dense samples by speculation: {asked['speculate']} drafts a round, {asked['accept']:g} of them kept.\n"
+            f"It costs {total / asked['dense_total']:.1%} of dense decoding, {asked['dense_total']:,.4g}.\n"
+        )
 
     def row(part: str, amount: Any) -> dict[str, Any]:
         share = f"{amount / total:.1%}" if total else "-"
@@ -292,9 +341,14 @@ def _print(cost: Cost, asked: dict[str, Any], rows: list[dict]) -> None:
     empty = [name for name in ("price", "joules", "batch") if all(each[name] is None for each in rows)]
     table = table.drop(columns=empty)
     longest = asked["prompt_tokens"] + (lengths if isinstance(lengths, int) else max(lengths))
-    print(
-        f"\nSeconds of all trials at peak rates, arithmetic and reads overlapped or not; how many sequences of\n"
-        f"{longest} tokens ({sequence:.3g} GB a chip) fit beside the weights ({weights:.3g} GB a chip),\n"
-        f"{RESERVE:.0%} in reserve; the fewest chips, a power of two, that hold one.\n"
+    if all(measured):
+        rates = "at the rates and with the overheads that were measured, in the profile's own form or not overlapped"
+    else:
+        of_some = ", measured ones at their own rates" if any(measured) else ""
+        rates = f"at the data sheet's peak rates{of_some}, arithmetic and reads overlapped or not"
+    prose(
+        f"\nSeconds of all trials {rates}; how many sequences of {longest} tokens ({sequence:.3g} GB a chip) fit "
+        f"beside the weights ({weights:.3g} GB a chip), {RESERVE:.0%} in reserve; the fewest chips, a power of two, "
+        "that hold one.\n"
     )
     print_table(table, False)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from kinetics_jax.attention.policies.registry import parse_policy
+from kinetics_jax.attention.policies import entry_points
+from kinetics_jax.attention.policies.registry import POLICIES, parse_policy
 from kinetics_jax.cli.arguments import POLICY_HELP, JsonArg, config_of
 from kinetics_jax.cli.checks import require, require_between, require_devices
 
@@ -32,8 +33,9 @@ def doctor(
     dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     as_json: JsonArg = False,
 ) -> None:
-    """Devices, versions, built-in models, and which backend each op uses and why. With --model, a memory plan: the
-    engine's programs compiled for a device that this machine need not have, their memory there, and what fits.
+    """Devices, versions, built-in models, which backend each op uses and why, and which ops each policy calls. With
+    --model, a memory plan: the engine's programs compiled for a device that this machine need not have, their memory
+    there, and what fits.
 
     Args:
         device: Device of the memory plan: a100, h100, h200, v5e, v5p or v6e.
@@ -140,7 +142,7 @@ def _print_machine(as_json: bool) -> None:
 
     import jax
     import kinetics_kernels
-    from kinetics_kernels.backends import chosen_backend
+    from kinetics_kernels.backends import KERNEL_OPS, chosen_backend
 
     from kinetics_jax.assets import LEDGER, builtin_models, family_models
 
@@ -152,6 +154,7 @@ def _print_machine(as_json: bool) -> None:
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "builtin_models": builtin_models(),
         "ledger_models": family_models(LEDGER),
+        "policies_of_packages": entry_points.declared(),
         "ops": {
             name: {
                 platform: dict(zip(("backend", "why"), chosen_backend(name, platform), strict=True))
@@ -159,11 +162,18 @@ def _print_machine(as_json: bool) -> None:
             }
             for name in kinetics_kernels.__all__
         },
+        "policies": {
+            kind: {
+                "kernels": [op for op in policy.ops if op in KERNEL_OPS],
+                "reference": [op for op in policy.ops if op not in KERNEL_OPS],
+            }
+            for kind, policy in POLICIES.items()
+        },
     }
     if as_json:
         print(json.dumps(machine, indent=1))
         return
-    ops = machine.pop("ops")
+    ops, policies = machine.pop("ops"), machine.pop("policies")
     for section, content in machine.items():
         if not content:  # a family without checkpoints
             continue
@@ -176,3 +186,8 @@ def _print_machine(as_json: bool) -> None:
         for platform, chosen in [("everywhere", platforms["cpu"])] if alike else platforms.items():
             where = platform if alike else f"on {platform}"
             print(f"  {name} {where}: {chosen['backend']} ({chosen['why']})")
+    print("policies: the ops that their decode rules call")
+    for kind, called in policies.items():
+        parts = {"backends as above": called["kernels"], "the reference everywhere": called["reference"]}
+        said = [f"{', '.join(names)} ({where})" for where, names in parts.items() if names]
+        print(f"  {kind}: {'; '.join(said) or 'does not say'}")

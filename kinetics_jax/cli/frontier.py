@@ -20,7 +20,7 @@ from kinetics_jax.cli.arguments import (
 from kinetics_jax.cli.checks import require, require_between, require_ending, require_figures, require_outputs
 from kinetics_jax.cli.run_summary import ending_lines, run_summary
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import command_line, count_bar, print_table, quoted_name, say, table_without_noise
+from kinetics_jax.cli.terminal import command_line, count_bar, print_table, say, table_without_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,8 +209,9 @@ def frontier(
                 data, allocate, law=law, splits=splits if honest else None, limits=limits, options=options
             )
         table = mark_costs(table, data)
-    if against == "cost":
-        say(_weights_line(table, chips=chips, hardware=hardware))
+    if against == "cost" and (line := _weights_line(table, chips=chips, hardware=hardware)):
+        say(line)
+    table = _with_reasons(table)
     if csv:
         write_atomic(csv, table_without_noise(table).to_csv(index=False))
     if figure:
@@ -222,7 +223,7 @@ def frontier(
         say(line)
     if allocate == "none" and len(leads := crossings(table, against)) > 1:
         say(_leads_line(leads))
-    print_table(_with_reasons(table), as_json)
+    print_table(table, as_json)
 
 
 def _say_own_costs(pools: list[Pool]) -> None:
@@ -243,21 +244,24 @@ def _leads_line(leads: list[tuple[float, str]]) -> str:
 
 def _with_reasons(table: pd.DataFrame) -> pd.DataFrame:
     """An allocation's table that says of rows without a number that nothing can be afforded."""
-    if "afforded" not in table or not (table["afforded"] == 0).any():
+    if "afforded" not in table or all(table["afforded"]):
         return table
     table = table.copy()
-    table.insert(list(table.columns).index("limit") + 1, "note", [None] * len(table))
-    table.loc[table["afforded"] == 0, "note"] = "cannot be afforded"
+    notes = [None if afforded else "cannot be afforded" for afforded in table["afforded"]]
+    table.insert(list(table.columns).index("limit") + 1, "note", notes)
     return table
 
 
-def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str:
-    """What the costs of a table hold of the weights, in a line."""
+def _weights_line(table: pd.DataFrame, *, chips: int, hardware: str) -> str | None:
+    """What the costs of a table hold of the weights, in a line; None where none are computed."""
     from kinetics_jax.analysis.frontier import weights_in
     from kinetics_jax.costs.batching import weight_words
+    from kinetics_jax.costs.hardware import chips_words
 
     rule, batch = weights_in(table)
-    where = f" {chips} x {quoted_name(hardware)} on average"
+    if rule == "own":
+        return None
+    where = f" {chips_words(chips, hardware)} on average"
     more = {"fit": where, "none": ", as if endlessly many sequences shared their reads"}
     return f"costs: {weight_words(rule, batch)}{more.get(rule, '')}"
 
@@ -290,6 +294,8 @@ def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.D
     for run in read:
         say(f"{run.path}: {run_summary(run)}")
     tables = report_tables(read, **options)
+    for line in tables.frontier.attrs["costs_from"]:
+        say(line)
     write_report(path, read, tables, title="Accuracy against cost", command=command_line())
     return tables.frontier
 

@@ -26,6 +26,8 @@ from kinetics_jax.cli.terminal import warm_up_report
 from kinetics_jax.errors import escape_controls
 from kinetics_jax.tasks.prompts import ChatTemplate
 
+ON_REQUEST = ("agreement", "rounds")  # fields of a sample that this command does not ask for
+
 
 def generate(
     model: Positional[ModelArg],
@@ -64,7 +66,8 @@ def generate(
         )
     for sample in samples:
         if as_json:
-            print(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))
+            fields = {name: value for name, value in dataclasses.asdict(sample).items() if name not in ON_REQUEST}
+            print(json.dumps(fields, ensure_ascii=False))
         else:
             text = escape_controls(sample.text or "", keep="\n\t")  # a terminal does not obey what a model writes
             print(f"[{sample.sample}] {len(sample.output_tokens)} tokens, {sample.finish_reason}\n{text}\n")

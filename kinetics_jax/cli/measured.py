@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.cli.arguments import config_of
+from kinetics_jax.cli.terminal import say
 from kinetics_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from kinetics_jax.costs.measured_fit import StepModel
+    from kinetics_jax.costs.measured_fit import Floor, StepModel
     from kinetics_jax.costs.measurements import Measured
 
 CONDITIONS = ("model", "gpu", "chips", "batch", "weights", "workload", "engine")  # what --where may say of a row
@@ -28,7 +29,7 @@ def profile_from(
 ) -> None:
     """Fits a profile to the file's rows that meet the conditions, writes it, and prints its error on unseen models."""
     from kinetics_jax.costs.hardware import hardware, save_hardware
-    from kinetics_jax.costs.measured_fit import fit_measured
+    from kinetics_jax.costs.measured_fit import below_data_sheet, fit_measured, in_sample, summary
     from kinetics_jax.costs.public_measurements import read_measurements
 
     wanted = _conditions(where)
@@ -51,15 +52,24 @@ def profile_from(
     if price_per_hour is not None:
         chip = dataclasses.replace(chip, price_per_hour=price_per_hour)
     called = name or "-".join(filter(None, (chip.name, rows[0].engine.lower() or "measured")))
-    source = f"fitted by kinetics calibrate to {len(rows)} measurements of {measurements.name}"
+    within, held_out = summary(in_sample(rows)), _held_out_record(rows)
+    error = f"{within['median_error']:.1%} off in the median over these"
+    if "all" in held_out:
+        error += f", {held_out['all']['median_error']:.1%} on models that were left out"
+    source = f"fitted by kinetics calibrate to {len(rows)} measurements of {measurements.name}; {error}"
     profile = model.hardware(called, chip, source)
+    too_quick = below_data_sheet(rows)
     record = {
         "measurements": len(rows),
         "where": list(where),
         "left_out": dict(read.left_out),
         **_fit_record(model),
-        "held_out": _held_out_record(rows),
+        "in_sample": within,
+        "held_out": held_out,
+        "below_data_sheet": len(too_quick),
     }
+    if too_quick:
+        say(_too_quick(too_quick, len(rows)))
     save_hardware(out, profile, record=record)
     if as_json:
         print(json.dumps({"hardware": dataclasses.asdict(profile), **record}, indent=1))
@@ -69,8 +79,24 @@ def profile_from(
     for why, count in read.left_out.items():
         print(f"  left out, {count}: {shown(why, 200)}")
     _print_model(model)
+    joules = within["median_joules_error"]
+    energy = "" if joules is None else f", joules {joules:.1%} in the median"
+    print(
+        f"  error over these measurements: seconds {within['median_error']:.1%} in the median, "
+        f"{within['worst_error']:.1%} at worst{energy}"
+    )
     _print_errors(record["held_out"])
     print(f"profile: {out}")
+
+
+def _too_quick(found: list[Floor], rows: int) -> str:
+    """A line on measurements that no chip can have taken as they are described."""
+    row, times = found[0]
+    return (
+        f"{len(found)} of {rows} measurements are quicker than the data sheet's peak rates allow (such as {row.model} "
+        f"at batch {row.batch} and context {row.context}, {times:.2f} times the least seconds); check their gpu, "
+        "chips, batch, context and types"
+    )
 
 
 def _conditions(where: tuple[str, ...]) -> dict[str, set[str]]:

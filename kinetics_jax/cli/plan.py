@@ -13,7 +13,7 @@ from kinetics_jax.cli.arguments import JsonArg, KvDtypeArg, Positional, WeightDt
 from kinetics_jax.cli.checks import require, require_between
 from kinetics_jax.cli.run_summary import ending_lines
 from kinetics_jax.cli.sources import ALL_SAID, UnsaidArgs
-from kinetics_jax.cli.terminal import prose, quoted_name, say, without_noise
+from kinetics_jax.cli.terminal import prose, say, without_noise
 
 if TYPE_CHECKING:
     from kinetics_jax.analysis.advice import Advice
@@ -267,8 +267,7 @@ def _print_picks(advice: Advice, pools: list[Pool]) -> None:
     picks = chosen_rules(advice, pools)
     for rule, picked in picks.items():
         low, high = picked["interval"]
-        if rule != advice.options.rule:
-            prose(f"{WORDS[rule]}: {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
+        prose(f"{WORDS[rule]}: {picked['accuracy']:.3f}, {low:.3f} … {high:.3f}")
     if not picks:
         pool = next(pool for pool in pools if (pool.model, str(pool.attention)) == (row["model"], row["attention"]))
         why = lacks_words(pool, "majority", row["cap"]) or f"N = {row['N']} is more than the samples of a problem"
@@ -286,6 +285,7 @@ def _print(advice: Advice) -> None:
     import pandas as pd
 
     from kinetics_jax.cli.terminal import print_table
+    from kinetics_jax.costs.hardware import chips_words
 
     labels = {"run this": advice.chosen, "runner-up": advice.runner_up, "out of reach": advice.beyond}
     shown = {label: index for label, index in labels.items() if index is not None}
@@ -294,7 +294,7 @@ def _print(advice: Advice) -> None:
     options = advice.options
     copies = f"{options.replicas} replicas of " if options.replicas > 1 else ""
     prose(
-        f"\n{options.problems} problems on {copies}{options.chips} x {quoted_name(options.hardware.name)}; "
+        f"\n{options.problems} problems on {copies}{chips_words(options.chips, options.hardware.name)}; "
         f"{len(options.table)} configurations.\n"
         f"Accuracy {advice.accuracy:.3f} as measured, by {WORDS[options.rule]}; chosen among many on the same problems "
         f"it looks {advice.optimism:.3f} too good: expect {advice.expected_accuracy:.3f}, 95 % interval "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
+from kinetics_jax.runs.whole_run import run_agreement, run_speculation
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 def run_totals(run: Run) -> dict[str, Any]:
     """Samples; how many have a verdict (`graded`) and how many have none (`undecided`, the `nonfinite` ones among them,
     whose logits were not finite); how many were `cut` at max_tokens; the share of all that is `correct`, undecided ones
-    counted as unsolved, and the mean tokens of a sample (None without any).
+    counted as unsolved, and the mean tokens of a sample (None without any). Where records have them, agreement with
+    dense attention and what speculation gave and cost (`runs.whole_run`).
     """
     samples = len(run.samples)
     ended = collections.Counter(record["finish_reason"] for record in run.samples)
@@ -30,6 +33,8 @@ def run_totals(run: Run) -> dict[str, Any]:
         "cut": ended["length"],
         "correct": right / samples if samples else None,
         "mean_output_tokens": tokens / samples if samples else None,
+        **run_agreement(run),
+        **run_speculation(run),
     }
 
 
@@ -47,6 +52,15 @@ def run_summary(run: Run) -> str:
         parts.append(cut_words(totals["cut"], samples, run.header.get("sampling", {}).get("max_tokens")))
     if samples:
         parts.append(f"{totals['mean_output_tokens']:.1f} tokens each")
+    if "agreement" in totals:
+        parts.append(
+            f"agreement with dense attention {totals['agreement']:.3f} (5th percentile {totals['agreement_p5']:.3f})"
+        )
+    if "accepted_length" in totals:
+        parts.append(
+            f"{totals['accepted_length']:.2f} tokens a round of speculation ({totals['accepted']:.0%} of drafts kept) "
+            f"at {totals['speculation_cost']:.0%} of the cost of dense decoding"
+        )
     return ", ".join(parts)
 
 

@@ -44,6 +44,8 @@ def sample(
     chunk: int = 32,
     num_pages: int | None = None,
     shared_prefix: Literal["auto", "on", "off"] = "auto",
+    speculate: int = 0,
+    agreement: bool = False,
     dtype: DtypeArg = None,
     backend: BackendArg = None,
     mesh: MeshArg = None,
@@ -59,6 +61,9 @@ def sample(
         chunk: Decode steps per chunk; the host intervenes between chunks.
         num_pages: KV pages in the pool; default: enough for the longest sample in every slot.
         shared_prefix: Whether dense layers read a prompt's KV once for all its samples; auto: where that is faster.
+        speculate: Tokens that the attention drafts before one dense pass verifies them: samples are the dense model's;
+            0: none.
+        agreement: Record, token by token, how far the attention agrees with dense attention, once all is drawn.
         as_json: Print the totals as JSON, with what was compiled.
     """
     policy = parse_policy(attention)
@@ -69,10 +74,12 @@ def sample(
         chunk=chunk,
         num_pages=num_pages,
         shared_prefix=None if shared_prefix == "auto" else shared_prefix == "on",
+        speculate=speculate,
     )
     asked.check()
     judged.check()
-    name, chosen = asked.load(judged.grading)  # before a model is loaded
+    judged.grading.check()  # before a model is loaded, as what follows
+    name, chosen = asked.load(judged.grading)
     style = asked.style
     lm = load_model(model, dtype, backend, mesh, compile_cache)
     prompts = render_prompts(chosen, lm.directory, task=name, style=style)
@@ -98,6 +105,7 @@ def sample(
             grader=judged.grader,
             score=judged.score,
             grader_seconds=judged.grader_seconds,
+            agreement=agreement,
             identity=asked.identity | ({} if recommended is None else {"recommended": recommended}),
             command=command_line(),
             on_progress=on_progress,

@@ -37,6 +37,10 @@ class Unsaid:
 
     def check(self) -> None:
         """Raises UserError for impossible values, before anything is read."""
+        require(
+            self.tokenizer is None or self.tokenizer.exists(),
+            f"--tokenizer {self.tokenizer}: no such file or directory; name a tokenizer.json, or the directory of one",
+        )
         if self.prompt_tokens is not None:
             require_between("--prompt-tokens", self.prompt_tokens, 1, MAX_PROMPT)
         named = [name for name, equals, _ in (each.rpartition("=") for each in self.config) if equals]

@@ -168,11 +168,6 @@ def _cell(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def quoted_name(name: str) -> str:
-    """A name that stands behind a number of chips, in quotes where it has spaces: `2 x "my chip.json"`."""
-    return f'"{name}"' if " " in name else name
-
-
 def prose(text: str) -> None:
     """Sentences to standard output, in lines of at most WIDTH characters; a line break of their own begins a new one.
     Control characters of names in them are not obeyed.

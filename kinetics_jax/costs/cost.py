@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, no_formula
 from kinetics_jax.attention.policies.dense import DENSE
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs import conventions
@@ -386,6 +386,8 @@ def _components(
         raise CostError(f"convention {convention!r} is not known (known: {', '.join(CONVENTIONS)})")
     if not isinstance(policy, AttentionPolicy):
         raise CostError(f"attention must be a policy such as kj.Dense(), got {policy!r:.80}")
+    if policy.price == "measured":
+        raise CostError(no_formula(policy))
     if not (kv_bytes > 0 and weight_bytes > 0):
         raise CostError(f"kv_bytes and weight_bytes must be positive, got {kv_bytes} and {weight_bytes}")
     if isinstance(config, Architecture) and str(policy) != "dense" and not config.follows(policy):

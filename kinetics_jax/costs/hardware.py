@@ -219,12 +219,20 @@ def hardware(spec: str | Path) -> Hardware:
     if isinstance(spec, Path) or text.endswith(".json") or "/" in text:
         return _profile(Path(spec))
     key = _key(text)
+    if (several := re.fullmatch(r"\s*(\d+)\s*x\s+(.+)", text)) and _key(several[2]) in _BY_KEY:
+        name = _BY_KEY[_key(several[2])].name
+        raise HardwareError(f"no hardware named {text!r}; several chips are --hardware {name} --chips {several[1]}")
     if key not in _BY_KEY:
         near = difflib.get_close_matches(key, _BY_KEY, n=1)
         hint = f"; did you mean {_BY_KEY[near[0]].name}?" if near else ""
         known = ", ".join((*HARDWARE, *MEASURED))
         raise HardwareError(f"no hardware named {text!r}{hint} (known: {known}; or give the path of a .json profile)")
     return _BY_KEY[key]
+
+
+def chips_words(chips: int, name: str) -> str:
+    """`2 x h100`; a name that begins like that itself stands in quotes: `1 x "2 x c6.json"`."""
+    return f'{chips} x "{name}"' if re.match(r"\d+\s*x\s", name) else f"{chips} x {name}"
 
 
 def measured_energy(chip: Hardware | None = None) -> list[Hardware]:

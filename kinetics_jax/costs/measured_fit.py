@@ -34,6 +34,7 @@ FLOOR = np.array([0.0] * len(OVERHEADS) + [1.0] * (1 + len(WORK)))
 FIXED = ("communication", "attention")  # at the data sheet's rate
 ALIKE = 1 - 1e-9  # cosine from which two columns are one
 LEAST_MODELS = 3  # for one to be left out
+FLOOR_ROUNDING = 0.995  # of the data sheet's seconds: times are rounded
 LEAST_ENERGIES = 3  # as many as unknowns
 
 
@@ -210,6 +211,31 @@ def data_sheet_seconds(row: Measured) -> float:
     prefill = {name: amount for name, amount in work.items() if name.startswith("prefill")}
     decode = {name: amount for name, amount in work.items() if name not in prefill}
     return float(chip.seconds(decode) + chip.seconds(prefill))
+
+
+class Floor(NamedTuple):
+    """A measurement that is quicker than the data sheet allows, `times` its seconds (below 1)."""
+
+    row: Measured
+    times: float
+
+
+def below_data_sheet(rows: Sequence[Measured]) -> list[Floor]:
+    """Measurements that took less than the roofline of the data sheet, the farthest below it first: of another model,
+    batch, context or number of chips than they say, or counted otherwise.
+    """
+    found = [Floor(row, row.seconds / data_sheet_seconds(row)) for row in rows]
+    return sorted((each for each in found if each.times < FLOOR_ROUNDING), key=lambda each: each.times)
+
+
+def in_sample(rows: Sequence[Measured]) -> list[HeldOut]:
+    """Every measurement against the fit to all of them, itself included: how well the form of the model can do."""
+    design = _design(rows)
+    model = _fit(design)
+    seconds, energy = model._seconds(design), model._joules(design)
+    joules = np.full(len(rows), np.nan) if energy is None else energy
+    errors = zip(rows, seconds / design.seconds - 1, joules / design.joules - 1, strict=True)
+    return [HeldOut(row, float(error), float(joule)) for row, error, joule in errors]
 
 
 class HeldOut(NamedTuple):

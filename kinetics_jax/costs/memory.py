@@ -119,7 +119,7 @@ def least_chips(config: PricedModel, hardware: str | Hardware, *, tokens: int, m
 
 def _summary_elements(config: ModelConfig, attention: AttentionPolicy) -> int:
     """Elements of one page's summaries over all layers and KV heads."""
-    layers = len(attention.sparse_layers(config.num_layers))
+    layers = sum(map(attention.searches, range(config.num_layers)))
     return layers * config.num_kv_heads * config.head_dim * attention.summary_vectors
 
 

@@ -5,6 +5,7 @@ The one place where seconds of an engine come from: `kinetics calibrate` fits a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,22 +84,24 @@ def step_seconds(
     chips: int = 1,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
+    amounts: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`.
+    """Seconds of one decode step of a batch, `[...]`; arguments as in `step_amounts`, whose `amounts` can be given.
 
     `chips` work on every sequence together (`split_over_chips`) and sum what they found after every half of a layer
     (`links.communication_seconds`); overheads are those of one chip.
     """
     contexts = np.asarray(contexts)
-    amounts = step_amounts(
-        config,
-        policy,
-        contexts=contexts,
-        width=width,
-        kv_bytes=kv_bytes,
-        weight_bytes=weight_bytes,
-        padded=hardware.padded,
-    )
+    if amounts is None:
+        amounts = step_amounts(
+            config,
+            policy,
+            contexts=contexts,
+            width=width,
+            kv_bytes=kv_bytes,
+            weight_bytes=weight_bytes,
+            padded=hardware.padded,
+        )
     overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
     waiting = communication_seconds(
         config, hardware, chips, contexts.shape[-1], activation_bytes=activation_bytes(weight_bytes)
@@ -117,21 +120,23 @@ def step_joules(
     chips: int = 1,
     kv_bytes: float = 2,
     weight_bytes: float = 2,
+    amounts: Mapping[str, Any] | None = None,
 ) -> Any:
     """Joules of one decode step over all chips, `[...]`, which takes `seconds [...]`; other arguments as in
     `step_seconds`. None where the hardware's energy was not measured.
     """
     if hardware.watts is None:  # before anything is counted: a plan asks for every configuration
         return None
-    amounts = step_amounts(
-        config,
-        policy,
-        contexts=contexts,
-        width=width,
-        kv_bytes=kv_bytes,
-        weight_bytes=weight_bytes,
-        padded=hardware.padded,
-    )
+    if amounts is None:
+        amounts = step_amounts(
+            config,
+            policy,
+            contexts=contexts,
+            width=width,
+            kv_bytes=kv_bytes,
+            weight_bytes=weight_bytes,
+            padded=hardware.padded,
+        )
     drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
     return None if drawn is None else chips * drawn
 
@@ -165,9 +170,13 @@ def prefill_seconds(
     page_size: int,
     chips: int = 1,
     weight_bytes: float = 2,
+    amounts: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`."""
-    amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
+    """Seconds from a prompt to the first tokens of its samples, `[...]`; arguments as in `prefill_amounts`, whose
+    `amounts` can be given.
+    """
+    if amounts is None:
+        amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     overhead = hardware.prompt_seconds + hardware.overhead_seconds(config.num_layers, config.vocab_size, 1)
     chunk, tokens = padded_prompt(prompt_tokens, page_size)
     waiting = communication_seconds(config, hardware, chips, chunk, activation_bytes=activation_bytes(weight_bytes)) * (
@@ -185,10 +194,12 @@ def prefill_joules(
     page_size: int,
     chips: int = 1,
     weight_bytes: float = 2,
+    amounts: Mapping[str, Any] | None = None,
 ) -> Any:
     """Joules of a prefill over all chips, `[...]`, as in `step_joules` and `prefill_seconds`."""
     if hardware.watts is None:
         return None
-    amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
+    if amounts is None:
+        amounts = prefill_amounts(config, prompt_tokens=prompt_tokens, page_size=page_size, weight_bytes=weight_bytes)
     drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
     return None if drawn is None else chips * drawn

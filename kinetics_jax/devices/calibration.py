@@ -271,7 +271,9 @@ def calibrate(
         errors = relative_errors(profile, steps, kv_bytes=size, weight_bytes=size)
         return list(zip(steps, errors.tolist(), strict=True))
 
-    return Calibration(profile, with_errors(fitted), with_errors(held_out), best.cross_validated, prefills)
+    found = Calibration(profile, with_errors(fitted), with_errors(held_out), best.cross_validated, prefills)
+    errors = f"steps {found.fitted_error:.1%} off in the mean" + (f", others {found.error:.1%}" if held_out else "")
+    return dataclasses.replace(found, hardware=dataclasses.replace(profile, source=f"{profile.source}; {errors}"))
 
 
 def _shape_seconds(

@@ -84,7 +84,7 @@ class RandomDecode:
         stored = self.context if context is None else context
         slots = dataclasses.replace(self.slots, stored=jnp.full(self.slots.token.shape, stored, jnp.int32))
         began = self.clock()
-        self.cache, _, drawn = self.decode(self.weights, self.cache, slots, self.table, self.patience)
+        self.cache, _, drawn, _ = self.decode(self.weights, self.cache, slots, self.table, self.patience)
         drawn.block_until_ready()
         return (self.clock() - began) / self.steps
 

@@ -28,6 +28,7 @@ from kinetics_jax.engine.programs import decode_chunk
 from kinetics_jax.engine.prompts import Count, prompt_ids
 from kinetics_jax.engine.requests import Request
 from kinetics_jax.engine.setup import Finished, Job, Setup, shared_prefix
+from kinetics_jax.engine.speculative_decoding import SpeculativeDecoding, check_speculation
 from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
 from kinetics_jax.sharding.mesh import check_mesh, mesh_spelling
 
@@ -76,6 +77,7 @@ class Engine:
                     f"engine: {settings.slots} slots cannot be split over mesh {mesh_spelling(mesh)!r}; make slots a "
                     f"multiple of {self.setup.shards}"
                 )
+        check_speculation(self.setup)
 
     def run(
         self, requests: Iterable[Request], *, on_chunk: Callable[[int], None] = lambda tokens: None
@@ -94,7 +96,7 @@ class Engine:
 
         Raises RequestError where the device has no room for the pool.
         """
-        return Decoding(self.setup, job)
+        return (SpeculativeDecoding if self.setup.settings.speculate else Decoding)(self.setup, job)
 
     def check(self, requests: Sequence[Request], *, began_sharing: bool | None = None) -> Job:
         """Checks requests, and decides what is decided by all of them. Raises RequestError naming the first one that
@@ -117,6 +119,10 @@ class Engine:
         model's positions, but at most DEFAULT_LENGTH, unless given. Raises RequestError for what cannot be held.
         """
         setup, positions = self.setup, self.setup.config.max_position_embeddings
+        if setup.settings.speculate:
+            raise RequestError(
+                "open: speculate is for generate and sample, whose requests all draw alike; leave it out"
+            )
         self._check_layers()
         longest = min(positions, DEFAULT_LENGTH)
         if max_length is not None:
@@ -168,6 +174,8 @@ class Engine:
         obstacle = prefix_obstacle(
             setup.config, setup.policy, slots=setup.settings.slots, backend=setup.backend, mesh=setup.mesh
         )
+        if setup.settings.speculate:
+            obstacle = "does not go with speculate, whose dense passes read each sample's own pages"
         if asked and obstacle:
             raise RequestError(f"engine: shared_prefix {obstacle}; leave it out")
         if asked is not None or obstacle:

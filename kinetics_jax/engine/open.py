@@ -16,10 +16,12 @@ from typing import Any, Unpack
 import numpy as np
 
 from kinetics_jax.attention.policies.base import PolicyError
+from kinetics_jax.engine.agreement import Agreement, agreements
 from kinetics_jax.engine.decoding import Decoding
 from kinetics_jax.engine.draws import RuleArguments, asked_rules, asked_sampling, check_draw, watches
 from kinetics_jax.engine.engine import Engine
 from kinetics_jax.engine.prompts import Count, prompt_ids
+from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.requests import Draw, Request, Running
 from kinetics_jax.engine.rows import RowTable
 from kinetics_jax.engine.sampling import fork_key, prompt_digest, prompt_name
@@ -264,6 +266,22 @@ class Decoder:
             branch = self._held(sample, "release")
             self._open().schedules[branch.shard].forget(branch)
             branch.released = True
+
+    def agreement(self, sample: OpenSample) -> Agreement:
+        """How far the decoder's policy and dense attention agree on a sample's tokens, forced ones included: see
+        `Agreement`. A policy that draws pages at random draws all of a fork's as the fork does, those of the tokens
+        before it too. Raises RequestError on a mesh.
+        """
+        setup, decoding = self.engine.setup, self._open()
+        if setup.mesh is not None:
+            raise RequestError("agreement: is for one device, not for a mesh; load the model without mesh")
+        drawn = Drawn(sample.branch.request.prompt, sample.output_tokens, key=decoding.key(sample.branch))
+        model = setup.graph, setup.weights, setup.config
+        return next(
+            agreements(
+                *model, [drawn], policy=setup.policy, cache_dtype=setup.cache_dtype, backend=setup.backend, rows=1
+            )
+        )
 
     def close(self) -> None:
         """Gives back everything; what has not ended is lost."""

@@ -97,7 +97,7 @@ def start_samples(
     keys = sample_keys(starts.seed, starts.problem, starts.samples)
     cache, logits = _beginnings(cache, slots, starts, known_ids)
     first = _draw(logits, keys, jnp.zeros_like(starts.samples), sampling, slots.mesh)
-    return cache, _begun(slots, starts, keys, first, _goes_on(first, eos))
+    return cache, _begun(slots, starts, keys, first, may_go_on(first, eos))
 
 
 @functools.partial(jax.jit, static_argnames=("eos",), donate_argnames=("cache",))
@@ -131,7 +131,7 @@ def _beginnings(
     rows, logits = slots.token.shape[0], starts.logits
     cache = cache.copy_pages(jnp.broadcast_to(starts.source, (rows,)), starts.target).with_new_rows(starts.chosen)
     each = jnp.broadcast_to(logits[:, None], (logits.shape[0], rows // logits.shape[0], logits.shape[1]))
-    return cache, _allowed(each.reshape(rows, -1), known_ids)
+    return cache, allowed_logits(each.reshape(rows, -1), known_ids)
 
 
 def _begun(slots: Slots, starts: Starts, keys: jax.Array, first: jax.Array, goes_on: jax.Array) -> Slots:
@@ -149,7 +149,7 @@ def _begun(slots: Slots, starts: Starts, keys: jax.Array, first: jax.Array, goes
     return started.in_place()
 
 
-def _allowed(logits: jax.Array, known_ids: jax.Array | None) -> jax.Array:
+def allowed_logits(logits: jax.Array, known_ids: jax.Array | None) -> jax.Array:
     """Logits `[rows, vocab]`, -inf for ids that may not be drawn. A row that is not finite stays so."""
     if known_ids is None:
         return logits
@@ -213,7 +213,7 @@ def decode_chunk(
 
     def draw(logits: jax.Array, slots: Slots, step: jax.Array, rows: None) -> tuple[Drawn, jax.Array, None]:
         token = _draw(logits, slots.key, slots.produced, sampling, slots.mesh)
-        return Drawn(token, None), _goes_on(token, eos), rows
+        return Drawn(token, None), may_go_on(token, eos), rows
 
     cache, slots, drawn, reads, _ = steps.run(cache, slots, draw, None, log_probs=False)
     return cache, slots, drawn, reads
@@ -292,7 +292,7 @@ class _Steps(NamedTuple):
             if rows is not None:  # a sample that ended goes on from what was carried then
                 cache = cache.with_carried_of(before, ~slots.active)
             cache, reads = cache.counted()
-            logits = _allowed(model.logits(hidden[:, 0]), self.known_ids)
+            logits = allowed_logits(model.logits(hidden[:, 0]), self.known_ids)
             (token, pairs), goes_on, rows = draw(logits, slots, step, rows)
             token = jnp.where(slots.active, token, slots.token)
             drew = slots.active.astype(jnp.int32)
@@ -397,6 +397,6 @@ def resume_sample(slots: Slots, resumed: Resumed) -> Slots:
     return running.in_place()
 
 
-def _goes_on(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
+def may_go_on(token: jax.Array, eos: tuple[int, ...]) -> jax.Array:
     """Whether a sample goes on behind a token: not behind an end token, nor where there was none to draw."""
     return ~jnp.isin(token, jnp.array((*eos, NONFINITE), jnp.int32))

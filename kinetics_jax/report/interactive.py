@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.picked import COLUMNS
-from kinetics_jax.analysis.rule_names import AXES, WORDS, rule_of
+from kinetics_jax.analysis.rule_names import AXES, rule_of, short_name
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figure_style import DARK, LIGHT, style_for
 
@@ -92,12 +91,12 @@ def figure_data(table: pd.DataFrame) -> dict[str, Any]:
 def _point(row: Mapping[Any, Any], attention: str, rule: str) -> dict[str, Any]:
     """A point of the figure: percentages, and the lines that it shows when touched, the first of them beside it."""
     accuracy, low, high = (100 * float(row[name]) for name in ("accuracy", "low", "high"))
-    what = f"{_spoken(rule, row['N'])} {_percent(accuracy, low, high)}"
+    what = f"{short_name(rule, row['N'])} {_percent(accuracy, low, high)}"
     shown = [f"{row['model']}, {attention}, N = {row['N']}", what]
     for column, by in COLUMNS.items():  # what else could pick among the same answers
         if known(row.get(column)):
             ends = (100 * float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
-            shown.append(f"{_spoken(by, row['N'])} {_percent(*ends)}")
+            shown.append(f"{short_name(by, row['N'])} {_percent(*ends)}")
     cost = f"cost {row['cost']:.4g} Tera-eFLOPs a problem"
     parts = [f"{name} {row[name]:.4g}" for name in ("compute", "memory", "communication") if known(row.get(name))]
     more = [f"{cost}: {', '.join(parts)}" if parts else f"{cost}, by its source"]
@@ -113,11 +112,6 @@ def _point(row: Mapping[Any, Any], attention: str, rule: str) -> dict[str, Any]:
         "hover": len(shown),
         "text": [html.escape(line) for line in (*shown, *more)],
     }
-
-
-def _spoken(rule: str, trials: int) -> str:
-    """`pass@8`, `majority of 8`."""
-    return re.sub(r"\bN\b", str(trials), WORDS[rule].partition(" (")[0])
 
 
 def _percent(accuracy: float, low: float, high: float) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_jax.analysis.ablations import budget_ablation, length_ablation
+from kinetics_jax.analysis.counted import costs_lines
 from kinetics_jax.analysis.frontier import cost_frontier, crossings, weights_in
 from kinetics_jax.analysis.picked import COLUMNS
-from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of
+from kinetics_jax.analysis.rule_names import WORDS, rule_line, rule_of, short_name
 from kinetics_jax.analysis.samples import Undecided, pooled, run_data
 from kinetics_jax.costs.batching import weight_words
 from kinetics_jax.costs.hardware import Hardware
@@ -24,6 +25,7 @@ from kinetics_jax.report import interactive
 from kinetics_jax.report.attention_names import attention_names
 from kinetics_jax.report.figures import budget_figure, frontier_figure, length_figure, pass_at_k_figure
 from kinetics_jax.runs.folder import Run
+from kinetics_jax.runs.whole_run import run_agreement, run_speculation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,10 +95,12 @@ def report_tables(
     `analysis.samples.pooled`. The ablations are of one sample, of which every rule makes the same.
     """
     pools = pooled(map(run_data, runs), undecided=undecided)
+    frontier = cost_frontier(
+        pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, rule=rule, **costs
+    )
+    frontier.attrs["costs_from"] = costs_lines(pools)
     return Tables(
-        frontier=cost_frontier(
-            pools, convention=convention, hardware=hardware, intensity=intensity, trials=trials, rule=rule, **costs
-        ),
+        frontier=frontier,
         length=length_ablation(pools),
         budget=budget_ablation(pools),
     )
@@ -115,7 +119,7 @@ def write_report(path: str | Path, runs: Sequence[Run], tables: Tables, *, title
         "What was run": _overview(runs),
         "Accuracy against cost": (
             f"{_picture(frontier_figure, tables.frontier, alt='Accuracy against cost')}\n"
-            f"<p>{_text(_how_to_read(tables.frontier))}</p>\n{_frontier_table(tables.frontier)}"
+            f"<p>{_text(_how_to_read(tables.frontier))}{_costs_from(tables.frontier)}</p>\n{_frontier_table(tables.frontier)}"
         ),
         "Explore the frontier": interactive.interactive_frontier(tables.frontier),
         "Accuracy against samples": (
@@ -242,6 +246,11 @@ def _sampling(settings: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(parts) or "not recorded"
 
 
+def _costs_from(frontier: pd.DataFrame) -> str:
+    """Which attentions are priced by what their samples counted, in sentences."""
+    return "".join(f" {_text(line)}." for line in frontier.attrs.get("costs_from", ()))
+
+
 def _how_to_read(table: pd.DataFrame) -> str:
     convention, chip, intensity = (table.attrs.get(name) for name in ("convention", "hardware", "intensity"))
     priced = f"on {chip}" if chip else f"at {intensity:g} FLOP/byte" if intensity else "unrecorded hardware"
@@ -299,7 +308,7 @@ def _frontier_table(table: pd.DataFrame) -> str:
 
 def _rule_head(table: pd.DataFrame) -> str:
     """`Pass@N`, `Majority of N`: what the accuracies of a table are."""
-    words = WORDS[rule_of(table)].partition(" (")[0]
+    words = short_name(rule_of(table))
     return f"{words[0].upper()}{words[1:]}"
 
 
@@ -322,7 +331,7 @@ def _picks_tables(table: pd.DataFrame) -> str:
     """What every rule picks of N answers that can, with its interval."""
     return "".join(
         _fold(
-            f"{WORDS[rule][0].upper()}{WORDS[rule][1:]}, with 95 % intervals",
+            f"{short_name(rule).capitalize()}: {WORDS[rule].partition(' (')[2][:-1]}, with 95 % intervals",
             _by_trials(table, column, f"{column}_low", f"{column}_high", "N = "),
         )
         for column, rule in COLUMNS.items()
@@ -381,17 +390,31 @@ def _table(heads: Sequence[Any], rows: Iterable[tuple[Sequence[Any], str]], *, t
     return f'<div class="wide"><table>\n<tr>{line("th", heads)}</tr>\n{body}\n</table></div>'
 
 
+OF_RECORDS = {  # what records may hold of a run, by its column in the table of runs
+    "agreement": "Agreement",
+    "agreement_p5": "Agreement, 5th percentile",
+    "accepted_length": "Tokens a round of speculation",
+    "speculation_cost": "Its cost, of dense decoding",
+}
+
+
 def _endings(runs: Sequence[Run]) -> str:
-    """Of each run: how many samples it has, how they ended, how many are undecided."""
+    """Of each run: how many samples it has, how they ended, how many are undecided; where its records say so, how far
+    it agrees with dense attention (mean over tokens, and their 5th percentile), and what speculation gave.
+    """
     reasons = list(dict.fromkeys(("stop", "length", *sorted(s["finish_reason"] for r in runs for s in r.samples))))
     name = attention_names(run.header["policy"] for run in runs).short
-    heads = ("Model", "Attention", "Samples", TOKENS, *reasons, "Undecided")
+    heads = ["Model", "Attention", "Samples", TOKENS, *reasons, "Undecided"]
+    told = [run_agreement(run) | run_speculation(run) for run in runs]
+    shown = {column: text for column, text in OF_RECORDS.items() if any(column in fields for fields in told)}
+    heads += shown.values()
     rows = []
-    for run in runs:
+    for run, fields in zip(runs, told, strict=True):
         ended = collections.Counter(sample["finish_reason"] for sample in run.samples)
         tokens = sum(len(sample["output_tokens"]) for sample in run.samples) / max(len(run.samples), 1)
         undecided = sum(sample["correct"] is None for sample in run.samples)
         counts = [len(run.samples), f"{tokens:.1f}", *(ended[reason] for reason in reasons), undecided]
+        counts += [f"{fields[column]:.3f}" if column in fields else "–" for column in shown]
         rows.append(((run.header["model"], name(run.header["policy"]), *counts), ""))
     return _table(heads, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -17,13 +18,17 @@ from kinetics_kernels.backends import ATTENTION_OPS, chosen_backend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.registry import stored_policy
 from kinetics_jax.engine.engine import Request
+from kinetics_jax.engine.replays import NO_MESH
+from kinetics_jax.engine.setup import Finished
+from kinetics_jax.engine.speculative_decoding import Speculated
 from kinetics_jax.files import FileError, read_json
 from kinetics_jax.language_model import LanguageModel
+from kinetics_jax.runs.dense_model import add_agreement, speculate_header, speculation_record
 from kinetics_jax.runs.folder import Run, RunWriter, TraceError
 from kinetics_jax.runs.grade_again import UNDECIDED, Progress
 from kinetics_jax.runs.grade_again import grade_again as grade_again  # it goes with a run
 from kinetics_jax.runs.records import NONFINITE
-from kinetics_jax.settings import EngineSettings, Sampling
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling
 from kinetics_jax.sharding.mesh import mesh_spelling
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.graders import grading, open_grader
@@ -52,6 +57,7 @@ def best_of_n(
     score: str | Callable[..., Any] | None = None,
     grader_seconds: float = SECONDS,
     identity: Mapping[str, Any] | None = None,
+    agreement: bool = False,
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
@@ -64,7 +70,9 @@ def best_of_n(
     mapping of `correct`, `score`, `answer`, itself or spelled `module:function` or `file.py:function`. `score` is a
     function alike that returns a number, a verifier's or judge's. Both run in processes of their own; what one of them
     gets wrong, or does not do within `grader_seconds`, is null in the record, with the reason in `why`.
-    `identity` holds more fields of run.json that say what the run is.
+    `identity` holds more fields of run.json that say what the run is. `agreement`: whether records get the agreement of
+    the policy with dense attention, once all samples are drawn. With `settings.speculate` the policy drafts, and the
+    samples are the dense model's.
     `add_special_tokens` is as in `LanguageModel.encode`; None: not to the chats that `render_prompts` makes, else as
     the model was loaded.
 
@@ -74,6 +82,8 @@ def best_of_n(
     each chunk, ends the run cleanly.
     """
     policy = stored_policy(policy)
+    if agreement and lm.mesh is not None:
+        raise RequestError(NO_MESH.format("agreement"))
     added = lm.add_special_tokens if add_special_tokens is None else add_special_tokens
     how = grading(grader, score, seconds=grader_seconds).of(problems)
     if prompts is None:
@@ -92,6 +102,7 @@ def best_of_n(
     settings = dataclasses.replace(settings, shared_prefix=job.shared_prefix)
     description = describe(lm, task=task, n=n, policy=policy, sampling=sampling, settings=settings, command=command)
     description |= _identity(lm, ids, added, begun) | how.identity | dict(identity or {})
+    description |= speculate_header(settings, policy)
     description |= {} if style is None else prompt_identity(style, lm.directory, task)
     snapshot = [problem.stored(prompts[problem.id]) for problem in problems]
     asked = {stored["id"]: problem_fields(stored) for stored in snapshot}
@@ -113,6 +124,13 @@ def best_of_n(
                 tokens += drawn
                 on_progress(Progress(finished, total, tokens, decoding.counts.preempted))
 
+            def speculation(sample: Finished) -> dict[str, Any]:
+                if not isinstance(sample, Speculated):
+                    return {}
+                of = {"draft": policy, "ahead": settings.speculate, "max_tokens": sampling.max_tokens}
+                record = speculation_record(lm.config, sample, itemsize=lm.dtype.itemsize, **of)
+                return {"speculation": record}
+
             for sample in decoding.run(on_chunk):
                 text = lm.decode(sample.output_tokens)
                 grade = (
@@ -129,10 +147,16 @@ def best_of_n(
                         "text": text,
                         "seed": sampling.seed,
                         "seconds": round(sample.seconds, 6),
+                        **speculation(sample),
                     }
                 )
                 finished += 1
-        return writer.read_back()
+        run = writer.read_back()
+    if agreement:
+        drawn = Progress(finished, total, tokens)
+        add = functools.partial(add_agreement, lm, out, policy=policy, prompts=ids, seed=sampling.seed)
+        run = add(on_sample=lambda *_: on_progress(drawn))
+    return run
 
 
 def begun_run(out: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def grades_within(
         warnings.warn(
             f"{Path(run.path) / NAME}: {ungraded[unfinished[0]]} of {len(longer[unfinished[0]])} samples are not "
             f"graded at cap {unfinished[0]}; cap{'s' if len(unfinished) > 1 else ''} {', '.join(map(str, unfinished))} "
-            f"left out (kinetics grade {run.path} --caps … finishes them)",
+            f"left out (kinetics grade {shlex.quote(str(run.path))} --caps … finishes them)",
             stacklevel=3,
         )
     caps = tuple(cap for cap in cut.caps if not ungraded[cap])

@@ -6,7 +6,8 @@ problems.jsonl  snapshot of the problems: id, question, answer, prompt (the text
 samples.jsonl   one record a line, appended and flushed as samples are graded: problem, sample, seed, prompt_tokens
                 (a count), output_tokens (ids), text, finish_reason, correct, answer, grader, seconds,
                 attended_tokens, summary_vectors (what its decode steps read, over layers and KV heads); where there is
-                one, score (a verifier's), and why (the reason that there is no grade or score)
+                one, score (a verifier's), why (the reason that there is no grade or score), agreement (of its policy
+                with dense attention, token by token) and speculation (its rounds and their price)
 
 Beside them may lie cut_grades.jsonl, the grades of cut samples (cut_grades.py).
 """
@@ -329,36 +330,33 @@ def _other_problems(stored: list[dict[str, Any]], asked: list[dict[str, Any]]) -
     if len(stored) != len(asked) or list(texts) != stored:
         return [OTHER_PROBLEMS]
     first = next(new["id"] for old, new in zip(stored, asked, strict=True) if old != new)
-    return [
-        f"the prompt of problem {_spelled(first)} and maybe of others: its template, instruction or thinking differ"
-    ]
+    return [f"the prompts differ, first that of problem {_spelled(first)}: template, instruction or thinking"]
 
 
 def regrade(
     path: str | Path,
     grade: Callable[[dict[str, Any], str], dict[str, Any]],
-    header: Mapping[str, Any] | None = None,
+    settle: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = lambda samples: {},
 ) -> tuple[Run, Run]:
     """Grades a run's samples anew: `grade(record, known answer)` returns the fields that replace a record's own.
 
     samples.jsonl is written whole under another name, then renamed; until then the run is as it was. A torn last line
-    stays behind the records. `header` holds fields of run.json that say how it is graded now (None: no longer there).
-    Returns the run before and after. Raises TraceError while another process writes the run.
+    stays behind the records. `settle` is given the new records, which it may still change, before anything is written;
+    it returns the fields of run.json that say how the run is graded now (None: no longer there). Returns the run before
+    and after. Raises TraceError while another process writes the run.
     """
     path = Path(path)
     read_run(path)  # refuse what is no run folder first: opening samples.jsonl would create it
     with _open_locked(path) as file:
         run = read_run(path)
         torn = read_lines(path / "samples.jsonl", RECORD, may_be_torn=True).torn
-        samples = [
-            _without_nothing({**record, **grade(record, run.problems[record["problem"]]["answer"])})
-            for record in run.samples
-        ]
+        samples = [{**record, **grade(record, run.problems[record["problem"]]["answer"])} for record in run.samples]
+        said = settle(samples)
+        samples = [_without_nothing(record) for record in samples]
         require_same(file, path / "samples.jsonl")
         write_atomic(path / "samples.jsonl", encode_utf8("".join(map(_line, samples))) + torn)
         stored = read_json(path / "run.json", error=TraceError)
-        now = {**stored, **(header or {})}
-        now = {name: value for name, value in now.items() if value is not None or name not in (header or {})}
+        now = {name: value for name, value in {**stored, **said}.items() if value is not None or name not in said}
         if now != stored:
             now["schema"] = SCHEMA
             write_atomic(path / "run.json", json.dumps(now, indent=1, ensure_ascii=False) + "\n")

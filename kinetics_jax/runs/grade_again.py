@@ -13,7 +13,7 @@ from kinetics_jax.runs.records import NONFINITE
 from kinetics_jax.tasks.answers import completed
 from kinetics_jax.tasks.graders import NAMED, Grading, grading, open_grader
 from kinetics_jax.tasks.grading import Grade
-from kinetics_jax.tasks.own_functions import SECONDS, OwnFunction, OwnScore
+from kinetics_jax.tasks.own_functions import SECONDS, OwnScore
 from kinetics_jax.tasks.problems import problem_fields
 
 GRADERS = ("ok", "timeout", "error", NONFINITE)  # what this package writes into the field `grader` of a record
@@ -59,15 +59,15 @@ def grade_again(
     if how.grader is None and before in NAMED:
         how = dataclasses.replace(how, grader=before)
     grades = grader is not None or score is None  # whether they are made anew
-    own = isinstance(how.grader, OwnFunction)
     if not overwrite:
         _refuse_loss(stored, how, grades)
     done = 0
-    # Scores that a grader returned go with its grades.
-    keeps_scores = not own and before in (None, *NAMED)
+    # Scores that the earlier grader returned go with its grades; those of a verifier stay, unless there are others now.
+    verified = stored.header.get("score") is not None or before in (None, *NAMED)
+    returned = False  # whether the grader returns scores
 
     def grade(record: dict[str, Any], answer: str) -> dict[str, Any]:
-        nonlocal done
+        nonlocal done, returned
         if record["text"] is None:
             raise TraceError(f"{path}: problem {record['problem']!r} sample {record['sample']} has no text to grade")
         problem = stored.problems[record["problem"]]
@@ -79,11 +79,24 @@ def grade_again(
         else:
             assert graded is not None  # one of the two is there
             fields = dataclasses.asdict(graded(*asked) if finite else UNDECIDED)
-            if keeps_scores and how.score is None:
-                del fields["score"]
+            returned |= fields["score"] is not None and how.score is None
         done += 1
         on_progress(Progress(done, len(stored.samples), 0))
         return fields
+
+    def settle(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        others = verified and grades and how.score is None and any("score" in record for record in stored.samples)
+        if others and returned and not overwrite:
+            by = (stored.header.get("score") or {}).get("function", "another")
+            raise TraceError(
+                f"{path}: holds scores by {by}, and {how.grader} returns its own; --overwrite replaces them"
+            )
+        if others and not returned:
+            for made, record in zip(samples, stored.samples, strict=True):
+                made["score"] = record.get("score")
+        said: dict[str, Any] = {"grader": None} if grades else {}
+        said |= {"score": None} if returned else {}
+        return said | {name: each for name, each in how.identity.items() if grades or name == "score"}
 
     answers = {name: problem["answer"] for name, problem in stored.problems.items()}
     with contextlib.ExitStack() as stack:
@@ -94,11 +107,7 @@ def grade_again(
             )
         elif how.score is not None:
             scored = stack.enter_context(OwnScore(how.score, seconds=how.seconds))
-        said: dict[str, Any] = {"grader": None} if grades else {}
-        said |= {} if keeps_scores or not grades else {"score": None}
-        old, new = regrade(
-            path, grade, said | {name: each for name, each in how.identity.items() if grades or name == "score"}
-        )
+        old, new = regrade(path, grade, settle)
     changed = [
         (after["problem"], after["sample"])
         for earlier, after in zip(old.samples, new.samples, strict=True)
@@ -119,7 +128,5 @@ def _refuse_loss(run: Run, how: Grading, grades: bool) -> None:
         lost = f"grades that this package did not make (grader {by_hand!r:.40})"
     elif how.score is not None and (score or scores):
         lost = f"scores by {score}" if score else "scores"
-    elif grades and isinstance(how.grader, OwnFunction) and scores:
-        lost = f"scores{f' by {score}' if score else ''}, which a grader's own would replace"
     if lost:
         raise TraceError(f"{run.path}: holds {lost}, which would be replaced; --overwrite replaces them")

@@ -88,7 +88,11 @@ RECORD: dict[str, Kind] = {
     "summary_vectors": whole(0, MAX_READ).or_null(),
 }
 # Of a record, where it is there: what not every run has.
-OPTIONAL: dict[str, Kind] = {"score": number(-1e300, 1e300).or_null(), "why": TEXT.or_null()}
+OPTIONAL: dict[str, Kind] = {
+    "score": number(-1e300, 1e300).or_null(),
+    "why": TEXT.or_null(),
+    **dict.fromkeys(("agreement", "speculation"), OBJECT.or_null()),
+}
 LATER_RECORD = ("attended_tokens", "summary_vectors")  # which earlier versions did not write
 PROBLEM: dict[str, Kind] = {"id": NAME, "question": TEXT, "answer": TEXT, "prompt": TEXT}
 OPTIONAL_PROBLEM: dict[str, Kind] = {
@@ -119,6 +123,7 @@ HEADER: dict[str, Kind] = {
     **dict.fromkeys(("template", "instruction", "system"), TEXT.or_null()),
     **dict.fromkeys(("prompt_template", "recommended"), OBJECT.or_null()),
     "shuffled_choices": whole(0, 2**63).or_null(),
+    "speculate": OBJECT.or_null(),
     "command": TEXT.or_null(),
 }
 SAMPLING: dict[str, Kind] = {

@@ -94,8 +94,10 @@ def grade_cuts(
     how = run_grading(run, grader, grader_seconds)
     # Known answers that cannot be graded are reported at once.
     answers = {name: problem["answer"] for name, problem in run.problems.items()}
-    own = isinstance(how.grader, OwnFunction) or how.grader == CHOICE
-    left_out = {} if own else unreadable_answers(how.grader or task, answers, skip=skip_unreadable)
+    if isinstance(how.grader, OwnFunction) or how.grader == CHOICE:
+        left_out = {}
+    else:
+        left_out = unreadable_answers(how.grader or task, answers, skip=skip_unreadable)
     file = run_tokenizer(run, tokenizer)
     maker = {"schema": SCHEMA, "grader": cut_grader(task, how), "tokenizer": file_digest(file)}
     with locked(run.path / NAME) as target:

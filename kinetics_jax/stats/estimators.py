@@ -145,10 +145,17 @@ def cluster_bootstrap(
         redrawn.append(counts @ (weights * means) / (problems if sizes is None else counts @ weights))
     tail = (1 - confidence) / 2
     if method == "expanded":
-        reach = math.sqrt(problems / (problems - 1)) * student_t_quantile(tail, problems - 1)
-        tail = NormalDist().cdf(reach)
+        tail = expanded_tail(tail, problems)
     low, high = np.quantile(np.concatenate(redrawn), [tail, 1 - tail], axis=0)
     return low.reshape(values.shape[1:])[()], high.reshape(values.shape[1:])[()]
+
+
+def expanded_tail(tail: float, units: int) -> float:
+    """The share below the lower end of a percentile interval of `units` redrawn problems, so that the nominal `tail` is
+    beyond it (Hesterberg 2015, arXiv 1411.5279, section 3.3); smaller the fewer there are.
+    """
+    reach = math.sqrt(units / (units - 1)) * student_t_quantile(tail, units - 1)
+    return NormalDist().cdf(reach)
 
 
 def clustered(

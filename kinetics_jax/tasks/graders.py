@@ -11,7 +11,7 @@ from typing import Any
 from kinetics_jax.tasks.choice_grading import CHOICE, LETTERS, grade_choice
 from kinetics_jax.tasks.grading import Grade, Grader
 from kinetics_jax.tasks.math_grading import GradingError, grader_for, readable_problems
-from kinetics_jax.tasks.own_functions import SECONDS, OwnFunction, OwnGrader, OwnScore, own_function
+from kinetics_jax.tasks.own_functions import SECONDS, Calls, OwnFunction, OwnGrader, OwnScore, own_function
 from kinetics_jax.tasks.problems import Problem
 
 MATH = "math"
@@ -36,6 +36,13 @@ class Grading:
         grader = self.grader.identity if isinstance(self.grader, OwnFunction) else named
         score = None if self.score is None else self.score.identity
         return {name: each for name, each in (("grader", grader), ("score", score)) if each is not None}
+
+    def check(self) -> None:
+        """Raises FunctionError for a user's function that cannot be loaded; its process starts for that, and ends."""
+        for function, noun in ((self.grader, "grader"), (self.score, "score")):
+            if isinstance(function, OwnFunction):
+                with Calls(function, noun):
+                    pass
 
     def of(self, problems: Sequence[Problem]) -> Grading:
         """The same, where problems with choices have the grader of letters unless another is named."""

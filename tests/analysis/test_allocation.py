@@ -87,10 +87,13 @@ def test_a_table_says_what_most_problems_get():
     table = allocation_table(cells, best_per_problem(cells, [0.5, 1, 2, 5]))
     assert pd.isna(table["model"][0])
     assert list(table["model"][1:]) == ["m0", "m1", "m1"]
-    np.testing.assert_allclose(table["accuracy"], [0, 1 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(table["cost"], [0, 1, 5 / 3, 3])
-    np.testing.assert_allclose(table["share"], [1, 1, 2 / 3, 2 / 3])
-    assert (table["low"] <= table["accuracy"]).all()
+    # what cannot be afforded has no number, not even an interval
+    assert table.loc[0, ["accuracy", "low", "high", "cost", "share"]].isna().all()
+    assert list(table["afforded"]) == [0, 1, 1, 1]
+    np.testing.assert_allclose(table["accuracy"][1:], [1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(table["cost"][1:], [1, 5 / 3, 3])
+    np.testing.assert_allclose(table["share"][1:], [1, 2 / 3, 2 / 3])
+    assert (table["low"] <= table["accuracy"])[1:].all()
     with pytest.raises(SamplesError, match="cost limits"):
         best_per_problem(cells, [-1])
     limits = cost_limits(cells, 4)
@@ -127,7 +130,9 @@ def test_choosing_per_problem_is_optimistic_and_the_other_half_says_so():
     assert low < table.loc["per_problem", "accuracy"] < high
     defaults = honest_allocation(pools, [0.0, 1e9], splits=1)
     assert list(defaults["limit"]) == [0.0, 1e9] * 2
-    assert (defaults["accuracy"][defaults["limit"] == 0] == 0).all()
+    nothing = defaults[defaults["limit"] == 0]
+    assert nothing[["accuracy", "low", "high", "cost", "seen", "optimism"]].isna().all(axis=None)
+    assert list(defaults["afforded"]) == [0, 1] * 2
 
 
 def test_scores_elsewhere_are_those_of_the_same_rows():

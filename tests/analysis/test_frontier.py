@@ -27,6 +27,7 @@ COLUMNS = [
     "problems",
     "samples",
     "undecided",
+    "rule",
     "accuracy",
     "low",
     "high",
@@ -91,6 +92,7 @@ def test_a_table_by_hand():
     assert len(table.attrs.pop("picks")) == 2
     assert table.attrs == {
         "convention": "paper", "hardware": None, "intensity": 300.0, "chips": 1, "batch_rule": "none",
+        "rule": "pass",
     }  # fmt: skip
     assert table["batch"].isna().all()
     assert table["cost"].equals(table["cost_without_weights"])
@@ -98,6 +100,7 @@ def test_a_table_by_hand():
     assert counted.attrs.pop("picks")
     assert counted.attrs == {
         "convention": "traffic", "hardware": "h100", "intensity": None, "chips": 1, "batch_rule": "fit",
+        "rule": "pass",
     }  # fmt: skip
     assert (counted["cost"] > counted["cost_without_weights"]).all()
     assert (counted["cost_full"] >= counted["cost"]).all()

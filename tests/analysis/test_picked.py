@@ -88,7 +88,7 @@ def test_what_cannot_pick_is_said_in_a_line():
     assert negative.attrs["picks"][1:] == ["No weighted vote beside it: a vote cannot be weighed by scores below 0."]
     (pool,) = pooled([run(rated=([None, *SCORES[1:]], SCORES))])
     assert lacks_words(pool, "best-of-verifier") == "1 of 16 samples have no score"
-    with pytest.raises(SamplesError, match="Qwen3-0.6B dense: no best of verifier, since 1 of 16 .*; fill those in"):
+    with pytest.raises(SamplesError, match=r"Qwen3-0\.6B dense: no best score, since 1 of 16 .*; fill those in"):
         rule_accuracy(pool, "best-of-verifier", [2])
     single = cost_frontier([run()], trials=[1])
     assert "majority" not in single

@@ -284,7 +284,7 @@ def test_fewer_samples_or_a_lower_cap_of_the_same_are_no_rivals():
     assert "never more" in alone.why_not[alone.runner_up]
     assert "surely" not in alone.why_not[alone.runner_up]
     # what is picked of more samples may be worse
-    picked = dataclasses.replace(alone.options, pick="best_score")
+    picked = dataclasses.replace(alone.options, rule="best-of-verifier")
     assert "surely" in advise(picked, Budget(seconds=1e9)).why_not[alone.runner_up]
     # grades of cut texts may be lost again where the text goes on
     solved = alone.options.solved.copy()

@@ -139,6 +139,13 @@ def lengthening_grid(problems=12, seed=0):
     return Grid(rows, tuple(map(str, range(problems))), accuracy, cost / 2, cost / 2, tokens)
 
 
+def test_intervals_of_few_problems_are_wider():
+    laws = [PowerLaw(1.0, exponent) for exponent in np.linspace(0, 1, 1001)]
+    law = PowerLaw(1.0, 0.5)
+    widths = [np.ptp(with_intervals(law, laws, units=units).exponent_interval) for units in (5, 30, None)]
+    assert widths[0] > widths[1] > widths[2] == pytest.approx(0.95)
+
+
 def test_a_law_along_an_allocation():
     cells = lengthening_grid()
     chosen = best_per_problem(cells, np.append(COSTS, 1.0))  # at 1 nothing is affordable, which does not count

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_marked_and_named():
     assert table["cost"].isna().tolist() == [False, False, True, True]
     assert not table["on_frontier"][2:].any()
     with pytest.warns(UserWarning, match="not one sequence"):
-        replayed = replay_table(pools, trials=[2], hardware="l40s", orders=5)
+        replayed = replay_table(pools, trials=[2], hardware="l40s", rule="pass")
     assert replayed[["cost", "fixed_cost", "saved"]].isna().all(axis=1).tolist() == [False, True]
     with pytest.warns(UserWarning, match="not one"), pytest.raises(SamplesError, match="no configuration fits"):
         cost_limits(grid(pools[1:], hardware="l40s"))

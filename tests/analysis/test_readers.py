@@ -14,6 +14,8 @@ from kinetics_jax.analysis.readers import read_all, read_samples
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
+from kinetics_jax.attention.policies.litesys_random_tokens import LiteSysRandomTokens
+from kinetics_jax.attention.policies.litesys_strided_blocks import LiteSysStridedBlocks
 from kinetics_jax.attention.policies.sliding_window import SlidingWindow
 from kinetics_jax.attention.policies.token_topk import TokenTopK
 from kinetics_jax.config import ModelConfig
@@ -173,6 +175,14 @@ def test_tokens_are_those_of_the_models_tokenizer(tmp_path):
         ({"attn_local": 0, "attn_topk": 1024, "attn_block_topk": None}, TokenTopK(1024)),
         ({"attn_local": 128, "attn_topk": 128}, TokenTopK(256)),
         ({"attn_local": 1024}, SlidingWindow(1028)),
+        (
+            {**BLOCKS, "attn_stride": 8, "attn_local": 4},
+            LiteSysStridedBlocks(pages=64, page_size=16, stride=8, local=4),
+        ),
+        ({"attn_local": 16, "attn_random_select": 128}, LiteSysRandomTokens(samples=128, local=16)),
+        ({"attn_local": 0, "attn_random_nsample": 128}, LiteSysRandomTokens(samples=128, weights="importance")),
+        ({**BLOCKS, "attn_layer_skip": [1, 0]}, LiteSysBlockTopK(pages=64, page_size=16, dense_layers=(0, 1))),
+        ({"attn_local": 0, "attn_topk": 8, "attn_layer_skip": []}, TokenTopK(8, dense_layers=())),
     ],
 )
 def test_the_first_line_says_the_attention(tmp_path, metadata, policy):
@@ -203,7 +213,14 @@ def test_the_papers_files_cost_what_its_code_says(tmp_path):
         ([BLOCKS, sample("?", 0), {"query": "?", "score": 0, "prediction": "x"}], "line 3: no 'choice'"),
         ([BLOCKS, sample("?", 0) | {"prediction": ["x", "y"]}], "line 2: prediction and choices are a text"),
         ([BLOCKS, sample("?", 0), sample("?", 0) | {"choices": ["4"]}], "line 3: the same question has another"),
-        ([{**BLOCKS, "attn_stride": 4}, sample("?", 0)], "attn_stride of its first line has no counterpart"),
+        ([{**BLOCKS, "attn_nsample": 4}, sample("?", 0)], "attn_nsample of its first line has no counterpart"),
+        ([{"attn_local": 0, "attn_stride": 4}, sample("?", 0)], "attn_stride without attn_block_topk"),
+        ([{**BLOCKS, "attn_stride": 0}, sample("?", 0)], "its first line says .*stride must be at least 1, got 0"),
+        (
+            [{**BLOCKS, "attn_topk": 8}, sample("?", 0)],
+            "gives attn_topk and attn_block_topk, of which",
+        ),
+        ([{**BLOCKS, "attn_layer_skip": [-1]}, sample("?", 0)], "attn_layer_skip cannot be .*a list of layers"),
         ([{**BLOCKS, "attn_block_topk": "64"}, sample("?", 0)], "attn_block_topk cannot be '64'; it is a whole number"),
         ([sample("?", 0)], "does not say its attention"),
         ([{"task": "aime24"}, [1]], "line 2: holds list, expected a JSON object"),

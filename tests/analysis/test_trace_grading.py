@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kinetics_jax.analysis.ablations import length_ablation
 from kinetics_jax.analysis.paper_traces import parse_trace
 from kinetics_jax.analysis.readers import read_all, read_trace_rows
+from kinetics_jax.analysis.rules import lacks, rule_accuracy
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.analysis.trace_grading import grade_cut_texts
 from kinetics_jax.cli.grade import grade
@@ -55,6 +57,29 @@ def test_a_cut_text_is_graded_for_what_it_says(tmp_path, tokenizer, task):
     assert (run.output_tokens, run.prompt_tokens) == ([4, 4, 1], [82] * 3)
     (pool,) = pooled([run])
     assert length_ablation([pool])["accuracy"].round(6).tolist() == [0, 0.333333, 0.333333, 0.333333]
+
+
+def test_what_texts_answer_is_kept_and_can_vote(tmp_path, tokenizer):
+    path = write_trace(tmp_path / "x_qwen3-8b.jsonl")
+    (bare,) = pooled(read_all([path]))
+    assert "no majority, since what the samples answered is not known; " in str(lacks(bare, "majority"))
+    assert f"{path})" in str(lacks(bare, "majority"))
+    beside = graded(path, [2, 3], tokenizer)
+    (run,) = read_all([path])
+    assert run.answers == ["4", "3", None]
+    assert run.answers_within == [("3", "3"), (None, None), (None, None)]  # of the third the whole text
+    (pool,) = pooled([run])
+    np.testing.assert_allclose(rule_accuracy(pool, "majority", [1, 3]), [[1 / 3, 1 / 2]])  # "4" and "3" tie
+    np.testing.assert_allclose(rule_accuracy(pool, "majority", [1, 3], 3), [[1 / 3, 1]])
+    lines = [json.loads(line) for line in beside.read_text().splitlines()]
+    old = [lines[0] | {"schema": 1}]
+    old += [{name: value for name, value in line.items() if name not in ("answers", "answer")} for line in lines[1:]]
+    beside.write_text("".join(json.dumps(line) + "\n" for line in old))
+    (before,) = read_all([path])  # files of schema 1 stay readable, without a majority
+    assert (before.correct_within, before.answers) == (run.correct_within, ())
+    with pytest.warns(UserWarning, match="made with another grader, tokenizer or version; its texts are graded again"):
+        graded(path, [2], tokenizer)
+    assert read_all([path])[0].answers_within == run.answers_within
 
 
 def test_what_is_graded_is_not_graded_again(tmp_path, tokenizer):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_jax.analysis.rules import rule_accuracy
-from kinetics_jax.analysis.samples import RunData, pooled
+from kinetics_jax.analysis.samples import RunData, SamplesError, pooled
 from kinetics_jax.analysis.votes import majority_vote, weighted_vote
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
@@ -129,5 +129,7 @@ def test_the_undecided_vote_and_are_not_right():
     (pool,) = pooled([run])  # the right one loses to a pair of "1", and ties with each of the others
     np.testing.assert_allclose(rule_accuracy(pool, "majority", [1, 2]), [[1 / 4, 1 / 4], [1 / 2, 1]])
     (silent,) = pooled([dataclasses.replace(run, answers=())])
-    with pytest.raises(EstimateError, match="no majority: what the samples answered is not known"):
+    with pytest.raises(
+        SamplesError, match="m dense: no majority, since what the samples answered is not known; fill in"
+    ):
         rule_accuracy(silent, "majority", [1])

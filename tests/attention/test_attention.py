@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kinetics_kernels import reference
 from masked_forward import masked_logits
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache
 from kinetics_jax.attention.causal import causal_attention
-from kinetics_jax.attention.policies import block_topk
 from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.sampling import filter_logits, problem_hash, seed_key
 from kinetics_jax.padding import TILE
@@ -97,10 +95,6 @@ def test_nan_in_every_page_nobody_wrote_changes_nothing(lm, policy, monkeypatch)
     poisoned = lambda cls, *a, **k: jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), create(cls, *a, **k))  # noqa: E731
     monkeypatch.setattr(PagedCache, "create", classmethod(poisoned))
     assert run() == clean
-
-
-def test_the_settings_know_the_summaries_that_the_kernels_know():
-    assert block_topk.SUMMARY_VECTORS == reference.SUMMARY_VECTORS
 
 
 def test_more_pages_than_a_sequence_has_cost_nothing():

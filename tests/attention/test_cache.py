@@ -6,13 +6,13 @@ import kinetics_kernels as kernels
 import numpy as np
 import pytest
 from flax import nnx
-from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
+from kinetics_kernels.reference import page_summary
+from kinetics_kernels.summaries.registry import summary_names
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
 from kinetics_jax.attention.cache import PagedCache, empty_cache, write_prompt
 from kinetics_jax.attention.decode import decode_attend
-from kinetics_jax.attention.policies import block_topk
 from kinetics_jax.engine.programs import prefill
 
 
@@ -21,14 +21,10 @@ def lm(tmp_path_factory):
     return kj.load(write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_config(), seed=2), dtype="float32")
 
 
-def test_policies_and_kernels_know_the_same_summaries():
-    assert block_topk.SUMMARY_VECTORS == SUMMARY_VECTORS
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [1, 4, 16])
-@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+@pytest.mark.parametrize("summary", summary_names())
 def test_write_prompt_and_append_store_the_same_bits(lm, summary, size, dtype):
     rng = np.random.default_rng(0)
     length, padded = 2 * size + size // 2, 4 * size
@@ -60,7 +56,7 @@ def test_write_prompt_and_append_store_the_same_bits(lm, summary, size, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+@pytest.mark.parametrize("summary", summary_names())
 def test_the_models_programs_store_the_summary_of_what_they_store(lm, summary):
     """Compiled with the model around it, where keys come out of RoPE: prefill, then decode steps, to the bit."""
     policy = kj.BlockTopK(pages=4, page_size=4, summary=summary, dense_layers=())

@@ -34,14 +34,22 @@ def test_the_spelling_is_read_back(policy: AttentionPolicy):
 
 @each_policy
 def test_counts_are_what_the_rule_attends_to(policy: AttentionPolicy):
-    """Position by position: as many tokens as the policy's own rule keeps, never more than the budget."""
+    """Position by position: as many tokens as the policy's own rule keeps, never more than the budget.
+
+    A price that is an upper bound is never exceeded, and reached somewhere.
+    """
     rng = np.random.default_rng(0)
     query, keys = rng.standard_normal((2, 8)), rng.standard_normal((LONGEST, 8))
     draws = rng.random(LONGEST)
     lengths = np.arange(1.0, LONGEST + 1)
     kept = [len(attended(policy, query, keys[:length], draws.__getitem__)) for length in range(1, LONGEST + 1)]
     counts = policy.step_counts(lengths)
-    np.testing.assert_array_equal(np.add(counts.forced, counts.chosen), kept)
+    total = np.add(counts.forced, counts.chosen)
+    if policy.price == "upper bound":
+        assert np.all(kept <= total)
+        assert np.any(kept == total)
+    else:
+        np.testing.assert_array_equal(total, kept)
     assert not policy.budget or max(kept) <= policy.budget
     if policy.summary_vectors:
         assert np.any(counts.vectors), "a policy that keeps summaries reads them"
@@ -81,7 +89,7 @@ def test_costs_are_those_counts(policy: AttentionPolicy):
             else:
                 step = policy.step_counts(np.array([float(length)]))
                 tokens += float(np.sum(step.forced) + np.sum(step.chosen))
-                vectors += float(np.sum(step.vectors))
+                vectors += float(np.sum(step.vectors)) * policy.searches(layer)
     assert cost.kv_reads == pytest.approx(2 * 2 * heads * head * tokens / 1e12, rel=1e-12)
     assert cost.attention == pytest.approx(2 * 2 * group * heads * head * tokens / 1e12, rel=1e-12)
     assert cost.parts["search_reads"] == pytest.approx(2 * heads * head * vectors / 1e12, rel=1e-12)
@@ -101,9 +109,38 @@ def test_every_convention_answers_or_refuses_by_name(policy: AttentionPolicy):
 @each_policy
 def test_summaries_take_memory(policy: AttentionPolicy):
     plain = kv_bytes_per_token(CONFIG)
-    sparse = len(policy.sparse_layers(CONFIG.num_layers)) / CONFIG.num_layers
+    sparse = sum(map(policy.searches, range(CONFIG.num_layers))) / CONFIG.num_layers
     extra = sparse * policy.summary_vectors / (2 * policy.page_size)
     assert kv_bytes_per_token(CONFIG, policy) == pytest.approx(plain * (1 + extra))
+
+
+@each_policy
+def test_the_ops_it_names_are_those_it_calls(policy: AttentionPolicy, monkeypatch):
+    """What `kinetics doctor` says of a policy, against one traced step."""
+    import jax
+    import kinetics_kernels as kernels
+    import one_step
+
+    called = set()
+
+    def noted(name, op):
+        def call(*args, **options):
+            called.add(name)
+            return op(*args, **options)
+
+        return call
+
+    for name in ("choose_pages", "score_pages", "token_logits", "masked_decode", "merge_partials"):
+        monkeypatch.setattr(kernels, name, noted(name, getattr(kernels, name)))
+    policy = dataclasses.replace(policy, dense_layers=()) if policy.dense_layers else policy
+
+    def attention():
+        step = one_step.step_of(policy, jax.random.split(jax.random.key(0), 1), size=policy.page_size)
+        ops = {name: noted(name, getattr(step.ops, name)) for name in ("select_pages", "paged_decode")}
+        return policy.attend_and_carry(dataclasses.replace(step, ops=dataclasses.replace(step.ops, **ops)))
+
+    jax.eval_shape(attention)
+    assert called == set(policy.ops)
 
 
 @each_policy

@@ -3,10 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kinetics_kernels.summaries.registry import summary_names
 
 import kinetics_jax
 from kinetics_jax.attention.policies.base import PolicyError
-from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
 from kinetics_jax.attention.policies.random_blocks import RandomBlocks
@@ -31,9 +32,7 @@ blocks = st.builds(
 )
 policies = st.one_of(
     st.just(Dense()),
-    st.builds(
-        lambda common, summary: BlockTopK(**common, summary=summary), blocks, st.sampled_from([*SUMMARY_VECTORS])
-    ),
+    st.builds(lambda common, summary: BlockTopK(**common, summary=summary), blocks, st.sampled_from(summary_names())),
     st.builds(lambda common: RandomBlocks(**common), blocks),
     st.builds(TokenTopK, budget=st.integers(1, 9999), dense_layers=layers),
     st.builds(

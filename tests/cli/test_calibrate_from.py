@@ -42,6 +42,29 @@ def test_a_profile_and_its_error(measurements, tmp_path, capsys):
     assert {stratum["workload"] for stratum in record["held_out"]["strata"]} == {"chat", "lone"}
 
 
+def test_what_the_data_sheet_forbids_is_named(measurements, tmp_path, capsys):
+    slow = measurements.read_text()
+    for milliseconds, batch in ((3.0, 64), (5.0, 64), (8.0, 64)):  # which no H100 reads 64 sequences in
+        slow = slow.replace(f"{(milliseconds + 0.03 * batch) / 1e3},", f"{3 * (milliseconds + 0.03 * batch) / 1e3},")
+    measurements.write_text(slow)
+    calibrate(measurements=measurements, where=("gpu=h100",), out=tmp_path / "p.json")
+    said = capsys.readouterr()
+    assert "error over these measurements: seconds " in said.out
+    assert "quicker" not in said.err
+    record = json.loads((tmp_path / "p.json").read_text())["record"]
+    assert record["in_sample"]["median_error"] <= record["held_out"]["all"]["median_error"]
+    assert record["below_data_sheet"] == 0
+    source = hardware(tmp_path / "p.json").source
+    assert f"{record['in_sample']['median_error']:.1%} off in the median over these, " in source
+    measurements.write_text(slow.replace(f"1.7B,h100,1,2000,{3.03 / 1e3}", "1.7B,h100,1,2000,0.0002"))
+    calibrate(measurements=measurements, where=("gpu=h100",), out=tmp_path / "p.json")
+    said = capsys.readouterr()
+    assert (
+        "1 of 9 measurements are quicker than the data sheet's peak rates allow (such as 1.7B at batch 1 " in said.err
+    )
+    assert json.loads((tmp_path / "p.json").read_text())["record"]["below_data_sheet"] == 1
+
+
 def test_json_and_conditions(measurements, tmp_path, capsys):
     out = tmp_path / "profile.json"
     calibrate(measurements=measurements, where=("gpu=H100", "batch=8", "batch=64"), out=out, name="mine", as_json=True)

@@ -68,7 +68,7 @@ def test_chips_share_the_work_and_kv_heads_bound_it(capsys, tmp_path):
     """On chips whose link is not known, which a line says; on others they wait for each other too."""
     path = tmp_path / "alone.json"
     save_hardware(path, dataclasses.replace(HARDWARE["h100"], name="alone", link_bandwidth=None))
-    case = {**QWEN, "price": 2.0, "attention": "dense"}
+    case = {**QWEN, "price": 2.0, "attention": "dense", "batch": "none"}
     linked = [printed(capsys, **case, hardware="h100", chips=chips)["hardware"][0] for chips in (1, 8)]
     assert linked[1]["seconds"] > linked[0]["seconds"] / 8
     assert linked[1]["price"] > linked[0]["price"]
@@ -133,9 +133,50 @@ def test_the_batch_that_fits_and_one_that_does_not(capsys):
     assert said.count("\n") == 1
     assert f"batch 512 does not fit on 1 x h100: {fit.batch} sequences do on average ({fit.full} if each" in said
     cost(**case, batch="fit")
-    assert f"weights shared by the batch that fits, {fit.batch} sequences" in capsys.readouterr().out
-    cost(**case)
+    assert f"weights shared by the batch that fits, {fit.batch} sequences" in capsys.readouterr().out.replace("\n", " ")
+    cost(**case, batch="none")
     assert "weights left out" in capsys.readouterr().out
+    cost(**case)  # as frontiers and plans have it
+    said = capsys.readouterr()
+    assert f"weights shared by the batch that fits, {fit.batch} sequences" in said.out.replace("\n", " ")
+    assert said.err == (
+        f"kinetics: weights shared by the {fit.batch} sequences that fit 1 x h100 on average, as in kinetics frontier; "
+        "--batch none leaves them out\n"
+    )
+    answer = printed(capsys, **{**case, "model": "235B-A22B"})
+    assert (answer["batch_rule"], answer["batch"]) == ("none", None)
+    cost(**{**case, "model": "235B-A22B"}, hardware="h100")
+    said = capsys.readouterr()
+    assert "not one sequence fits beside the weights on 1 x h100, so the weights are left out" in said.err
+    assert "weights left out" in said.out
+
+
+def test_rates_are_called_what_they_are(capsys):
+    for chip, says in (
+        ("h100", "at the data sheet's peak rates"),
+        ("h100-vllm", "at the rates and with the overheads"),
+    ):
+        cost(model="Qwen/Qwen3-8B", output=(1000,), hardware=chip)
+        said = capsys.readouterr()
+        assert f"Seconds of all trials {says}" in said.out
+        assert "weights shared by the batch that fits" in said.out.replace("\n", " ")  # which has those overheads
+    cost(model="Qwen/Qwen3-8B", output=(1000,), hardware="h100-vllm", batch="none")
+    assert "a measured profile takes overheads in every step" in capsys.readouterr().err
+
+
+def test_prose_is_no_wider_than_a_page(capsys):
+    cost(**QWEN, half_width=0.02)
+    prose = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert max(map(len, prose)) <= 120
+
+
+def test_names_that_look_like_several_chips(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_hardware("2 x c6.json", Hardware("2 x c6", 1e13, 1e11, 4e10))
+    cost(model="Qwen/Qwen3-8B", output=(16384,), hardware="2 x c6.json", batch=999)
+    assert 'batch 999 does not fit on 1 x "2 x c6": ' in capsys.readouterr().err
+    with pytest.raises(UserError, match="no hardware named '2 x h100'; several chips are --hardware h100 --chips 2"):
+        cost(model="Qwen/Qwen3-8B", output=(16384,), hardware="2 x h100")
 
 
 def test_problems_for_a_half_width_at_worst(capsys):
@@ -195,3 +236,27 @@ def test_bad_input_is_refused(wrong, message):
     with pytest.raises(UserError, match=message) as raised:
         cost(**{**QWEN, **wrong})
     assert "\n" not in str(raised.value)
+
+
+def test_speculation_is_priced(capsys):
+    """A draft that is always kept is cheaper than one that never is; the parts are of drafts and dense passes."""
+    asked = {"model": "Qwen/Qwen3-8B", "output": (16384,), "attention": "block_topk:pages=64,page_size=16"}
+    asked["batch"] = "none"
+    kept, refused = (printed(capsys, **asked, speculate=4, accept=accept) for accept in (1.0, 0.0))
+    dense = printed(capsys, **{**asked, "attention": "dense"})
+    assert kept["dense_total"] == pytest.approx(dense["total"])
+    assert kept["total"] < dense["total"] < refused["total"]
+    assert kept["parts"]["verify_dense_kv_reads"] < 0.21 * dense["parts"]["dense_kv_reads"]
+    assert {name.split("_")[0] for name in kept["parts"]} == {"prefill", "draft", "verify"}
+    cost(**asked, speculate=4, accept=0.8)
+    assert "4 drafts a round, 0.8 of them kept" in capsys.readouterr().out
+    for wrong, words in (
+        ({"speculate": 4}, "go together"),
+        ({"accept": 0.5}, "go together"),
+        ({"speculate": 4, "accept": 1.5}, "accept must be in 0 … 1"),
+        ({"speculate": 4, "accept": 0.5, "chips": 2}, "on one chip"),
+        ({"speculate": 4, "accept": 0.5, "attention": "dense"}, "sparse --attention"),
+        ({"speculate": 65, "accept": 0.5}, "--speculate must be"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cost(**{**asked, **wrong})

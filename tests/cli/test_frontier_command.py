@@ -12,6 +12,7 @@ from kinetics_jax.analysis.allocation import best_for_all, best_per_problem
 from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.grid import grid
 from kinetics_jax.analysis.readers import read_all
+from kinetics_jax.analysis.rule_names import WORDS
 from kinetics_jax.analysis.samples import SamplesError, pooled
 from kinetics_jax.cli.frontier import frontier
 from kinetics_jax.cli.sources import Unsaid
@@ -74,16 +75,21 @@ def test_allocations(tables, capsys, tmp_path, how, axes, law):
     assert list(table["limit"]) == [*limits, *limits]
     for choice, rule in (("per_problem", best_per_problem), ("for_all", best_for_all)):
         rows, best = table[table["choice"] == choice], rule(cells, limits, law=law)
-        np.testing.assert_allclose(rows["accuracy"], best.accuracy.mean(axis=1))
-        np.testing.assert_allclose(rows["cost"], best.cost.mean(axis=1))
-    assert table["model"].isna().tolist() == [True, False, False, False] * 2
+        np.testing.assert_allclose(rows["accuracy"][1:], best.accuracy.mean(axis=1)[1:])
+        np.testing.assert_allclose(rows["cost"][1:], best.cost.mean(axis=1)[1:])
+    nothing = [True, False, False, False] * 2
+    assert table["model"].isna().tolist() == nothing
+    assert (table["note"] == "cannot be afforded").tolist() == nothing
+    assert table[["accuracy", "low", "high", "cost"]].isna().all(axis=1).tolist() == nothing
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_limits_are_found(tables, capsys):
     table = printed(capsys, tables, allocate="long-cot")
     assert len(table) == 48
-    accuracy = table["accuracy"].to_numpy().reshape(2, 24)
+    first = table["accuracy"].isna() & (table["note"] == "cannot be afforded")
+    assert (table["accuracy"].isna() == first).all()
+    accuracy = table["accuracy"].fillna(0).to_numpy().reshape(2, 24)
     assert (np.diff(accuracy, axis=1) >= -1e-12).all()
     assert accuracy[0, -1] >= accuracy[1, -1]
 
@@ -134,6 +140,76 @@ def test_files_that_do_not_say_their_model(tables, capsys, tmp_path):
     assert list(tokens["on_frontier"]) == [False, False, True, False]
     with pytest.raises(UserError, match="names each"):
         printed(capsys, tmp_path / "two.csv", unsaid=Unsaid(config=(f"one={tmp_path}", str(tmp_path))))
+
+
+@pytest.fixture(scope="module")
+def voted(tmp_path_factory):
+    """One model, its answers and a verifier's scores; and a method with costs and seconds of its own."""
+    folder, rng = tmp_path_factory.mktemp("voted"), np.random.default_rng(1)
+    problem, sample = np.repeat(np.arange(8), 4), np.tile(np.arange(4), 8)
+    answer = rng.choice(["4", "4", "7", "5"], 32)
+    columns = {"problem": problem, "sample": sample, "answer": answer, "correct": answer == "4"}
+    model = {"model": "Qwen/Qwen3-4B", "prompt_tokens": 100, "tokens": 900, "score": rng.random(32)}
+    pd.DataFrame(columns | model).to_csv(folder / "model.csv", index=False)
+    own = {"method": "tree search", "cost": 20.0, "seconds": 1.5}
+    pd.DataFrame(columns | own).to_csv(folder / "own.csv", index=False)
+    return folder
+
+
+def test_rules_reach_tables_files_and_figures(voted, capsys, tmp_path):
+    tables = {}
+    for rule in ("pass", "majority", "weighted", "best-of-verifier", "average"):
+        arguments = {"rule": rule, "csv": tmp_path / f"{rule}.csv", "figure": tmp_path / f"{rule}.png"}
+        frontier((voted / "model.csv",), **BASE, **arguments)
+        said = capsys.readouterr()
+        assert f"kinetics: Accuracy is {WORDS[rule]}" in said.err
+        tables[rule] = pd.DataFrame(json.loads(said.out))
+        assert {"N", "accuracy", "low", "high", "cost", "rule"} <= set(tables[rule])
+        assert set(pd.read_csv(tmp_path / f"{rule}.csv")["rule"]) == {rule}
+        assert (tmp_path / f"{rule}.png").stat().st_size > 5000
+    np.testing.assert_allclose(tables["majority"]["accuracy"], tables["pass"]["majority"])
+    np.testing.assert_allclose(tables["weighted"]["accuracy"], tables["pass"]["weighted_vote"])
+    np.testing.assert_allclose(tables["best-of-verifier"]["accuracy"], tables["pass"]["best_score"])
+    assert tables["average"]["accuracy"].nunique() == 1
+    with pytest.raises(SamplesError, match=r"tree search dense \(.*own\.csv\): no best score, since no verifier"):
+        frontier((voted,), **BASE, rule="best-of-verifier")
+
+
+def test_own_costs_and_seconds(voted, capsys):
+    frontier((voted,), **BASE, trials=(2,), rule="majority")
+    said = capsys.readouterr()
+    assert "kinetics: tree search dense: costs are the column cost of the samples" in said.err
+    assert [row["cost"] for row in json.loads(said.out)][1] == 40
+    assert [row["compute"] is None for row in json.loads(said.out)] == [False, True]
+    assert "NaN" not in said.out
+    frontier((voted,), hardware="h200", trials=(2,))
+    assert "nan" not in capsys.readouterr().out.lower()
+    assert list(printed(capsys, voted / "own.csv", against="seconds", trials=(2,))["seconds"]) == [3.0]
+
+
+def test_what_cannot_be_afforded_has_no_number(voted, capsys):
+    frontier((voted / "model.csv",), hardware="h200", allocate="best-of-n", limits=(1e-6, 1e6))
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if "cannot be afforded" in line]
+    assert [line.split() for line in lines] == [
+        ["1e-06", "cannot", "be", "afforded", choice, "pass", "0", "fit", "0"] for choice in ("per_problem", "for_all")
+    ]
+    assert "nan" not in text.lower()
+
+
+def test_communication_has_a_column_on_several_chips(voted, capsys, tmp_path):
+    assert "communication" not in printed(capsys, voted / "model.csv", trials=(1,))
+    (row,) = printed(capsys, voted / "model.csv", trials=(1,), chips=2).to_dict("records")
+    assert row["communication"] > 0
+    assert row["cost"] == pytest.approx(row["compute"] + row["memory"] + row["communication"])
+    save_hardware(tmp_path / "alone.json", Hardware("alone", 1e14, 1e12, 5e10))
+    alone = tmp_path / "alone.json"
+    (row,) = printed(capsys, voted / "model.csv", trials=(1,), chips=2, hardware=str(alone)).to_dict("records")
+    assert row["communication"] is None  # not known, and not zero
+    save_hardware(tmp_path / "small.json", Hardware("small", 1e14, 1e12, 5e9))
+    (row,) = printed(capsys, voted / "model.csv", trials=(1,), hardware=str(tmp_path / "small.json")).to_dict("records")
+    assert row["cost"] is row["cost_without_weights"] is None
+    assert row["no_cost"] == "not one sequence fits beside the weights"
 
 
 def test_what_the_summary_tells(capsys, tmp_path):
@@ -227,6 +303,12 @@ def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, agai
         ({"chips": 2, "convention": "paper"}, "several chips have a meaning in the traffic convention"),
         ({"chips": 2, "shared_prompt": True}, "shared_prompt is for one chip"),
         ({"against": "tokens", "batch": "8"}, "--against tokens has no caps, batch, chips"),
+        ({"against": "tokens", "hardware": "nope"}, "no hardware named 'nope'"),
+        ({"against": "tokens", "convention": "nope"}, "convention 'nope' is not known"),
+        ({"against": "seconds"}, "seconds are missing for 8 of 8 problems .* fill in a column seconds"),
+        ({"rule": "majority"}, "no majority, since what the samples answered is not known; fill in a column answer"),
+        ({"rule": "weighted", "allocate": "best-of-n"}, "no weighted vote, since no verifier scored the samples"),
+        ({"rule": "average", "allocate": "adaptive"}, "stops by what is right .--rule pass. or by votes"),
     ],
 )
 def test_mistakes_are_one_line(tables, tmp_path, arguments, says):

@@ -108,6 +108,23 @@ def test_plan_prints_the_advice_as_a_table_and_as_json(runs, capsys):
     assert "runner-up: " in text
 
 
+def test_plan_decides_by_a_rule_under_either_name(runs, capsys):
+    results = []
+    for named in ({}, {"rule": "majority"}, {"pick": "majority"}, {"rule": "majority", "pick": "majority"}):
+        plan(runs, seconds=60, trials=(4,), as_json=True, **named)
+        results.append(json.loads(capsys.readouterr().out))
+    assert [(each["rule"], each["pick"]) for each in results] == [("pass", "any")] + [("majority", "majority")] * 3
+    assert results[1] == results[2] == results[3]
+    assert results[1]["accuracy"] == results[1]["picked"]["majority"]["accuracy"]
+    plan(runs, seconds=60, trials=(4,), rule="average")
+    text = capsys.readouterr().out.replace("\n", " ")
+    assert "as measured, by average (of N samples, each by itself); chosen" in text
+    with pytest.raises(UserError, match="--rule majority and --pick any name two rules; leave --pick out"):
+        plan(runs, seconds=60, rule="majority", pick="any")
+    with pytest.raises(PlanError, match=r"--rule weighted: .*no verifier scored the samples; fill in a column score"):
+        plan(runs, seconds=60, rule="weighted")
+
+
 def test_plan_takes_a_profile_and_a_price(runs, tmp_path, capsys):
     path = tmp_path / "mine.json"
     save_hardware(path, HARDWARE["h100"])
@@ -185,13 +202,13 @@ def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
         plan((path,), seconds=60)
     with pytest.raises(SamplesError, match=r"prompt token counts are missing .* \(--prompt-tokens N\)"):
         plan((path,), seconds=60, unsaid=Unsaid(config=configs))
-    with pytest.raises(PlanError, match=r"--pick majority: .* what the samples answered is not known"):
+    with pytest.raises(PlanError, match=r"--rule majority: .* what the samples answered is not known"):
         plan((path,), seconds=60, unsaid=Unsaid(config=configs, prompt_tokens=30), pick="majority")
     plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs, prompt_tokens=30))
     text = capsys.readouterr().out
     assert "It is the most accurate within the budget with probability" in text
     assert "The data cannot tell" in text
-    assert "pass@N: it needs someone who knows which answer is right" in text
+    assert "pass@N (any of N right): it needs someone who knows which answer is right" in text
     assert "What a majority would pick is not known" in text
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kinetics_kernels.summaries.registry import summary_names
 
-from kinetics_jax.attention.policies.block_topk import SUMMARY_VECTORS, BlockTopK
+from kinetics_jax.attention.policies.block_topk import BlockTopK
 from kinetics_jax.attention.policies.blocks import BlockPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.litesys_block_topk import LiteSysBlockTopK
@@ -42,7 +43,7 @@ def block_policies(draw):
     }
     if draw(st.booleans()):
         return RandomBlocks(**blocks)
-    return BlockTopK(**blocks, summary=draw(st.sampled_from(sorted(SUMMARY_VECTORS))))
+    return BlockTopK(**blocks, summary=draw(st.sampled_from(sorted(summary_names()))))
 
 
 policies = st.one_of(

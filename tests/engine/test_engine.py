@@ -334,6 +334,8 @@ def test_a_sample_that_repeats_ends_where_it_does(lm, chunk):
         repeats = first_repetition(free[problem].output_tokens, window)
         assert done.output_tokens == free[problem].output_tokens[:repeats]
         assert done.finish_reason == ("repetition" if repeats else free[problem].finish_reason)
+        lengths = range(done.prompt_tokens + 1, done.prompt_tokens + len(done.output_tokens))  # of its own steps alone
+        assert done.attended_tokens == lm.config.num_layers * lm.config.num_kv_heads * sum(lengths)
     assert "repetition" in {done.finish_reason for done in ended.values()}
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import selection_quality
 from paths import ROOT
-from selection import summary, texts
+from selection import drawing, measure, summary, texts
 from selection.forward import decode, go_on, log_likelihoods, merged, random_draws, read_prefix
 from selection.mass import attention_mass
 from selection.records import Records
@@ -65,7 +65,7 @@ def draws(lm):
 
 @pytest.fixture(scope="module")
 def dense_nll(model, prefix):
-    return -log_likelihoods(model, go_on(model, prefix, INPUTS, kj.Dense())[0], TARGETS)[0]
+    return -log_likelihoods(model.logits(go_on(model, prefix, INPUTS, kj.Dense())[0]), TARGETS)[0]
 
 
 @pytest.mark.parametrize("policy", [kj.Dense(), *policies(20)], ids=str)
@@ -74,7 +74,7 @@ def test_the_masked_forward_is_decoding(lm, model, prefix, draws, dense_nll, pol
     hidden = go_on(model, prefix, INPUTS, policy, draws)[0]
     decoded = decode(lm, TEXT[:PREFIX], TEXT[PREFIX:-1], policy, seed_key(5))
     np.testing.assert_allclose(np.asarray(model.logits(hidden)), decoded, rtol=2e-4, atol=2e-4)
-    nll = -log_likelihoods(model, hidden, TARGETS)[0]
+    nll = -log_likelihoods(model.logits(hidden), TARGETS)[0]
     expected = -np.asarray(jax.nn.log_softmax(decoded))[np.arange(TIME), TARGETS]
     assert np.exp(nll.mean()) == pytest.approx(np.exp(expected.mean()), rel=1e-4)
     if policy != kj.Dense():
@@ -87,7 +87,7 @@ def test_greedy_samples_of_the_engine_are_the_masked_forwards_likeliest_tokens(l
     sampling = kj.Sampling(temperature=0, max_tokens=TIME)
     sample = lm.generate([TEXT[:PREFIX]], sampling=sampling, attention=policy)[0].output_tokens
     hidden = go_on(model, prefix, np.array([sample[:-1]]), policy)[0]
-    _, likeliest = log_likelihoods(model, hidden, np.array(sample[1:]))
+    _, likeliest = log_likelihoods(model.logits(hidden), np.array(sample[1:]))
     assert likeliest.tolist() == sample[1:]
     assert len(sample) > 5
 
@@ -157,7 +157,7 @@ def test_mass_by_hand(lm, model, prefix, draws):
 
 @pytest.mark.parametrize("policy", policies(EVERYTHING)[::3] + policies(EVERYTHING)[-1:], ids=str)
 def test_a_budget_that_holds_everything_is_dense(model, prefix, draws, dense_nll, policy):
-    nll = -log_likelihoods(model, go_on(model, prefix, INPUTS, policy, draws)[0], TARGETS)[0]
+    nll = -log_likelihoods(model.logits(go_on(model, prefix, INPUTS, policy, draws)[0]), TARGETS)[0]
     assert np.exp(nll.mean()) == pytest.approx(np.exp(dense_nll.mean()), rel=1e-5)
 
 
@@ -266,3 +266,18 @@ def test_the_page_tells_what_was_recorded():
     for title, table in found.items():
         assert title in page
         assert table in page, title
+
+
+def test_policies_from_outside_are_decoded_drawn_and_refused_by_name(lm, model, tmp_path, monkeypatch, capsys):
+    """Beside those that are compared anyway; a kind that nobody registered is one line before anything is loaded."""
+    more = [kj.parse_policy("litesys_random_tokens:samples=8")]
+    assert measure.others((64,), 256, more)[-1:] == more
+    rows = [{"rule": rule, "budget": 8 * i} for i, rule in enumerate(["own one", "token top-k", "dense", "own two"])]
+    rules = drawing.rules_of(pd.DataFrame(rows))
+    assert rules == ["token top-k", "own one", "own two"]
+    assert drawing.line("own one", rules)["color"] != drawing.line("own two", rules)["color"]
+    command = ["selection_quality.py", "--records", str(tmp_path / "r"), "--attention", "own:budget=8"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        selection_quality.main()
+    assert "'own' is not known (known: dense, " in capsys.readouterr().err

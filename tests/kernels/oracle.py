@@ -77,7 +77,22 @@ def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
         return keys.mean(axis=-2)
     if summary == "min_max":
         return np.stack([keys.min(axis=-2), keys.max(axis=-2)], axis=-2)
+    if summary == "two_means":
+        return two_means(keys)
+    assert summary == "mean_std", summary
     return np.stack([keys.mean(axis=-2), keys.std(axis=-2)], axis=-2)
+
+
+def two_means(pages: np.ndarray) -> np.ndarray:
+    """Means of each page's halves along the way to its farthest key, one page at a time."""
+    found = []
+    for keys in pages.reshape(-1, *pages.shape[-2:]):
+        apart = keys - keys.mean(axis=0)
+        direction = apart[np.argmax((apart**2).sum(axis=1))]
+        order = np.argsort(-(apart @ direction), kind="stable")
+        half = (len(keys) + 1) // 2
+        found.append([keys[order[:half]].mean(axis=0), keys[order[half:] if len(keys) > 1 else order].mean(axis=0)])
+    return np.array(found).reshape(*pages.shape[:-2], 2, pages.shape[-1])
 
 
 def score_of(query: np.ndarray, summary: np.ndarray, kind: str) -> float:
@@ -88,6 +103,9 @@ def score_of(query: np.ndarray, summary: np.ndarray, kind: str) -> float:
     if kind == "min_max":
         return sum(max(float(x * low), float(x * high)) for x, low, high in pairs)
     scale = len(query) ** -0.5
+    if kind == "two_means":
+        return float(np.log(np.mean([np.exp(scale * sum(query * half)) for half in summary])))
+    assert kind == "mean_std", kind
     return sum(float(scale * x * mean + (scale * x * std) ** 2 / 2) for x, mean, std in pairs)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinetics_kernels.reference import SUMMARY_VECTORS, page_summary
+from kinetics_kernels.reference import page_summary
+from kinetics_kernels.summaries.registry import summary_names
 
 from . import oracle
 from .programs import lengths_of, over_programs
@@ -22,7 +23,7 @@ SHAPES = {
     "head_dim": [4, 16],
     "page_size": [1, 2, 4, 16],
 }
-CHOICES = {"sink_pages": [0, 1, 2], "recent_pages": [1, 2], "more": range(1, 7), "summary": list(SUMMARY_VECTORS)}
+CHOICES = {"sink_pages": [0, 1, 2], "recent_pages": [1, 2], "more": range(1, 7), "summary": summary_names()}
 LONGEST = 70
 
 
@@ -153,7 +154,7 @@ def test_ties_go_to_the_lower_page():
     assert np.asarray(selected)[0, 0].tolist() == state.page_table[0, [0, 1, 2, 3, 9]].tolist()
 
 
-@pytest.mark.parametrize("summary", SUMMARY_VECTORS)
+@pytest.mark.parametrize("summary", summary_names())
 def test_append_writes_one_token_and_closes_full_pages(summary):
     state = oracle.random_state(np.random.default_rng(3), [4, 7, 8, 1], max_pages=4, summary=summary)
     lengths = np.array([4, 7, 8, 0], np.int32)  # the last row is idle

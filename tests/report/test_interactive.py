@@ -45,6 +45,25 @@ def table():
     )
 
 
+def test_what_a_majority_picks_is_shown_beside_the_point(table):
+    votes = {"majority": 0.5, "majority_low": 0.25, "majority_high": 0.75}
+    rows = pd.DataFrame([row("small", "dense", 4, 4.0, 0.8, **votes), row("small", SPARSE, 4, 4.0, 0.8)])
+    points = {line["attention"]: line["points"][0] for line in figure_data(rows)["lines"]}
+    voted, mute = points["dense"], points[SPARSE]
+    assert voted["text"][1:3] == [
+        "pass@4 80.0 % (95 % interval 75.0 … 90.0)",
+        "majority of 4 50.0 % (95 % interval 25.0 … 75.0)",
+    ]
+    assert (voted["hover"], mute["hover"]) == (3, 2)
+    assert figure_data(rows)["accuracy"] == "Problems solved, pass@N (any of N right, %)"
+    decided = figure_data(rows.assign(rule="best-of-verifier", communication=1.0))
+    assert decided["accuracy"] == "Right by a verifier's best score of N (%)"
+    text = next(line["points"][0]["text"] for line in decided["lines"] if line["attention"] == SPARSE)
+    assert text[1].startswith("best score of 4 80.0 %")
+    assert text[2].endswith("communication 1")
+    assert "point.text.slice(0, point.hover)" in interactive_frontier(rows)
+
+
 def test_the_data_holds_every_row_once(table):
     data = figure_data(table)
     assert [model["name"] for model in data["models"]] == ["small", NASTY]  # by size
@@ -55,6 +74,7 @@ def test_the_data_holds_every_row_once(table):
     assert text[0] == "small, block top-k, budget 64, N = 1"
     assert text[1] == "pass@1 25.0 % (95 % interval 20.0 … 35.0)"
     assert text[-1].endswith("weights shared by 7 sequences")
+    assert points["small", SPARSE][0]["hover"] == 2
     assert "<" not in "".join(points[NASTY, "dense"][0]["text"])  # they are shown as HTML
 
 

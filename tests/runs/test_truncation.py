@@ -185,7 +185,7 @@ def test_cutting_finds_at_least_what_had_finished(tmp_path_factory, tokenizer, d
     path = write_run(tmp_path_factory.mktemp("runs") / "run", outputs, grades=grades)
     caps = [1, 3, 5, 9]
     cut = run_data(grade_cuts(path, caps, tokenizer=tokenizer))
-    finished = dataclasses.replace(cut, caps=(), correct_within=())
+    finished = dataclasses.replace(cut, caps=(), correct_within=(), answers_within=())
     more, less = (length_ablation([run], caps=caps) for run in (cut, finished))
     assert np.all(more["accuracy"] >= less["accuracy"])
     assert more["mean_tokens"].equals(less["mean_tokens"])

@@ -49,6 +49,8 @@ POLICIES = [
     kj.BlockTopK(pages=3, page_size=4, dense_layers=(), summary="min_max"),
     kj.RandomBlocks(pages=3, page_size=4, dense_layers=()),
     kj.TokenTopK(budget=6, dense_layers=()),
+    kj.UnbiasedBlockTopK(pages=4, page_size=4, samples=2, dense_layers=()),
+    kj.LiteSysRandomTokens(samples=6, dense_layers=(), weights="importance"),
 ]
 HOT = kj.Sampling(temperature=1.0, top_p=0.95, max_tokens=24, seed=3)
 
@@ -67,7 +69,11 @@ def test_on_eight_devices():
 
 
 def outputs(samples) -> dict:
-    return {(sample.problem, sample.sample): sample.output_tokens for sample in samples}
+    """By sample: its tokens, and what its steps read."""
+    return {
+        (sample.problem, sample.sample): [*sample.output_tokens, sample.attended_tokens, sample.summary_vectors]
+        for sample in samples
+    }
 
 
 def stream(lm, requests, policy, sampling=HOT, **settings) -> tuple[dict, Decoding]:
@@ -188,7 +194,7 @@ def test_8_devices_attend_as_one(policy):
             kinds = {1: lambda x: x.mean(2), 2: lambda x: np.stack([x.min(2), x.max(2)], axis=2)}
             summaries = (like(summaries[0], kinds[summaries[0].ndim - 2](pools[0])),)
         k_pools, v_pools = (like(cache.k[0], pools[0]),), (like(cache.v[0], pools[1]),)
-        cache = dataclasses.replace(cache, k=k_pools, v=v_pools, summaries=summaries)
+        cache = dataclasses.replace(cache, k=k_pools, v=v_pools, summaries=summaries).counting(slots)
         step = jax.jit(lambda q, k, v, cache: decode_attend(policy, table, lengths, keys)(0, q, k, v, cache))
         out, after = step(q, k, v, cache)
         return np.asarray(out), [np.asarray(leaf)[::copies] for leaf in jax.tree.leaves(after)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from kinetics_kernels.summaries.registry import summary_kind
+
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}
 
 # Bytes/s of device memory by the vendors' data sheets, as in kinetics_jax.costs.hardware.
 DATA_SHEET = {"h100": 3.35e12, "h200": 4.8e12, "a100": 2.039e12, "v5e": 819e9, "v5p": 2.765e12, "v6e": 1.638e12}
@@ -61,7 +62,7 @@ def floor_bytes(op: str, load: Workload) -> int:
     query, table = load.batch * load.q_heads * row, 4 * load.batch * load.table_pages
     chosen = 4 * load.batch * load.kv_heads * load.pages
     answer = query + 4 * load.batch * load.q_heads
-    summaries = load.batch * load.kv_heads * load.table_pages * SUMMARY_VECTORS[load.summary] * row
+    summaries = load.batch * load.kv_heads * load.table_pages * summary_kind(load.summary).vectors * row
     if op == "dense":
         return load.batch * load.context * load.token_bytes + query + table + answer
     if op == "select":

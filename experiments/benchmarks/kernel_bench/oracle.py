@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from float64_ops import paged_decode, score_terms
+from float64_ops import check_kind, paged_decode, score_terms
 
 # Of outputs and summaries: the result's rounding, and six standard deviations of the sum of rounded weights.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3 * 2**-8, "float16": 3 * 2**-11}
@@ -71,6 +71,7 @@ def random_state(
 def summary_of(pages: np.ndarray, summary: str) -> np.ndarray:
     """Float64 summary of whole pages: `[..., page_size, head_dim]` → `[..., (2,) head_dim]`."""
     keys = pages.astype(np.float64)
+    check_kind(summary)
     if summary == "mean":
         return keys.mean(axis=-2)
     if summary == "min_max":

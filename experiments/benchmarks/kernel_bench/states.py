@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kinetics_kernels.reference import page_summary
+from kinetics_kernels.summaries.registry import summary_kind
 
-from kernel_bench.byte_model import SUMMARY_VECTORS, Workload, floor_bytes
+from kernel_bench.byte_model import Workload, floor_bytes
 from kernel_bench.timing import random_array
 
 
@@ -43,7 +44,7 @@ def sets_needed(op: str, load: Workload, rotate_bytes: int, max_bytes: int) -> i
 
 def state_bytes(load: Workload, sets: int) -> int:
     tokens = sets * load.batch * load.context * load.token_bytes
-    return tokens + tokens * SUMMARY_VECTORS[load.summary] // (2 * load.page_size)
+    return tokens + tokens * summary_kind(load.summary).vectors // (2 * load.page_size)
 
 
 def make_state(load: Workload, sets: int, like: DeviceState | None = None) -> DeviceState:

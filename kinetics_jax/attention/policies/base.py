@@ -52,7 +52,12 @@ class AttentionPolicy:
     implied: ClassVar[tuple[str, ...]] = ()  # options that follow from those
     needs_keys: ClassVar[bool] = False  # a decode step needs its rows' random keys
     masks_logits: ClassVar[bool] = False  # computes every logit and masks: exact, and no faster than dense
-    price: ClassVar[str] = "formula"  # or "measured": it has none, and its runs are priced by what they counted
+    # "formula"; "upper bound": what it reads depends on the data, and the formula is the most; "measured": it has none,
+    # and its runs are priced by what they counted
+    price: ClassVar[str] = "formula"
+    ops: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of kinetics_kernels, which its decode rule calls: what `kinetics doctor` shows
     page_size: int = PAGE_SIZE
     dense_layers: tuple[int, ...] = ()
     budget: int = 0
@@ -112,10 +117,7 @@ class AttentionPolicy:
         A policy writes this or `sparse_counts`; each has the other as its default.
         """
         if type(self).sparse_counts is AttentionPolicy.sparse_counts:
-            raise PolicyError(
-                f"{self} has no formula of its cost ({self.kind} is priced as measured): sample it first (kinetics "
-                "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
-            )
+            raise PolicyError(no_formula(self))
         counts = self.sparse_counts(lengths - 1, np.ones_like(lengths))
         return StepCounts(*(share.total for share in counts[1:]))
 
@@ -161,6 +163,10 @@ class AttentionPolicy:
         """The layers of a model that do not."""
         return tuple(layer for layer in range(num_layers) if not self.is_dense(layer))
 
+    def searches(self, layer: int) -> bool:
+        """Whether a layer reads page summaries or compares scores itself: every sparse one does."""
+        return not self.is_dense(layer)
+
     def missing_layer(self, num_layers: int) -> int | None:
         """A layer in `dense_layers` that a model does not have, or None."""
         return next((layer for layer in self.dense_layers if layer >= num_layers), None)
@@ -170,9 +176,13 @@ class AttentionPolicy:
 
         `prompt` and `steps` are float64 whole numbers or arrays of them that broadcast; so are the counts.
         """
-        sparse = len(self.sparse_layers(num_layers))
+        sparse, searching = len(self.sparse_layers(num_layers)), sum(map(self.searches, range(num_layers)))
         dense = dense_counts(prompt, steps).times(num_layers - sparse)
-        return dense.plus(self.sparse_counts(prompt, steps).times(sparse)) if sparse else dense
+        if not sparse:
+            return dense
+        one = self.sparse_counts(prompt, steps)
+        every = dense.plus(one.times(sparse))
+        return every._replace(scores=one.scores.times(searching), vectors=one.vectors.times(searching))
 
     def with_page_size(self, page_size: int) -> AttentionPolicy:
         """The policy on pages of another size; a budget counted in tokens stays.
@@ -199,3 +209,11 @@ class AttentionPolicy:
                 shown[field.name] = value
         options = ",".join(f"{name}={spell(value)}" for name, value in shown.items())
         return f"{self.kind}:{options}" if options else self.kind
+
+
+def no_formula(policy: AttentionPolicy) -> str:
+    """Why a policy that is priced as measured has no cost before it was sampled."""
+    return (
+        f"{policy} has no formula of its cost ({policy.kind} is priced as measured): sample it first (kinetics "
+        "sample), then price its run folders, which hold what was counted (kinetics frontier, kinetics plan)"
+    )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from kinetics_kernels.summaries.registry import summary_kind
 
 from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.attention.policies.blocks import BlockPolicy
@@ -13,8 +14,6 @@ from kinetics_jax.attention.policies.counts import PublishedCounts
 
 if TYPE_CHECKING:
     from kinetics_jax.attention.decode_step import DecodeStep, Pages
-
-SUMMARY_VECTORS = {"mean": 1, "min_max": 2, "mean_std": 2}  # kinds of page summary, and their vectors of head_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +23,22 @@ class BlockTopK(BlockPolicy):
     The query is the mean over the GQA group. `summary` names what stands for a page: the `mean` of its keys, scored by
     its dot product with the query; `min_max`, the bounds of its keys in every dimension, scored by the largest dot
     product that a key within them could have (Quest, arXiv 2406.10774); `mean_std`, mean and standard deviation, scored
-    by the logarithm of the page's mean exp(logit) if its keys were independent Gaussians.
+    by the logarithm of the page's mean exp(logit) if its keys were independent Gaussians; or a kind of
+    `kinetics_kernels.register_summary`.
     """
 
     summary: str = "mean"
 
     kind: ClassVar[str] = "block_topk"
     place: ClassVar[int] = 1
+    ops: ClassVar[tuple[str, ...]] = ("select_pages", "paged_decode")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.summary not in SUMMARY_VECTORS:
-            raise PolicyError(
-                f"{self.kind}: summary {self.summary!r} is not known (known: {', '.join(SUMMARY_VECTORS)})"
-            )
+        try:
+            summary_kind(self.summary)
+        except ValueError as error:
+            raise PolicyError(f"{self.kind}: {error}") from error
 
     @property
     def cache_summary(self) -> str:
@@ -46,8 +47,8 @@ class BlockTopK(BlockPolicy):
 
     @property
     def summary_vectors(self) -> int:
-        """One vector or two, by the kind of summary."""
-        return SUMMARY_VECTORS[self.summary]
+        """As many as its kind of summary has."""
+        return summary_kind(self.summary).vectors
 
     def choose(self, step: DecodeStep) -> Pages:
         """The pages with the best summaries, found anew for every KV head."""
@@ -58,8 +59,12 @@ class BlockTopK(BlockPolicy):
         vectors = (prompt * output + output**2 / 2) / self.page_size
         return self.budget_filled(prompt, output)._replace(vectors=vectors, vectors_read=vectors)
 
-    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts:
-        """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens."""
+    def upstream_counts(self, prompt: np.ndarray, output: np.ndarray, trials: np.ndarray) -> PublishedCounts | None:
+        """`pages` is its k: sink and recent pages are not charged; the search is read once, for all trials' tokens. A
+        rule that is built on this one has no published formula.
+        """
+        if type(self) is not BlockTopK:
+            return None
         return published_block_search(self.published_budget, self.page_size, prompt, output, trials)
 
 

@@ -35,8 +35,6 @@ class BlockPolicy(AttentionPolicy):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.page_size < 1:
-            raise PolicyError(f"{self.kind}: page_size must be at least 1, got {self.page_size}")
         if not self.pages and not self.budget:
             raise PolicyError(f"{self.kind}: give budget= (tokens) or pages=, at least 1")
         if self.budget % self.page_size:

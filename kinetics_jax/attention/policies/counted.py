@@ -47,6 +47,10 @@ class CountedPolicy(AttentionPolicy):
         """As in the policy."""
         return self.policy.is_dense(layer)
 
+    def searches(self, layer: int) -> bool:
+        """As in the policy."""
+        return self.policy.searches(layer)
+
     def sparse_counts(self, prompt: np.ndarray, steps: np.ndarray) -> Counts:
         """Forced tokens are not told from chosen ones; scores are compared for each summary read."""
         tokens, whole = attended(self.reach, prompt, steps)

@@ -22,6 +22,7 @@ class Dense(AttentionPolicy):
 
     kind: ClassVar[str] = "dense"
     place: ClassVar[int] = 0
+    ops: ClassVar[tuple[str, ...]] = ("paged_decode",)
 
     def is_dense(self, layer: int) -> bool:
         """True."""

@@ -15,9 +15,13 @@ from kinetics_jax.errors import shown
 GROUP = "kinetics_jax.policies"
 
 
-def names() -> list[str]:
-    """The kinds that installed packages declare."""
-    return sorted({entry.name for entry in importlib.metadata.entry_points(group=GROUP)})
+def declared() -> dict[str, str]:
+    """The kinds that installed packages declare, and what each names, in words; nothing is imported."""
+    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        found.setdefault(entry.name, []).append(f"{entry.value} of {_package(entry)}")
+    return {name: " and ".join(dict.fromkeys(words)) for name, words in found.items()}
 
 
 def load(kind: str, where: str) -> tuple[Any, str] | None:
@@ -29,7 +33,7 @@ def load(kind: str, where: str) -> tuple[Any, str] | None:
     if not entries:
         return None
     if len(entries) > 1:
-        who = " and ".join(f"{entry.value} of {_package(entry)}" for entry in entries.values())
+        who = " and ".join(f"{entry.value} of {_package(entry)}" for _, entry in sorted(entries.items()))
         raise PolicyError(f"{where}: two packages declare it ({shown(who, 200)}); uninstall one of them")
     entry = next(iter(entries.values()))
     words = f"the entry point {entry.name} = {shown(entry.value, 100)!r} of {_package(entry)}"

@@ -41,7 +41,7 @@ class LiteSysBlockTopK(TokenPolicy):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name, least in (("pages", 1), ("page_size", 1), ("local", 0)):
+        for name, least in (("pages", 1), ("local", 0)):
             if getattr(self, name) < least:
                 raise PolicyError(f"{self.kind}: {name} must be at least {least}, got {getattr(self, name)}")
 

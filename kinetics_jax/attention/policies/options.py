@@ -34,7 +34,8 @@ def check_settings(policy: Any) -> None:
     """
     for field in dataclasses.fields(policy):
         where = f"{policy.kind}: {field.name}"
-        value, kind = getattr(policy, field.name), type_of(field)
+        kind = type_of(field)
+        value: Any = getattr(policy, field.name)
         if kind in TUPLES:
             value = _tuple(value, where, TUPLES[kind])
             if field.name == "dense_layers":
@@ -47,6 +48,10 @@ def check_settings(policy: Any) -> None:
             value = CHECKS[kind](value, where)
         else:
             raise PolicyError(f"{where} is of type {kind:.60}; options may be {', '.join(TYPES)}")
+        if field.name == "page_size" and value < 1:
+            raise PolicyError(f"{where} must be at least 1, got {value}")
+        if field.name == "budget" and value < 0:
+            raise PolicyError(f"{where} must not be negative, got {value}")
         object.__setattr__(policy, field.name, value)
 
 

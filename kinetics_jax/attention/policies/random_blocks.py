@@ -25,6 +25,7 @@ class RandomBlocks(BlockPolicy):
 
     kind: ClassVar[str] = "random_blocks"
     place: ClassVar[int] = 4
+    ops: ClassVar[tuple[str, ...]] = ("choose_pages", "paged_decode")
     needs_keys: ClassVar[bool] = True
 
     def choose(self, step: DecodeStep) -> Pages:

@@ -24,7 +24,7 @@ PolicyClass = TypeVar("PolicyClass", bound=type[AttentionPolicy])
 BASE_TYPES = {"page_size": ("int",), "budget": ("int",), "dense_layers": ("tuple[int, ...]",)}  # of AttentionPolicy
 RULES = ("choose", "choose_and_carry", "attend", "attend_and_carry")
 SUMS = ("step_counts", "sparse_counts")
-PRICES = ("formula", "measured")
+PRICES = ("formula", "upper bound", "measured")
 KIND = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -77,7 +77,7 @@ def register_policy(policy: PolicyClass) -> PolicyClass:
         raise PolicyError(f"register_policy: {kind}: price must be one of {', '.join(PRICES)}, got {price}")
     if _inherits(policy, RULES):
         raise PolicyError(f"register_policy: {kind} does not say how it chooses: write choose(step)")
-    if policy.price == "formula" and _inherits(policy, SUMS):
+    if policy.price != "measured" and _inherits(policy, SUMS):
         raise PolicyError(
             f'register_policy: {kind} does not say its cost: write step_counts(lengths), or price = "measured"'
         )
@@ -108,7 +108,7 @@ def policy_class(kind: str, where: str) -> type[AttentionPolicy]:
             raise PolicyError(f"{where}: {found[1]} must name a policy whose kind is {kind!r}, and its is {own}")
         register_policy(found[0])
     if kind not in POLICIES:
-        known = ", ".join(dict.fromkeys((*POLICIES, *entry_points.names())))
+        known = ", ".join(dict.fromkeys((*POLICIES, *entry_points.declared())))
         raise PolicyError(
             f"{where}: {spelled(kind, 40)} is not known (known: {known}); a policy of your own becomes known by "
             f"register_policy, or by an entry point {entry_points.GROUP!r} of an installed package"
@@ -153,6 +153,12 @@ def as_policy(attention: Any) -> AttentionPolicy:
         return parse_policy(attention)
     if not isinstance(attention, AttentionPolicy):
         raise PolicyError(f"attention must be a policy or its spelling, as in 'dense', got {spelled(attention, 60)}")
+    parameters = getattr(type(attention), "__dataclass_params__", None)
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        raise PolicyError(
+            f"attention {type(attention).__qualname__} must be a frozen dataclass: write "
+            "@dataclasses.dataclass(frozen=True)"
+        )
     return attention
 
 

@@ -17,6 +17,7 @@ class TokenPolicy(AttentionPolicy):
     """A policy over tokens: exact, on the reference path only, and no faster than dense attention."""
 
     masks_logits: ClassVar[bool] = True
+    ops: ClassVar[tuple[str, ...]] = ("token_logits", "masked_decode")
 
     def mask(
         self, logits: Float[Array, "batch heads time"], lengths: Int[Array, " batch"], kv_heads: int

@@ -77,10 +77,12 @@ class Architecture:
             + sum(layer.projections + layer.feed_forward.touched(tokens) for layer in self.layers)
         )
 
-    def mixers(self, policy: AttentionPolicy) -> dict[tuple[Mixer, bool], int]:
-        """How many layers there are of each mixer, apart by whether the policy leaves the layer alone."""
+    def mixers(self, policy: AttentionPolicy) -> dict[tuple[Mixer, bool, bool], int]:
+        """How many layers there are of each mixer, apart by whether the policy leaves the layer alone, and by whether
+        it searches there.
+        """
         return collections.Counter(
-            (layer.mixer, policy.is_dense(index) or not layer.mixer.follows(policy))
+            (layer.mixer, policy.is_dense(index) or not layer.mixer.follows(policy), policy.searches(index))
             for index, layer in enumerate(self.layers)
         )
 
@@ -94,7 +96,7 @@ class Architecture:
 
     def follows(self, policy: AttentionPolicy) -> bool:
         """Whether a policy changes what some layer attends to."""
-        return any(not alone for _, alone in self.mixers(policy))
+        return any(not alone for _, alone, _ in self.mixers(policy))
 
     @property
     def selects_by_design(self) -> bool:

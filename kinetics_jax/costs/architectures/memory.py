@@ -16,9 +16,9 @@ def sequence_bytes(
     summaries where the policy keeps some, windows, index keys and recurrent states.
     """
     total: Any = 0.0
-    for (mixer, dense), layers in architecture.mixers(policy).items():
+    for (mixer, dense, searches), layers in architecture.mixers(policy).items():
         kept = mixer.cache_bytes(tokens, kv_bytes, policy.page_size)
-        if not dense and isinstance(mixer, FullAttention):
+        if searches and not dense and isinstance(mixer, FullAttention):
             kept = kept + mixer.summary_bytes(policy, tokens, kv_bytes)
         total = total + layers * kept * mixer.largest_share(chips)
     return total
@@ -32,11 +32,11 @@ def shared_bytes(
     """
     whole = tokens // policy.page_size * policy.page_size
     total = 0.0
-    for (mixer, dense), layers in architecture.mixers(policy).items():
+    for (mixer, dense, searches), layers in architecture.mixers(policy).items():
         if isinstance(mixer, WindowAttention | LinearAttention):
             continue
         kept = mixer.cache_bytes(whole, kv_bytes, policy.page_size)
-        if not dense and isinstance(mixer, FullAttention):
+        if searches and not dense and isinstance(mixer, FullAttention):
             kept = kept + mixer.summary_bytes(policy, whole, kv_bytes)
         total += float(layers * kept * mixer.largest_share(chips))
     return total

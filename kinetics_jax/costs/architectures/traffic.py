@@ -32,9 +32,11 @@ def architecture_traffic(
     has_prompt = np.minimum(prompt, 1)  # logits are wanted after the last prompt token only
     sums: dict[str, Share] = {}
     prefill: Any = 0.0
-    for (mixer, dense), layers in architecture.mixers(policy).items():
+    for (mixer, dense, searches), layers in architecture.mixers(policy).items():
         prefill = prefill + layers * mixer.prefill_flops(prompt)
         for name, share in mixer.decode(policy, dense, prompt, steps, kv_bytes).items():
+            if not (dense or searches) and name in ("search", "top_k", "search_reads"):
+                continue
             sums[name] = sums.get(name, Share()).plus(share.times(layers))
     components: Components = {
         "prefill_linear": (0, 2 * ((parameters - head) * prompt + head * has_prompt)),

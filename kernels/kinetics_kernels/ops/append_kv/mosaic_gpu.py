@@ -8,6 +8,7 @@ written.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kinetics_kernels.ops.mosaic_gpu_limits import WARPGROUP_ROWS, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS, check_summary
+from kinetics_kernels.reference import check_summary
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -43,11 +45,11 @@ def append_kv(
 ]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
-    `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim
-    or page size that the kernel does not take.
+    `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim,
+    page size or kind of summary that the kernel does not take.
     """
-    check_summary("append_kv", summary, summaries)
-    vectors = SUMMARY_VECTORS[summary]
+    vectors = check_summary("append_kv", summary, summaries).vectors
+    make = None if summaries is None else kernel_code("append_kv", "mosaic_gpu", summary)
     kv_heads, _, page_size, head_dim = k_pages.shape
     refuse_unless(
         "append_kv",
@@ -64,7 +66,7 @@ def append_kv(
         pools.append(summaries.reshape(*k_pages.shape[:2], vectors, head_dim))
     refs = [jax.new_ref(pool) for pool in pools]
     plgpu.kernel(
-        functools.partial(_append, summary=summary),
+        functools.partial(_append, make=make),
         out_type=(),
         scratch_types={
             "page_rows": plgpu.SMEM((WARPGROUP_ROWS, head_dim), k_pages.dtype),
@@ -95,7 +97,7 @@ def _append(
     summary_rows,  # [vectors, head_dim]
     arrived,
     new_arrived,
-    summary: str,
+    make: Callable[..., tuple[jax.Array, ...]] | None,  # of summaries; None without them
 ) -> None:
     sequence, head = lax.axis_index("sequence"), lax.axis_index("head")
     num_pages, page_size = k_ref.shape[1:3]
@@ -130,23 +132,15 @@ def _append(
             parts.append(reduce(jnp.where(token < tile, value(keys), unused), axis=0))
         return functools.reduce(combine, parts)
 
-    def close_page(summaries_ref) -> None:
-        if summary == "min_max":
-            vectors = over_page(jnp.min, jnp.minimum, jnp.inf), over_page(jnp.max, jnp.maximum, -jnp.inf)
-        else:
-            mean = over_page(jnp.sum, jnp.add, 0.0) / page_size
-            vectors = (mean,)
-            if summary == "mean_std":
-                square = over_page(jnp.sum, jnp.add, 0.0, lambda keys: jnp.square(keys - _on_rows(mean)))
-                vectors = mean, jnp.sqrt(square / page_size)
-        for which, vector in enumerate(vectors):
+    def close_page(summaries_ref, make) -> None:
+        for which, vector in enumerate(make(over_page, page_size)):
             summary_rows[which] = vector.astype(summary_rows.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(summary_rows, summaries_ref.at[head, page])
         plgpu.wait_smem_to_gmem(0)
 
     for summaries_ref in summaries_refs:
-        pl.when(named & (slot == page_size - 1))(functools.partial(close_page, summaries_ref))
+        pl.when(named & (slot == page_size - 1))(functools.partial(close_page, summaries_ref, make))
 
 
 def _on_rows(vector: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ it for all of the step, and the next step reads only after the last write.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import check_summary
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -48,14 +50,15 @@ def append_kv(
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
     Per sequence a tile of K and one of V come and go, 32 * kv_heads * head_dim elements; a page that fills is read
-    once, and its summary goes (two vectors) or its tile comes and goes (one vector). A step of the grid waits for two
-    copies, one in and one out, whatever the number of sequences in it: at 8 KV heads of 128 bfloat16 256 of them
-    without summaries, 102 with them at page 16, 47 at page 64. A page that is written to belongs to one sequence.
+    once, and its summary goes (two vectors and more) or its tile comes and goes (one vector). A step of the grid waits
+    for two copies, one in and one out, whatever the number of sequences in it: at 8 KV heads of 128 bfloat16 256 of
+    them without summaries, 102 with them at page 16, 47 at page 64. A page that is written to belongs to one sequence.
     `interpret` is pallas_call's. Raises ValueError as the reference does, NotImplementedError for what the kernel does
     not take: dtypes but bfloat16 and float32, a head_dim that is no multiple of 128, a page_size, or, with summaries of
-    one vector, a number of pages that is no multiple of 8.
+    one vector, a number of pages that is no multiple of 8, and kinds of summary without code for it.
     """
-    check_summary("append_kv", summary, summaries)
+    kind = check_summary("append_kv", summary, summaries)
+    make = None if summaries is None else kernel_code("append_kv", "mosaic_tpu", summary)
     pools = (k_pages, v_pages) if summaries is None else (k_pages, v_pages, summaries)
     _refuse(pools)
     kv_heads, num_pages, page_size, head_dim = k_pages.shape
@@ -72,11 +75,11 @@ def append_kv(
     rows = max(1, min(batch, BUFFER_BYTES // row_bytes))
 
     closes = (token >= 0) & (lengths % page_size == 0)
-    holder = _first_of_tile(jnp.where(closes, token // page_size, -1), rows, TILE if summary == "mean" else 1)
+    holder = _first_of_tile(jnp.where(closes, token // page_size, -1), rows, TILE if kind.vectors == 1 else 1)
     pinned = pl.BlockSpec(memory_space=pl.ANY)
     new_rows = pl.BlockSpec((rows, kv_heads, head_dim), lambda step, *_: (step, 0, 0))
     written = pl.pallas_call(
-        functools.partial(_kernel, batch=batch, pools=len(pools), page_size=page_size, summary=summary),
+        functools.partial(_kernel, batch=batch, pools=len(pools), page_size=page_size, make=make),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(pl.cdiv(batch, rows),),
@@ -141,10 +144,11 @@ def _kernel(
     batch,
     pools,
     page_size,
-    summary,
+    make: Callable[..., tuple[jax.Array, ...]] | None,  # of summaries; None without them
 ):
     k_pages, v_pages, *summaries = refs[pools : 2 * pools]
     k_tiles, v_tiles, *closing, arrived = refs[2 * pools :]
+    tiled = bool(summaries) and summaries[0].ndim == 3  # of one vector: rows of a tile, of which one is written
     rows = k_new.shape[0]
     first = pl.program_id(0) * rows
     copied = pltpu.make_async_copy
@@ -167,7 +171,7 @@ def _kernel(
 
     def summary_tile(place, where):
         page = where // page_size
-        if summary != "mean":
+        if not tiled:  # several vectors are a tile of their own
             return summaries[0].at[:, page], closing[0].at[place], arrived.at[2]
         aligned = pl.ds(pl.multiple_of(page // TILE * TILE, TILE), TILE)
         return summaries[0].at[:, aligned], closing[0].at[place], arrived.at[2]
@@ -178,7 +182,7 @@ def _kernel(
         if summaries:
             page = copied(k_pages.at[:, where // page_size], closing[1].at[place], arrived.at[3])
             pl.when(closes)(lambda: act(page))
-            if summary == "mean":  # two vectors are a tile of their own
+            if tiled:
                 pl.when(holds)(lambda: act(copied(*summary_tile(place, where))))
 
     def writes(place, where, closes, holds, act):
@@ -192,12 +196,12 @@ def _kernel(
         for buffer, new in ((k_tiles, k_new), (v_tiles, v_new)):
             buffer[place] = _with_row(buffer[place], where % TILE, new[place][:, None])
         if summaries:
-            pl.when(closes)(lambda: close_page(place, where))
+            pl.when(closes)(lambda: close_page(place, where, make))
 
-    def close_page(place, where):
+    def close_page(place, where, make):
         page = _with_row(closing[1][place], page_size - 1, k_new[place][:, None])
-        vectors = _summary_vectors(page.astype(jnp.float32), summary)
-        if summary == "mean":
+        vectors = make(page.astype(jnp.float32))
+        if tiled:
             held = holder[first + place]
             closing[0][held] = _with_row(closing[0][held], where // page_size % TILE, vectors[0])
         else:
@@ -218,13 +222,3 @@ def _with_row(tile: jax.Array, row, new: jax.Array) -> jax.Array:
     """`[kv_heads, rows, head_dim]` with one row replaced by `new [kv_heads, 1, head_dim]`."""
     chosen = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 1) == row
     return jnp.where(chosen, new.astype(jnp.float32), tile.astype(jnp.float32)).astype(tile.dtype)
-
-
-def _summary_vectors(keys: jax.Array, summary: str) -> tuple[jax.Array, ...]:
-    """`reference.page_summary` in float32: `[kv_heads, page_size, head_dim]` → vectors `[kv_heads, 1, head_dim]`."""
-    mean = jnp.mean(keys, axis=1, keepdims=True)
-    if summary == "mean":
-        return (mean,)
-    if summary == "min_max":
-        return jnp.min(keys, axis=1, keepdims=True), jnp.max(keys, axis=1, keepdims=True)
-    return mean, jnp.sqrt(jnp.mean(jnp.square(keys - mean), axis=1, keepdims=True))

@@ -7,6 +7,7 @@ A page that its token fills is read back once, and its summary written.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -17,6 +18,7 @@ from jax.experimental.pallas import triton as plt
 from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
 from kinetics_kernels.reference import check_summary
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -42,10 +44,10 @@ def append_kv(
 ]:
     """As `reference.append_kv`; a summary's float32 sums run in another order, so it may round to its neighbour.
 
-    Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, page size or size of pool that
-    the kernel does not take.
+    Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, page size, size of pool or kind
+    of summary that the kernel does not take.
     """
-    check_summary("append_kv", summary, summaries)
+    kind = check_summary("append_kv", summary, summaries)
     kv_heads, _, page_size, head_dim = k_pages.shape
     refuse_unless(
         "append_kv",
@@ -63,7 +65,8 @@ def append_kv(
         kv_heads=kv_heads,
         num_pages=k_pages.shape[1],
         page_size=page_size,
-        summary=summary,
+        vectors=kind.vectors,
+        make=None if summaries is None else kernel_code("append_kv", "triton", summary),
         tile=min(page_size, TILE_ELEMENTS // head_dim),
     )
     written = pl.pallas_call(
@@ -89,7 +92,8 @@ def _append(
     kv_heads: int,
     num_pages: int,
     page_size: int,
-    summary: str,
+    vectors: int,
+    make: Callable[..., tuple[jax.Array, ...]] | None,  # of summaries; None without them
     tile: int,
 ) -> None:
     sequence, head = pl.program_id(0), pl.program_id(1)
@@ -110,7 +114,7 @@ def _append(
         k_ref[first_token + slot, dims] = k_new
         v_ref[first_token + slot, dims] = v_new
 
-    def close_page(summaries_ref) -> None:
+    def close_page(summaries_ref, make) -> None:
         def keys(index):  # [tile, head_dim]; the new key comes from registers, not from memory just written
             row = index * tile + jnp.arange(tile)[:, None]
             stored = plt.load(k_ref.at[first_token + row, dims[None, :]], mask=row < slot, other=0.0)
@@ -119,26 +123,10 @@ def _append(
         def over_tiles(combine, start):
             return jax.lax.fori_loop(0, page_size // tile, lambda i, carry: combine(carry, keys(i)), start)
 
-        zeros, infinite = jnp.zeros(dims.shape, jnp.float32), jnp.full(dims.shape, jnp.inf, jnp.float32)
-        if summary == "min_max":
-            *vectors, odd = over_tiles(
-                lambda c, k: (
-                    jnp.minimum(c[0], jnp.min(k, axis=0)),
-                    jnp.maximum(c[1], jnp.max(k, axis=0)),
-                    c[2] + jnp.sum(jnp.where(k == k, 0.0, k), axis=0),  # NaN, which Triton's minimum passes over
-                ),
-                (infinite, -infinite, zeros),
-            )
-            vectors = [jnp.where(odd == 0, vector, odd) for vector in vectors]
-        else:
-            mean = over_tiles(lambda c, k: c + jnp.sum(k, axis=0), zeros) / page_size
-            vectors = (mean,)
-            if summary == "mean_std":
-                square = over_tiles(lambda c, k: c + jnp.sum((k - mean[None, :]) * (k - mean[None, :]), axis=0), zeros)
-                vectors = mean, jnp.sqrt(square / page_size)
-        for which, vector in enumerate(vectors):
-            row = (head * num_pages + page) * len(vectors) + which
+        made = make(over_tiles, jnp.zeros(dims.shape, jnp.float32), page_size)
+        for which, vector in enumerate(made):
+            row = (head * num_pages + page) * vectors + which
             summaries_ref[row, dims] = vector.astype(summaries_ref.dtype)
 
     for summaries_ref in written[2:]:
-        pl.when(named & (slot == page_size - 1))(functools.partial(close_page, summaries_ref))
+        pl.when(named & (slot == page_size - 1))(functools.partial(close_page, summaries_ref, make))

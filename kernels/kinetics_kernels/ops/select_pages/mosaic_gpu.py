@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kinetics_kernels.numerics import BEST
 from kinetics_kernels.ops.mosaic_gpu_limits import refuse_unless
 from kinetics_kernels.reference import check_choice, check_summary
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Int32
@@ -46,7 +47,7 @@ def select_pages(
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `interpret` is `plgpu.kernel`'s. Raises ValueError as the reference does, NotImplementedError for a table wider
-    than the kernel takes.
+    than the kernel takes, or a kind of summary without code for it.
     """
     check_summary("select_pages", summary, summaries)
     check_choice(pages, sink_pages, recent_pages)
@@ -80,19 +81,17 @@ def page_scores(q: jax.Array, summaries: jax.Array, page_table: jax.Array, summa
 
     Products and sums, not a dot, which would have its operand gathered in memory.
     """
+    kind, score = check_summary("select_pages", summary), kernel_code("select_pages", "mosaic_gpu", summary)
     batch, q_heads, head_dim = q.shape
     kv_heads = summaries.shape[0]
     query = jnp.mean(q.astype(jnp.float32).reshape(batch, kv_heads, q_heads // kv_heads, head_dim), axis=2)
     query = jnp.swapaxes(query, 0, 1)[:, :, None]  # [kv_heads, batch, 1, head_dim]
     stored = jnp.asarray(summaries).at[:, page_table].get(mode="clip").astype(jnp.float32)
-    if summary == "mean":
-        terms = query * stored
-    elif summary == "min_max":
-        terms = jnp.minimum(query, 0) * stored[..., 0, :] + jnp.maximum(query, 0) * stored[..., 1, :]
-    else:
-        query = query * scale
-        terms = query * stored[..., 0, :] + 0.5 * jnp.square(query) * jnp.square(stored[..., 1, :])
-    return jnp.swapaxes(jnp.sum(terms, axis=-1), 0, 1)
+
+    def vector(which: int) -> jax.Array:
+        return stored if kind.vectors == 1 else stored[..., which, :]
+
+    return jnp.swapaxes(score(query, vector, scale, functools.partial(jnp.sum, axis=-1)), 0, 1)
 
 
 def _choose(

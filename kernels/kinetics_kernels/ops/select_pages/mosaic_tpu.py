@@ -8,6 +8,7 @@ is gathered in HBM; the scores, 4 bytes for each page and head, are.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kinetics_kernels.numerics import result_shapes
 from kinetics_kernels.ops.mosaic_tpu_limits import INPUT_DTYPES, MAX_TABLE, kept_in_hbm, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS, check_summary, choose_pages
+from kinetics_kernels.reference import check_summary, choose_pages
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int, Int32
@@ -74,21 +76,22 @@ def page_scores(
 
     `used` are the pages in use of each row; beyond them the scores are undefined and may be NaN. Raises
     NotImplementedError for dtypes but bfloat16 and float32, a head_dim that is not 128 (with two vectors: no multiple
-    of 128), an odd number of bfloat16 pages of one vector, heads whose buffers do not fit in VMEM, tables of more than
-    MAX_TABLE pages.
+    of 128), an odd number of bfloat16 pages of one vector, bfloat16 summaries of three vectors and more, kinds of
+    summary without code for it, heads whose buffers do not fit in VMEM, tables of more than MAX_TABLE pages.
     """
-    check_summary("select_pages", summary, summaries)
+    kind = check_summary("select_pages", summary, summaries)
+    score = kernel_code("select_pages", "mosaic_tpu", summary)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
     max_pages = page_table.shape[1]
     packed = summaries.dtype == jnp.bfloat16  # two in a word of 32 bits, the least that a copy moves
-    vectors = 1 if packed else SUMMARY_VECTORS[summary]  # buffers of words
+    vectors = 1 if packed else kind.vectors  # buffers of words
     block_pages = block_pages or _pages_of_a_block(max_pages, vectors * kv_heads * head_dim * 4)
     _refuse(q, summaries, max_pages, block_pages, vectors)
     padded = -(-max_pages // block_pages) * block_pages
     table = jnp.pad(page_table.astype(jnp.int32), ((0, 0), (0, padded - max_pages)), constant_values=-1)
     used = jnp.clip(used, 0, max_pages).astype(jnp.int32)
-    table = _with_runs(table, used, num_pages, pairs=packed and summary == "mean")[:, None]
+    table = _with_runs(table, used, num_pages, pairs=packed and kind.vectors == 1)[:, None]
     shaped = result_shapes(q, summaries, table, used)
     parts = 2 if batch % 2 == 0 else 1  # a chip of two cores takes one half on each
     steps = batch // parts
@@ -98,7 +101,7 @@ def page_scores(
         return pl.BlockSpec((1, *block), index_map, memory_space=memory_space)
 
     scores = pl.pallas_call(
-        functools.partial(_kernel, steps=steps, summary=summary, scale=head_dim**-0.5 if scale is None else scale),
+        functools.partial(_kernel, steps=steps, score=score, scale=head_dim**-0.5 if scale is None else scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(parts, steps),
@@ -141,6 +144,10 @@ def _refuse(q: jax.Array, summaries: jax.Array, max_pages: int, block_pages: int
             not one_vector or summaries.dtype != jnp.bfloat16 or num_pages % 2 == 0,
             f"an even number of bfloat16 summaries of one vector, not {num_pages}",
         ),
+        (
+            one_vector or summaries.dtype != jnp.bfloat16 or summaries.shape[2] == 2,
+            f"bfloat16 summaries of one or two vectors, not {summaries.shape[2]}",
+        ),
         (block_pages % 128 == 0, f"blocks of a multiple of 128 pages, not {block_pages}"),
         (
             2 * block_bytes <= BUFFER_BYTES,
@@ -181,12 +188,12 @@ def _kernel(
     first,  # int32 [1], SMEM: the buffer of this step's first block
     *,
     steps,
-    summary,
+    score: Callable[..., jax.Array],
     scale,
 ):
     part, step = pl.program_id(0), pl.program_id(1)
     _, vectors, kv_heads, block_pages, head_dim = buffer.shape
-    packed, paired = summaries.dtype == jnp.bfloat16, summaries.dtype == jnp.bfloat16 and summary == "mean"
+    packed, paired = summaries.dtype == jnp.bfloat16, summaries.dtype == jnp.bfloat16 and summaries.ndim == 3
     words = summaries.bitcast(jnp.int32) if packed else summaries
 
     def pages_of(step, block):
@@ -271,7 +278,7 @@ def _kernel(
         else:
             stored = tuple(buffer[slot, which] for which in range(vectors))
         lanes = pl.ds(pl.multiple_of(block * block_pages, block_pages), block_pages)
-        scores_ref[0, :, lanes] = _score(query, stored, summary, scale)
+        scores_ref[0, :, lanes] = score(query, stored, scale, _dot)
 
     jax.lax.fori_loop(0, blocks, one_block, None)
     first[0] = (first_slot + blocks) % 2
@@ -284,16 +291,6 @@ def _await(copy) -> None:
 def _halves(words: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two bfloat16 of every word, as float32: of the even row and of the odd one."""
     return pltpu.bitcast(words << 16, jnp.float32), pltpu.bitcast(words & jnp.int32(-65536), jnp.float32)
-
-
-def _score(query: jax.Array, stored: tuple[jax.Array, ...], summary: str, scale: float) -> jax.Array:
-    """`query [kv_heads, 1, head_dim]` float32 by vectors `[kv_heads, pages, head_dim]` → `[kv_heads, pages]`."""
-    if summary == "mean":
-        return _dot(query, stored[0])
-    if summary == "min_max":
-        return _dot(jnp.minimum(query, 0), stored[0]) + _dot(jnp.maximum(query, 0), stored[1])
-    scaled = query * scale
-    return _dot(scaled, stored[0]) + _dot(0.5 * jnp.square(scaled), jnp.square(stored[1].astype(jnp.float32)))
 
 
 def _dot(query: jax.Array, vectors: jax.Array) -> jax.Array:

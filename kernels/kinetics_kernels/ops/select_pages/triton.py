@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,7 +25,8 @@ from jax.experimental.pallas import triton as plt
 from kinetics_kernels.numerics import BEST, result_shapes
 from kinetics_kernels.ops.limits import GPU_PROGRAMS
 from kinetics_kernels.ops.triton_limits import INPUT_DTYPES, refuse_unless
-from kinetics_kernels.reference import SUMMARY_VECTORS, check_choice, check_summary
+from kinetics_kernels.reference import check_choice, check_summary
+from kinetics_kernels.summaries.registry import kernel_code
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Int32
@@ -53,10 +55,10 @@ def select_pages(
     """As `reference.select_pages`; dot products are summed in another order, so scores may differ in their last bit.
 
     `fused`: one kernel that scores and chooses, or one for each, with the same result to the bit; by default whichever
-    the bytes favour. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim or width of
-    table that the kernels do not take.
+    the bytes favour. Raises ValueError as the reference does, NotImplementedError for a dtype, head_dim, width of
+    table or kind of summary that the kernels do not take.
     """
-    check_summary("select_pages", summary, summaries)
+    kind = check_summary("select_pages", summary, summaries)
     check_choice(pages, sink_pages, recent_pages)
     batch, q_heads, head_dim = q.shape
     kv_heads, num_pages = summaries.shape[:2]
@@ -69,7 +71,7 @@ def select_pages(
         (max_pages <= MAX_PAGES, f"page tables of at most {MAX_PAGES} pages, not {max_pages}"),
     )
     shaped = result_shapes(q, summaries, page_table, lengths)
-    page_bytes = SUMMARY_VECTORS[summary] * head_dim * summaries.dtype.itemsize
+    page_bytes = kind.vectors * head_dim * summaries.dtype.itemsize
     rows, width = batch * kv_heads, pl.next_power_of_2(max_pages)
     setting = _Setting(
         group=q_heads // kv_heads,
@@ -79,10 +81,11 @@ def select_pages(
         pages=pages,
         sink_pages=sink_pages,
         recent_pages=recent_pages,
-        summary=summary,
+        vectors=kind.vectors,
+        score=kernel_code("select_pages", "triton", summary),
         scale=head_dim**-0.5 if scale is None else scale,
         width=width,
-        tile=min(width, TILE_BYTES // page_bytes),
+        tile=min(width, pl.next_power_of_2(TILE_BYTES // page_bytes // 2 + 1)),
     )
 
     def call(kernel, name, *arrays, grid, out_shape):
@@ -123,7 +126,8 @@ class _Setting:
     pages: int
     sink_pages: int
     recent_pages: int
-    summary: str
+    vectors: int
+    score: Callable[..., jax.Array]
     scale: float
     width: int  # of the table, up to a power of two
     tile: int  # pages scored at a time
@@ -187,17 +191,10 @@ def _keys_of_tile(query, summaries_ref, table_ref, row, index, in_use, setting: 
     page = jax.lax.rem(row, setting.kv_heads) * setting.num_pages + jnp.clip(page, 0, setting.num_pages - 1)
 
     def vector(which: int) -> jax.Array:
-        where = page * SUMMARY_VECTORS[setting.summary] + which
+        where = page * setting.vectors + which
         return plt.load(summaries_ref.at[where[:, None], dims], mask=mask[:, None], other=0.0).astype(jnp.float32)
 
-    if setting.summary == "mean":
-        terms = query * vector(0)
-    elif setting.summary == "min_max":
-        terms = jnp.minimum(query, 0.0) * vector(0) + jnp.maximum(query, 0.0) * vector(1)
-    else:
-        scaled, spread = query * setting.scale, vector(1)
-        terms = scaled * vector(0) + 0.5 * (scaled * scaled) * (spread * spread)
-    return _ordered(jnp.sum(terms, axis=1))
+    return _ordered(setting.score(query, vector, setting.scale, functools.partial(jnp.sum, axis=1)))
 
 
 def _write_best(keys, in_use, row, table_ref, lengths_ref, selected_ref, covered_ref, setting: _Setting) -> None:
