@@ -84,10 +84,10 @@ class Recipe:
 
 FAMILY = {
     "ledger-23k": Recipe(24, 64, 2, 2, Schedule(1500)),
-    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(1500)),
-    "ledger-100k": Recipe(48, 144, 3, 2, Schedule(800)),
-    "ledger-204k": Recipe(64, 224, 3, 4, Schedule(500)),
-    "ledger-684k": Recipe(96, 384, 4, 8, Schedule(350, rate=2e-3)),
+    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(700)),
+    "ledger-100k": Recipe(48, 144, 3, 2, Schedule(450)),
+    "ledger-204k": Recipe(64, 224, 3, 4, Schedule(350)),
+    "ledger-684k": Recipe(96, 384, 4, 8, Schedule(250, rate=2e-3)),
 }
 
 
