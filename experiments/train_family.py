@@ -2,7 +2,7 @@
 
     python experiments/train_family.py problems                         # the held-out problems, to assets
     python experiments/train_family.py train --work family              # every size with seed 0, then with seed 1, …
-    python experiments/train_family.py train --work family --only ledger-39k --seeds 0 1
+    python experiments/train_family.py train --work family --only ledger-37k --seeds 0 1
     python experiments/train_family.py score --work family              # samples what is trained, prints scores.json
     python experiments/train_family.py ship --work family               # the median seeds and the problems, to assets
 
@@ -83,11 +83,11 @@ class Recipe:
 
 
 FAMILY = {
-    "ledger-25k": Recipe(24, 64, 2, 2, Schedule(1500)),
-    "ledger-39k": Recipe(32, 96, 2, 2, Schedule(1500)),
-    "ledger-102k": Recipe(48, 144, 3, 2, Schedule(800)),
-    "ledger-207k": Recipe(64, 224, 3, 4, Schedule(500)),
-    "ledger-689k": Recipe(96, 384, 4, 8, Schedule(350, rate=2e-3)),
+    "ledger-23k": Recipe(24, 64, 2, 2, Schedule(1500)),
+    "ledger-37k": Recipe(32, 96, 2, 2, Schedule(700)),
+    "ledger-100k": Recipe(48, 144, 3, 2, Schedule(450)),
+    "ledger-204k": Recipe(64, 224, 3, 4, Schedule(350)),
+    "ledger-684k": Recipe(96, 384, 4, 8, Schedule(250, rate=2e-3)),
 }
 
 

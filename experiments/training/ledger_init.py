@@ -28,10 +28,10 @@ LOOK_BACK = (
 
 def parts_of(token: str) -> list[str]:
     """What a token's embedding is the sum of: something common to all, its kind, and what it names. Even values and
-    branches a share a part, and so do odd ones and branches b; a balance and the same one sought share theirs.
+    branches a share a part, and so do odd ones and branches b.
     """
-    if token in (ledger.STOP, ledger.FOUND):
-        return ["all", ";"] + [token] * (token == ledger.FOUND)
+    if token == ledger.STOP:
+        return ["all", ";"]
     if token[0] in "#.":
         return ["all", token[0], token]
     if token[0] == ":":
@@ -42,8 +42,6 @@ def parts_of(token: str) -> list[str]:
         return ["all", "operation", token]
     if token.isdigit():
         return ["all", "value", token, ledger.BRANCHES[int(token) % 2]]
-    if token[0] == "=":
-        return ["all", "sought", token[1:]]
     if token[0] == "s" and token[-1] in ledger.BRANCHES:
         return ["all", "rule", token[:-1], token[-1]]
     return ["all", token]
@@ -61,9 +59,11 @@ def initial(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     basis, _ = np.linalg.qr(rng.normal(size=(kinds, kinds)))
     basis = np.concatenate([np.zeros((kinds, names)), basis], axis=1)
     vectors: dict[str, np.ndarray] = dict(zip(("all", *KINDS), basis, strict=False))
+    # Names share nothing with the kinds, where there is room: one that did would look back as another kind does.
+    own = basis[len(vectors) :] if kinds - len(vectors) >= 12 else basis
     for name in [part for token in ledger.vocabulary() for part in parts_of(token)]:
         if name not in vectors:
-            vectors[name] = np.concatenate([np.zeros(names), rng.normal(size=kinds) * kinds**-0.5])
+            vectors[name] = rng.normal(size=len(own)) * len(own) ** -0.5 @ own
     weight: dict[str, float] = dict.fromkeys(("all", *KINDS), 0.6)
     rows = [sum(weight.get(part, 1.0) * vectors[part] for part in parts_of(token)) for token in ledger.vocabulary()]
     params["embed_tokens.weight"] = np.stack([row / np.linalg.norm(row) for row in rows])

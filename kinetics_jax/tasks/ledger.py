@@ -10,13 +10,11 @@ the balance before and after. At its end it boxes the last state and balance:
 
     #9 .5 s3a *5+2 >s9 12 9 ;      ...    \boxed{ >s9 9 } <|endoftext|>
 
-The two tasks differ in who chooses the branch, and in where a solution ends:
+The line with none to go is the last. The two tasks differ in who chooses the branch:
 
-`ledger` (`run run`): an even balance takes branch a, an odd one branch b, and the line with none to go is the last. One
-    answer is right, so that samples can vote.
-`route` (`find =31`): every branch is free, and the first line whose balance is 31 is the last and ends with `!`. All
-    lines that obey the rules and get there before the count runs out are right, and `grade_route` reads each of them.
-    Its count is written `#9 :5`.
+`ledger` (`run run`): an even balance takes branch a, an odd one branch b. One answer is right, so that samples can vote.
+`route` (`>s3 >s7`): every branch is free, and the last line must go to one of these two states. All lines that obey the
+    rules and end there are right, and `grade_route` reads each of them. Its count is written `#9 :5`.
 
 Each line needs the one before (state, balance, count) and, from far away, the page of its rule or an earlier line that
 used it. One wrong token spoils what follows.
@@ -38,21 +36,10 @@ POOL = 32  # names of states
 STATES = 16  # states of a held-out problem
 LINE = 8  # tokens of a line, and of a page of two rules
 MOST_LINES = 127
-LINES = (32, MOST_LINES)  # fewest and most of the held-out `ledger` problems
-ROUTE_AWAY = 6  # lines of the shortest solution of a held-out `route` problem, at least
+LINES = (32, MOST_LINES)  # fewest and most of the held-out problems
 MAX_OUTPUT = LINE * MOST_LINES + 5  # the boxed answer and the end token
 TEMPERATURE = 0.6  # at which the family is sampled, as the paper samples
-EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX = (
-    "<|endoftext|>",
-    "<unk>",
-    ";",
-    "!",
-    "run",
-    "find",
-    "at",
-    "\\boxed{",
-    "}",
-)
+EOS, UNK, STOP, RUN, AT, BOX, UNBOX = "<|endoftext|>", "<unk>", ";", "run", "at", "\\boxed{", "}"
 BRANCHES = "ab"
 ONES = {LEDGER: ".", ROUTE: ":"}
 
@@ -64,7 +51,7 @@ _cumulative /= _cumulative[-1]
 
 RULE = re.compile(r"(s\d+[ab]) (?:\*(\d+))?\+(\d+) >(s\d+) ;")
 ANSWER = re.compile(r">s\d+\s+\d+")
-START = re.compile(r"#(\d+) (?:\.(\d) run run|:(\d) find =(\d+)) >(s\d+) at (\d+) ;$")
+START = re.compile(r"#(\d+) (?:\.(\d) run run|:(\d) >(s\d+) >(s\d+)) >(s\d+) at (\d+) ;$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +68,19 @@ class LedgerProblem:
 
 @dataclasses.dataclass(frozen=True)
 class Book:
-    """A question, read. `rules` by name: multiplier, addend, next state. `find` is None for `ledger`."""
+    """A question, read. `rules` by name: multiplier, addend, next state. `goals` of a route: the states to end at."""
 
     rules: dict[str, tuple[int, int, str]]
     lines: int
     state: str
     balance: int
-    find: int | None
+    goals: tuple[str, ...] = ()
 
 
 def operation(index: int) -> str:
     """The token of an operation: `*5+2`, or `+5` if it multiplies by 1."""
     multiplier, addend = OPERATIONS[index]
     return f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
-
-
-def sought(balance: int) -> str:
-    """The token of a balance to find."""
-    return f"={balance}"
 
 
 def count_tokens(lines: int, task: str) -> list[str]:
@@ -109,14 +91,13 @@ def count_tokens(lines: int, task: str) -> list[str]:
 def vocabulary() -> list[str]:
     """All tokens in the order of their ids; the end token is 0."""
     return [
-        *(EOS, UNK, STOP, FOUND, RUN, FIND, AT, BOX, UNBOX),
+        *(EOS, UNK, STOP, RUN, AT, BOX, UNBOX),
         *(f"#{tens}" for tens in range(MOST_LINES // 10 + 1)),
         *(f"{mark}{ones}" for mark in ONES.values() for ones in range(10)),
         *(f"s{state}{branch}" for state in range(POOL) for branch in BRANCHES),
         *(f">s{state}" for state in range(POOL)),
         *map(operation, range(len(OPERATIONS))),
         *map(str, range(MODULUS)),
-        *map(sought, range(MODULUS)),
     ]
 
 
@@ -131,9 +112,9 @@ def make_problem(
 ) -> LedgerProblem:
     """Draws a problem of `states` of the 32 states and the first `operations`.
 
-    `ledger`: `lines` are to go. `route`: the count begins at `lines`, and the balance to find is one that a walk of
-    random branches, at most that long, meets for the first time. `solution` holds the first `most` lines, and no answer
-    if it ends before the last. Raises ValueError unless 2 <= states <= 32 and 1 <= lines <= 127.
+    `lines` are to go. `route`: the states to end at are the last one of a walk of random branches and any other.
+    `solution` holds the first `most` lines, and no answer if it ends before the last. Raises ValueError unless 2 <=
+    states <= 32 and 1 <= lines <= 127.
     """
     lines = MOST_LINES if lines is None else lines
     if not 2 <= states <= POOL or not 1 <= lines <= MOST_LINES:
@@ -144,7 +125,7 @@ def make_problem(
     state, balance = int(rng.integers(states)), int(rng.integers(MODULUS))
     free = rng.integers(2, size=lines).tolist() if task == ROUTE else None
     start = f">{names[state]}", AT, str(balance), STOP
-    walk, balances = [], [balance]
+    walk = []
     for step in range(lines):
         branch = balance % 2 if free is None else free[step]
         index, target = applied[state][branch], following[state][branch]
@@ -152,11 +133,10 @@ def make_problem(
         after = (multiplier * balance + addend) % MODULUS
         walk.append((names[state] + BRANCHES[branch], operation(index), f">{names[target]}", str(balance), str(after)))
         state, balance = target, after
-        balances.append(balance)
-    goal = (RUN, RUN)
+    goal = [RUN, RUN]
     if task == ROUTE:
-        balance = int(rng.permutation(sorted({*balances[1:]} - {balances[0]} or {balances[1]}))[0])
-        walk, goal = walk[: balances.index(balance, 1)], (FIND, sought(balance))
+        other = (state + int(rng.integers(1, states))) % states
+        goal = [f">{names[place]}" for place in rng.permutation([state, other]).tolist()]
     answer = f"{walk[-1][2]} {walk[-1][4]}"
     pages = []
     for index in rng.permutation(states).tolist():
@@ -165,11 +145,10 @@ def make_problem(
     tokens = []
     for left, line in zip(range(lines - 1, -1, -1), walk[:most], strict=False):
         tokens += [*count_tokens(left, task), *line, STOP]
-    if len(walk) <= most:
-        tokens[-1] = STOP if task == LEDGER else FOUND
+    if lines <= most:
         tokens += [BOX, *answer.split(), UNBOX, EOS]
     question = " ".join([*pages, *count_tokens(lines, task), *goal, *start])
-    return LedgerProblem(question, " ".join(tokens), answer, len(walk))
+    return LedgerProblem(question, " ".join(tokens), answer, lines)
 
 
 def _transitions(rng: np.random.Generator, states: int) -> list[list[int]]:
@@ -191,36 +170,21 @@ def read_book(question: str) -> Book:
     rules = {name: (int(by or 1), int(plus), target) for name, by, plus, target in RULE.findall(question)}
     if start is None or len(question.split()) != LINE * (len(rules) // 2 + 1) or len(rules) % 2:
         raise ValueError(f"not a rule book with a line to begin with: {question!r:.80}")
-    tens, ones, ones_of_route, find, state, balance = start.groups()
+    tens, ones, ones_of_route, goal, other, state, balance = start.groups()
     lines = 10 * int(tens) + int(ones or ones_of_route)
-    return Book(rules, lines, state, int(balance), None if find is None else int(find))
+    return Book(rules, lines, state, int(balance), (goal, other) if goal else ())
 
 
 def solve(question: str) -> str:
     """State and balance at the end of a `ledger` question, from its text alone. Raises ValueError for what is none."""
     book = read_book(question)
-    if book.find is not None:
+    if book.goals:
         raise ValueError(f"a route question has many solutions: {question!r:.80}")
     state, balance = book.state, book.balance
     for _ in range(book.lines):
         multiplier, addend, state = book.rules[state + BRANCHES[balance % 2]]
         balance = (multiplier * balance + addend) % MODULUS
     return f">{state} {balance}"
-
-
-def shortest_route(question: str) -> int | None:
-    """Lines of the shortest solution of a `route` question; None where none is short enough."""
-    book = read_book(question)
-    reached = {(book.state, book.balance)}
-    for step in range(1, book.lines + 1):
-        following = set()
-        for state, balance in reached:
-            for multiplier, addend, target in (book.rules[state + branch] for branch in BRANCHES):
-                following.add((target, (multiplier * balance + addend) % MODULUS))
-        reached = following
-        if any(balance == book.find for _, balance in reached):
-            return step
-    return None
 
 
 def grade_ledger(text: str, answer: str) -> Grade:
@@ -243,7 +207,7 @@ def ledger_fault(answer: str) -> str | None:
 def route_fault(answer: str) -> str | None:
     """Why a text is no question that `grade_route` could hold a solution to; None if it is one."""
     try:
-        return "asks for no route" if read_book(answer).find is None else None
+        return None if read_book(answer).goals else "asks for no route"
     except ValueError:
         return "not a rule book with a line to begin with"
 
@@ -251,9 +215,9 @@ def route_fault(answer: str) -> str | None:
 def grade_route(text: str, answer: str) -> Grade:
     r"""A `route` solution held to the rules, line by line; `answer` is the question.
 
-    Right if every line obeys its rule, the balance to find comes up in the last line and in none before, the count has
-    not run out, and the last state and that balance are boxed. The answer extracted is the branches taken, as in
-    `abba`: samples that found other ways disagree. Raises ValueError when `answer` is no such question.
+    Right if every line obeys its rule, the count runs out, the last line goes to one of the states to end at, and that
+    state and the last balance are boxed. The answer extracted is the branches taken, as in `abba`: samples that went
+    other ways disagree. Raises ValueError when `answer` is no such question.
     """
     if why := route_fault(answer):
         raise ValueError(f"{answer!r:.80}: {why}")
@@ -262,37 +226,29 @@ def grade_route(text: str, answer: str) -> Grade:
     taken = "".join(name[-1] for name in re.findall(r"\bs\d+[ab]\b", before)) or None
     words = before.split()
     lines = [words[i : i + LINE] for i in range(0, len(words), LINE)]
-    right = bool(boxed) and bool(lines) and lines == list(_obeyed(book, taken or ""))
-    return Grade(correct=right and _box(text) == f"{lines[-1][4]} {book.find}", answer=taken)
+    right = bool(boxed) and len(lines) == book.lines and lines == list(obeying_lines(book, taken or ""))
+    if right:
+        _, _, _, _, last, _, balance, _ = lines[-1]
+        right = last[1:] in book.goals and _box(text) == f"{last} {balance}"
+    return Grade(correct=right, answer=taken)
 
 
-def _obeyed(book: Book, branches: str) -> Iterator[list[str]]:
-    """The lines that these branches make, up to the one that finds the balance; none if they do not find it there."""
-    state, balance, lines = book.state, book.balance, []
+def obeying_lines(book: Book, branches: str) -> Iterator[list[str]]:
+    """The lines of a route that takes these branches, at most as many as are to go."""
+    state, balance = book.state, book.balance
     for left, branch in zip(range(book.lines - 1, -1, -1), branches, strict=False):
         multiplier, addend, target = book.rules[state + branch]
         after = (multiplier * balance + addend) % MODULUS
         spelled = f"+{addend}" if multiplier == 1 else f"*{multiplier}+{addend}"
-        end = FOUND if after == book.find else STOP
-        lines.append([*count_tokens(left, ROUTE), state + branch, spelled, f">{target}", str(balance), str(after), end])
+        yield [*count_tokens(left, ROUTE), state + branch, spelled, f">{target}", str(balance), str(after), STOP]
         state, balance = target, after
-        if balance == book.find:
-            break
-    yield from lines if balance == book.find and len(lines) == len(branches) else ()
 
 
 def held_out_problems(task: str, count: int = 128, seed: int = 2**32 - 1) -> list[LedgerProblem]:
-    """The problems that come with the package: `ledger` of 32 to 127 lines, any 12 successive ones spread evenly over
-    that range; `route` with 127 lines and no solution of fewer than six.
+    """The problems that come with the package, of 32 to 127 lines: any 12 successive ones are spread evenly over that
+    range.
     """
     rng = np.random.default_rng([seed, 1 + (task == ROUTE)])
-    if task == LEDGER:
-        low, high = LINES
-        span = high - low + 1
-        return [make_problem(rng, task, lines=low + (index * 37 + 31) % span) for index in range(count)]
-    problems: list[LedgerProblem] = []
-    while len(problems) < count:
-        problem = make_problem(rng, task)
-        if (shortest_route(problem.question) or 0) >= ROUTE_AWAY:
-            problems.append(problem)
-    return problems
+    low, high = LINES
+    span = high - low + 1
+    return [make_problem(rng, task, lines=low + (index * 37 + 31) % span) for index in range(count)]

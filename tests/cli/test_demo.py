@@ -149,7 +149,7 @@ def test_the_ledger_demo_writes_a_report_for_each_task_and_continues(tmp_path, m
 
     from kinetics_jax.tasks import ledger
 
-    config = FAMILY["ledger-25k"].config()
+    config = FAMILY["ledger-23k"].config()
     words = ledger.vocabulary()
     params = random_arrays(config, 0)
     write_checkpoint(tmp_path / "family" / "ledger-tiny", config, words, ledger.EOS, ledger.UNK, params)

@@ -11,7 +11,7 @@ from training.decoder import random_arrays
 
 from kinetics_jax.tasks import ledger
 
-SIZES = "ledger-25k", "ledger-39k"
+SIZES = "ledger-23k", "ledger-37k"
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_what_it_measures_of_models_that_know_nothing(work, monkeypatch, capsys)
 
 
 def test_seeds_without_a_size_are_refused(work):
-    (work / "models" / "ledger-39k-s1" / "config.json").rename(work / "kept.json")
-    folder = work / "models" / "ledger-39k-s1"
+    (work / "models" / "ledger-37k-s1" / "config.json").rename(work / "kept.json")
+    folder = work / "models" / "ledger-37k-s1"
     folder.rename(work / "elsewhere")
     with pytest.raises(SystemExit, match="every seed needs the same sizes"):
         family_law.plan_of(work, quick=False, shipped=False, seeds=[0, 1])
@@ -63,5 +63,5 @@ def test_seeds_without_a_size_are_refused(work):
 
 
 def test_names():
-    assert family_law.size_of("ledger-25k-s3") == "ledger-25k"
-    assert family_law.size_of("ledger-25k") == "ledger-25k"
+    assert family_law.size_of("ledger-23k-s3") == "ledger-23k"
+    assert family_law.size_of("ledger-23k") == "ledger-23k"
