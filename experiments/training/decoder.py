@@ -56,3 +56,33 @@ def attend_in_blocks(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state
         weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
         parts.append(jnp.einsum("bkgts,bskd->btkgd", weights, v[:, :end]))
     return jnp.concatenate(parts, axis=1).reshape(q.shape), state
+
+
+def attend_to_pages(
+    layer: int, q: jax.Array, k: jax.Array, v: jax.Array, state: Any, *, page_size: int, pages: int
+) -> tuple[jax.Array, Any]:
+    """`attend_in_blocks` as block top-k decodes, for training: every query attends to its own page, the one before, the
+    first, and those whose mean key meets the mean query of its GQA group best, `pages` in all. The choice has no
+    gradient; what is attended to has.
+    """
+    batch, time, _, head_dim = q.shape
+    spare = -time % page_size
+    keys = jnp.pad(k, ((0, 0), (0, spare), (0, 0), (0, 0)))
+    means = keys.reshape(batch, -1, page_size, *k.shape[2:]).mean(axis=2)  # [batch, page, kv_head, head_dim]
+    grouped = q.reshape(batch, time, k.shape[2], -1, head_dim) * head_dim**-0.5
+    parts = []
+    for start in range(0, time, 128):
+        end = min(start + 128, time)
+        held = -(-end // page_size)
+        own = jnp.arange(start, end)[:, None] // page_size
+        page = jnp.arange(held)[None]
+        forced = (page <= own) & ((page == 0) | (page >= own - 1))
+        ranked = jnp.einsum("btkd,bpkd->bktp", grouped[:, start:end].mean(axis=3), means[:, :held])
+        ranked = jax.lax.stop_gradient(jnp.where(forced, jnp.inf, jnp.where(page <= own, ranked, -jnp.inf)))
+        least = jax.lax.top_k(ranked, min(pages, held))[0][..., -1:]
+        kept = jnp.repeat((ranked >= least) & (page <= own), page_size, axis=-1)[..., :end]
+        seen = kept & (jnp.arange(end)[None] <= jnp.arange(start, end)[:, None])
+        scores = jnp.einsum("btkgd,bskd->bkgts", grouped[:, start:end], k[:, :end])
+        weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -1e30), axis=-1)
+        parts.append(jnp.einsum("bkgts,bskd->btkgd", weights, v[:, :end]))
+    return jnp.concatenate(parts, axis=1).reshape(q.shape), state

@@ -21,33 +21,38 @@ LONGEST = ledger.LINE * (ledger.STATES + 1) + ledger.MAX_OUTPUT
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of training: its share of the steps, and what its problems and batches are."""
+    """A stretch of training: its share of the steps, and what its problems and batches are. `pages`: in every other
+    step attention is sparse, to so many pages of a line (0: never).
+    """
 
     share: float
     states: int
     operations: int
     lines: int
     batch: int
+    pages: int = 0
 
 
-# Short problems of few operations first; at last the length that is generated.
+# Short problems of few operations first, at last the length that is generated. Half of the later steps attend sparsely,
+# so that look-ups learn to show in their page's mean.
 CURRICULUM = (
     Stage(0.25, states=6, operations=3, lines=12, batch=32),
     Stage(0.25, states=10, operations=8, lines=20, batch=24),
-    Stage(0.38, states=16, operations=8, lines=32, batch=16),
-    Stage(0.12, states=16, operations=8, lines=127, batch=4),
+    Stage(0.38, states=16, operations=8, lines=32, batch=16, pages=6),
+    Stage(0.12, states=16, operations=8, lines=127, batch=4, pages=6),
 )
 
 
 class Batch(NamedTuple):
     """`tokens`, `positions` [batch, time] int32; `counted` [batch, time] float32, what a token weighs where it is to be
-    predicted, else 0; `prompt` tokens come first.
+    predicted, else 0; `prompt` tokens come first. `pages`: as many pages of a line are attended to (0: all).
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     counted: np.ndarray
     prompt: int
+    pages: int = 0
 
 
 def stage_of(step: int, steps: int) -> Stage:
@@ -78,7 +83,7 @@ def make_batch(seed: int, step: int, steps: int, held_out: frozenset[str]) -> Ba
             counted[row, len(ids) - ANSWER : len(ids)] = ANSWER_WEIGHT
         positions[row, :prompt] += _gaps(rng, stage, LONGEST - shape[1])
         positions[row, prompt:] += positions[row, prompt - 1] + 1 - prompt
-    return Batch(tokens, positions, counted, prompt)
+    return Batch(tokens, positions, counted, prompt, stage.pages * (step % 2))
 
 
 def _draw(rng: np.random.Generator, stage: Stage) -> ledger.LedgerProblem:

@@ -17,7 +17,8 @@ import optax
 
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.files import write_atomic
-from training.decoder import Params, attend_in_blocks, merge, plain
+from kinetics_jax.tasks.ledger import LINE
+from training.decoder import Params, attend_in_blocks, attend_to_pages, merge, plain
 from training.ledger_data import Batch
 
 SAVE_EVERY = 25  # steps
@@ -71,9 +72,9 @@ def train(
     if state.exists():
         done, params, moments = _read(state, described, params, moments)
 
-    @functools.partial(jax.jit, static_argnums=5, donate_argnums=(0, 1))
-    def advance(params: Params, moments: Any, tokens, positions, counted, prompt: int):
-        measure = functools.partial(loss_of, config=config, prompt=prompt)
+    @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=(0, 1))
+    def advance(params: Params, moments: Any, tokens, positions, counted, prompt: int, pages: int):
+        measure = functools.partial(loss_of, config=config, prompt=prompt, pages=pages)
         (loss, right), gradient = jax.value_and_grad(measure, has_aux=True)(params, tokens, positions, counted)
         updates, moments = optimizer.update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments, loss, right
@@ -86,12 +87,14 @@ def train(
     return plain(params)
 
 
-def loss_of(params: Params, tokens, positions, counted, *, config: ModelConfig, prompt: int):
+def loss_of(params: Params, tokens, positions, counted, *, config: ModelConfig, prompt: int, pages: int = 0):
     """Mean cross-entropy over the whole vocabulary of the counted tokens after the prompt, and the share that is
-    predicted right. tokens, positions [batch, time] int32; counted [batch, time] float32.
+    predicted right. tokens, positions [batch, time] int32; counted [batch, time] float32. `pages`: attention is sparse,
+    to so many pages of a line; 0: dense.
     """
     model = merge(config, plain(params))
-    hidden, _ = model(tokens[:, :-1], positions[:, :-1], attend_in_blocks)
+    sparse = functools.partial(attend_to_pages, page_size=LINE, pages=pages)
+    hidden, _ = model(tokens[:, :-1], positions[:, :-1], sparse if pages else attend_in_blocks)
     logits = model.logits(hidden[:, prompt - 1 :])
     targets, counted = tokens[:, prompt:], counted[:, prompt:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
