@@ -12,7 +12,7 @@ the balance before and after. At its end it boxes the last state and balance:
 
 The line with none to go is the last. The two tasks differ in who chooses the branch:
 
-`ledger` (`run run`): an even balance takes branch a, an odd one branch b. One answer is right, so that samples can vote.
+`ledger` (`run run`): an even balance takes branch a, an odd one branch b. One answer is right: samples can vote.
 `route` (`>s3 >s7`): every branch is free, and the last line must go to one of these two states. All lines that obey the
     rules and end there are right, and `grade_route` reads each of them. Its count is written `#9 :5`.
 
