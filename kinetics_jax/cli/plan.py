@@ -164,7 +164,12 @@ def plan(
     if joules is not None:
         options = planner.within_joules(options, joules)
     advice = advise(options, budget, seed=seed)
-    for line in (*ending_lines(samples), *costs_lines(pools), *options.warnings):
+    plain = [
+        f"{pool}: its samples were speculated, and plans price plain dense decoding"
+        for pool in pools
+        if "speculate" in pool.settings
+    ]
+    for line in (*ending_lines(samples), *costs_lines(pools), *plain, *options.warnings):
         say(line)
     if as_json:
         picked = {OLD_NAMES[name]: found for name, found in chosen_rules(advice, pools).items()}

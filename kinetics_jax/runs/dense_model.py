@@ -14,7 +14,7 @@ from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.batching import room
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import hardware
-from kinetics_jax.costs.speculation import speculation_cost
+from kinetics_jax.costs.speculation import CHIP, speculation_cost
 from kinetics_jax.engine.agreement import Agreement
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.speculative_decoding import Speculated, drafts_of
@@ -22,7 +22,6 @@ from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.folder import Run, read_run, regrade
 from kinetics_jax.settings import EngineSettings
 
-CHIP = "h100"  # whose FLOP per byte prices speculation in records
 TOKENWISE = ("overlap", "logprobs", "dense_logprobs")  # of an agreement's record, beside its summary
 DIGITS = 4  # decimals of a token's agreement
 WRITTEN_TOGETHER = 512  # samples: so much is computed again, at most, after an interruption

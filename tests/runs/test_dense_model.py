@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import kinetics_jax as kj
+from kinetics_jax.analysis.counted import with_costs_from
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import SamplesError, pooled, run_data
 from kinetics_jax.assets import builtin_models
 from kinetics_jax.cli.run_summary import run_summary
@@ -64,6 +66,14 @@ def test_agreement_is_added_to_records_that_lack_it(lm, tmp_path):
     assert read_run(tmp_path).samples == done.samples
 
 
+def by_problem(data):
+    """What the samples of each problem cost by their records."""
+    return {
+        name: [cost for problem, cost in zip(data.problem, data.own["cost"], strict=True) if problem == name]
+        for name in set(data.problem)
+    }
+
+
 def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     dense = run(lm, tmp_path / "dense", policy="dense", sampling=GREEDY)
     settings = EngineSettings(slots=4, chunk=16, speculate=3)
@@ -97,6 +107,14 @@ def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     for both in ((data, run_data(dense)), (run_data(dense), data)):
         with pytest.raises(SamplesError, match="differ in speculate cannot be pooled"):
             pooled(both)
+    assert cost_frontier([data], trials=[1])["cost"][0] == pytest.approx(
+        np.mean([np.mean(costs) for costs in by_problem(data).values()])
+    )
+    for other_price in ({"hardware": "b200"}, {"convention": "paper"}, {"batch": 4}, {"intensity": 100.0}):
+        with pytest.raises(SamplesError, match="speculated, and their records state what they cost on one h100"):
+            cost_frontier([data], trials=[1], **other_price)
+    with pytest.raises(SamplesError, match="speculated, and cost what their records say; leave out --costs-from"):
+        with_costs_from(pooled([data]), "counts")
     with pytest.raises(TraceError, match=r"speculate\.tokens: 3 stored, 2 asked for"):
         run(lm, tmp_path / "speculated", sampling=GREEDY, settings=EngineSettings(slots=4, chunk=16, speculate=2))
     assert json.loads((tmp_path / "speculated" / "run.json").read_text())["speculate"]["tokens"] == 3
