@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.batching import room
 from kinetics_jax.costs.cost import generation_cost
@@ -28,9 +28,17 @@ WRITTEN_TOGETHER = 512  # samples: so much is computed again, at most, after an 
 
 
 def speculate_header(settings: EngineSettings, policy: AttentionPolicy) -> dict[str, Any]:
-    """Fields of run.json for a run that speculates: its samples are the dense model's. Empty for one that does not."""
+    """Fields of run.json for a run that speculates: its samples are the dense model's. Empty for one that does not.
+
+    Raises PolicyError for drafts by a policy that has no formula, by which records price them.
+    """
     if not settings.speculate:
         return {}
+    if policy.price == "measured":
+        raise PolicyError(
+            f"speculate: records price drafts by the formula of their policy, and {policy.kind} has none (it is priced "
+            "as measured); give it one (step_counts), or speculate without a run folder (lm.generate)"
+        )
     return {"policy": "dense", "speculate": {"tokens": settings.speculate, "draft": str(policy)}}
 
 

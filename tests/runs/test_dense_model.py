@@ -1,5 +1,6 @@
 """Records of agreement with dense attention, added when asked for, and of speculation with its price."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from kinetics_jax.analysis.counted import with_costs_from
 from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import SamplesError, pooled, run_data
 from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.cli.run_summary import run_summary
 from kinetics_jax.runs.best_of_n import best_of_n, grade_again
 from kinetics_jax.runs.folder import TraceError, read_run
@@ -64,6 +66,23 @@ def test_agreement_is_added_to_records_that_lack_it(lm, tmp_path):
     assert again.samples == done.samples
     grade_again(tmp_path)
     assert read_run(tmp_path).samples == done.samples
+
+
+def test_drafts_without_a_price_are_refused_before_anything_is_drawn(lm, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Unpriced(kj.AttentionPolicy):
+        budget: int = 32
+        page_size: int = 4
+        kind, price = "unpriced_drafts", "measured"
+        cache_summary, summary_vectors = "mean", 1
+
+        def choose(self, step):
+            return step.choose_pages(step.score_pages(), pages=8, sink_pages=1, recent_pages=1)
+
+    kj.register_policy(Unpriced)
+    with pytest.raises(PolicyError, match="drafts by the formula of their policy, and unpriced_drafts has none"):
+        run(lm, tmp_path / "new", policy=Unpriced(), settings=EngineSettings(slots=4, chunk=16, speculate=2))
+    assert not (tmp_path / "new").exists()
 
 
 def by_problem(data):
