@@ -165,9 +165,9 @@ def plan(
         options = planner.within_joules(options, joules)
     advice = advise(options, budget, seed=seed)
     plain = [
-        f"{pool}: its samples were speculated, and plans price plain dense decoding"
+        f"{pool}: its samples state what they cost, and plans price plain decoding instead"
         for pool in pools
-        if "speculate" in pool.settings
+        if any("cost" in problem.own for problem in pool.problems.values())
     ]
     for line in (*ending_lines(samples), *costs_lines(pools), *plain, *options.warnings):
         say(line)
