@@ -280,7 +280,8 @@ def replay_table(
                     result = _voted(pool, stop, int(n), min(wave, int(n)), pricing, used, voted[:, i])
                     found.append((stop, "majority", result, float(voted[:, i].mean())))
             for stop, by, result, accuracy in found:
-                shown = {"fixed_accuracy": accuracy, "fixed_cost": kept, "saved": 1 - result.cost / kept}
+                saved = 1 - result.cost / kept if kept else 0.0
+                shown = {"fixed_accuracy": accuracy, "fixed_cost": kept, "saved": saved}
                 rows.append(named | {"stop": stop, "rule": by} | more | dataclasses.asdict(result) | shown)
     table = pd.DataFrame(rows)
     table.attrs["picks"] = [_line(table), *notes]

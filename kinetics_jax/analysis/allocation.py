@@ -221,14 +221,17 @@ def envelope(table: pd.DataFrame, *, smooth: int = 0) -> pd.DataFrame:
 
 
 def cost_limits(cells: Grid, count: int = 32, *, law: str = "eFLOPs") -> Float[np.ndarray, " count"]:
-    """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law.
+    """`count` limits, evenly spaced in the logarithm, from the lowest to the highest cost of a cell, by a law; costs of
+    0 aside.
 
-    Raises SamplesError where no configuration fits the hardware.
+    Raises SamplesError where no configuration fits the hardware, and where all are free.
     """
     spent = cells.spent(law)
-    finite = spent[np.isfinite(spent)]
-    if not finite.size:
+    if not np.any(np.isfinite(spent)):
         raise SamplesError("no configuration fits the hardware, so there are no cost limits; give more chips or others")
+    finite = spent[np.isfinite(spent) & (spent > 0)]
+    if not finite.size:
+        raise SamplesError("all configurations cost 0, so there are no cost limits to choose within")
     return np.geomspace(finite.min(), finite.max() * (1 + 1e-9), count)
 
 

@@ -180,6 +180,10 @@ def _reads(pool: Pool) -> Any:
 def _require_counts(pool: Pool) -> ModelConfig:
     config = pool.priced()
     if not isinstance(config, ModelConfig) or not all(map(pool.owns, READS)):
+        if "speculate" in pool.settings:
+            raise SamplesError(
+                f"{pool}: its samples were speculated, and cost what their records say; leave out --costs-from counts"
+            )
         cure = "" if pool.attention.price == "measured" else ", or leave out --costs-from counts"
         raise SamplesError(
             f"{pool}: its samples do not say what they read ({', '.join(READS)}), from which its costs are to be "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from kinetics_jax.analysis.samples import Pool, SamplesError, undecided_counts
 from kinetics_jax.costs.batching import Batch, Rule
 from kinetics_jax.costs.cost import COMMUNICATION
 from kinetics_jax.costs.hardware import Hardware
+from kinetics_jax.costs.hardware import hardware as hardware_named
+from kinetics_jax.costs.speculation import CHIP
 from kinetics_jax.stats.estimators import EstimateError, pass_at_k
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class Grid:
     """`configurations` has a row each: `model`, `parameters` (used per token), `attention` (its spelling), `N`, `cap`
     (most tokens of a sample), and, where `grid` made it, `batch` (sequences that share the reads of the weights; 0
     where not one fits, NaN where the weights are amortised away) and `batch_full` (how many fit when each may grow to
-    its cap; NaN where that is not known). `batch_rule` says how the batch was found (`batching.Rule`).
+    its cap; NaN where that is not known). `batch_rule` says how the batch was found (`batching.Rule`; "own"
+    where all pools state their costs).
 
     The arrays are float64: `accuracy`, of N samples under the cap by the decision `rule` (`rules.Rule`); `compute` and
     `memory`, Tera-eFLOPs of one attempt of N trials, expected over the measured lengths (equation 10), infinite where
@@ -60,7 +63,7 @@ class Grid:
     weights_full: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     communication: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     own: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
-    batch_rule: Rule = "none"
+    batch_rule: Rule | Literal["own"] = "none"
     rule: str = "pass"
 
     @property
@@ -185,6 +188,7 @@ def grid(
             by_cap = [rule_accuracy(pool, rule, counts.tolist(), cap) for cap in ([None] if caps is None else of_pool)]
             accuracy = np.stack(by_cap, axis=1)
         if pool.owns("cost"):
+            _check_speculated(pool, pricing)
             side_by_side, spent = Batches(None, None), _own_costs(pool, counts)
         else:
             side_by_side = batches(pool, pricing, of_pool)
@@ -218,16 +222,33 @@ def grid(
         weights_full,
         communication,
         own,
-        pricing.rule,
+        "own" if all(pool.owns("cost") for pool in pools) else pricing.rule,
         rule,
     )
+
+
+def _check_speculated(pool: Pool, pricing: Pricing) -> None:
+    """Raises SamplesError where the costs in the records of a speculated run are not those that are asked for."""
+    if "speculate" not in pool.settings:
+        return
+    own = hardware_named(CHIP).intensity
+    asked = pricing.intensity if pricing.chip is None else pricing.chip.intensity
+    if pricing.convention != "traffic" or pricing.rule != "fit" or asked != own or pricing.chips != 1:
+        raise SamplesError(
+            f"{pool.where}: its samples were speculated, and their records state what they cost on one {CHIP}, in the "
+            "traffic convention, with the weights shared by the batch that fits; leave out --hardware, --chips, "
+            "--convention and --batch"
+        )
 
 
 def _caps(pool: Pool, caps: Sequence[int] | None) -> np.ndarray:
     """The caps of a pool's rows; infinite for one whose cost is its source's, which is of whole samples alone."""
     if pool.owns("cost"):
         if caps is not None:
-            raise SamplesError(f"{pool.where}: its own costs are of whole samples, not of cut ones; leave --caps out")
+            raise SamplesError(
+                f"{pool.where}: its own costs are of whole samples, not of cut ones; leave --caps and "
+                "--allocate long-cot out"
+            )
         return np.array([np.inf])
     pool.priced()
     most = max_sample_tokens(pool)

@@ -206,10 +206,17 @@ class Pool:
         return self.costs_from == "counts" or (self.costs_from is None and counted)
 
     def owns(self, kind: str) -> bool:
-        """Whether the source says of every sample what it took or read, by a kind of OWN or READS."""
-        return all(
-            kind in problem.own and not np.any(np.isnan(problem.own[kind])) for problem in self.problems.values()
-        )
+        """Whether the source says of every sample what it took or read, by a kind of OWN or READS. Raises SamplesError
+        where some samples state a cost and others do not: a formula for all would drop what is stated.
+        """
+        each = [problem.own.get(kind, [math.nan] * len(problem.lengths)) for problem in self.problems.values()]
+        stated = np.array([not math.isnan(amount) for amounts in each for amount in amounts])
+        if kind == "cost" and np.any(stated) and not np.all(stated):
+            raise SamplesError(
+                f"{self.where}: {np.sum(~stated)} of {len(stated)} samples state no cost of their own, and the others "
+                "do; fill in the column cost, or take it out"
+            )
+        return bool(np.all(stated))
 
     @property
     def caps(self) -> tuple[int, ...]:

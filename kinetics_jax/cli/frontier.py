@@ -163,6 +163,10 @@ def frontier(
         f"--allocate adaptive stops by what is right (--rule pass) or by votes (--rule majority), not by {rule}",
     )
     require(
+        probe is None or rule != "majority",
+        "--probe gives up where no sample is right (--rule pass), and a vote does not know; leave one of them out",
+    )
+    require(
         not report or allocate == "none",
         "--report shows every configuration; with --allocate take --csv, --figure or --json",
     )

@@ -164,7 +164,12 @@ def plan(
     if joules is not None:
         options = planner.within_joules(options, joules)
     advice = advise(options, budget, seed=seed)
-    for line in (*ending_lines(samples), *costs_lines(pools), *options.warnings):
+    plain = [
+        f"{pool}: its samples state what they cost, and plans price plain decoding instead"
+        for pool in pools
+        if any("cost" in problem.own for problem in pool.problems.values())
+    ]
+    for line in (*ending_lines(samples), *costs_lines(pools), *plain, *options.warnings):
         say(line)
     if as_json:
         picked = {OLD_NAMES[name]: found for name, found in chosen_rules(advice, pools).items()}

@@ -124,6 +124,10 @@ class Judged:
     def check(self) -> None:
         """Raises UserError for impossible values."""
         require(0 < self.grader_seconds <= 86_400, f"--grader-seconds must be in 0 … 86400, got {self.grader_seconds}")
+        require(
+            self.grader_seconds == SECONDS or self.score is not None or ":" in (self.grader or ""),
+            "--grader-seconds goes with a function of your own (--grader, --score)",
+        )
 
     @property
     def grading(self) -> Grading:

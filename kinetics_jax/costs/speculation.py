@@ -17,6 +17,8 @@ from kinetics_jax.costs.hardware import Hardware
 from kinetics_jax.costs.hardware import hardware as hardware_named
 from kinetics_jax.costs.traffic import traffic
 
+CHIP = "h100"  # whose FLOP per byte prices speculation in the records of runs
+
 
 def speculation_cost(
     config: PricedModel,

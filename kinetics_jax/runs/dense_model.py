@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.config import ModelConfig
 from kinetics_jax.costs.batching import room
 from kinetics_jax.costs.cost import generation_cost
 from kinetics_jax.costs.hardware import hardware
-from kinetics_jax.costs.speculation import speculation_cost
+from kinetics_jax.costs.speculation import CHIP, speculation_cost
 from kinetics_jax.engine.agreement import Agreement
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.speculative_decoding import Speculated, drafts_of
@@ -22,16 +22,23 @@ from kinetics_jax.language_model import LanguageModel
 from kinetics_jax.runs.folder import Run, read_run, regrade
 from kinetics_jax.settings import EngineSettings
 
-CHIP = "h100"  # whose FLOP per byte prices speculation in records
 TOKENWISE = ("overlap", "logprobs", "dense_logprobs")  # of an agreement's record, beside its summary
 DIGITS = 4  # decimals of a token's agreement
 WRITTEN_TOGETHER = 512  # samples: so much is computed again, at most, after an interruption
 
 
 def speculate_header(settings: EngineSettings, policy: AttentionPolicy) -> dict[str, Any]:
-    """Fields of run.json for a run that speculates: its samples are the dense model's. Empty for one that does not."""
+    """Fields of run.json for a run that speculates: its samples are the dense model's. Empty for one that does not.
+
+    Raises PolicyError for drafts by a policy that has no formula, by which records price them.
+    """
     if not settings.speculate:
         return {}
+    if policy.price == "measured":
+        raise PolicyError(
+            f"speculate: records price drafts by the formula of their policy, and {policy.kind} has none (it is priced "
+            "as measured); give it one (step_counts), or speculate without a run folder (lm.generate)"
+        )
     return {"policy": "dense", "speculate": {"tokens": settings.speculate, "draft": str(policy)}}
 
 

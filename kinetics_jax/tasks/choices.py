@@ -320,6 +320,8 @@ def _readings(
             places.append(place)
         else:
             found[name] = tuple(places)
+    if "label" in found:  # where choices have labels, what fits them all is no other letter or number
+        return {name: places for name, places in found.items() if name in ("label", "text")}
     return found
 
 

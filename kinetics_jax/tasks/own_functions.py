@@ -237,7 +237,7 @@ class OwnGrader:
         verdict = _verdict(reply)
         if isinstance(verdict, str):
             timed = "timeout" in reply
-            self.calls.tell(verdict, "timeout" if timed else verdict.split(":")[0].split("(")[0], asked)
+            self.calls.tell(verdict, _kind(reply, verdict), asked)
             why = f"{self.calls.function} {verdict}"
             return Grade(correct=None, answer=stated, grader="timeout" if timed else "error", why=why)
         return Grade(verdict["correct"], verdict.get("answer", stated), score=verdict.get("score"))
@@ -264,8 +264,18 @@ class OwnScore:
             return value, None
         failed = reply.get("timeout") or reply.get("error")
         what = failed or f"returns {_said(reply)}, no finite number"
-        self.calls.tell(what, "timeout" if "timeout" in reply else what.split(":")[0].split("(")[0], problem)
+        self.calls.tell(what, _kind(reply, what), problem)
         return None, f"{self.calls.function} {what}"
+
+
+def _kind(reply: Mapping[str, Any], fault: str) -> str:
+    """What faults are told once by: `raises ValueError`, `returns the answer`, `returns`, whatever the value."""
+    words = fault.split(":")[0].split()
+    if "timeout" in reply:
+        return "timeout"
+    if words[0] == "raises":
+        return " ".join(words[:2])
+    return " ".join(words[: 3 if words[:2] in (["returns", "the"], ["returns", "a"]) else 1])
 
 
 def _verdict(reply: Mapping[str, Any]) -> dict[str, Any] | str:

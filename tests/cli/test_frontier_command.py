@@ -188,6 +188,34 @@ def test_own_costs_and_seconds(voted, capsys):
     assert list(printed(capsys, voted / "own.csv", against="seconds", trials=(2,))["seconds"]) == [3.0]
 
 
+def test_own_costs_are_of_all_samples_or_none(voted, capsys, tmp_path):
+    table = pd.read_csv(voted / "own.csv").assign(model="Qwen/Qwen3-4B", prompt_tokens=100, tokens=900)
+    table.loc[3, "cost"] = None
+    table.to_csv(tmp_path / "part.csv", index=False)
+    with pytest.raises(SamplesError, match="1 of 32 samples state no cost of their own, and the others do; fill in"):
+        frontier((tmp_path / "part.csv",), **BASE)
+
+
+@pytest.mark.parametrize("honest", [False, True])
+def test_an_allocation_of_own_costs_counts_no_weights(voted, capsys, honest):
+    frontier((voted / "own.csv",), **BASE, allocate="best-of-n", limits=(1e6,), honest=honest)
+    said = capsys.readouterr()
+    assert {row["batch_rule"] for row in json.loads(said.out)} == {"own"}
+    assert "none is computed" in said.err
+    assert "weights" not in said.err
+
+
+def test_samples_that_cost_nothing(voted, capsys, tmp_path):
+    pd.read_csv(voted / "own.csv").assign(cost=0.0).to_csv(tmp_path / "free.csv", index=False)
+    table = printed(capsys, tmp_path / "free.csv", allocate="adaptive")
+    assert set(table["saved"]) == {0}
+    with pytest.raises(SamplesError, match="all configurations cost 0"):
+        frontier((tmp_path / "free.csv",), **BASE, allocate="best-of-n")
+    costs = pd.read_csv(voted / "own.csv")
+    costs.assign(cost=np.where(costs["problem"] == 0, 0.0, costs["cost"])).to_csv(tmp_path / "some.csv", index=False)
+    assert printed(capsys, tmp_path / "some.csv", allocate="best-of-n")["limit"].min() == 20
+
+
 def test_what_cannot_be_afforded_has_no_number(voted, capsys):
     frontier((voted / "model.csv",), hardware="h200", allocate="best-of-n", limits=(1e-6, 1e6))
     text = capsys.readouterr().out
@@ -283,6 +311,7 @@ def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, agai
         ({"allocate": "adaptive", "honest": True}, "go with --allocate best-of-n"),
         ({"wave": 2}, "--allocate adaptive"),
         ({"allocate": "best-of-n", "probe": 2}, "--allocate adaptive"),
+        ({"allocate": "adaptive", "probe": 2, "rule": "majority"}, "--probe gives up .* a vote does not know"),
         ({"allocate": "best-of-n", "caps": (9,)}, "is about N"),
         ({"allocate": "long-cot", "trials": (2,)}, "N = 1"),
         ({"allocate": "long-cot", "report": "r.html"}, "--report"),

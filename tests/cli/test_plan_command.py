@@ -212,6 +212,18 @@ def test_plan_says_what_tables_leave_out(configs, tmp_path, capsys):
     assert "What a majority would pick is not known" in text
 
 
+def test_plan_says_that_own_costs_are_not_its_prices(configs, tmp_path, capsys):
+    path = write_table(tmp_path / "samples.csv")
+    plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs))
+    before = capsys.readouterr()
+    pd.read_csv(path).assign(cost=5.0).to_csv(path, index=False)
+    plan((path,), seconds=60, trials=(4,), unsaid=Unsaid(config=configs))
+    after = capsys.readouterr()
+    assert after.out == before.out
+    assert "plans price plain decoding" not in before.err
+    assert "mine-1b dense: its samples state what they cost, and plans price plain decoding instead" in after.err
+
+
 def test_plan_says_that_others_are_as_accurate(tmp_path, capsys):
     rows = [f"p{i},{j},1000,30,Qwen/Qwen3-{size},1" for size in ("0.6B", "8B") for i in range(6) for j in range(2)]
     path = tmp_path / "all.csv"

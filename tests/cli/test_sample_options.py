@@ -86,6 +86,7 @@ def test_a_run_of_multiple_choice(here):
         (("--grader", "mine"), "grader 'mine' is not known (known: math, choice; your own: module:function"),
         (("--score", "nothing:f"), "nothing:f: no module 'nothing' with a source file is found"),
         (("--grader-seconds", 0), "--grader-seconds must be in 0 … 86400, got 0.0"),
+        (("--grader-seconds", 5), "--grader-seconds goes with a function of your own"),
         (("--choices",), "--choices goes with --problems FILE"),
         (("--shuffle-choices", 1), "--choice-columns and --shuffle-choices go with --choices"),
         (("--problems", "choices.jsonl", "--choices", "--shuffle-choices", -1), "--shuffle-choices must be at least 0"),

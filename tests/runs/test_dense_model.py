@@ -1,13 +1,17 @@
 """Records of agreement with dense attention, added when asked for, and of speculation with its price."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import kinetics_jax as kj
+from kinetics_jax.analysis.counted import with_costs_from
+from kinetics_jax.analysis.frontier import cost_frontier
 from kinetics_jax.analysis.samples import SamplesError, pooled, run_data
 from kinetics_jax.assets import builtin_models
+from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.cli.run_summary import run_summary
 from kinetics_jax.runs.best_of_n import best_of_n, grade_again
 from kinetics_jax.runs.folder import TraceError, read_run
@@ -64,6 +68,31 @@ def test_agreement_is_added_to_records_that_lack_it(lm, tmp_path):
     assert read_run(tmp_path).samples == done.samples
 
 
+def test_drafts_without_a_price_are_refused_before_anything_is_drawn(lm, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Unpriced(kj.AttentionPolicy):
+        budget: int = 32
+        page_size: int = 4
+        kind, price = "unpriced_drafts", "measured"
+        cache_summary, summary_vectors = "mean", 1
+
+        def choose(self, step):
+            return step.choose_pages(step.score_pages(), pages=8, sink_pages=1, recent_pages=1)
+
+    kj.register_policy(Unpriced)
+    with pytest.raises(PolicyError, match="drafts by the formula of their policy, and unpriced_drafts has none"):
+        run(lm, tmp_path / "new", policy=Unpriced(), settings=EngineSettings(slots=4, chunk=16, speculate=2))
+    assert not (tmp_path / "new").exists()
+
+
+def by_problem(data):
+    """What the samples of each problem cost by their records."""
+    return {
+        name: [cost for problem, cost in zip(data.problem, data.own["cost"], strict=True) if problem == name]
+        for name in set(data.problem)
+    }
+
+
 def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     dense = run(lm, tmp_path / "dense", policy="dense", sampling=GREEDY)
     settings = EngineSettings(slots=4, chunk=16, speculate=3)
@@ -97,6 +126,14 @@ def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     for both in ((data, run_data(dense)), (run_data(dense), data)):
         with pytest.raises(SamplesError, match="differ in speculate cannot be pooled"):
             pooled(both)
+    assert cost_frontier([data], trials=[1])["cost"][0] == pytest.approx(
+        np.mean([np.mean(costs) for costs in by_problem(data).values()])
+    )
+    for other_price in ({"hardware": "b200"}, {"convention": "paper"}, {"batch": 4}, {"intensity": 100.0}):
+        with pytest.raises(SamplesError, match="speculated, and their records state what they cost on one h100"):
+            cost_frontier([data], trials=[1], **other_price)
+    with pytest.raises(SamplesError, match="speculated, and cost what their records say; leave out --costs-from"):
+        with_costs_from(pooled([data]), "counts")
     with pytest.raises(TraceError, match=r"speculate\.tokens: 3 stored, 2 asked for"):
         run(lm, tmp_path / "speculated", sampling=GREEDY, settings=EngineSettings(slots=4, chunk=16, speculate=2))
     assert json.loads((tmp_path / "speculated" / "run.json").read_text())["speculate"]["tokens"] == 3

@@ -45,6 +45,8 @@ def load(tmp_path, *records, how=AS_THEY_STAND, name="mine.jsonl", **columns):
         ([MMLU_PRO], "C"),
         (MMLU, "AD"),
         ([ARC], "B"),
+        ([{**ARC, "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}}], "B"),
+        ([{**ARC, "choices": {"text": ["x", "y"], "label": ["B", "A"]}, "answerKey": "A"}], "B"),
         ([MED], "B"),
         (COP, "DA"),
         ([{"question": "q", "A": "x", "B": "y", "answer": "b"}], "B"),

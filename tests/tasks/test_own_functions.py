@@ -90,6 +90,17 @@ def test_what_goes_wrong_is_a_reason_and_told_once(name, why):
     assert "\n" not in told[0]
 
 
+def test_one_kind_of_fault_is_told_once_whatever_the_value():
+    texts = ("a", "bb (c)", "ccc: d")
+    for function, kind in ((own.length, OwnGrader), (own.answers_length, OwnGrader), (own.says_back, OwnScore)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with kind(own_function(function)) as call:
+                for text in texts:
+                    call(text, "42", PROBLEM)
+        assert len(told) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 @pytest.mark.parametrize("name", ["hangs", "forks_and_hangs"])
 def test_one_that_hangs_is_ended_with_all_that_it_started(name):
