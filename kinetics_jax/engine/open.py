@@ -223,7 +223,7 @@ class Decoder:
             branch.tokens.append(branch.forced.pop(0))
             branch.log_probs += [(np.nan, np.nan)] if rules.log_probs else []
             for watch in branch.watches.values():
-                watch.feed(branch.tokens[-1:])
+                watch.recall(branch.tokens[-1:])
         elif not branch.tokens or not exact or (cached and carries):
             self._start_over(branch)
             return
@@ -390,7 +390,6 @@ class Decoder:
             prompt_tokens=len(branch.request.prompt),
             decode=self.decode or (lambda tokens: ""),
             before=branch.tokens,
-            coming=len(branch.forced),
         )
 
     def _start_over(self, branch: Branch) -> None:

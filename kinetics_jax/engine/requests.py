@@ -17,6 +17,9 @@ NO_TOKEN = {NONFINITE: "nonfinite", HOOK_NONFINITE: "nonfinite", BLOCKED: "block
 class Watch(Protocol):
     """Follows a sample's tokens and tells where it ends."""
 
+    def recall(self, tokens: list[int]) -> None:
+        """Takes the next tokens, which are given: no sample ends at one of them."""
+
     def feed(self, tokens: list[int]) -> int | None:
         """Takes the next tokens. Returns how many of them belong to the sample, if it ends by then, else None;
         negative where it loses tokens of before, too.
@@ -120,9 +123,12 @@ class Running:
         drawn = len(self.tokens) + len(tokens)
         self.failed = tokens[-1] if tokens and tokens[-1] < IDLE else 0
         tokens = tokens[:-1] if self.failed else tokens
-        self.forced = self.forced[len(tokens) :]
-        found = {reason: watch.feed(tokens) for reason, watch in self.watches.items()}
-        kept = {reason: count for reason, count in found.items() if count is not None}
+        given, drawn_now = tokens[: len(self.forced)], tokens[len(self.forced) :]
+        self.forced = self.forced[len(given) :]
+        for watch in self.watches.values():
+            watch.recall(given)
+        found = {reason: watch.feed(drawn_now) for reason, watch in self.watches.items()}
+        kept = {reason: len(given) + count for reason, count in found.items() if count is not None}
         before = len(self.tokens)
         self.tokens += tokens
         if kept:

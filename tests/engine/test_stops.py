@@ -36,8 +36,11 @@ def test_equals_a_reading_of_the_whole_text(data):
     coming = data.draw(st.integers(0, len(tokens) - before))
     least = data.draw(st.integers(0, 70))
     cuts = sorted(data.draw(st.lists(st.integers(before, len(tokens)), max_size=5)))
-    watch, seen, found = StopWatch(stops, decode, before=tokens[:before], coming=coming, least=least), before, None
-    for end in [*cuts, len(tokens)]:
+    watch, seen, found = StopWatch(stops, decode, least=least), before, None
+    watch.recall(tokens[:before])
+    watch.recall(tokens[before : before + coming])
+    seen += coming
+    for end in [*(cut for cut in cuts if cut > seen), len(tokens)]:
         count = watch.feed(tokens[seen:end])
         if count is not None:
             found = seen + count
