@@ -227,6 +227,7 @@ class Decoder:
         elif not branch.tokens or not exact or (cached and carries):
             self._start_over(branch)
             return
+        branch.reads = branch.reads[: max(len(branch.tokens) - 1, 0)]  # of steps that are not taken again
         schedule.kept.remove(branch)
         schedule.cut(branch, branch.stored)
         branch.reached = branch.stored
@@ -249,7 +250,6 @@ class Decoder:
                 pages=list(branch.pages),
                 tokens=list(branch.tokens),
                 log_probs=list(branch.log_probs),
-                read=branch.read.copy(),
                 key=fork_key(key, branch.forks),
                 path=(*branch.path, branch.forks),
                 forks=0,
@@ -399,7 +399,7 @@ class Decoder:
         decoding.schedules[branch.shard].forget(branch)
         branch.forced = [*branch.tokens, *branch.forced]
         branch.tokens, branch.log_probs, branch.carried = [], [], None
-        branch.read = np.zeros_like(branch.read)
+        branch.reads = branch.reads[:0]
         if branch.key is not None:
             branch.request = dataclasses.replace(branch.request, draw=dataclasses.replace(draw, key=branch.key))
         branch.watches = self._watches(branch)

@@ -72,7 +72,8 @@ class Running:
 
     `age` counts samples in the order they began, `began` is the time; `saved` is the copy of its pages while they are
     on the host; `failed`: the code of why no token could be drawn, 0 for none; `ended`: which of `watches`, by reason,
-    ended it; `read`: KV tokens attended and summary vectors read so far.
+    ended it; `reads [steps, 2]`: KV tokens attended and summary vectors read by each decode step that was taken for it,
+    steps behind its last token included.
 
     In an open decoder beside: `forced` are tokens still to come, in the order they are given; `log_probs` has two
     numbers for each token, if the rules ask for them; `key` is its own where it is not that of its problem and index;
@@ -91,7 +92,7 @@ class Running:
     ended: str = ""
     failed: int = 0
     saved: Any = None
-    read: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
+    reads: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int64))
     forced: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     key: Any = None
@@ -110,6 +111,11 @@ class Running:
     def filled(self) -> int:
         """Tokens of those that belong to it that are in the cache once it has ended."""
         return min(self.reached, len(self.request.prompt) + len(self.tokens))
+
+    @property
+    def read(self) -> np.ndarray:
+        """KV tokens attended and summary vectors read by the decode steps of its tokens: all but the first took one."""
+        return self.reads[: max(len(self.tokens) - 1, 0)].sum(axis=0)
 
     @property
     def nonfinite(self) -> bool:

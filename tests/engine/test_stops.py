@@ -88,6 +88,7 @@ def test_text_is_cut_at_the_stop_and_goes_on_from_there(lm):
             fresh.extend(sample, stop=(), max_tokens=48 - count)
         for sample in fresh:
             assert sample.output_tokens == whole[sample.sample].output_tokens
+            assert sample.attended_tokens == whole[sample.sample].attended_tokens
     texts = [sample.text for sample in lm.generate([PROMPT], n=4, sampling=DRAW, stop="@")]
     plain = [sample.text for sample in lm.generate([PROMPT], n=4, sampling=DRAW)]
     assert texts == [text.split("@")[0] for text in plain]
