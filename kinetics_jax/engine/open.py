@@ -27,7 +27,15 @@ from kinetics_jax.engine.rows import RowTable
 from kinetics_jax.engine.sampling import fork_key, prompt_digest, prompt_name
 from kinetics_jax.engine.stops import StopWatch, cut_text
 from kinetics_jax.errors import spelled
-from kinetics_jax.settings import DrawRules, RequestError, Sampling, whole_number
+from kinetics_jax.settings import (
+    MAX_SAMPLES,
+    DrawRules,
+    RequestError,
+    Sampling,
+    sample_indices,
+    switch,
+    whole_number,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -154,7 +162,7 @@ class Decoder:
         self._prompts[id] = digest
         request = Request(id, ids, indices, _absolute(draw, len(start)))
         self.rows.note(draw)
-        keep = self.keep if keep is None else keep
+        keep = self.keep if keep is None else switch(keep, "keep", RequestError)
         limit = len(start) + sampling.max_tokens
         branches = [Branch(request, index, limit, kept=keep, owner=self) for index in indices]
         for branch in branches:
@@ -373,12 +381,14 @@ class Decoder:
     def _indices(self, id: str, n: Any, samples: Iterable[int] | None) -> list[int]:
         """The samples' indices: the next `n`, or those that are asked for."""
         if samples is not None:
-            indices = [whole_number(sample, "a sample's index", RequestError) for sample in samples]
-            if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
-                raise RequestError(f"samples must name indices from 0 up, each once, got {spelled(indices, 40)}")
+            indices = sample_indices(samples, RequestError)
+            if not indices or len(set(indices)) < len(indices):
+                raise RequestError(f"samples must name indices, each once, got {spelled(indices, 40)}")
         else:
             if (n := whole_number(n, "n", RequestError)) < 1:
                 raise RequestError(f"n must be at least 1, got {n}")
+            if self._samples[id] + n > MAX_SAMPLES:
+                raise RequestError(f"n: the samples of {id!r:.60} would be more than {MAX_SAMPLES}; lower it to fit")
             indices = list(range(self._samples[id], self._samples[id] + n))
         self._samples[id] = max(self._samples[id], *(index + 1 for index in indices))
         return indices

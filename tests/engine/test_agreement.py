@@ -65,6 +65,22 @@ def test_a_policy_that_chooses_what_it_may_not_has_no_numbers(lm, replay):
         getattr(lm, replay)(tiny_prompts(1, first=21)[0], [50, 51, 52], attention=Nothing())
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"at": 1}, "at must be a list of output positions, got 1"),
+        ({"at": [1.5]}, "an output position of at must be a whole number"),
+        ({"rows": 0}, "rows must be at least 1, got 0"),
+        ({"sample": "a"}, "a sample's index must be a whole number"),
+        ({"sample": 2**31}, "samples must name indices in 0"),
+        ({"problem": 3}, "sample 0: problem must be a text, got 3"),
+    ],
+)
+def test_what_cannot_be_replayed(lm, options, says):
+    with pytest.raises(RequestError, match=says):
+        lm.chosen_pages([5, 6, 7], [50, 51, 52], attention="block_topk:pages=4,page_size=4", **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_both_distributions_are_those_of_a_float64_forward(lm, policy):
