@@ -12,6 +12,7 @@ from kinetics_jax.errors import UserError
 from kinetics_jax.padding import PREFILL_CHUNK
 
 MAX_TOKENS = 1 << 24  # beyond any context: a larger number is surely a typo
+MAX_SAMPLES = 1 << 31  # of a problem: an index is an int32 on the device
 MAX_DRAFTS = 64  # verified together; far beyond where drafts still agree
 LIMITS = {"slots": 1 << 16, "chunk": 1 << 16, "num_pages": 1 << 30, "prefill_chunk": 1 << 24}
 
@@ -29,6 +30,16 @@ def whole_number(value: Any, where: str, error: type[UserError]) -> int:
         cure = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
         raise error(f"{where} must be a whole number, got {_shown(value)}{cure}")
     return int(value)
+
+
+def sample_indices(samples: Any, error: type[UserError]) -> list[int]:
+    """Indices of samples, each once, as Python's ints. Raises `error` for what is none, or no number of 31 bits."""
+    if isinstance(samples, str) or not hasattr(samples, "__iter__"):
+        raise error(f"samples must be a list of indices, got {_shown(samples)}")
+    indices = [whole_number(index, "a sample's index", error) for index in samples]
+    if odd := [index for index in indices if not 0 <= index < MAX_SAMPLES]:
+        raise error(f"samples must name indices in 0 … {MAX_SAMPLES - 1}, got {_shown(odd[0])}")
+    return indices
 
 
 def real_number(value: Any, where: str, error: type[UserError]) -> float:

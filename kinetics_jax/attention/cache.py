@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from kinetics_kernels.reference import page_summary, set_summaries
 from kinetics_kernels.summaries.registry import summary_kind
 
-from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.policies.base import AttentionPolicy, PolicyError
 from kinetics_jax.attention.reads import Reads
 from kinetics_jax.config import ModelConfig
+from kinetics_jax.errors import spelled
 from kinetics_jax.sharding.mesh import ROWS, constrained, kv_copies, pool_spec
 
 # Of one layer: K, V and its summaries, None where its policy needs none.
@@ -206,7 +207,7 @@ def empty_cache(
     On a mesh `num_pages` and `rows` are those of all shards of the sequences (`sharding.row_shards`). Raises ValueError
     if the policy carries something and `rows` is not given.
     """
-    carried = policy.carried(config.head_dim)
+    carried = _declared(policy, config.head_dim)
     if carried and rows is None:
         raise ValueError(f"{policy} carries something for each sequence: give empty_cache their number, rows")
     kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, mesh)
@@ -224,3 +225,15 @@ def empty_cache(
         name: jnp.zeros((kv_heads, rows or 0, *shape), dtype, device=device) for name, (shape, dtype) in carried.items()
     }
     return dataclasses.replace(cache, carried=zeros)
+
+
+def _declared(policy: AttentionPolicy, head_dim: int) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
+    """What a policy carries. Raises PolicyError for what declares no arrays."""
+    declared = policy.carried(head_dim)
+    try:
+        return {name: (tuple(map(int, shape)), jnp.dtype(dtype)) for name, (shape, dtype) in declared.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PolicyError(
+            f"{policy}: carried(head_dim) must name arrays, each by its shape and dtype, as in "
+            f'{{"age": ((head_dim,), "float32")}}, got {spelled(declared, 60)}'
+        ) from error

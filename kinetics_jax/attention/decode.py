@@ -114,6 +114,8 @@ def sparse_attention(policy: AttentionPolicy, step: DecodeStep) -> tuple[jax.Arr
         raise PolicyError(
             f"{where} it attends without the step's ops; say what it reads: step.count(tokens=…, vectors=…)"
         )
+    attended = functools.reduce(jnp.add, step.tally.tokens)
+    step.tally.blame(7, attended == 0)
     if policy.budget:
-        step.tally.blame(6, functools.reduce(jnp.add, step.tally.tokens) > policy.budget)
+        step.tally.blame(6, attended > policy.budget)
     return out, carried

@@ -136,8 +136,9 @@ class DecodeStep:
         """The forced pages and those whose `summary` scores best for each KV head, with the tokens that they cover:
         `score_pages` and `choose_pages` in one kernel.
 
-        Raises ValueError if the cache keeps no summaries of this kind in this layer.
+        Raises PolicyError if the cache keeps no summaries of this kind in this layer, or if nothing is left to choose.
         """
+        self._some_choice(pages, sink_pages, recent_pages)
         chosen = self.ops.select_pages(
             self.group_queries,
             self._summaries(summary),
@@ -157,9 +158,10 @@ class DecodeStep:
         with the tokens that they cover.
 
         The largest win, ties go to the lower page. NaN for a page that could be chosen is the policy's fault. Raises
-        PolicyError for scores of another shape.
+        PolicyError for scores of another shape, and if nothing is left to choose.
         """
         self._by_page("scores", scores, "f")
+        self._some_choice(pages, sink_pages, recent_pages)
         count, logical = self.pages_in_use[:, None], jnp.arange(self.max_pages, dtype=jnp.int32)[None]
         free = (logical >= sink_pages) & (logical < count - recent_pages)
         self.tally.blame(1, jnp.any(jnp.isnan(scores) & free[:, None], axis=-1))
@@ -180,6 +182,8 @@ class DecodeStep:
         Raises PolicyError for a mask of another shape.
         """
         self._by_page("a mask", mask, "b")
+        if at_most < 1:
+            raise PolicyError(f"{self.tally.where} keep_pages: at_most must be at least 1, got {at_most}")
         logical = jnp.arange(self.max_pages, dtype=jnp.int32)[None, None]
         mask = mask & (logical < self.pages_in_use[:, None, None])
         self.tally.blame(5, jnp.sum(mask, axis=-1, dtype=jnp.int32) > at_most)
@@ -292,14 +296,16 @@ class DecodeStep:
     def own_summaries(self) -> jax.Array:
         """The summaries of the policy's own kind, for a policy that scores pages itself; it counts what it reads.
 
-        Raises ValueError where the cache keeps none.
+        Raises PolicyError where the cache keeps none.
         """
         return self._summaries(self.policy.cache_summary or "mean")
 
     def _summaries(self, summary: str) -> jax.Array:
         if self.summaries is None or summary != self.summary:
-            raise ValueError(
-                f"layer {self.layer} of the cache has no {summary} summaries; make it with empty_cache(policy, …)"
+            keeps = "none" if self.summaries is None else f"those of kind {self.summary}"
+            raise PolicyError(
+                f"{self.tally.where} it reads {summary} summaries, and its cache keeps {keeps}; say which: "
+                f'cache_summary = "{summary}"'
             )
         return self.summaries
 
@@ -307,6 +313,13 @@ class DecodeStep:
         """Every full page's vectors, in rows of more than `budget` tokens."""
         read = jnp.where(self.lengths > budget, self.lengths // self.page_size, 0)
         self.tally.add(vectors=read[:, None] * summary_kind(summary).vectors)
+
+    def _some_choice(self, pages: int, sink_pages: int, recent_pages: int) -> None:
+        if recent_pages < 1 or sink_pages < 0 or pages <= sink_pages + recent_pages:
+            raise PolicyError(
+                f"{self.tally.where} it chooses with pages={pages}, sink_pages={sink_pages}, "
+                f"recent_pages={recent_pages}; recent_pages must be at least 1, and pages more than both together"
+            )
 
     def _by_page(self, what: str, value: object, kind: str) -> None:
         shape = (self.batch, self.kv_heads, self.max_pages)

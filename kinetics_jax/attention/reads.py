@@ -25,6 +25,7 @@ FAULTS = {  # code → what is wrong
     4: "covers more tokens than its pages hold; let step.cover count them",
     5: "keeps more pages than at_most; mask fewer, or choose_pages by scores",
     6: "attends to more tokens than its budget",
+    7: "attends to nothing; keep the current page at least",
 }
 CODES = 16  # a fault is its layer times this, and its code
 
@@ -73,7 +74,13 @@ class Tally:
         self.check_trace()
         for counts, more in ((self.tokens, tokens), (self.vectors, vectors)):
             if more is not None:
-                more = jnp.broadcast_to(more, self.shape)
+                try:
+                    more = jnp.broadcast_to(more, self.shape)
+                except ValueError as error:
+                    shape = list(jnp.shape(more))
+                    raise PolicyError(
+                        f"{self.where} it counts {shape} reads; they must be {list(self.shape)}: batch, KV heads"
+                    ) from error
                 counts.append(jnp.where(self.active[:, None], more, 0).astype(jnp.uint32))
 
     def blame(self, code: int, where: Bool[Array, "batch kv_heads"]) -> None:

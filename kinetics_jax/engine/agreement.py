@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache, empty_cache
@@ -26,7 +26,7 @@ from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.verify import Beside, store_tokens, verify_attend
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine.replay import STEPS, Drawn, Part, Rows
+from kinetics_jax.engine.replay import STEPS, Drawn, Part, Rows, check_steps, step_fault
 
 ROWS = 8  # samples compared side by side
 
@@ -90,7 +90,7 @@ def agreements(
     """Yields the agreement of `policy` with dense attention on each sample, in order; `rows` at a time, on one device.
 
     Random policies draw with the sample's key, as when it was drawn. Memory is that of two caches of `rows` samples
-    and of the logits of STEPS tokens each.
+    and of the logits of STEPS tokens each. Raises PolicyError for a policy that chooses what it may not.
     """
     longest = max((len(each.prompt) + len(each.tokens) for each in samples), default=0)  # one shape for all
     for first in range(0, len(samples), rows):
@@ -107,10 +107,11 @@ def agreements(
         table = jnp.asarray(side_by_side.table)
         for start in range(0, side_by_side.steps, STEPS):
             part = side_by_side.part(start)
-            sparse, dense, compared = compare_chunk(
+            sparse, dense, compared, faults = compare_chunk(
                 graph, weights, sparse, dense, part, table, side_by_side.keys, policy=policy, backend=backend
             )
-            compared, counts = jax.device_get((compared, part.count))
+            compared, faults, counts = jax.device_get((compared, faults, part.count))
+            check_steps(policy, faults, first)
             for row, count in enumerate(counts[: len(group)]):
                 found[row].append(compared[row, :count])
         for sample, pieces in zip(group, found, strict=True):
@@ -130,8 +131,10 @@ def compare_chunk(
     *,
     policy: AttentionPolicy,
     backend: Backend | None = None,
-) -> tuple[PagedCache, PagedCache, Float[Array, "rows steps 4"]]:
-    """Both models on the next tokens of every row. Returns the caches with these tokens, and `_compared` for each."""
+) -> tuple[PagedCache, PagedCache, Float[Array, "rows steps 4"], Int32[Array, "steps rows"]]:
+    """Both models on the next tokens of every row. Returns the caches with these tokens, and for each `_compared` and
+    the policy's fault (`replay.step_fault`).
+    """
     model = nnx.merge(graph, weights)
     steps = part.tokens.shape[1]
     active = part.count > 0
@@ -142,15 +145,19 @@ def compare_chunk(
     dense = store_tokens(beside, page_table, stored, part.count, backend=backend)
     dense_logits = model.logits(hidden)
 
-    def step(cache: PagedCache, place: jax.Array) -> tuple[PagedCache, jax.Array]:
+    def step(cache: PagedCache, place: jax.Array) -> tuple[PagedCache, tuple[jax.Array, jax.Array]]:
         lengths = jnp.where(place < part.count, part.stored + place + 1, 0)
         step_keys = jax.vmap(jax.random.fold_in)(keys, part.produced + place)
         attend = decode_attend(policy, page_table, lengths, step_keys, backend=backend)
-        hidden, cache = model(part.tokens[:, place, None], (part.stored + place)[:, None], attend, cache)
-        return cache, _compared(model.logits(hidden[:, 0]), dense_logits[:, place], part.following[:, place])
+        counting = cache.counting(stored.shape[0])
+        hidden, cache = model(part.tokens[:, place, None], (part.stored + place)[:, None], attend, counting)
+        cache, reads = cache.counted()
+        logits = model.logits(hidden[:, 0])
+        compared = _compared(logits, dense_logits[:, place], part.following[:, place])
+        return cache, (compared, step_fault(reads, logits))
 
-    sparse, compared = jax.lax.scan(step, sparse, jnp.arange(steps, dtype=jnp.int32))
-    return sparse, dense, jnp.swapaxes(compared, 0, 1)
+    sparse, (compared, faults) = jax.lax.scan(step, sparse, jnp.arange(steps, dtype=jnp.int32))
+    return sparse, dense, jnp.swapaxes(compared, 0, 1), faults
 
 
 @jax.jit

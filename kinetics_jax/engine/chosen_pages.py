@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Int32, Key
 from kinetics_kernels.backends import Backend
 
 from kinetics_jax.attention.cache import PagedCache, empty_cache
@@ -21,7 +21,7 @@ from kinetics_jax.attention.decode import decode_attend
 from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.recorded import MASS, PAGES, Recorded
 from kinetics_jax.config import ModelConfig
-from kinetics_jax.engine.replay import STEPS, Drawn, Part, Rows
+from kinetics_jax.engine.replay import STEPS, Drawn, Part, Rows, check_steps, step_fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,8 @@ def chosen_pages(
     """The record of a sample's decode steps; of those of `at` alone (output positions from 1 on), to save memory.
 
     It computes at a batch of `rows`: that of the run's slots gives the run's own numbers, another one those within
-    rounding, by which pages of equal score may differ. On one device.
+    rounding, by which pages of equal score may differ. On one device. Raises PolicyError for a policy that chooses what
+    it may not.
     """
     side_by_side = Rows([sample], rows=rows, page_size=policy.page_size, seed=seed)
     width, layers = side_by_side.width, config.num_layers
@@ -72,9 +73,10 @@ def chosen_pages(
     mass = np.ones(pages.shape[:3], np.float32)
     table = jnp.asarray(side_by_side.table)
     for start in range(0, side_by_side.steps, STEPS):
-        cache, record = record_chunk(
+        cache, record, faults = record_chunk(
             graph, weights, cache, side_by_side.part(start), table, side_by_side.keys, policy=recorded, backend=backend
         )
+        check_steps(policy, jax.device_get(faults), 0)
         here = np.flatnonzero((wanted > start) & (wanted <= start + STEPS))
         if not len(here):
             continue
@@ -96,18 +98,21 @@ def record_chunk(
     *,
     policy: Recorded,
     backend: Backend | None = None,
-) -> tuple[PagedCache, dict[str, jax.Array]]:
-    """The next decode steps of every row. Returns the cache, and of the first row what the policy noted in each step,
-    `[steps, kv_heads, …]` by name.
+) -> tuple[PagedCache, dict[str, jax.Array], Int32[Array, "steps rows"]]:
+    """The next decode steps of every row. Returns the cache, of the first row what the policy noted in each step,
+    `[steps, kv_heads, …]` by name, and the policy's faults (`replay.step_fault`).
     """
     model = nnx.merge(graph, weights)
 
-    def step(cache: PagedCache, place: jax.Array) -> tuple[PagedCache, dict[str, jax.Array]]:
+    def step(cache: PagedCache, place: jax.Array) -> tuple[PagedCache, tuple[dict[str, jax.Array], jax.Array]]:
         lengths = jnp.where(place < part.count, part.stored + place + 1, 0)
         step_keys = jax.vmap(jax.random.fold_in)(keys, part.produced + place)
         attend = decode_attend(policy, page_table, lengths, step_keys, backend=backend)
-        _, cache = model(part.tokens[:, place, None], (part.stored + place)[:, None], attend, cache)
+        counting = cache.counting(part.count.shape[0])
+        hidden, cache = model(part.tokens[:, place, None], (part.stored + place)[:, None], attend, counting)
+        cache, reads = cache.counted()
         noted = {name: array[:, 0] for name, array in cache.carried.items() if name.startswith((PAGES, MASS))}
-        return cache, noted
+        return cache, (noted, step_fault(reads, model.logits(hidden[:, 0])))
 
-    return jax.lax.scan(step, cache, jnp.arange(part.tokens.shape[1], dtype=jnp.int32))
+    cache, (noted, faults) = jax.lax.scan(step, cache, jnp.arange(part.tokens.shape[1], dtype=jnp.int32))
+    return cache, noted, faults

@@ -139,14 +139,13 @@ class Decoding:
                 self.schedules[shard].finish(slot)
                 going[slot] = False
                 continue
-            fresh = [int(first[slot])] if not sample.tokens else []
-            fresh += drawn[slot][drawn[slot] != IDLE].tolist()
-            before = max(len(sample.tokens), 1)  # the first token takes no decode step
+            new = drawn[slot][drawn[slot] != IDLE].tolist()
+            fresh = new if sample.tokens else [int(first[slot]), *new]
             if chances is not None and sample.request.draw and sample.request.draw.rules.log_probs:
                 given = min(len(sample.forced), len(fresh))  # drawn from nothing
                 sample.log_probs += [(own, math.nan) for own, _ in chances[slot][:given]] + chances[slot][given:]
             sample.add(fresh)
-            sample.read += counts[slot, : max(len(sample.tokens) - before, 0)].sum(axis=0)
+            sample.reads = np.concatenate([sample.reads, counts[slot, : len(new)]])
             done.tokens += len(fresh) - sample.nonfinite
             going[slot] &= not sample.ended
             if not going[slot]:

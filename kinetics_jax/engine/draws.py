@@ -103,14 +103,9 @@ def _check_hook(hook: Any, vocab: int, positions: int, hooks: Collection[Any]) -
 
 
 def watches(
-    draw: Draw,
-    *,
-    prompt_tokens: int,
-    decode: Callable[[Sequence[int]], str],
-    before: Sequence[int] = (),
-    coming: int = 0,
+    draw: Draw, *, prompt_tokens: int, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()
 ) -> dict[str, Watch]:
-    """What ends a sample on the host, by reason; it has the tokens `before`, and is given `coming` more."""
+    """What ends a sample on the host, by reason; it has the tokens `before`."""
     sampling, rules, found = draw.sampling, draw.rules, {}
     if sampling.repetition_window:
         found["repetition"] = (
@@ -118,7 +113,8 @@ def watches(
             if rules.repetition_block
             else RepetitionWatch(sampling.repetition_window)
         )
-        found["repetition"].recall(list(before))
     if rules.stop:
-        found["stop"] = StopWatch(rules.stop, decode, before=before, coming=coming, least=rules.min_tokens)
+        found["stop"] = StopWatch(rules.stop, decode, least=rules.min_tokens)
+    for watch in found.values():
+        watch.recall(list(before))
     return found

@@ -29,7 +29,7 @@ from kinetics_jax.engine.prompts import Count, prompt_ids
 from kinetics_jax.engine.requests import Request
 from kinetics_jax.engine.setup import Finished, Job, Setup, shared_prefix
 from kinetics_jax.engine.speculative_decoding import SpeculativeDecoding, check_speculation
-from kinetics_jax.settings import EngineSettings, RequestError, Sampling, whole_number
+from kinetics_jax.settings import EngineSettings, RequestError, Sampling, sample_indices, whole_number
 from kinetics_jax.sharding.mesh import check_mesh, mesh_spelling
 
 DEFAULT_LENGTH = 4096  # tokens of a sequence in an open decoder, unless it is told otherwise
@@ -206,7 +206,7 @@ class Engine:
             dataclasses.replace(
                 request,
                 prompt=prompt_ids(request.where, request.prompt, vocab),
-                samples=[whole_number(sample, "a sample's index", RequestError) for sample in request.samples],
+                samples=sample_indices(request.samples, RequestError),
             )
             for request in requests
         ]

@@ -27,7 +27,15 @@ from kinetics_jax.engine.rows import RowTable
 from kinetics_jax.engine.sampling import fork_key, prompt_digest, prompt_name
 from kinetics_jax.engine.stops import StopWatch, cut_text
 from kinetics_jax.errors import spelled
-from kinetics_jax.settings import DrawRules, RequestError, Sampling, whole_number
+from kinetics_jax.settings import (
+    MAX_SAMPLES,
+    DrawRules,
+    RequestError,
+    Sampling,
+    sample_indices,
+    switch,
+    whole_number,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -154,7 +162,7 @@ class Decoder:
         self._prompts[id] = digest
         request = Request(id, ids, indices, _absolute(draw, len(start)))
         self.rows.note(draw)
-        keep = self.keep if keep is None else keep
+        keep = self.keep if keep is None else switch(keep, "keep", RequestError)
         limit = len(start) + sampling.max_tokens
         branches = [Branch(request, index, limit, kept=keep, owner=self) for index in indices]
         for branch in branches:
@@ -223,10 +231,11 @@ class Decoder:
             branch.tokens.append(branch.forced.pop(0))
             branch.log_probs += [(np.nan, np.nan)] if rules.log_probs else []
             for watch in branch.watches.values():
-                watch.feed(branch.tokens[-1:])
+                watch.recall(branch.tokens[-1:])
         elif not branch.tokens or not exact or (cached and carries):
             self._start_over(branch)
             return
+        branch.reads = branch.reads[: max(len(branch.tokens) - 1, 0)]  # of steps that are not taken again
         schedule.kept.remove(branch)
         schedule.cut(branch, branch.stored)
         branch.reached = branch.stored
@@ -249,7 +258,6 @@ class Decoder:
                 pages=list(branch.pages),
                 tokens=list(branch.tokens),
                 log_probs=list(branch.log_probs),
-                read=branch.read.copy(),
                 key=fork_key(key, branch.forks),
                 path=(*branch.path, branch.forks),
                 forks=0,
@@ -373,12 +381,14 @@ class Decoder:
     def _indices(self, id: str, n: Any, samples: Iterable[int] | None) -> list[int]:
         """The samples' indices: the next `n`, or those that are asked for."""
         if samples is not None:
-            indices = [whole_number(sample, "a sample's index", RequestError) for sample in samples]
-            if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
-                raise RequestError(f"samples must name indices from 0 up, each once, got {spelled(indices, 40)}")
+            indices = sample_indices(samples, RequestError)
+            if not indices or len(set(indices)) < len(indices):
+                raise RequestError(f"samples must name indices, each once, got {spelled(indices, 40)}")
         else:
             if (n := whole_number(n, "n", RequestError)) < 1:
                 raise RequestError(f"n must be at least 1, got {n}")
+            if self._samples[id] + n > MAX_SAMPLES:
+                raise RequestError(f"n: the samples of {id!r:.60} would be more than {MAX_SAMPLES}; lower it to fit")
             indices = list(range(self._samples[id], self._samples[id] + n))
         self._samples[id] = max(self._samples[id], *(index + 1 for index in indices))
         return indices
@@ -390,7 +400,6 @@ class Decoder:
             prompt_tokens=len(branch.request.prompt),
             decode=self.decode or (lambda tokens: ""),
             before=branch.tokens,
-            coming=len(branch.forced),
         )
 
     def _start_over(self, branch: Branch) -> None:
@@ -400,7 +409,7 @@ class Decoder:
         decoding.schedules[branch.shard].forget(branch)
         branch.forced = [*branch.tokens, *branch.forced]
         branch.tokens, branch.log_probs, branch.carried = [], [], None
-        branch.read = np.zeros_like(branch.read)
+        branch.reads = branch.reads[:0]
         if branch.key is not None:
             branch.request = dataclasses.replace(branch.request, draw=dataclasses.replace(draw, key=branch.key))
         branch.watches = self._watches(branch)

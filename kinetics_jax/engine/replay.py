@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from kinetics_jax.attention.cache import PagedCache
+from kinetics_jax.attention.policies.base import AttentionPolicy
+from kinetics_jax.attention.reads import Reads, policy_fault
 from kinetics_jax.engine.programs import prefill, prefill_chunk
 from kinetics_jax.engine.sampling import problem_hash, sample_keys, seed_key
 from kinetics_jax.padding import pages_for, prefill_size, prompt_shape, table_width
@@ -99,6 +101,17 @@ class Rows:
             some = jnp.asarray(tokens[:, start : start + chunk])
             cache, logits = prefill_chunk(graph, weights, cache, some, jnp.int32(start), length, held_pages)
         return cache, logits
+
+
+def step_fault(reads: Reads, logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
+    """A policy's fault in one step of every row; none where the logits are not finite: there the model failed."""
+    return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), jnp.max(reads.fault, axis=0), 0)
+
+
+def check_steps(policy: AttentionPolicy, faults: Int32[np.ndarray, "steps rows"], first: int) -> None:
+    """Raises PolicyError for the first fault of some rows' steps (0: none); the first row is sample `first`."""
+    for step, row in np.argwhere(faults)[:1].tolist():
+        raise policy_fault(policy, int(faults[step, row]), f"sample {first + row}")
 
 
 def _key(sample: Drawn, seed: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from kinetics_jax.engine.chosen_pages import ChosenPages, chosen_pages
 from kinetics_jax.engine.prompts import prompt_ids
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.sampling import prompt_digest, prompt_name
-from kinetics_jax.settings import RequestError
+from kinetics_jax.errors import spelled
+from kinetics_jax.settings import RequestError, sample_indices, whole_number
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -97,6 +98,12 @@ class Replays:
         """
         drawn = self._drawn("chosen_pages", prompt, tokens, problem, sample)
         policy, (drawn,) = self._replayed("chosen_pages", attention, [drawn])
+        if at is not None:
+            if isinstance(at, str) or not hasattr(at, "__iter__"):
+                raise RequestError(f"chosen_pages: at must be a list of output positions, got {spelled(at, 40)}")
+            at = [whole_number(place, "chosen_pages: an output position of at", RequestError) for place in at]
+        if (rows := whole_number(rows, "chosen_pages: rows", RequestError)) < 1:
+            raise RequestError(f"chosen_pages: rows must be at least 1, got {rows}")
         if wrong := [place for place in at or () if not 1 <= place < len(drawn.tokens)]:
             raise RequestError(f"chosen_pages: at must hold positions in 1 … {len(drawn.tokens) - 1}, got {wrong[0]}")
         return chosen_pages(
@@ -123,6 +130,11 @@ class Replays:
         checked = []
         for index, drawn in enumerate(samples):
             where = f"{what}: sample {index}"
+            if not isinstance(drawn, Drawn):
+                raise RequestError(f"{where}: give a Drawn(prompt, tokens), got {spelled(drawn, 40)}")
+            if not isinstance(drawn.problem, str):
+                raise RequestError(f"{where}: problem must be a text, got {spelled(drawn.problem, 40)}")
+            sample_indices([drawn.sample], RequestError)
             tokens = prompt_ids(f"{where}, its tokens", drawn.tokens, vocab) if len(drawn.tokens) else []
             checked.append(dataclasses.replace(drawn, prompt=prompt_ids(where, drawn.prompt, vocab), tokens=tokens))
             if (length := len(checked[-1].prompt) + len(tokens)) > limit:

@@ -17,6 +17,9 @@ NO_TOKEN = {NONFINITE: "nonfinite", HOOK_NONFINITE: "nonfinite", BLOCKED: "block
 class Watch(Protocol):
     """Follows a sample's tokens and tells where it ends."""
 
+    def recall(self, tokens: list[int]) -> None:
+        """Takes the next tokens, which are given: no sample ends at one of them."""
+
     def feed(self, tokens: list[int]) -> int | None:
         """Takes the next tokens. Returns how many of them belong to the sample, if it ends by then, else None;
         negative where it loses tokens of before, too.
@@ -69,7 +72,8 @@ class Running:
 
     `age` counts samples in the order they began, `began` is the time; `saved` is the copy of its pages while they are
     on the host; `failed`: the code of why no token could be drawn, 0 for none; `ended`: which of `watches`, by reason,
-    ended it; `read`: KV tokens attended and summary vectors read so far.
+    ended it; `reads [steps, 2]`: KV tokens attended and summary vectors read by each decode step that was taken for it,
+    steps behind its last token included.
 
     In an open decoder beside: `forced` are tokens still to come, in the order they are given; `log_probs` has two
     numbers for each token, if the rules ask for them; `key` is its own where it is not that of its problem and index;
@@ -88,7 +92,7 @@ class Running:
     ended: str = ""
     failed: int = 0
     saved: Any = None
-    read: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
+    reads: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int64))
     forced: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     key: Any = None
@@ -109,6 +113,11 @@ class Running:
         return min(self.reached, len(self.request.prompt) + len(self.tokens))
 
     @property
+    def read(self) -> np.ndarray:
+        """KV tokens attended and summary vectors read by the decode steps of its tokens: all but the first took one."""
+        return self.reads[: max(len(self.tokens) - 1, 0)].sum(axis=0)
+
+    @property
     def nonfinite(self) -> bool:
         """Whether the model's logits were not finite."""
         return self.failed == NONFINITE
@@ -120,9 +129,12 @@ class Running:
         drawn = len(self.tokens) + len(tokens)
         self.failed = tokens[-1] if tokens and tokens[-1] < IDLE else 0
         tokens = tokens[:-1] if self.failed else tokens
-        self.forced = self.forced[len(tokens) :]
-        found = {reason: watch.feed(tokens) for reason, watch in self.watches.items()}
-        kept = {reason: count for reason, count in found.items() if count is not None}
+        given, drawn_now = tokens[: len(self.forced)], tokens[len(self.forced) :]
+        self.forced = self.forced[len(given) :]
+        for watch in self.watches.values():
+            watch.recall(given)
+        found = {reason: watch.feed(drawn_now) for reason, watch in self.watches.items()}
+        kept = {reason: len(given) + count for reason, count in found.items() if count is not None}
         before = len(self.tokens)
         self.tokens += tokens
         if kept:

@@ -10,8 +10,8 @@ LOOK_BACK = 8  # tokens before the new ones whose text is made anew: of a letter
 class StopWatch:
     """Follows one sample's tokens and tells at which its text, as `decode` makes it, completes one of `stops`.
 
-    Stops are found across the borders of tokens. `before` are tokens that are given: those that the sample has, and the
-    next `coming` ones of all that it is fed. A stop counts if its last letter is drawn, at token `least` or later.
+    Stops are found across the borders of tokens. Tokens that are given, or that the sample has already, come by
+    `recall`. A stop counts if its last letter is drawn, at token `least` or later.
     """
 
     def __init__(
@@ -19,20 +19,20 @@ class StopWatch:
         stops: Sequence[str],
         decode: Callable[[Sequence[int]], str],
         *,
-        before: Sequence[int] = (),
-        coming: int = 0,
         least: int = 0,
     ):
-        self.stops, self.decode, self.coming, self.least = stops, decode, coming, least
-        self.tokens = list(before)
+        self.stops, self.decode, self.least = stops, decode, least
+        self.tokens: list[int] = []
         self.reach = max(map(len, stops)) - 1
         self.found: str | None = None
 
+    def recall(self, tokens: list[int]) -> None:
+        """Takes tokens that are given."""
+        self.tokens += tokens
+
     def feed(self, tokens: list[int]) -> int | None:
         """Takes the next tokens. Returns how many of them belong to the sample, if it ends by then, else None."""
-        given = min(self.coming, len(tokens))
-        self.coming -= given
-        old = len(self.tokens) + given
+        old = len(self.tokens)
         self.tokens += tokens
         start = self._window(old)
         known = self._letters(start, old)
@@ -44,7 +44,7 @@ class StopWatch:
             else:
                 known = self._letters(start, end)
             if self.found:
-                return end - old + given
+                return end - old
         return None
 
     def _first_stop(self, text: str, known: int) -> str | None:

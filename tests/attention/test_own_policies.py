@@ -241,6 +241,7 @@ CHOICES = {
     "covered": lambda step: (everything(step), jnp.broadcast_to(step.lengths[:, None] + 1, (4, 2))),
     "mask": lambda step: step.keep_pages(scores_of(step) == 0, at_most=4),
     "budget": lambda step: step.keep_pages(scores_of(step) == 0, at_most=30),
+    "nothing": lambda step: step.keep_pages((scores_of(step) == 0) & ~long(step), at_most=30),
 }
 SAYS = {
     "nan": "scores pages with NaN",
@@ -249,6 +250,7 @@ SAYS = {
     "covered": "covers more tokens than its pages hold",
     "mask": "keeps more pages than at_most",
     "budget": "attends to more tokens than its budget of 20",
+    "nothing": "attends to nothing; keep the current page at least",
 }
 
 
@@ -320,6 +322,13 @@ def test_numbers_that_are_not_finite_in_the_model_are_not_the_policys_fault(tmp_
     assert max(len(sample.output_tokens) for sample in samples) > 1  # by then it had chosen pages
 
 
+CALLS = {  # ops that are called as they cannot be
+    "few": lambda step: step.choose_pages(scores_of(step), pages=2, sink_pages=1, recent_pages=1),
+    "at_most": lambda step: step.keep_pages(scores_of(step) > 0, at_most=0),
+    "other": lambda step: step.select_pages(pages=3, sink_pages=1, recent_pages=1, summary="min_max"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Returns(kj.AttentionPolicy):
     what: str = "none"
@@ -328,6 +337,8 @@ class Returns(kj.AttentionPolicy):
     price = "measured"
 
     def carried(self, head_dim):
+        if self.what == "declares":
+            return {"n": 5}
         return {"n": ((), "int32")} if self.what == "carry" else {}
 
     def attend_and_carry(self, step):
@@ -350,6 +361,11 @@ class Returns(kj.AttentionPolicy):
             raise LookupError("of its own")
         if self.what == "scores":
             return step.attend_chosen(step.choose_pages(step.lengths, pages=3, sink_pages=1, recent_pages=1)), carried
+        if self.what in CALLS:
+            return step.attend_chosen(CALLS[self.what](step)), carried
+        if self.what == "counts":
+            step.count(tokens=jnp.ones((step.batch, 3), jnp.int32))
+            return out, carried
         if self.what == "uncounted":
             step.tally.tokens.clear()
             return out, carried
@@ -369,12 +385,25 @@ class Returns(kj.AttentionPolicy):
         ("scores", r"it gives scores of int32\[4\]; it must be floats \[4, 2, "),
         ("summaries", "it scores page summaries, and its cache keeps none; say which: cache_summary"),
         ("uncounted", "it attends without the step's ops; say what it reads: step.count"),
+        ("few", "it chooses with pages=2, sink_pages=1, recent_pages=1; recent_pages must be at least 1"),
+        ("at_most", "keep_pages: at_most must be at least 1, got 0"),
+        ("other", "it reads min_max summaries, and its cache keeps none; say which: cache_summary = .min_max."),
+        ("counts", r"it counts \[4, 3\] reads; they must be \[4, 2\]"),
         ("cond", "calls the step's ops inside jit, lax.cond, scan or vmap"),
     ],
 )
 def test_results_of_another_kind_are_refused_before_a_step_is_taken(lm, what, says):
     with pytest.raises(PolicyError, match=f"returns.*: in layer 0 .*{says}"):
         list(run(lm, Returns(what=what)))
+
+
+def test_a_policy_that_names_itself_or_its_arrays_wrongly_is_refused(lm):
+    with pytest.raises(PolicyError, match=r"returns:what=declares: carried\(head_dim\) must name arrays.*got {'n': 5}"):
+        list(run(lm, Returns(what="declares")))
+    with pytest.raises(PolicyError, match="Other needs its name in spellings: kind = 'a_name'"):
+        own()()
+    with pytest.raises(PolicyError, match="own: page_size must be at least 1, got 0"):
+        own(kind="own", page_size=0)()
 
 
 def test_what_a_policys_own_code_raises_is_told_with_its_place(lm):

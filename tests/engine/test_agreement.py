@@ -1,5 +1,7 @@
 """Agreement of a policy with dense attention: both sides against float64 forwards of the same tokens."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from scipy.special import log_softmax
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
 import kinetics_jax as kj
+from kinetics_jax.attention.policies.base import PolicyError
 from kinetics_jax.engine.agreement import Agreement, agreements
 from kinetics_jax.engine.replay import Drawn
 from kinetics_jax.engine.sampling import problem_hash, sample_keys, seed_key
@@ -42,6 +45,40 @@ def expected(lm, sample: Drawn, policy) -> Agreement:
     places = np.arange(len(sample.tokens)), np.array(sample.tokens)
     overlap = np.minimum(np.exp(sparse), np.exp(dense)).sum(-1)
     return Agreement(sparse[places], dense[places], overlap, sparse.argmax(-1) == dense.argmax(-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(kj.AttentionPolicy):
+    """Scores with NaN."""
+
+    page_size: int = 4
+    kind, price = "nothing_but_nan", "measured"
+
+    def choose(self, step):
+        scores = jnp.full((step.batch, step.kv_heads, step.max_pages), jnp.nan)
+        return step.choose_pages(scores, pages=3, sink_pages=1, recent_pages=1)
+
+
+@pytest.mark.parametrize("replay", ["agreement", "chosen_pages"])
+def test_a_policy_that_chooses_what_it_may_not_has_no_numbers(lm, replay):
+    with pytest.raises(PolicyError, match=r"nothing_but_nan: in layer 0 it scores pages with NaN.*\(sample 0\)"):
+        getattr(lm, replay)(tiny_prompts(1, first=21)[0], [50, 51, 52], attention=Nothing())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"at": 1}, "at must be a list of output positions, got 1"),
+        ({"at": [1.5]}, "an output position of at must be a whole number"),
+        ({"rows": 0}, "rows must be at least 1, got 0"),
+        ({"sample": "a"}, "a sample's index must be a whole number"),
+        ({"sample": 2**31}, "samples must name indices in 0"),
+        ({"problem": 3}, "sample 0: problem must be a text, got 3"),
+    ],
+)
+def test_what_cannot_be_replayed(lm, options, says):
+    with pytest.raises(RequestError, match=says):
+        lm.chosen_pages([5, 6, 7], [50, 51, 52], attention="block_topk:pages=4,page_size=4", **options)
 
 
 @pytest.mark.slow

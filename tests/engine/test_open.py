@@ -103,7 +103,8 @@ def test_a_sample_that_goes_on_is_one_that_never_stopped(lm, policy):
     for name in [("0", 0, ()), ("1", 1, ()), ("4", 0, ())]:
         forced = kept(first[name]) + WAIT
         sample = alone(single, name, forced, log_probs=True)
-        assert second[name].output_tokens == sample.output_tokens
+        for what in ("output_tokens", "attended_tokens", "summary_vectors"):
+            assert getattr(second[name], what) == getattr(sample, what), what
         assert second[name].output_tokens[: len(forced)] == forced
         found, expected = np.array(second[name].log_probs), np.array(sample.log_probs)
         lost = np.isnan(found)  # what a policy carried is not kept from before the end token

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_jax.engine.repetition import BlockWatch, RepetitionWatch
+from kinetics_jax.engine.requests import Request, Running
 
 
 def first_repetition(tokens, window):
@@ -102,3 +103,14 @@ def test_two_copies_and_near_misses_are_not_repetition():
     broken = passage * 2 + [1001] + passage * 2
     assert watched(broken, 768, [100]) is None
     assert watched(rng.integers(1000, size=5000).tolist(), 64, [7]) is None
+
+
+@pytest.mark.parametrize("watch", [RepetitionWatch(16), BlockWatch(16, 4, 1)], ids=["period", "blocks"])
+def test_given_tokens_end_no_sample_but_count_for_those_behind_them(watch):
+    running = Running(Request("p", [1], [0]), 0, 100, forced=[5] * 40, watches={"repetition": watch})
+    for _ in range(5):
+        running.add([5] * 8)
+    assert (running.tokens, running.ended) == ([5] * 40, "")
+    running.add([5] * 8)
+    assert running.ended == "repetition"
+    assert len(running.tokens) == (41 if isinstance(watch, RepetitionWatch) else 37)  # a block is lost

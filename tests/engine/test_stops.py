@@ -36,8 +36,11 @@ def test_equals_a_reading_of_the_whole_text(data):
     coming = data.draw(st.integers(0, len(tokens) - before))
     least = data.draw(st.integers(0, 70))
     cuts = sorted(data.draw(st.lists(st.integers(before, len(tokens)), max_size=5)))
-    watch, seen, found = StopWatch(stops, decode, before=tokens[:before], coming=coming, least=least), before, None
-    for end in [*cuts, len(tokens)]:
+    watch, seen, found = StopWatch(stops, decode, least=least), before, None
+    watch.recall(tokens[:before])
+    watch.recall(tokens[before : before + coming])
+    seen += coming
+    for end in [*(cut for cut in cuts if cut > seen), len(tokens)]:
         count = watch.feed(tokens[seen:end])
         if count is not None:
             found = seen + count
@@ -85,6 +88,7 @@ def test_text_is_cut_at_the_stop_and_goes_on_from_there(lm):
             fresh.extend(sample, stop=(), max_tokens=48 - count)
         for sample in fresh:
             assert sample.output_tokens == whole[sample.sample].output_tokens
+            assert sample.attended_tokens == whole[sample.sample].attended_tokens
     texts = [sample.text for sample in lm.generate([PROMPT], n=4, sampling=DRAW, stop="@")]
     plain = [sample.text for sample in lm.generate([PROMPT], n=4, sampling=DRAW)]
     assert texts == [text.split("@")[0] for text in plain]

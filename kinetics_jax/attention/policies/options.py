@@ -30,8 +30,10 @@ def check_settings(policy: Any) -> None:
     """Makes a policy's values Python's own and sorts its `dense_layers`, which are a set.
 
     Raises PolicyError for a value of another type than its field's, a number beyond any context or that is not finite,
-    and text that a spelling could not hold.
+    text that a spelling could not hold, and a class without a kind.
     """
+    if not isinstance(getattr(policy, "kind", None), str):
+        raise PolicyError(f"{type(policy).__qualname__} needs its name in spellings: kind = 'a_name'")
     for field in dataclasses.fields(policy):
         where = f"{policy.kind}: {field.name}"
         kind = type_of(field)
@@ -53,6 +55,8 @@ def check_settings(policy: Any) -> None:
         if field.name == "budget" and value < 0:
             raise PolicyError(f"{where} must not be negative, got {value}")
         object.__setattr__(policy, field.name, value)
+    if (value := _whole(policy.page_size, f"{policy.kind}: page_size")) < 1:  # of the class, where it is no field
+        raise PolicyError(f"{policy.kind}: page_size must be at least 1, got {value}")
 
 
 def _whole(value: Any, where: str) -> int:
