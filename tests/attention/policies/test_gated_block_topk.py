@@ -1,14 +1,13 @@
 """Block top-k by a learned linear gate."""
 
 import dataclasses
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import one_step
 import pytest
 from block_rule import attended_blocks
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_block_topk import score_of
 
 import kinetics_jax as kj
@@ -23,7 +22,9 @@ def write_gate(path: Path, layers: int = 3, heads: int = 2, gate: np.ndarray = G
     return str(path)
 
 
-FILE = write_gate(Path(tempfile.mkdtemp(prefix="gate")) / "gate.safetensors")
+FILE = str(
+    Path(__file__).with_name("gate.safetensors")
+)  # as `write_gate` makes it; every worker names tests by its path
 SPELLINGS = [
     f"gated_block_topk:budget=20,page_size=4,gate={FILE},dense_layers=1",
     f"gated_block_topk:budget=20,page_size=4,gate={FILE},dense_layers=1,summary=min_max",
@@ -33,6 +34,11 @@ SPELLINGS = [
 def attended(policy, query, keys, draw):
     mapped = GATE.astype(np.float64) @ query.mean(axis=0)
     return attended_blocks(policy, keys, lambda page, held: score_of(policy.summary, mapped, held))
+
+
+def test_the_kept_file_holds_the_gate():
+    for gates in load_file(FILE).values():
+        np.testing.assert_array_equal(gates, np.stack([GATE, GATE]))
 
 
 def test_a_spelling_with_a_digest_needs_no_file(tmp_path):
