@@ -1,9 +1,11 @@
 """experiments/policy_agreement.py: a row for every kind of policy, of samples that the policy drew."""
 
+import json
 import sys
 
 import policy_agreement
 import pytest
+from paths import ROOT
 from selection import compared, summary
 from tiny import tiny_config, tiny_prompts, write_checkpoint
 
@@ -41,3 +43,12 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit, match="2"):
         policy_agreement.main()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_page_shows_what_is_recorded():
+    recorded = json.loads(
+        (ROOT / "experiments" / "results" / "cpu" / "policy_agreement.json").read_text(encoding="utf-8")
+    )
+    assert policy_agreement.markdown(recorded["rows"]) in (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+    kinds = {row["attention"].partition(":")[0] for row in recorded["rows"]}
+    assert set(POLICIES) - kinds == {"gated_block_topk"}  # there is no trained gate to measure
