@@ -83,7 +83,7 @@ def test_a_backend_equals_itself(recorded, command, tmp_path, capsys):
     out = tmp_path / "again"
     assert compare_backends.main(["record", str(out), *command]) == 0
     code, found, table = compared(capsys, recorded, out)
-    assert code == 0
+    assert code == 0, table
     assert found["within"]
     assert found["a"]["ops"]["backends"]["paged_decode"] == {"backend": "xla", "why": "forced"}
     assert {row["op"] for row in found["ops"]} == {"append_kv", "select_pages", "paged_decode", "block_topk_decode"}

@@ -49,7 +49,7 @@ def test_a_tokenizer_that_cuts_text_in_an_unknown_way_leaves_ids(tmp_path, pre):
     says = rf"how its tokenizer cuts text is not known \(tokenizer\.ggml\.pre is {named}"
     with pytest.warns(UserWarning, match=says):
         lm = kj.load(path)
-    assert len(lm.generate([[5, 6]], sampling=kj.Sampling(max_tokens=2))[0].output_tokens) == 2
+    assert len(lm.generate([[5, 6]], sampling=kj.Sampling(max_tokens=2), min_tokens=2)[0].output_tokens) == 2
     with pytest.raises(CheckpointError, match=says + ".*prompts as lists of token ids"):
         lm.encode("text")
 

@@ -22,6 +22,7 @@ from kinetics_jax.attention.policies.base import AttentionPolicy
 from kinetics_jax.attention.policies.dense import Dense
 from kinetics_jax.attention.policies.registry import parse_policy
 from kinetics_jax.checkpoints.resolve import resolve
+from kinetics_jax.engine.engine import Request
 from kinetics_jax.engine.programs import prefill
 from kinetics_jax.engine.sampling import filter_logits, problem_hash, sample_keys, seed_key
 from kinetics_jax.errors import UserError
@@ -117,13 +118,12 @@ def _generate(
 ) -> np.ndarray:
     """`[problems, 1 + samples, max_tokens]` int32: the engine's greedy sample and those drawn, -1 after the end."""
     greedy = dataclasses.replace(drawn, temperature=0.0)
-    columns = [(0, sample) for sample in lm.generate(prompts, n=1, sampling=greedy, attention=policy)]
-    if samples:
-        samples_drawn = lm.generate(prompts, n=samples, sampling=drawn, attention=policy)
-        columns += [(1 + sample.sample, sample) for sample in samples_drawn]
     tokens = np.full((len(prompts), 1 + samples, drawn.max_tokens), -1, np.int32)
-    for column, sample in columns:
-        tokens[sample.problem, column, : len(sample.output_tokens)] = sample.output_tokens
+    for sampling, first, count in ((greedy, 0, 1), (drawn, 1, samples)):
+        if count:  # with ids by place, from which `replay` has the samples' keys
+            requests = [Request(str(place), prompt, range(count)) for place, prompt in enumerate(prompts)]
+            for done in lm.engine(sampling=sampling, attention=policy).run(requests):
+                tokens[int(done.problem), first + done.sample, : len(done.output_tokens)] = done.output_tokens
     return tokens
 
 
