@@ -156,15 +156,26 @@ def _replayed(pool: Pool, rule: StopRule, pricing: Pricing, batch: int | None) -
         right = np.array([bool(problem.grades[j]) for j in costs.graded])
         solved[i] = pass_at_k(samples, int(right.sum()), rule.reach)
         spent[i], drawn[i] = _expected(right, costs, rule)
-    (low, high), (cost_low, cost_high) = accuracy_interval(solved), cluster_bootstrap(spent)
+    return _mean_replay(solved, spent, drawn)
+
+
+def _mean_replay(
+    right: Float[np.ndarray, " problems"],
+    spent: Float[np.ndarray, " problems"],
+    drawn: Float[np.ndarray, " problems"],
+    **noise: float,
+) -> Replay:
+    """A replay's means over problems with their intervals: accuracy, cost and samples of each; `noise` as they are."""
+    (low, high), (cost_low, cost_high) = accuracy_interval(right), cluster_bootstrap(spent)
     return Replay(
-        accuracy=float(solved.mean()),
+        accuracy=float(right.mean()),
         low=float(low),
         high=float(high),
         cost=float(spent.mean()),
         cost_low=float(cost_low),
         cost_high=float(cost_high),
         samples=float(drawn.mean()),
+        **noise,
     )
 
 
@@ -316,15 +327,10 @@ def _voted(
         found.append(dataclasses.replace(each, spent=each.spent + costs.prefill))
     gain, spent, drawn, gain_noise, spent_noise = np.array([dataclasses.astuple(each) for each in found]).T
     right = np.clip(in_full + gain, 0, 1)
-    (low, high), (cost_low, cost_high) = accuracy_interval(right), cluster_bootstrap(spent)
-    return Replay(
-        accuracy=float(right.mean()),
-        low=float(low),
-        high=float(high),
-        cost=float(spent.mean()),
-        cost_low=float(cost_low),
-        cost_high=float(cost_high),
-        samples=float(drawn.mean()),
+    return _mean_replay(
+        right,
+        spent,
+        drawn,
         accuracy_noise=float(np.sqrt(np.sum(gain_noise**2)) / len(right)),
         cost_noise=float(np.sqrt(np.sum(spent_noise**2)) / len(spent)),
     )

@@ -93,15 +93,8 @@ def step_seconds(
     """
     contexts = np.asarray(contexts)
     if amounts is None:
-        amounts = step_amounts(
-            config,
-            policy,
-            contexts=contexts,
-            width=width,
-            kv_bytes=kv_bytes,
-            weight_bytes=weight_bytes,
-            padded=hardware.padded,
-        )
+        bytes_each = {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes}
+        amounts = step_amounts(config, policy, contexts=contexts, width=width, padded=hardware.padded, **bytes_each)
     overhead = hardware.overhead_seconds(config.num_layers, config.vocab_size, contexts.shape[-1])
     waiting = communication_seconds(
         config, hardware, chips, contexts.shape[-1], activation_bytes=activation_bytes(weight_bytes)
@@ -128,15 +121,8 @@ def step_joules(
     if hardware.watts is None:  # before anything is counted: a plan asks for every configuration
         return None
     if amounts is None:
-        amounts = step_amounts(
-            config,
-            policy,
-            contexts=contexts,
-            width=width,
-            kv_bytes=kv_bytes,
-            weight_bytes=weight_bytes,
-            padded=hardware.padded,
-        )
+        bytes_each = {"kv_bytes": kv_bytes, "weight_bytes": weight_bytes}
+        amounts = step_amounts(config, policy, contexts=contexts, width=width, padded=hardware.padded, **bytes_each)
     drawn = hardware.joules(split_over_chips(amounts, config, chips), seconds)
     return None if drawn is None else chips * drawn
 

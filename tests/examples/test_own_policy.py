@@ -1,6 +1,5 @@
 """The example's policy, installed as its docstring says: by a distribution on the path that declares an entry point."""
 
-import importlib
 import json
 import re
 import runpy
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from command_line import kinetics
+from installed_example import installed_example
 from paths import ROOT
 
 import kinetics_jax as kj
@@ -21,20 +21,7 @@ SAMPLE = ("--task", "builtin", "--limit", "2", "--n", "2", "--slots", "4", "--ma
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """What pip leaves of the example's folder, its lines of pyproject.toml taken from the docstring."""
-    text = EXAMPLE.read_text()
-    entry = next(line.strip() for line in text.splitlines() if line.strip().startswith("fading_topk = "))
-    site = tmp_path / "site"
-    info = site / "own_policy-0.1.dist-info"
-    info.mkdir(parents=True)
-    (site / "own_policy.py").write_text(text)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-policy\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[kinetics_jax.policies]\n{entry}\n".replace('"', ""))
-    monkeypatch.syspath_prepend(str(site))
-    importlib.invalidate_caches()
-    yield
-    POLICIES.pop("fading_topk", None)
-    sys.modules.pop("own_policy", None)
+    yield from installed_example(EXAMPLE, tmp_path / "site", monkeypatch)
 
 
 def test_it_is_short_and_uses_public_names_only():

@@ -1,12 +1,11 @@
 """The second research policy: it carries its choice, costs what block top-k costs, and stands on a frontier."""
 
-import importlib
 import json
 import runpy
-import sys
 
 import pytest
 from command_line import kinetics
+from installed_example import installed_example
 from paths import ROOT
 
 from kinetics_jax.attention.policies.registry import POLICIES
@@ -18,19 +17,7 @@ OPTIONS = "budget=16,page_size=4"
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """What pip leaves of it, with the entry point of its docstring."""
-    text = EXAMPLE.read_text()
-    info = tmp_path / "site" / "research_policy-0.1.dist-info"
-    info.mkdir(parents=True)
-    (tmp_path / "site" / "research_policy.py").write_text(text)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: research-policy\nVersion: 0.1\n")
-    entry = text[text.index("sticky_topk = ") :].partition(".")[0].replace('"', "")
-    (info / "entry_points.txt").write_text(f"[kinetics_jax.policies]\n{entry}\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    importlib.invalidate_caches()
-    yield
-    POLICIES.pop("sticky_topk", None)
-    sys.modules.pop("research_policy", None)
+    yield from installed_example(EXAMPLE, tmp_path / "site", monkeypatch)
 
 
 def test_it_is_short_and_uses_public_names_only():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_speculation_is_recorded_with_its_price(lm, tmp_path):
     done = run(lm, tmp_path / "speculated", sampling=GREEDY, settings=settings)
     assert done.header["policy"] == "dense"
     assert done.header["speculate"] == {"tokens": 3, "draft": str(SPARSE)}
-    key = lambda record: (record["problem"], record["sample"])  # noqa: E731
+    key = operator.itemgetter("problem", "sample")
     other = {key(record): record for record in dense.samples}
     drafted = accepted = 0
     for record in done.samples:
