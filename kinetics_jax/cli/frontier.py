@@ -294,6 +294,10 @@ def _report(path: Path, runs: tuple[Path, ...], options: dict[str, Any]) -> pd.D
     from kinetics_jax.report.report import report_tables, write_report
     from kinetics_jax.runs.folder import read_run
 
+    for run in runs:
+        require(
+            not run.is_file(), f"{run}: --report is of run folders, and this is a file; take --csv, --figure or --json"
+        )
     read = [read_run(run) for run in runs]
     for run in read:
         say(f"{run.path}: {run_summary(run)}")

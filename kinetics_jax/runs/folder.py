@@ -201,7 +201,7 @@ class RunWriter:
         if changed:
             cure = "give another folder, or the command that began it"
             if any(change.startswith(("grader", "score")) for change in changed):
-                cure += ", or go on as the run began and grade its samples by the other afterwards (kinetics grade)"
+                cure += ", with the grader and score that the folder has by now (kinetics grade changes them)"
             raise TraceError(f"{self.path}: holds another run ({'; '.join(changed)}); {cure}")
         samples = self.path / "samples.jsonl"
         lines = read_lines(samples, RECORD, may_be_torn=True)

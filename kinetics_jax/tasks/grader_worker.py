@@ -186,9 +186,10 @@ def number(value: float) -> float | str:
 
 
 def shown(value: Any) -> str:
+    """A value that is no verdict, shortened, with its type."""
     try:
         text = repr(value)
-    except BaseException:
+    except BaseException:  # of a class of the user's, which may raise anything
         text = "which cannot be shown"
     return f"{cut(text)} ({type(value).__name__})"
 
@@ -209,6 +210,7 @@ def raised(error: BaseException) -> str:
 
 
 def cut(text: str) -> str:
+    """A text on one line, of at most SHOWN characters."""
     text = " ".join(text[: 4 * SHOWN].split()).encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 

@@ -318,6 +318,7 @@ def test_a_number_that_is_named_twice_counts_once(tables, capsys, tmp_path, agai
         ({"allocate": "adaptive", "figure": "f.png"}, "draws no figure"),
         ({"caps": (9,), "report": "r.html"}, "leave out"),
         ({"report": "r.txt"}, "must end in .html"),
+        ({"report": "r.html"}, "not a run folder"),
         ({"figure": "f.gif"}, "must end in .png"),
         ({"allocate": "best-of-n", "limits": (-1.0,)}, "cost limits must be"),
         ({"allocate": "best-of-n", "honest": True, "splits": 0}, "--splits must be at least 1"),
@@ -349,6 +350,12 @@ def test_mistakes_are_one_line(tables, tmp_path, arguments, says):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="at least one run folder"):
         frontier(())
+
+
+def test_a_report_of_a_table_is_refused(tmp_path):
+    (tmp_path / "own.csv").write_text("problem,sample,correct,tokens,prompt_tokens\na,0,1,5,3\n")
+    with pytest.raises(UserError, match=r"own\.csv: --report is of run folders, and this is a file; take --csv"):
+        frontier((tmp_path / "own.csv",), report=tmp_path / "r.html")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_run_by_an_own_grader(here):
     assert sample(*by, "--score", "mine.py:judge")  # goes on
     said = sample(*by, code=2)
     assert 'score: {"function": "mine.py:judge"' in said
-    assert "grade its samples by the other afterwards (kinetics grade)" in said
+    assert "with the grader and score that the folder has by now" in said
     (here / "mine.py").write_text(SOURCE + "\n")
     assert "grader.fingerprint: " in sample(*by, "--score", "mine.py:judge", code=2)
     said = kinetics("grade", "run", "--grader", "mine.py:even", code=2).stderr
